@@ -1,0 +1,50 @@
+"""featcache: embed images once with a frozen backbone, train heads on the cached vectors in seconds.
+
+The public names are loaded on first use, so that `import featcache` and opening a store cost milliseconds and
+import neither torch nor timm (`tests/test_public_api.py` holds this).
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "BackboneSpec": "featcache.backbones",
+    "FeatcacheError": "featcache.errors",
+    "HeadSpec": "featcache.heads",
+    "Manifest": "featcache.manifest",
+    "Run": "featcache.training",
+    "Store": "featcache.store",
+    "TransformSpec": "featcache.images",
+}
+
+__all__ = [
+    "BackboneSpec",
+    "FeatcacheError",
+    "HeadSpec",
+    "Manifest",
+    "Run",
+    "Store",
+    "TransformSpec",
+    "__version__",
+]
+
+if TYPE_CHECKING:
+    from featcache.backbones import BackboneSpec
+    from featcache.errors import FeatcacheError
+    from featcache.heads import HeadSpec
+    from featcache.images import TransformSpec
+    from featcache.manifest import Manifest
+    from featcache.store import Store
+    from featcache.training import Run
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'featcache' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,6 @@
+"""`python -m featcache` is `featcache`."""
+
+from featcache.cli import main
+
+if __name__ == "__main__":
+    main()

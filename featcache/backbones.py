@@ -1,0 +1,373 @@
+"""A name becomes a frozen network, its transform, its vectors and the digest of its weights. The only user of timm.
+
+A name is `arch.tag` as timm spells it; a bare `arch` is resolved to timm's default tag, and the resolved name is what
+is printed and kept, because a default may change from one release to the next. Pretrained weights that cannot be had
+are an error: a network with random weights is made only when `random:SEED` asks for it.
+"""
+
+import fnmatch
+import os
+import urllib.error
+import urllib.request
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import safetensors.torch
+import timm
+import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
+from timm.data import resolve_data_config
+from timm.models import VGG, get_pretrained_cfg, is_model, list_models, list_pretrained
+from torch import Tensor, nn
+
+from featcache.errors import UntrustedFile, UsageError, WeightsUnavailable, from_os_error
+from featcache.images import CROP_MODES, TransformSpec
+from featcache.provenance import Json, digest_arrays
+
+SUGGESTED = (
+    "efficientnet_b1",
+    "resnet18",
+    "resnet34",
+    "resnet50",
+    "vgg16",
+    "vgg19",
+    "inception_resnet_v2",
+    "legacy_xception",
+    "mobilenetv2_100",
+)
+_HUB_TIMEOUT_S = 5
+_WAYS_OUT = (
+    "Connect once (weights are then cached), copy the hub cache of a connected machine, pass a local file with "
+    "--weights FILE.safetensors, or ask for random weights with --weights random:0."
+)
+
+
+@dataclass(frozen=True)
+class BackboneSpec:
+    """Which network, with which weights, seen through which transform.
+
+    Attributes:
+        name: `arch.tag` or `arch`, as timm spells it.
+        weights: None for those the name stands for, a `.safetensors`, `.pth` or `.pt` file, or `random:SEED`.
+        input_size, crop_pct, interpolation, mean, std: None for the model's own data configuration.
+    """
+
+    name: str
+    weights: str | None = None
+    input_size: int | None = None
+    crop_pct: float | None = None
+    interpolation: str | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """A frozen network in `eval()`: pixels in, vectors out.
+
+    Attributes:
+        name: the resolved `arch.tag`; `arch` alone where the weights are a file's or random.
+        module: the network without its classifier.
+        transform: resize, crop and normalisation.
+        weights_source: "hub", "file" or "random:SEED", for people.
+        weights_sha256: digest of the state dict really loaded (names, dtypes, shapes, bytes).
+        n_features: d, the width of the pooled vector.
+        pooling: how the vector comes from the feature map.
+    """
+
+    name: str
+    module: nn.Module
+    transform: TransformSpec
+    weights_source: str
+    weights_sha256: str
+    n_features: int
+    pooling: str
+    device: torch.device
+
+    def identity(self) -> Json:
+        """What of the backbone changes a vector. The origin of the weights does not, their digest does."""
+        return {"name": self.name, "weights_sha256": self.weights_sha256, "tap": "pooled", "pooling": self.pooling}
+
+    @torch.inference_mode()
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """(b, 3, h, w) uint8, best in channels-last order, to (b, d) float32, on the backbone's device and in float32 throughout: torch's own default
+        lets CUDA convolutions round to TF32."""
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            return _pooled(self.module, self.normalize(pixels.to(self.device, non_blocking=True))).float()
+
+    def normalize(self, pixels: Tensor) -> Tensor:
+        """uint8 0..255 to float32, in the order of operations of torchvision's ToTensor and Normalize."""
+        mean, std = (
+            torch.tensor(values, dtype=torch.float32, device=pixels.device).view(1, 3, 1, 1)
+            for values in (self.transform.mean, self.transform.std)
+        )
+        return pixels.float().div_(255).sub_(mean).div_(std)
+
+
+def load(spec: BackboneSpec, device: str = "cpu") -> Backbone:
+    """The network a spec stands for, frozen and ready.
+
+    Raises:
+        UsageError: unknown name (with near ones), a weights file that does not fit, an impossible transform.
+        WeightsUnavailable: pretrained weights are not cached and cannot be fetched.
+        UntrustedFile: a `.pth` that is more than tensors.
+    """
+    name = resolve_name(spec.name)
+    arch, _, tag = name.partition(".")
+    config = get_pretrained_cfg(name, allow_unregistered=False).to_dict()
+    transform = _transform(spec, config)  # before the weights: a wrong option should not cost a download
+    if spec.weights is not None and spec.weights.startswith("random:"):
+        source, module = spec.weights, _random(arch, spec.weights)
+        name = arch
+    elif spec.weights is not None:
+        source, module = "file", _with_state(name, _read_weights(Path(spec.weights)), spec.weights)
+        name = arch
+    else:
+        source, module = "hub", _with_state(name, _fetch(name, config), name)
+    module = _frozen(module).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    digest = digest_arrays({key: _bytes_of(value) for key, value in module.state_dict().items()})
+    return Backbone(
+        name=name,
+        module=module.to(device),
+        transform=transform,
+        weights_source=source,
+        weights_sha256=digest,
+        n_features=_width(module.to(device), transform),
+        pooling=_pooling(module),
+        device=torch.device(device),
+    )
+
+
+# --- names ------------------------------------------------------------------------------------------------------------
+
+
+def resolve_name(name: str) -> str:
+    """`arch` as `arch.tag` with timm's default tag; an `arch.tag` as it is; an old spelling as its successor.
+
+    Raises:
+        UsageError: no such architecture or tag, with the nearest names.
+    """
+    arch, _, tag = name.partition(".")
+    if not is_model(arch):
+        raise UsageError(f"no backbone is named {arch!r}. {_near(arch)}See: featcache backbones '*{arch[:6]}*'")
+    default = _sketch(arch).pretrained_cfg  # of the successor, where timm has renamed an architecture
+    arch = default["architecture"]
+    if not tag:
+        return f"{arch}.{default['tag']}" if default.get("tag") else arch
+    if (full := f"{arch}.{tag}") not in list_pretrained(f"{arch}.*"):
+        tags = ", ".join(list_pretrained(f"{arch}.*")) or "none"
+        raise UsageError(f"{arch} has no weights tagged {tag!r}. There are: {tags}.")
+    return full
+
+
+def listing(pattern: str | None = None) -> Iterator[dict[str, Any]]:
+    """Per backbone: name, tag, parameters (without classifier), features, input size, licence. Networks are sketched on
+    torch's meta device, so that nothing is downloaded or allocated.
+
+    Args:
+        pattern: shell-style, or a part of the name; None lists the suggested ones.
+    """
+    if pattern is None:
+        archs: Sequence[str] = SUGGESTED
+    else:
+        archs = [arch for arch in list_models() if fnmatch.fnmatch(arch, pattern) or pattern in arch]
+    for arch in archs:
+        module = _frozen(_sketch(arch))
+        config = module.pretrained_cfg
+        yield {
+            "name": config["architecture"],
+            "tag": config.get("tag") or "",
+            "n_parameters": sum(parameter.numel() for parameter in module.parameters()),
+            "n_features": _declared_width(module),
+            "input_size": config["input_size"][-1],
+            "licence": config.get("license") or "not stated",
+        }
+
+
+def _near(arch: str) -> str:
+    """Names that share the longest beginning with the one that does not exist."""
+    names = list_models()
+    shared = {name: len(os.path.commonprefix([name, arch])) for name in names}
+    near = sorted((name for name in names if shared[name] >= 3), key=lambda name: (-shared[name], len(name)))[:3]
+    return f"Near it: {', '.join(near)}. " if near else ""
+
+
+# --- weights ----------------------------------------------------------------------------------------------------------
+
+
+def _create(arch: str) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # timm's own deprecations concern its developers
+        return timm.create_model(arch, pretrained=False, num_classes=0)
+
+
+def _sketch(arch: str) -> Any:
+    """The network without memory for its weights."""
+    with torch.device("meta"):
+        return _create(arch)
+
+
+def _random(arch: str, weights: str) -> nn.Module:
+    seed = weights.removeprefix("random:")
+    if not seed.isdigit():
+        raise UsageError(f"--weights {weights}: the seed must be a whole number, as in random:0.")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(seed))
+        return _create(arch)
+
+
+def _with_state(name: str, state: Mapping[str, Tensor], origin: str) -> nn.Module:
+    """The network with these weights, through timm's own conversion of old layouts. A classifier in them is dropped.
+
+    Raises:
+        UsageError: a tensor of the network is missing from the weights, left over, or of another shape.
+    """
+    config = get_pretrained_cfg(name).to_dict()
+    kept = {key: value for key, value in state.items() if not _of_classifier(key, config)}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return timm.create_model(
+                name, pretrained=True, num_classes=0, pretrained_cfg_overlay={"state_dict": kept, "custom_load": False}
+            )
+    except (RuntimeError, KeyError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UsageError(f"the weights {origin} do not fit {name}: {reason}") from error
+
+
+def _of_classifier(key: str, config: Mapping[str, Any]) -> bool:
+    classifier = config.get("classifier") or ()
+    names = [classifier] if isinstance(classifier, str) else classifier
+    return any(key.startswith(f"{name}.") for name in names)
+
+
+def _read_weights(path: Path) -> Mapping[str, Tensor]:
+    """A state dict from a file. Pickles are opened as tensors only, whatever the environment says.
+
+    Raises:
+        UntrustedFile: the pickle wants more than tensors; the message names what.
+    """
+    if not path.is_file():
+        raise UsageError(f"--weights {path}: no such file (a local .safetensors or .pth, or random:SEED).")
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        if path.suffix not in (".pth", ".pt"):
+            raise UsageError(f"--weights {path}: expected a .safetensors, .pth or .pt file.")
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise from_os_error(error, "reading", path) from error
+    except safetensors.SafetensorError as error:
+        raise UsageError(f"--weights {path} is not a whole safetensors file: {error}.") from error
+    except Exception as error:  # torch.load: UnpicklingError for a refused global, RuntimeError or others for damage
+        reason = next((line for line in str(error).splitlines() if "GLOBAL" in line or "global" in line), str(error))
+        raise UntrustedFile(f"--weights {path} is not a plain file of tensors: {reason.strip()[:300]}") from error
+    for key in ("state_dict", "model"):
+        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
+            loaded = loaded[key]
+    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
+        raise UsageError(f"--weights {path} holds no state dict (names with tensors).")
+    return loaded
+
+
+def _fetch(name: str, config: Mapping[str, Any]) -> Mapping[str, Tensor]:
+    """The pretrained state dict from the local hub cache, or through the network into it."""
+    repository = config.get("hf_hub_id")
+    if not repository:
+        raise WeightsUnavailable(f"{name} has no pretrained weights on the hub. {_WAYS_OUT}")
+    where = {"repo_id": repository, "filename": config.get("hf_hub_filename") or "model.safetensors"}
+    try:
+        return _read_weights(Path(huggingface_hub.hf_hub_download(**where, local_files_only=True)))
+    except LocalEntryNotFoundError:
+        pass
+    if not hub_is_reachable():
+        raise WeightsUnavailable(f"weights of {name} are not cached and the hub cannot be reached. {_WAYS_OUT}")
+    try:
+        return _read_weights(Path(huggingface_hub.hf_hub_download(**where)))
+    except (OSError, huggingface_hub.errors.HfHubHTTPError) as error:
+        reason = str(error).splitlines()[0]
+        raise WeightsUnavailable(f"weights of {name} could not be fetched: {reason} {_WAYS_OUT}") from error
+
+
+def hub_is_reachable() -> bool:
+    """Whether the hub answers within seconds: its client alone would try for three quarters of a minute."""
+    if huggingface_hub.constants.HF_HUB_OFFLINE:
+        return False
+    request = urllib.request.Request(huggingface_hub.constants.ENDPOINT, method="HEAD")
+    try:
+        urllib.request.urlopen(request, timeout=_HUB_TIMEOUT_S).close()
+    except urllib.error.HTTPError:
+        return True  # an answer, if not a friendly one
+    except OSError:
+        return False
+    return True
+
+
+def _bytes_of(tensor: Tensor) -> Any:
+    """A tensor as an array of the same bytes; bfloat16, which numpy lacks, as uint16."""
+    tensor = tensor.detach().cpu().contiguous()
+    return tensor.view(torch.uint16).numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy()
+
+
+# --- vectors ----------------------------------------------------------------------------------------------------------
+
+
+def _frozen(module: nn.Module) -> nn.Module:
+    if isinstance(module, VGG):
+        module.pre_logits = nn.Identity()  # its two dense layers are classifier: 120 of 138 million parameters
+    return module.eval().requires_grad_(False)
+
+
+def _pooling(module: nn.Module) -> str:
+    return "mean of the feature map" if isinstance(module, VGG) else "as timm with num_classes=0"
+
+
+def _pooled(module: nn.Module, x: Tensor) -> Tensor:
+    """(b, 3, h, w) float to (b, d): what timm gives for num_classes=0; for VGG the mean over its last feature map."""
+    if isinstance(module, VGG):
+        return module.forward_features(x).mean(dim=(2, 3))
+    vectors: Tensor = module(x)
+    return vectors
+
+
+def _declared_width(module: nn.Module) -> int:
+    return int(module.num_features if isinstance(module, VGG) else getattr(module, "head_hidden_size", module.num_features))
+
+
+def _width(module: nn.Module, transform: TransformSpec) -> int:
+    """d, seen rather than believed, from one black image."""
+    device = next(module.parameters()).device
+    with torch.inference_mode():
+        try:
+            vectors = _pooled(module, torch.zeros(1, 3, *transform.input_size, device=device))
+        except (RuntimeError, AssertionError) as error:
+            size = "x".join(map(str, transform.input_size))
+            raise UsageError(f"this backbone cannot take images of {size}: {str(error).splitlines()[0]}") from error
+    if vectors.ndim != 2:
+        raise UsageError(f"this backbone gives no vector per image but an array of shape {tuple(vectors.shape)}.")
+    return int(vectors.shape[1])
+
+
+def _transform(spec: BackboneSpec, config: dict[str, Any]) -> TransformSpec:
+    """The model's own data configuration, with the overrides of the spec."""
+    own = resolve_data_config(pretrained_cfg=config)
+    given = {key: value for key, value in asdict(spec).items() if key not in ("name", "weights") and value is not None}
+    size = given.pop("input_size", None)
+    for key in ("mean", "std"):
+        if key in given and len(given[key]) == 1:
+            given[key] = given[key] * 3
+    fields = {
+        "input_size": (size, size) if size else tuple(own["input_size"][1:]),
+        **{key: own[key] for key in ("crop_pct", "interpolation")},
+        **{key: tuple(own[key]) for key in ("mean", "std")},
+        "crop_mode": own["crop_mode"] if own["crop_mode"] in CROP_MODES else "center",
+        **given,
+    }
+    try:
+        return TransformSpec(**fields)
+    except ValueError as error:
+        raise UsageError(f"{error}.") from error

@@ -1,0 +1,384 @@
+"""The command line: parse, call one function, print. The only module that prints, and the only user of typer and rich.
+
+Results go to stdout, everything else to stderr; with `--json` stdout holds one JSON object and nothing else. Library
+modules are imported inside the commands, so that `featcache --help` answers at once.
+"""
+
+import json
+import os
+import signal
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from featcache import __version__
+from featcache.errors import EXIT_SOME_FAILED, FeatcacheError, Interrupted, UsageError
+
+app = typer.Typer(
+    name="featcache",
+    help="Embed images once with a frozen backbone, then train heads on the cached vectors in seconds.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; the rest goes to stderr.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel="Machine")]
+
+_MAX_HISTORY_ROWS = 12
+_SCORES = ("loss", "accuracy", "balanced_accuracy", "precision", "recall", "specificity", "f1", "auroc", "auprc")
+
+
+def main() -> None:
+    """Entry point: an error of ours is one line on stderr and its exit code, never a traceback."""
+    from PIL.Image import DecompressionBombWarning
+
+    warnings.simplefilter("ignore", DecompressionBombWarning)  # images.py has its own, lower limit, and it is an error
+    try:
+        app()
+    except FeatcacheError as error:
+        print(f"featcache: {_shown(str(error))}", file=sys.stderr)
+        sys.exit(error.exit_code)
+
+
+@app.command("demo")
+def demo_command(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")] = Path("featcache-demo"),
+    as_json: Json = False,
+) -> None:
+    """The whole loop on generated phantoms, offline, in about a minute."""
+    people = _people(as_json)
+    people.print(f"drawing synthetic chest radiographs into {_name(output / 'images')} …")
+    from featcache.demo import demo
+
+    with _interruptible(), _progress("embedding") as on_progress:
+        done = demo(output, on_progress)
+    if as_json:
+        _answer({"embed": done.embedded.as_json(), "train_head": _run_answer(done.run)})
+    if done.has_random_weights:
+        people.print("[yellow]The hub cannot be reached: the backbone has random weights (random:0).[/]")
+    _print_embedded(people, done.embedded)
+    _print_run(people, done.run)
+    people.print(
+        f"\nThe images are [bold]synthetic[/]: the scores say that the loop works, nothing about patients.\n"
+        f"Look at [bold]{_name(done.run.path / 'curves.png')}[/]. Then try\n"
+        f"  featcache train-head {_name(done.embedded.store)} --lr 0.001 --epochs 100 --positive abnormal\n"
+        f"  featcache embed YOUR_IMAGES -o yours.h5 --backbone efficientnet_b1.ft_in1k",
+        highlight=False,
+    )
+
+
+@app.command("embed")
+def embed_command(
+    images: Annotated[Path, typer.Argument(help="A folder of images, or a CSV with a column path.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The store to write, STORE.h5.")],
+    backbone: Annotated[str, typer.Option(help="arch.tag or arch, see featcache backbones.")],
+    weights: Annotated[
+        str | None, typer.Option(help="A .safetensors or .pth file, or random:SEED. Default: pretrained, from the hub.")
+    ] = None,
+    group_pattern: Annotated[
+        str | None, typer.Option(help="REGEX searched in image_id; what it captures is the group (patient).")
+    ] = None,
+    allow_outside: Annotated[bool, typer.Option(help="Follow links and CSV paths out of the folder.")] = False,
+    input_size: Annotated[int | None, typer.Option(help="Pixels.", rich_help_panel="Transform")] = None,
+    crop_pct: Annotated[float | None, typer.Option(help="Share kept.", rich_help_panel="Transform")] = None,
+    interpolation: Annotated[str | None, typer.Option(rich_help_panel="Transform")] = None,
+    mean: Annotated[str | None, typer.Option(help="One or three numbers: 0.53", rich_help_panel="Transform")] = None,
+    std: Annotated[str | None, typer.Option(help="One or three numbers: 0.19", rich_help_panel="Transform")] = None,
+    device: Device = "auto",
+    workers: Annotated[int | None, typer.Option(min=1, help="Decoding threads.", rich_help_panel="Machine")] = None,
+    part_rows: Annotated[int | None, typer.Option(help="Rows per part file.", rich_help_panel="Machine")] = None,
+    as_json: Json = False,
+) -> None:
+    """Run every image once through a frozen backbone, into a store."""
+    people = _people(as_json)
+    people.print(f"loading {escape(backbone)} …")
+    from featcache.backbones import BackboneSpec
+    from featcache.embed import embed
+    from featcache.manifest import Manifest
+
+    spec = BackboneSpec(
+        backbone, weights, input_size, crop_pct, interpolation, _numbers("--mean", mean), _numbers("--std", std)
+    )
+    manifest = Manifest.read(images, group_pattern, allow_outside)
+    with _interruptible(), _progress("embedding") as on_progress:
+        done = embed(
+            manifest, output, spec, device=device, n_workers=workers, part_rows=part_rows, on_progress=on_progress
+        )
+    if as_json:
+        _answer(done.as_json())
+    _print_embedded(people, done)
+    if done.counts.failed:
+        raise typer.Exit(EXIT_SOME_FAILED)
+
+
+@app.command("train-head")
+def train_head_command(
+    store: Annotated[Path, typer.Argument(help="STORE.h5")],
+    head: Annotated[str, typer.Option(help="Kind of head: linear.")] = "linear",
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Run folder. Default: runs/STORE-HEAD-DIGEST.")
+    ] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate of Adam [0.003].")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the training rows [40].")] = None,
+    batch_rows: Annotated[int | None, typer.Option(help="Rows per step [32].")] = None,
+    class_weights: Annotated[str | None, typer.Option(help="none or balanced [none].")] = None,
+    scale: Annotated[str | None, typer.Option(help="Features divided by: rms, standard or none [rms].")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of weights, batches and the hold-out [0].")] = None,
+    val_fraction: Annotated[float | None, typer.Option(help="Share of training rows held out [0.2].")] = None,
+    group_by: Annotated[str | None, typer.Option(help="Column never on two sides [group].")] = None,
+    positive: Annotated[str | None, typer.Option(help="Positive class [last in sorted order].")] = None,
+    device: Device = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Train a head on a store, in seconds."""
+    from featcache.embed import choose_device
+    from featcache.store import Store
+    from featcache.training import train_head
+
+    given = {"kind": head, "lr": lr, "epochs": epochs, "batch_rows": batch_rows, "class_weights": class_weights}
+    spec = _head_spec({**given, "scale": scale, "seed": seed})
+    with _interruptible(), Store.open(store) as opened:
+        run = train_head(
+            opened,
+            spec,
+            output,
+            val_fraction=val_fraction,
+            group_by=group_by,
+            positive=positive,
+            device=choose_device(device),
+        )
+    if as_json:
+        _answer(_run_answer(run))
+    _print_run(_people(as_json), run)
+
+
+@app.command("backbones")
+def backbones_command(
+    pattern: Annotated[str | None, typer.Argument(help="Part of a name, or a pattern: 'resnet*'.")] = None,
+    as_json: Json = False,
+) -> None:
+    """List backbones: tag, parameters, feature width, input size, licence. Without PATTERN, the suggested ones."""
+    from featcache.backbones import listing
+
+    rows = list(listing(pattern))
+    if not rows:
+        raise UsageError(f"no backbone matches {pattern!r}. Try a shorter part of the name.")
+    if as_json:
+        _answer(rows)
+        return
+    table = _table("name", "default tag", "parameters", "features", "input", "licence", left=2)
+    for row in rows:
+        numbers = (f"{row['n_parameters']:,}", f"{row['n_features']:,}", str(row["input_size"]))
+        table.add_row(row["name"], row["tag"], *numbers, row["licence"])
+    people = _people(as_json)
+    people.print(table)
+    people.print("Parameters and features are those without the classifier.", highlight=False)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"featcache {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+) -> None:
+    pass
+
+
+# --- what was asked ---------------------------------------------------------------------------------------------------
+
+
+def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
+    """`0.53` or `0.485,0.456,0.406`."""
+    if text is None:
+        return None
+    try:
+        values = tuple(float(part) for part in text.replace(",", " ").split())
+    except ValueError as error:
+        raise UsageError(f"{option} {text!r}: one or three numbers are expected, as in {option} 0.5,0.5,0.5.") from error
+    if len(values) not in (1, 3):
+        raise UsageError(f"{option} {text!r}: one or three numbers are expected, got {len(values)}.")
+    return values
+
+
+def _head_spec(given: dict[str, Any]) -> Any:
+    """A HeadSpec of the options that were given; the defaults are its own."""
+    from featcache.heads import HeadSpec
+
+    try:
+        return HeadSpec(**{name: value for name, value in given.items() if value is not None})
+    except ValueError as error:
+        raise UsageError(f"{error}.") from error
+
+
+# --- what is answered -------------------------------------------------------------------------------------------------
+
+
+def _answer(value: Any) -> None:
+    print(json.dumps(value, allow_nan=False))
+
+
+def _run_answer(run: Any) -> dict[str, Any]:
+    return {
+        "run": str(run.path),
+        "head": run.record["head"]["kind"],
+        "n_parameters": run.n_parameters,
+        "seconds": run.record["seconds"],
+        **{side: run.metrics(side) for side in ("train", "val", "test")},
+    }
+
+
+def _people(as_json: bool) -> Console:
+    """Where text for people goes: stdout, or stderr where stdout is for the JSON."""
+    console = Console(stderr=as_json)
+    return console if console.is_terminal else Console(stderr=as_json, width=int(os.environ.get("COLUMNS", "120")))
+
+
+def _name(path: Path | str) -> str:
+    return escape(_shown(str(path)))
+
+
+def _shown(text: str) -> str:
+    """A text with its control characters, and bytes that are not UTF-8, made visible: names are somebody's text."""
+    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+
+
+def _print_embedded(people: Console, done: Any) -> None:
+    counts = done.counts
+    skipped = ", ".join(f"{n} {reason}" for reason, n in done.skipped.items())
+    people.print(
+        f"{done.backbone} ({done.weights} weights {done.weights_sha256[:12]}): found {counts.found:,} = embedded "
+        f"{counts.embedded:,} + reused {counts.reused:,} + failed {counts.failed:,}"
+        + (f"; skipped {skipped}" if skipped else "")
+        + (f"; {done.n_ungrouped:,} images match no group and are their own" if done.n_ungrouped else ""),
+        highlight=False,
+    )
+    if done.n_resumed:
+        people.print(f"resumed: {done.n_resumed:,} rows were done already", highlight=False)
+    for image_id, (code, reason) in list(done.failures.items())[:5]:
+        people.print(f"  [red]{escape(code)}[/] {_name(image_id)}: {_name(reason)}", highlight=False)
+    if len(done.failures) > 5:
+        people.print(f"  … and {len(done.failures) - 5:,} more, all in {_name(done.store)}.failures.csv", highlight=False)
+    rate = f", {counts.embedded / done.seconds:,.0f} images/s" if counts.embedded else ""
+    people.print(
+        f"[bold]{_name(done.store)}[/]: {counts.found - counts.failed:,} rows of {done.dim:,} features in "
+        f"{done.seconds:.1f} s{rate}",
+        highlight=False,
+    )
+
+
+def _print_run(people: Console, run: Any) -> None:
+    people.print(_history_table(run.history()))
+    people.print(_score_table(run))
+    for side in ("val", "test"):
+        if (scores := run.metrics(side)) is not None:
+            people.print(f"{side}: " + _confusion(run.record["classes"], scores["confusion"]), highlight=False)
+    left_out = ", ".join(f"{n:,} with {reason}" for reason, n in run.record["left_out"].items())
+    people.print(
+        f"[bold]{_name(run.path)}[/]: {run.n_parameters:,} parameters in {run.record['seconds']:.1f} s"
+        + (f"; left out: {left_out}" if left_out else ""),
+        highlight=False,
+    )
+
+
+def _history_table(history: list[dict[str, float]]) -> Table:
+    names = ("loss", "accuracy", "precision", "recall", "f1")
+    table = _table("\nepoch", *(f"{side}\n{name}" for side in ("train", "val") for name in names), left=0)
+    step = -(-len(history) // _MAX_HISTORY_ROWS)
+    for row in history:
+        if int(row["epoch"]) % step == 0 or int(row["epoch"]) in (1, len(history)):
+            values = (row[f"{side}_{name}"] for side in ("train", "val") for name in names)
+            table.add_row(str(int(row["epoch"])), *(f"{value:.3f}" for value in values))
+    if step > 1:
+        table.caption = f"1 epoch in {step}; all are in history.csv"
+    return table
+
+
+def _score_table(run: Any) -> Table:
+    table = _table("", "n", *(name.replace("_", " ") for name in _SCORES))
+    for side in ("train", "val", "test"):
+        if (scores := run.metrics(side)) is not None:
+            values = ("–" if scores[name] is None else f"{scores[name]:.3f}" for name in _SCORES)
+            table.add_row(side, f"{scores['n']:,}", *values)
+    table.caption = f"positive class: {_name(run.record['positive'])}" if len(run.record["classes"]) == 2 else "macro averages"
+    return table
+
+
+def _confusion(classes: list[str], matrix: list[list[int]]) -> str:
+    return "; ".join(
+        f"of {sum(row):,} {_name(name)}, " + ", ".join(f"{n:,} called {_name(c)}" for n, c in zip(row, classes, strict=True))
+        for name, row in zip(classes, matrix, strict=True)
+    )
+
+
+def _table(*headers: str, left: int = 1) -> Table:
+    table = Table(box=None, header_style="bold", pad_edge=False, caption_justify="left")
+    for i, header in enumerate(headers):
+        table.add_column(header, justify="left" if i < left or header == "licence" else "right")
+    return table
+
+
+# --- long work --------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C and SIGTERM end with one line and exit code 130; a second one ends at once."""
+
+    def stop(number: int, frame: object) -> None:
+        signal.signal(number, signal.SIG_DFL)
+        raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        raise Interrupted("stopped; everything finished is kept. Run the same command to continue.") from error
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+class _Rate(ProgressColumn):
+    """Images per second since the bar first moved; what an earlier pass had done does not count."""
+
+    def render(self, task: Task) -> Text:
+        done = task.completed - task.fields["at_start"]
+        elapsed = task.elapsed or 0.0
+        return Text(f"{done / elapsed:,.0f} images/s" if done > 0 and elapsed > 0 else "")
+
+
+@contextmanager
+def _progress(doing: str) -> Iterator[Callable[[int, int], None]]:
+    """A callback (done, total) that moves a bar on stderr if that is a terminal, and does nothing if not."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield lambda done, total: None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:,.0f}/{task.total:,.0f}"))
+    with Progress(*columns, _Rate(), TimeRemainingColumn(), console=console, transient=True) as bar:
+        task = bar.add_task(doing, total=None, visible=False, at_start=0)
+
+        def move(done: int, total: int) -> None:
+            if not bar.tasks[task].visible:
+                bar.update(task, total=total, visible=True, at_start=done)
+                bar.reset(task, start=True, total=total, completed=done, visible=True)
+            bar.update(task, completed=done)
+
+        yield move
+

@@ -1,0 +1,199 @@
+"""Where images come from: a folder, a folder of classes, or a CSV. Lists and names; opens no image.
+
+`image_id` is the path relative to the folder given, with `/` between its parts: the same base name in two folders is
+two images. Names keep their bytes, also when they are not UTF-8 (surrogateescape). Files that are not images are
+skipped and counted by reason, never silently.
+"""
+
+import csv
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from featcache.errors import UsageError, from_os_error
+from featcache.splits import split_name
+
+IMAGE_SUFFIXES = frozenset(".png .jpg .jpeg .jpe .jfif .bmp .tif .tiff .webp .gif".split())
+_JUNK = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
+_NOT_A_LABEL = frozenset({"nan", "na", "n/a", "null", "none"})
+_RESERVED = frozenset({"image_id", "path"})
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A table of n images. Column values are text; an empty text is a missing value."""
+
+    image_ids: list[str]
+    paths: list[Path]
+    columns: dict[str, list[str]]  # "label", "group", "split" and whatever a CSV brought; each of length n
+    source: Path
+    skipped: dict[str, int] = field(default_factory=dict)  # files that are not images, by reason
+    refused: dict[str, str] = field(default_factory=dict)  # image_id -> why its path may not be followed
+    n_ungrouped: int = 0  # images a group pattern did not match: each is its own group
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    @classmethod
+    def read(cls, source: Path | str, group_pattern: str | None = None, allow_outside: bool = False) -> "Manifest":
+        """The manifest of a folder or of a CSV file.
+
+        Args:
+            source: a folder (classes are its first level, or its second below `train`, `val`, `test`), or a `.csv` with
+                a column `path`, relative to the file, and optionally `image_id`, `label`, `group`, `split` and others.
+            group_pattern: searched in each `image_id`; its captured parts joined by `/` become the `group`.
+            allow_outside: follow links and CSV paths that lead out of the folder.
+
+        Raises:
+            UsageError: nothing there, no image found, a malformed CSV (with line and column), a bad pattern.
+        """
+        source = Path(source)
+        if source.is_dir():
+            manifest = _from_folder(source)
+        elif source.is_file() and source.suffix.lower() == ".csv":
+            manifest = _from_csv(source)
+        else:
+            raise UsageError(f"{source} is neither a folder nor a .csv file.")
+        if not allow_outside:
+            manifest = replace(manifest, refused=_outside(manifest))
+        return manifest if group_pattern is None else _with_groups(manifest, group_pattern)
+
+
+# --- a folder ---------------------------------------------------------------------------------------------------------
+
+
+def _from_folder(root: Path) -> Manifest:
+    skipped: Counter[str] = Counter()
+    image_ids = sorted(_walk(root, "", skipped))
+    if not image_ids:
+        suffixes = " ".join(sorted(IMAGE_SUFFIXES))
+        raise UsageError(f"found 0 images under {root} (looked for {suffixes}; skipped {skipped.total()} other files).")
+    folders = [image_id.split("/")[:-1] for image_id in image_ids]
+    splits = [split_name(parts[0]) if parts else None for parts in folders]
+    columns: dict[str, list[str]] = {}
+    if all(splits):
+        columns["split"] = [name or "" for name in splits]
+        folders = [parts[1:] for parts in folders]
+    if any(folders):
+        columns["label"] = [parts[0] if parts else "" for parts in folders]
+    paths = [root / image_id for image_id in image_ids]
+    return Manifest(image_ids, paths, columns, root, dict(skipped))
+
+
+def _walk(root: Path, below: str, skipped: Counter[str]) -> Iterator[str]:
+    """image_ids below `root/below`, depth first; links to folders are not followed, so no loop can catch it."""
+    try:
+        entries = sorted(os.scandir(root / below), key=lambda entry: entry.name)
+    except OSError as error:
+        if not below:
+            raise from_os_error(error, "listing", root) from error
+        skipped["unreadable folder"] += 1
+        return
+    for entry in entries:
+        image_id = f"{below}/{entry.name}" if below else entry.name
+        if entry.name.startswith(".") or entry.name.lower() in _JUNK:
+            skipped["system file"] += 1
+        elif entry.is_dir(follow_symlinks=False):
+            yield from _walk(root, image_id, skipped)
+        elif not os.path.isfile(entry):
+            skipped["not a regular file"] += 1
+        elif os.path.splitext(entry.name)[1].lower() not in IMAGE_SUFFIXES:
+            skipped["not an image name"] += 1
+        else:
+            yield image_id
+
+
+# --- a CSV ------------------------------------------------------------------------------------------------------------
+
+
+def _from_csv(source: Path) -> Manifest:
+    try:
+        with open(source, encoding="utf-8-sig", newline="") as file:
+            rows = csv.DictReader(file, strict=True)
+            names = _checked_header(source, rows.fieldnames)
+            records = [(rows.line_num, row) for row in rows]
+    except OSError as error:
+        raise from_os_error(error, "reading", source) from error
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise UsageError(f"{source} is not a CSV in UTF-8: {error}.") from error
+    if not records:
+        raise UsageError(f"{source} has a header and no rows: found 0 images.")
+    table = {name: [_cell(source, line, name, row) for line, row in records] for name in names}
+    lines = [line for line, _ in records]
+    image_ids = table.get("image_id") or [os.path.normpath(path).replace(os.sep, "/") for path in table["path"]]
+    _check_unique(source, image_ids, lines)
+    implied = _RESERVED if "image_id" not in table else {"image_id"}  # a path is kept where it is not the name
+    columns = {name: values for name, values in table.items() if name not in implied}
+    return Manifest(image_ids, [source.parent / path for path in table["path"]], columns, source)
+
+
+def _checked_header(source: Path, header: object) -> list[str]:
+    names = [str(name).strip() for name in header] if isinstance(header, list) else []
+    if "path" not in names:
+        raise UsageError(f"{source}, line 1: no column named path (columns: {', '.join(names) or 'none'}).")
+    if len(set(names)) != len(names) or "" in names:
+        raise UsageError(f"{source}, line 1: column names must be unique and not empty, got {', '.join(names)}.")
+    if unusable := [name for name in names if "/" in name or name.startswith(".")]:
+        raise UsageError(f"{source}, line 1: a column cannot be named {unusable[0]!r} (no '/' and no leading '.').")
+    return names
+
+
+def _cell(source: Path, line: int, name: str, row: dict[str | None, str | list[str] | None]) -> str:
+    """The text of a cell. A split is brought to its standard spelling; a path may not be empty, nor a label be 'nan'."""
+    where = f"{source}, line {line}, column {name}"
+    by_name = {key.strip() if isinstance(key, str) else key: value for key, value in row.items()}
+    value = by_name.get(name)
+    if None in by_name or not isinstance(value, str):
+        raise UsageError(f"{source}, line {line}: the number of cells is not that of the header.")
+    value = value.strip() if name != "path" else value
+    if name in _RESERVED and not value:
+        raise UsageError(f"{where}: empty.")
+    if name == "label" and value.lower() in _NOT_A_LABEL:
+        raise UsageError(f"{where}: the label is {value!r}. Leave the cell empty if the label is unknown.")
+    if name == "split" and value:
+        if (standard := split_name(value)) is None:
+            raise UsageError(f"{where}: {value!r} is not train, val or test.")
+        return standard
+    return value
+
+
+def _check_unique(source: Path, image_ids: list[str], lines: list[int]) -> None:
+    first: dict[str, int] = {}
+    for image_id, line in zip(image_ids, lines, strict=True):
+        if image_id in first:
+            raise UsageError(f"{source}, line {line}: {image_id!r} stands already at line {first[image_id]}.")
+        first[image_id] = line
+
+
+# --- both -------------------------------------------------------------------------------------------------------------
+
+
+def _outside(manifest: Manifest) -> dict[str, str]:
+    """The images whose path, links followed, is not below the folder of the source."""
+    folder = manifest.source if manifest.source.is_dir() else manifest.source.parent
+    inside = os.path.realpath(folder) + os.sep
+    return {
+        image_id: "leads out of the folder (allow it with --allow-outside)"
+        for image_id, path in zip(manifest.image_ids, manifest.paths, strict=True)
+        if not os.path.realpath(path).startswith(inside)
+    }
+
+
+def _with_groups(manifest: Manifest, pattern: str) -> Manifest:
+    if "group" in manifest.columns:
+        raise UsageError(f"{manifest.source} has a column group already: drop it, or drop --group-pattern.")
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise UsageError(f"--group-pattern {pattern!r} is not a regular expression: {error}.") from error
+    if compiled.groups == 0:
+        raise UsageError(f"--group-pattern {pattern!r} captures nothing: put the part that names the group in (…).")
+    matches = [compiled.search(image_id) for image_id in manifest.image_ids]
+    groups = [
+        "/".join(part for part in match.groups() if part is not None) if match else image_id
+        for match, image_id in zip(matches, manifest.image_ids, strict=True)
+    ]
+    return replace(manifest, columns={**manifest.columns, "group": groups}, n_ungrouped=matches.count(None))

@@ -1,0 +1,141 @@
+"""Synthetic chest radiographs, drawn from ellipses, arcs and noise: something to try featcache on without any data.
+
+They resemble an X-ray only as far as a demonstration and a test need: a thorax with lungs, heart, spine, ribs and
+clavicles, different for every patient, turned and exposed a little differently in every image. "abnormal" has one to
+three hazy opacities in the lungs, some of them faint. Nothing learnt on them says anything about patients.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+
+Array = np.ndarray[Any, Any]
+
+HEIGHT, WIDTH = 384, 352
+CLASSES = ("abnormal", "normal")
+GROUP_PATTERN = r"(patient\d+)"
+_FORMATS = ("16-bit PNG", "8-bit PNG", "JPEG")
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """One patient's proportions; lengths in half image widths, brightness from 0 (black) to 1."""
+
+    lung_width: float
+    lung_height: float
+    lung_gap: float
+    heart_width: float
+    heart_side: float
+    rib_spacing: float
+    rib_slope: float
+    density: float
+
+    @classmethod
+    def drawn(cls, rng: np.random.Generator) -> "Anatomy":
+        return cls(
+            lung_width=rng.uniform(0.27, 0.35),
+            lung_height=rng.uniform(0.52, 0.66),
+            lung_gap=rng.uniform(0.40, 0.46),
+            heart_width=rng.uniform(0.22, 0.36),
+            heart_side=rng.uniform(0.06, 0.16),
+            rib_spacing=rng.uniform(0.125, 0.155),
+            rib_slope=rng.uniform(0.5, 0.9),
+            density=rng.uniform(0.85, 1.15),
+        )
+
+
+def radiograph(patient_seed: int, image_seed: int, abnormal: bool) -> Array:
+    """(384, 352) float32 in 0..1. The same seeds give the same pixels."""
+    body = Anatomy.drawn(np.random.default_rng([patient_seed, 1]))
+    rng = np.random.default_rng([patient_seed, image_seed, 2])
+    u, v = _coordinates(rng)
+    lungs = np.maximum(*(_ellipse(u - s * body.lung_gap, v + 0.02, body.lung_width, body.lung_height) for s in (-1, 1)))
+    image = 0.62 * _ellipse(u, v - 0.25, 0.95, 1.25, softness=0.05)
+    image -= 0.40 * lungs
+    image += 0.24 * np.exp(-((u / 0.10) ** 2)) * (1 + 0.12 * np.sin(26 * v))  # spine
+    image += 0.26 * _ellipse(u - body.heart_side, v - 0.30, body.heart_width, 0.27)
+    image += 0.30 / (1 + np.exp(-(v - 0.62 - 0.10 * np.cos(3 * u)) / 0.02))  # below the diaphragm
+    image += 0.09 * _ribs(u, v, body) * _ellipse(u, v, 0.88, 0.85, softness=0.05)
+    image += _vessels(u, v, rng) * lungs
+    if abnormal:
+        image += _opacities(u, v, body, rng) * (0.25 + 0.75 * lungs)
+    image *= body.density * rng.uniform(0.90, 1.10)
+    image += 0.05 * _haze(rng, 90) + 0.02 * rng.standard_normal(image.shape, dtype=np.float32)
+    return np.clip(gaussian_filter(image, 0.7), 0.0, 1.0).astype(np.float32)
+
+
+def write(folder: Path, n_patients: int = 160, images_per_patient: int = 3, seed: int = 0) -> int:
+    """Writes `folder/{train,test}/{normal,abnormal}/patientNNN-K.{png,jpg}` and returns the number of images.
+
+    Half of the patients are abnormal, three in ten are in `test`. File formats (16-bit PNG, 8-bit PNG, JPEG) go round
+    over the images of either class alike, so that they give nothing away.
+    """
+    for patient in range(n_patients):
+        label = CLASSES[patient % 2]
+        side = "test" if patient % 20 >= 14 else "train"
+        target = folder / side / label
+        target.mkdir(parents=True, exist_ok=True)
+        for k in range(images_per_patient):
+            pixels = radiograph(seed * 1_000_003 + patient, k, label == "abnormal")
+            _save(target / f"patient{patient:03d}-{k}", pixels, _FORMATS[(patient // 2 + k) % 3])
+    return n_patients * images_per_patient
+
+
+def _save(stem: Path, pixels: Array, kind: str) -> None:
+    if kind == "16-bit PNG":
+        Image.fromarray(np.round(pixels * 65_535).astype(np.uint16)).save(stem.with_suffix(".png"))
+        return
+    gray = Image.fromarray(np.round(pixels * 255).astype(np.uint8))
+    gray.save(stem.with_suffix(".png")) if kind == "8-bit PNG" else gray.save(stem.with_suffix(".jpg"), quality=92)
+
+
+def _coordinates(rng: np.random.Generator) -> tuple[Array, Array]:
+    """u to the right and v downwards, about -1 to 1, turned, shifted and scaled a little: a patient never stands twice
+    alike."""
+    v, u = np.mgrid[-1 : 1 : HEIGHT * 1j, -1 : 1 : WIDTH * 1j].astype(np.float32)
+    angle, size = rng.uniform(-0.06, 0.06), rng.uniform(0.94, 1.06)
+    u, v = u + rng.uniform(-0.05, 0.05), v + rng.uniform(-0.06, 0.06)
+    return (u * np.cos(angle) - v * np.sin(angle)) * size, (u * np.sin(angle) + v * np.cos(angle)) * size
+
+
+def _ellipse(u: Array, v: Array, a: float, b: float, softness: float = 0.035) -> Array:
+    """1 inside, 0 outside, a soft edge between."""
+    radius = np.sqrt((u / a) ** 2 + (v / b) ** 2)
+    return np.asarray(1 / (1 + np.exp(np.clip((radius - 1) / softness * min(a, b), -60, 60))))
+
+
+def _ribs(u: Array, v: Array, body: Anatomy) -> Array:
+    """Nine arcs that fall away from the spine on both sides, and the two clavicles."""
+    ribs = np.zeros_like(u)
+    for i in range(9):
+        line = -0.72 + i * body.rib_spacing + body.rib_slope * (np.abs(u) - 0.12) ** 2
+        ribs += np.exp(-(((v - line) / 0.022) ** 2))
+    clavicles = np.exp(-(((v + 0.70 - 0.22 * np.abs(u)) / 0.03) ** 2)) * (np.abs(u) < 0.75)
+    return np.asarray(ribs + 1.3 * clavicles)
+
+
+def _vessels(u: Array, v: Array, rng: np.random.Generator) -> Array:
+    """Texture that fades with the distance from the hila: what a faint opacity has to be told from."""
+    distance = np.minimum(np.hypot(u - 0.2, v - 0.05), np.hypot(u + 0.2, v - 0.05))
+    return np.asarray(0.10 * np.maximum(_haze(rng, 12), 0) * np.exp(-distance / 0.35))
+
+
+def _opacities(u: Array, v: Array, body: Anatomy, rng: np.random.Generator) -> Array:
+    total = np.zeros_like(u)
+    for _ in range(rng.integers(1, 4)):
+        side = rng.choice((-1.0, 1.0))
+        x, y = side * body.lung_gap + rng.uniform(-0.15, 0.15), rng.uniform(-0.35, 0.45)
+        radius, strength = rng.uniform(0.09, 0.24), rng.uniform(0.07, 0.32)
+        total += strength * np.exp(-(np.hypot(u - x, v - y) ** 2) / (2 * radius**2))
+    return np.asarray(total * (1 + 0.35 * _haze(rng, 20)))
+
+
+def _haze(rng: np.random.Generator, size: float) -> Array:
+    """Smooth noise of about unit variance, from a coarse grid with `size` pixels between its points."""
+    coarse = rng.standard_normal((round(HEIGHT / size) + 2, round(WIDTH / size) + 2)).astype(np.float32)
+    noise = np.asarray(Image.fromarray(coarse).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC))
+    return np.asarray(noise / noise.std())

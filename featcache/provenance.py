@@ -1,0 +1,81 @@
+"""What a result came from: canonical JSON, digests, differences between two identities, the environment.
+
+Knows nothing of images, stores or networks. A digest is always sha256 in lower-case hexadecimal.
+"""
+
+import hashlib
+import json
+import platform
+from collections.abc import Iterator, Mapping
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+
+Json = Any  # what `json.loads` returns
+
+_LIBRARIES = ("featcache", "h5py", "numpy", "pillow", "scikit-learn", "timm", "torch", "torchvision")
+
+
+def canonical_json(value: Json) -> str:
+    """One spelling per value: sorted keys, no spaces, ASCII, floats as Python prints them (shortest that round-trips).
+
+    Raises:
+        ValueError: on NaN or infinity, which JSON does not have.
+    """
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
+
+
+def digest_bytes(*chunks: bytes | memoryview) -> str:
+    """sha256 of the chunks, one after another."""
+    sha = hashlib.sha256()
+    for chunk in chunks:
+        sha.update(chunk)
+    return sha.hexdigest()
+
+
+def digest_json(value: Json) -> str:
+    """sha256 of the canonical JSON of `value`."""
+    return digest_bytes(canonical_json(value).encode("ascii"))
+
+
+def digest_arrays(arrays: Mapping[str, np.ndarray[Any, Any]]) -> str:
+    """sha256 over names, dtypes, shapes and bytes, in the order of the names (little-endian, C order)."""
+    sha = hashlib.sha256()
+    for name in sorted(arrays):
+        array = np.ascontiguousarray(arrays[name])
+        header = {"name": name, "dtype": array.dtype.str, "shape": list(array.shape)}
+        sha.update(canonical_json(header).encode("ascii"))
+        sha.update(memoryview(array.reshape(-1).view(np.uint8)))
+    return sha.hexdigest()
+
+
+def flatten(value: Json, prefix: str = "") -> Iterator[tuple[str, Json]]:
+    """`{"a": {"b": 1}}` as `("a.b", 1)`: the fields of a nested identity by their full name."""
+    if not isinstance(value, Mapping):
+        yield prefix, value
+        return
+    for key in sorted(value):
+        yield from flatten(value[key], f"{prefix}.{key}" if prefix else str(key))
+
+
+def difference(held: Json, asked: Json) -> list[str]:
+    """A line per field that differs between two identities: `transform.input_size: [224, 224] here, [192, 192] asked`."""
+    here, wanted = dict(flatten(held)), dict(flatten(asked))
+    absent = "absent"
+    return [
+        f"{field}: {here.get(field, absent)} here, {wanted.get(field, absent)} asked"
+        for field in sorted(here.keys() | wanted.keys())
+        if here.get(field, absent) != wanted.get(field, absent)
+    ]
+
+
+def environment(device: str = "cpu") -> dict[str, str]:
+    """Versions and machine: recorded beside a result and compared with a warning, never part of an identity."""
+    versions = {}
+    for library in _LIBRARIES:
+        try:
+            versions[library] = metadata.version(library)
+        except metadata.PackageNotFoundError:  # an install without dependencies: a store can still be read
+            versions[library] = "absent"
+    return {**versions, "python": platform.python_version(), "machine": platform.machine(), "device": device}

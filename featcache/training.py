@@ -1,0 +1,379 @@
+"""Heads are trained here, on vectors that fit in memory; a `Run` is the folder that keeps what came of it.
+
+There is no DataLoader: an epoch is a permutation and slices of one array. What is reported as `test` is never looked at
+before the last step. Knows nothing of images; the pixels come back only in the partial fine-tune.
+Letters: k heads, n rows, b rows of a batch, d features, c classes.
+"""
+
+import csv
+import io
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import safetensors.numpy
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from featcache import durable, figures, metrics, splits
+from featcache.errors import CorruptStore, StoreNotFound, UsageError, from_os_error
+from featcache.heads import HeadSpec, HeadStack
+from featcache.provenance import Json, canonical_json, digest_json, environment
+from featcache.splits import Split
+from featcache.store import Store
+
+Array = np.ndarray[Any, Any]
+History = list[dict[str, float]]
+
+RUN_FILES = ("run.json", "head.safetensors", "history.csv", "predictions.csv", "curves.png")
+DEFAULT_VAL_FRACTION = 0.2
+_CURVE = ("loss", "accuracy", "precision", "recall", "f1")
+
+
+# --- the result -------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished training: a folder with `run.json` (what was trained on what, and the numbers), the weights, the
+    history, the predictions and the curves."""
+
+    path: Path
+    record: Json
+
+    @classmethod
+    def open(cls, path: Path | str) -> Self:
+        """Reads a Run's record.
+
+        Raises:
+            StoreNotFound: no `run.json` there, so no finished Run. CorruptStore: it is not JSON.
+        """
+        path = Path(path)
+        try:
+            return cls(path, json.loads((path / "run.json").read_text("utf-8")))
+        except FileNotFoundError as error:
+            raise StoreNotFound(f"there is no finished Run at {path}. Make one with: featcache train-head STORE.h5") from error
+        except OSError as error:
+            raise from_os_error(error, "reading", path) from error
+        except ValueError as error:
+            raise CorruptStore(f"{path / 'run.json'} is damaged: {error}.") from error
+
+    @property
+    def n_parameters(self) -> int:
+        return int(self.record["n_parameters"])
+
+    def metrics(self, side: str) -> dict[str, Any] | None:
+        """The numbers of `train`, `val` or `test`; None where there is no test split."""
+        found: dict[str, Any] | None = self.record["metrics"][side]
+        return found
+
+    def weights(self) -> dict[str, Array]:
+        """`weight` (c, d) and `bias` (c), to be applied to the store's vectors as they are."""
+        return safetensors.numpy.load_file(self.path / "head.safetensors")
+
+    def history(self) -> History:
+        """A mapping per epoch, as in `history.csv`."""
+        with open(self.path / "history.csv", encoding="utf-8", newline="") as file:
+            return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+
+# --- train-head -------------------------------------------------------------------------------------------------------
+
+
+def train_head(
+    store: Store,
+    spec: HeadSpec | None = None,
+    run_path: Path | None = None,
+    *,
+    val_fraction: float | None = None,
+    group_by: str | None = None,
+    positive: str | None = None,
+    device: str = "cpu",
+) -> Run:
+    """Trains one head on a store and writes the Run.
+
+    Args:
+        store: with a column `label`. Rows without a label are left out and counted.
+        spec: the head; the default is the linear probe.
+        run_path: the folder to write; None for `runs/STORE-KIND-DIGEST` in the current folder. The same training of the
+            same store may be repeated at its path; another is never overwritten.
+        val_fraction: share of the training rows held out. None uses the store's own validation rows if it has some, else
+            0.2. Given, it also returns the store's own validation rows to the training rows first.
+        group_by: the column whose values may not be on two sides; None for `group` where there is one. Identical images
+            are never on two sides in any case.
+        positive: the class that precision, recall and the like are about; None for the last in sorted order.
+        device: where to train, as torch spells it.
+
+    Raises:
+        UsageError: labels, groups or the given split do not allow it, with counts; another Run is at `run_path`.
+    """
+    started = time.perf_counter()
+    spec = spec or HeadSpec()
+    task = Task.of(store, positive)
+    split = choose_split(task, val_fraction, group_by, spec.seed)
+    key = _key(store, spec, task, split)
+    run_path = run_path or Path("runs") / f"{store.path.stem}-{spec.kind}-{digest_json(key)[:8]}"
+    _check_free(run_path, key)
+
+    x = torch.from_numpy(store.features()).to(device)  # (n, d)
+    y = torch.from_numpy(task.labels).to(device)  # (n,)
+    offset, scale = feature_scale(x[split.train], spec.scale)
+    x = (x - offset) / scale
+    stack, history = fit(spec, x, y, split, len(task.classes), task.positive)
+    head = stack.fold(offset, scale, 0)
+
+    logits = stack(x)[0].cpu().numpy()  # (n, c)
+    record = {
+        **key,
+        "n_parameters": stack.n_parameters,
+        "metrics": {side: _evaluate(task, rows, logits) for side, rows in split.sides().items()},
+        "left_out": task.left_out,
+        "store": {"name": store.path.name, "identity": store.identity},
+        "environment": environment(device),
+        "seconds": round(time.perf_counter() - started, 3),
+    }
+    return _save(run_path, record, head, history, _predictions(task, split, logits))
+
+
+@dataclass(frozen=True)
+class Task:
+    """What is to be learnt from a store: labels as numbers, and everything a split needs.
+
+    Attributes:
+        labels: (n,) class numbers; -1 where the label is missing.
+        classes: the c names in sorted order.
+        positive: number of the positive class.
+        left_out: rows that take no part, by reason.
+    """
+
+    image_ids: list[str]
+    columns: dict[str, list[str]]
+    content: list[str]
+    labels: Array
+    classes: list[str]
+    positive: int
+    left_out: dict[str, int]
+
+    @classmethod
+    def of(cls, store: Store, positive: str | None) -> Self:
+        """Raises UsageError without labels, with fewer than two classes, or if `positive` is none of them."""
+        columns = store.columns
+        texts = columns.get("label", [""] * len(store))
+        classes = sorted({text for text in texts if text})
+        if len(classes) < 2:
+            found = f"only the class {classes[0]!r}" if classes else "no labels"
+            raise UsageError(
+                f"{store.path} has {found}; a head needs two classes. Put the images into one folder per class, or give "
+                f"a CSV with a label column, and embed again: labels are not part of what is computed."
+            )
+        if positive is not None and positive not in classes:
+            raise UsageError(f"--positive {positive!r} is not one of the classes: {', '.join(classes)}.")
+        number = {text: i for i, text in enumerate(classes)}
+        labels = np.array([number.get(text, -1) for text in texts], dtype=np.int64)
+        left_out = {"no label": int(np.sum(labels < 0))} if (labels < 0).any() else {}
+        chosen = number[positive] if positive is not None else len(classes) - 1
+        return cls(store.image_ids, columns, store.content_sha256, labels, classes, chosen, left_out)
+
+
+def choose_split(task: Task, val_fraction: float | None, group_by: str | None, seed: int) -> Split:
+    """The store's own split where it has one, with validation rows carved out of the training rows where it has none.
+
+    Raises:
+        UsageError: an unknown group column, a group or identical image on two sides of the given split, too few groups.
+    """
+    if group_by is not None and group_by not in task.columns:
+        raise UsageError(f"there is no column {group_by!r} to group by; there are {', '.join(task.columns) or 'none'}.")
+    group_column = task.columns.get(group_by or "group", [""] * len(task.labels))
+    groups = splits.merge_groups(group_column, task.content)
+    labelled = np.flatnonzero(task.labels >= 0)
+    given = task.columns.get("split")
+    if given is None or not any(given):
+        train, val = _carve(task, groups, labelled, val_fraction, seed)
+        return Split(train, val, np.array([], dtype=np.int64))
+    side = np.array(given, dtype=object)
+    train, val, test = (labelled[side[labelled] == name] for name in (splits.TRAIN, splits.VAL, splits.TEST))
+    if unassigned := len(labelled) - len(train) - len(val) - len(test):
+        task.left_out["no split"] = unassigned
+    splits.check_nothing_crosses(Split(train, val, test), groups, task.image_ids)
+    if val_fraction is not None or not len(val):
+        train, val = _carve(task, groups, np.sort(np.concatenate([train, val])), val_fraction, seed)
+    if not len(train):
+        raise UsageError("the split column leaves no labelled image to train on.")
+    return Split(train, val, test)
+
+
+def _carve(task: Task, groups: Array, rows: Array, fraction: float | None, seed: int) -> tuple[Array, Array]:
+    if not len(rows):
+        raise UsageError("the split column leaves no labelled image to train on.")
+    fraction = DEFAULT_VAL_FRACTION if fraction is None else fraction
+    kept, held_out = splits.hold_out(task.labels[rows], groups[rows], fraction, seed)
+    return rows[kept], rows[held_out]
+
+
+# --- the fit ----------------------------------------------------------------------------------------------------------
+
+
+def feature_scale(x: Tensor, scale: str) -> tuple[Tensor, Tensor]:
+    """(d,) offset and (d,) divisor of the features, from the (n, d) training rows alone.
+
+    "rms" is one number for all features: vectors of a random network may have a scale of 1e-5, on which Adam at 0.003
+    learns nothing, while a scale per feature costs 0.04 AUROC on test images of a shifted distribution.
+    """
+    d = x.shape[1]
+    zeros, ones = x.new_zeros(d), x.new_ones(d)
+    if scale == "rms":
+        rms = x.double().square().mean().sqrt().to(x.dtype)
+        return zeros, ones * rms if rms > 0 else ones
+    if scale == "standard":
+        deviation = x.std(dim=0, correction=0)
+        return x.mean(dim=0), torch.where(deviation > 0, deviation, ones)
+    return zeros, ones
+
+
+def fit(spec: HeadSpec, x: Tensor, y: Tensor, split: Split, n_classes: int, positive: int) -> tuple[HeadStack, History]:
+    """Trains a head on the training rows with Adam; after every epoch both sides are evaluated.
+
+    Args:
+        spec: the head.
+        x: (n, d) features, scaled.
+        y: (n,) class numbers; rows outside the split may hold anything.
+        split: row numbers; only `train` is learnt from, `test` is not touched.
+        n_classes: c.
+        positive: as in `metrics.per_epoch`.
+
+    Returns:
+        The stack (k = 1) as it is after the last epoch, and the history.
+    """
+    generator = torch.Generator().manual_seed(spec.seed)
+    stack = HeadStack.fresh(x.shape[1], n_classes, [generator])
+    stack = HeadStack(*(parameter.to(x.device).requires_grad_() for parameter in stack.parameters()))
+    optimizer = torch.optim.Adam(stack.parameters(), lr=spec.lr)
+    weights = _class_weights(spec, y[split.train], n_classes)
+    seen = {side: (x[rows], y[rows]) for side, rows in split.sides().items() if side != splits.TEST and len(rows)}
+    x_train, y_train = seen[splits.TRAIN]
+    history = []
+    for epoch in range(1, spec.epochs + 1):
+        for rows in _batches(len(x_train), spec.batch_rows, generator):
+            loss = _loss(stack(x_train[rows]), y_train[rows], weights)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+        history.append({"epoch": float(epoch), **_curve_point(stack, seen, positive)})
+    return HeadStack(*(parameter.detach() for parameter in stack.parameters())), history
+
+
+def _batches(n: int, batch_rows: int, generator: torch.Generator) -> Iterator[Tensor]:
+    yield from torch.randperm(n, generator=generator).split(batch_rows)
+
+
+def _loss(logits: Tensor, y: Tensor, weights: Tensor) -> Tensor:
+    """Cross entropy of (k, b, c) logits, averaged over the batch by class weight, summed over heads: a head's gradient
+    does not depend on how many stand beside it."""
+    k, b, c = logits.shape
+    each = functional.cross_entropy(logits.reshape(k * b, c), y.repeat(k), weight=weights, reduction="none")
+    return each.sum() / weights[y].sum()
+
+
+def _class_weights(spec: HeadSpec, y: Tensor, n_classes: int) -> Tensor:
+    """(c,); balanced is n / (c n_class), as scikit-learn's compute_class_weight."""
+    if spec.class_weights == "none":
+        return torch.ones(n_classes, device=y.device)
+    counts = torch.bincount(y, minlength=n_classes).clamp(min=1)
+    return len(y) / (n_classes * counts.float())
+
+
+@torch.no_grad()
+def _curve_point(stack: HeadStack, seen: Mapping[str, tuple[Tensor, Tensor]], positive: int) -> dict[str, float]:
+    point = {}
+    for side, (x, y) in seen.items():
+        values = metrics.per_epoch(y.cpu().numpy(), stack(x)[0].cpu().numpy(), positive)
+        point.update({f"{side}_{name}": values[name] for name in _CURVE})
+    return point
+
+
+# --- what is written --------------------------------------------------------------------------------------------------
+
+
+def _key(store: Store, spec: HeadSpec, task: Task, split: Split) -> Json:
+    """Everything that decides the result of a training: two with the same key are the same Run."""
+    used = {side: [(task.image_ids[i], int(task.labels[i])) for i in rows] for side, rows in split.sides().items()}
+    return {
+        "head": asdict(spec),
+        "classes": task.classes,
+        "positive": task.classes[task.positive],
+        "identity_sha256": store.identity_sha256,
+        "content_sha256": digest_json(task.content),
+        "split_sha256": split.digest(task.image_ids),
+        "labels_sha256": digest_json(used),
+    }
+
+
+def _check_free(run_path: Path, key: Json) -> None:
+    """A Run may be repeated in its place; another Run, or somebody's folder, is never written over."""
+    if not run_path.exists():
+        return
+    if not run_path.is_dir():
+        raise UsageError(f"{run_path} is a file. Choose another place with -o.")
+    names = {path.name for path in run_path.iterdir()}
+    if "run.json" in names:
+        held = Run.open(run_path).record
+        if {name: held.get(name) for name in key} != json.loads(canonical_json(key)):
+            raise UsageError(f"{run_path} holds another Run. Choose another folder with -o, or remove it first.")
+    elif names - set(RUN_FILES):
+        raise UsageError(f"{run_path} is a folder with other files in it. Choose another place with -o.")
+
+
+def _evaluate(task: Task, rows: Array, logits: Array) -> metrics.Metrics | None:
+    return metrics.evaluate(task.labels[rows], logits[rows], task.positive) if len(rows) else None
+
+
+def _predictions(task: Task, split: Split, logits: Array) -> str:
+    """A line per row of the split: image_id, split, label, prediction, and the probability of each class."""
+    shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
+    probabilities = shifted / shifted.sum(axis=1, keepdims=True)
+    rows = [
+        [
+            *(_cell(text) for text in (task.image_ids[i], side, task.classes[task.labels[i]])),
+            _cell(task.classes[int(logits[i].argmax())]),
+            *(f"{p:.9g}" for p in probabilities[i]),
+        ]
+        for side, numbers in split.sides().items()
+        for i in numbers
+    ]
+    return _csv(["image_id", "split", "label", "prediction", *(_cell(f"p_{name}") for name in task.classes)], rows)
+
+
+def _cell(text: str) -> str:
+    """A name as a spreadsheet will show it: one that would be taken for a formula gets a quote before it."""
+    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
+
+
+def _csv(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return buffer.getvalue()
+
+
+def _save(run_path: Path, record: Json, head: dict[str, Any], history: History, predictions: str) -> Run:
+    """Each file whole or absent, `run.json` last: a folder with a `run.json` is a finished Run."""
+    try:
+        run_path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise from_os_error(error, "writing", run_path) from error
+    meta = {"classes": canonical_json(record["classes"]), "identity_sha256": record["identity_sha256"]}
+    names = list(history[0])
+    spec = record["head"]
+    title = f"{spec['kind']} head on {record['store']['name']}, lr {spec['lr']:g}, class weights {spec['class_weights']}"
+    durable.write_bytes(run_path / "head.safetensors", safetensors.numpy.save(head, metadata=meta))
+    durable.write_text(run_path / "history.csv", _csv(names, [[f"{row[name]:.9g}" for name in names] for row in history]))
+    durable.write_text(run_path / "predictions.csv", predictions)
+    durable.write_bytes(run_path / "curves.png", figures.curves(history, title))
+    durable.write_text(run_path / "run.json", json.dumps(record, indent=1, allow_nan=False) + "\n")
+    return Run(run_path, record)
