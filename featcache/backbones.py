@@ -5,23 +5,23 @@ is printed and kept, because a default may change from one release to the next. 
 are an error: a network with random weights is made only when `random:SEED` asks for it.
 """
 
+import difflib
 import fnmatch
-import os
 import urllib.error
 import urllib.request
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import huggingface_hub
 import safetensors.torch
 import timm
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
-from timm.data import resolve_data_config
-from timm.models import VGG, get_pretrained_cfg, is_model, list_models, list_pretrained
+from timm.data.config import resolve_data_config
+from timm.models import VGG, is_model, list_models, list_pretrained
 from torch import Tensor, nn
 
 from featcache.errors import UntrustedFile, UsageError, WeightsUnavailable, from_os_error
@@ -94,8 +94,10 @@ class Backbone:
 
     @torch.inference_mode()
     def __call__(self, pixels: Tensor) -> Tensor:
-        """(b, 3, h, w) uint8, best in channels-last order, to (b, d) float32, on the backbone's device and in float32 throughout: torch's own default
-        lets CUDA convolutions round to TF32."""
+        """(b, 3, h, w) uint8, best in channels-last order, to (b, d) float32, on the backbone's device.
+
+        In float32 throughout: torch's own default lets CUDA convolutions round to TF32.
+        """
         with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
             return _pooled(self.module, self.normalize(pixels.to(self.device, non_blocking=True))).float()
 
@@ -117,8 +119,8 @@ def load(spec: BackboneSpec, device: str = "cpu") -> Backbone:
         UntrustedFile: a `.pth` that is more than tensors.
     """
     name = resolve_name(spec.name)
-    arch, _, tag = name.partition(".")
-    config = get_pretrained_cfg(name, allow_unregistered=False).to_dict()
+    arch, _, _ = name.partition(".")
+    config = _config(name)
     transform = _transform(spec, config)  # before the weights: a wrong option should not cost a download
     if spec.weights is not None and spec.weights.startswith("random:"):
         source, module = spec.weights, _random(arch, spec.weights)
@@ -128,7 +130,7 @@ def load(spec: BackboneSpec, device: str = "cpu") -> Backbone:
         name = arch
     else:
         source, module = "hub", _with_state(name, _fetch(name, config), name)
-    module = _frozen(module).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    module = _frozen(module).to(memory_format=torch.channels_last)
     digest = digest_arrays({key: _bytes_of(value) for key, value in module.state_dict().items()})
     return Backbone(
         name=name,
@@ -154,7 +156,7 @@ def resolve_name(name: str) -> str:
     arch, _, tag = name.partition(".")
     if not is_model(arch):
         raise UsageError(f"no backbone is named {arch!r}. {_near(arch)}See: featcache backbones '*{arch[:6]}*'")
-    default = _sketch(arch).pretrained_cfg  # of the successor, where timm has renamed an architecture
+    default = _config(arch)  # of the successor, where timm has renamed an architecture
     arch = default["architecture"]
     if not tag:
         return f"{arch}.{default['tag']}" if default.get("tag") else arch
@@ -177,7 +179,7 @@ def listing(pattern: str | None = None) -> Iterator[dict[str, Any]]:
         archs = [arch for arch in list_models() if fnmatch.fnmatch(arch, pattern) or pattern in arch]
     for arch in archs:
         module = _frozen(_sketch(arch))
-        config = module.pretrained_cfg
+        config = _config(arch)
         yield {
             "name": config["architecture"],
             "tag": config.get("tag") or "",
@@ -189,10 +191,7 @@ def listing(pattern: str | None = None) -> Iterator[dict[str, Any]]:
 
 
 def _near(arch: str) -> str:
-    """Names that share the longest beginning with the one that does not exist."""
-    names = list_models()
-    shared = {name: len(os.path.commonprefix([name, arch])) for name in names}
-    near = sorted((name for name in names if shared[name] >= 3), key=lambda name: (-shared[name], len(name)))[:3]
+    near = difflib.get_close_matches(arch, list_models(), n=3)
     return f"Near it: {', '.join(near)}. " if near else ""
 
 
@@ -205,10 +204,15 @@ def _create(arch: str) -> nn.Module:
         return timm.create_model(arch, pretrained=False, num_classes=0)
 
 
-def _sketch(arch: str) -> Any:
+def _sketch(name: str) -> nn.Module:
     """The network without memory for its weights."""
     with torch.device("meta"):
-        return _create(arch)
+        return _create(name)
+
+
+def _config(name: str) -> dict[str, Any]:
+    """What timm knows of the weights a name stands for: tag, source, input size, normalisation, classifier."""
+    return dict(cast(dict[str, Any], _sketch(name).pretrained_cfg))
 
 
 def _random(arch: str, weights: str) -> nn.Module:
@@ -221,22 +225,38 @@ def _random(arch: str, weights: str) -> nn.Module:
 
 
 def _with_state(name: str, state: Mapping[str, Tensor], origin: str) -> nn.Module:
-    """The network with these weights, through timm's own conversion of old layouts. A classifier in them is dropped.
+    """The network with these weights and without their classifier, every tensor in its place.
+
+    Weights in timm's layout are stripped of their classifier and loaded into the headless network. Older layouts
+    (torchvision's VGG) show their classifier only once timm has converted them: they go into the whole network,
+    which then loses its head. timm itself would skip a missing tensor without a word and leave it random.
 
     Raises:
         UsageError: a tensor of the network is missing from the weights, left over, or of another shape.
     """
-    config = get_pretrained_cfg(name).to_dict()
-    kept = {key: value for key, value in state.items() if not _of_classifier(key, config)}
+    config = _config(name)
+    headless = {key: value for key, value in state.items() if not _of_classifier(key, config)}
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            return timm.create_model(
-                name, pretrained=True, num_classes=0, pretrained_cfg_overlay={"state_dict": kept, "custom_load": False}
-            )
+        return _strictly(name, headless, {"num_classes": 0, "classifier": None})
     except (RuntimeError, KeyError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UsageError(f"the weights {origin} do not fit {name}: {reason}") from error
+        first = error
+    try:
+        module = _strictly(name, state, {"num_classes": config["num_classes"], "label_offset": 0})
+    except (RuntimeError, KeyError, AttributeError):
+        reason = " ".join(str(first).split())[:300]
+        raise UsageError(f"the weights {origin} do not fit {name}: {reason}") from first
+    cast(Any, module).reset_classifier(0)
+    return module
+
+
+def _strictly(name: str, state: Mapping[str, Tensor], overlay: dict[str, Any]) -> nn.Module:
+    """timm's own conversion and loading, made strict: it is lenient where the classes of weights and network differ."""
+    overlay = {**overlay, "state_dict": dict(state), "custom_load": False}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return timm.create_model(
+            name, pretrained=True, num_classes=overlay["num_classes"], pretrained_cfg_overlay=overlay
+        )
 
 
 def _of_classifier(key: str, config: Mapping[str, Any]) -> bool:
@@ -253,11 +273,11 @@ def _read_weights(path: Path) -> Mapping[str, Tensor]:
     """
     if not path.is_file():
         raise UsageError(f"--weights {path}: no such file (a local .safetensors or .pth, or random:SEED).")
+    if path.suffix not in (".safetensors", ".pth", ".pt"):
+        raise UsageError(f"--weights {path}: expected a .safetensors, .pth or .pt file.")
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
-        if path.suffix not in (".pth", ".pt"):
-            raise UsageError(f"--weights {path}: expected a .safetensors, .pth or .pt file.")
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise from_os_error(error, "reading", path) from error
@@ -318,7 +338,9 @@ def _bytes_of(tensor: Tensor) -> Any:
 
 def _frozen(module: nn.Module) -> nn.Module:
     if isinstance(module, VGG):
-        module.pre_logits = nn.Identity()  # its two dense layers are classifier: 120 of 138 million parameters
+        module.register_module(
+            "pre_logits", nn.Identity()
+        )  # its two dense layers are classifier: 120 of 138 million parameters
     return module.eval().requires_grad_(False)
 
 
@@ -335,7 +357,8 @@ def _pooled(module: nn.Module, x: Tensor) -> Tensor:
 
 
 def _declared_width(module: nn.Module) -> int:
-    return int(module.num_features if isinstance(module, VGG) else getattr(module, "head_hidden_size", module.num_features))
+    declared: Any = None if isinstance(module, VGG) else getattr(module, "head_hidden_size", None)
+    return int(declared or cast(Any, module).num_features)
 
 
 def _width(module: nn.Module, transform: TransformSpec) -> int:
@@ -354,7 +377,7 @@ def _width(module: nn.Module, transform: TransformSpec) -> int:
 
 def _transform(spec: BackboneSpec, config: dict[str, Any]) -> TransformSpec:
     """The model's own data configuration, with the overrides of the spec."""
-    own = resolve_data_config(pretrained_cfg=config)
+    own = resolve_data_config(pretrained_cfg=config)  # type: ignore[no-untyped-call]
     given = {key: value for key, value in asdict(spec).items() if key not in ("name", "weights") and value is not None}
     size = given.pop("input_size", None)
     for key in ("mean", "std"):

@@ -143,7 +143,6 @@ def train_head_command(
     as_json: Json = False,
 ) -> None:
     """Train a head on a store, in seconds."""
-    from featcache.embed import choose_device
     from featcache.store import Store
     from featcache.training import train_head
 
@@ -157,7 +156,7 @@ def train_head_command(
             val_fraction=val_fraction,
             group_by=group_by,
             positive=positive,
-            device=choose_device(device),
+            device=device,
         )
     if as_json:
         _answer(_run_answer(run))
@@ -195,7 +194,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
 ) -> None:
     pass
 
@@ -210,7 +211,9 @@ def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
     try:
         values = tuple(float(part) for part in text.replace(",", " ").split())
     except ValueError as error:
-        raise UsageError(f"{option} {text!r}: one or three numbers are expected, as in {option} 0.5,0.5,0.5.") from error
+        raise UsageError(
+            f"{option} {text!r}: one or three numbers are expected, as in {option} 0.5,0.5,0.5."
+        ) from error
     if len(values) not in (1, 3):
         raise UsageError(f"{option} {text!r}: one or three numbers are expected, got {len(values)}.")
     return values
@@ -273,7 +276,9 @@ def _print_embedded(people: Console, done: Any) -> None:
     for image_id, (code, reason) in list(done.failures.items())[:5]:
         people.print(f"  [red]{escape(code)}[/] {_name(image_id)}: {_name(reason)}", highlight=False)
     if len(done.failures) > 5:
-        people.print(f"  … and {len(done.failures) - 5:,} more, all in {_name(done.store)}.failures.csv", highlight=False)
+        people.print(
+            f"  … and {len(done.failures) - 5:,} more, all in {_name(done.store)}.failures.csv", highlight=False
+        )
     rate = f", {counts.embedded / done.seconds:,.0f} images/s" if counts.embedded else ""
     people.print(
         f"[bold]{_name(done.store)}[/]: {counts.found - counts.failed:,} rows of {done.dim:,} features in "
@@ -315,13 +320,16 @@ def _score_table(run: Any) -> Table:
         if (scores := run.metrics(side)) is not None:
             values = ("–" if scores[name] is None else f"{scores[name]:.3f}" for name in _SCORES)
             table.add_row(side, f"{scores['n']:,}", *values)
-    table.caption = f"positive class: {_name(run.record['positive'])}" if len(run.record["classes"]) == 2 else "macro averages"
+    table.caption = (
+        f"positive class: {_name(run.record['positive'])}" if len(run.record["classes"]) == 2 else "macro averages"
+    )
     return table
 
 
 def _confusion(classes: list[str], matrix: list[list[int]]) -> str:
     return "; ".join(
-        f"of {sum(row):,} {_name(name)}, " + ", ".join(f"{n:,} called {_name(c)}" for n, c in zip(row, classes, strict=True))
+        f"of {sum(row):,} {_name(name)}, "
+        + ", ".join(f"{n:,} called {_name(c)}" for n, c in zip(row, classes, strict=True))
         for name, row in zip(classes, matrix, strict=True)
     )
 
@@ -381,4 +389,3 @@ def _progress(doing: str) -> Iterator[Callable[[int, int], None]]:
             bar.update(task, completed=done)
 
         yield move
-

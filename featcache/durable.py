@@ -33,7 +33,7 @@ def write_with(path: Path, fill: Callable[[BinaryIO], object]) -> None:
     try:
         try:
             with open(temporary, "w+b", buffering=0) as file:
-                fill(file)  # type: ignore[arg-type]  # FileIO is a BinaryIO in all but name
+                fill(file)
                 os.fsync(file.fileno())
             os.replace(temporary, path)
         except BaseException:

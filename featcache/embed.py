@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from featcache import backbones, durable, images
+from featcache import backbones, devices, durable, images
 from featcache.backbones import Backbone, BackboneSpec
 from featcache.errors import FeatcacheError, ImageError, InputOutputError, NoSpace, StoreNotFound, UsageError
 from featcache.manifest import Manifest
@@ -95,8 +95,8 @@ def embed(
 
     Args:
         manifest: what to embed.
-        store_path: the `.h5` to write; next to it `STORE.h5.partial/` while the pass runs, and `STORE.h5.failures.csv` if
-            images failed.
+        store_path: the `.h5` to write; next to it `STORE.h5.partial/` while the pass runs, and
+            `STORE.h5.failures.csv` if images failed.
         spec: which backbone.
         device: "auto" (CUDA if there is one), "cpu", "cuda" or "cuda:N".
         n_workers: decoding threads; None for one per core.
@@ -110,9 +110,9 @@ def embed(
         NoSpace, AccessDenied, InputOutputError: everything finished is kept; the same call continues.
     """
     _keep_freed_memory()
-    backbone = backbones.load(spec, choose_device(device))
+    backbone = backbones.load(spec, devices.choose(device))
     identity = identity_of(backbone)
-    plan = _plan(manifest, identity, part_rows or default_part_rows(backbone.n_features))
+    plan = _plan(manifest, identity, default_part_rows(backbone.n_features) if part_rows is None else part_rows)
     folder = PartFolder(store_path, plan)
     with folder.locked(), _known_vectors(store_path, identity) as known:
         _check_space(store_path, len(manifest), backbone.n_features)
@@ -151,17 +151,6 @@ def identity_of(backbone: Backbone) -> Json:
     }
 
 
-def choose_device(device: str) -> str:
-    """`auto` as CUDA where there is one; another name as it is, if torch can use it here."""
-    if device == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"--device {device} cannot be used here: {str(error).splitlines()[0]}") from error
-    return device
-
-
 def _keep_freed_memory() -> None:
     """Tells glibc to keep what a forward pass frees, for the next one, instead of handing it back to the kernel.
 
@@ -198,8 +187,8 @@ def _check_space(store_path: Path, n: int, d: int) -> None:
     free = shutil.disk_usage(store_path.parent).free
     if needed > free:
         raise NoSpace(
-            f"no space: {n:,} images of {d:,} features need about {needed / 1e6:,.1f} MB, {free / 1e6:,.1f} MB are free "
-            f"on {store_path.parent}. Nothing was computed."
+            f"no space: {n:,} images of {d:,} features need about {needed / 1e6:,.1f} MB, {free / 1e6:,.1f} MB are "
+            f"free on {store_path.parent}. Nothing was computed."
         )
 
 
@@ -219,7 +208,8 @@ class _KnownVectors:
     def vector(self, digest: str) -> Array:
         assert self._store is not None
         row = self._row[digest]
-        return self._store.features(POOLED, slice(row, row + 1))[0]
+        vector: Array = self._store.features(POOLED, slice(row, row + 1))[0]
+        return vector
 
 
 @contextmanager
@@ -306,8 +296,8 @@ def _in_order(
 
 
 def _part(start: int, prepared: Iterable[_Prepared], m: int, backbone: Backbone, known: _KnownVectors) -> Part:
-    """The m rows from `start` on, computed in batches of one shape; no batch reaches into the next part, so where a pass
-    was stopped changes no vector."""
+    """The m rows from `start` on, computed in batches of one shape; no batch reaches into the next part, so where a
+    pass was stopped changes no vector."""
     vectors = np.full((m, backbone.n_features), np.nan, dtype=np.float32)
     digests, failures = [], {}
     batch: dict[int, Array] = {}  # row -> pixels
@@ -348,7 +338,7 @@ def _not_finite(vectors: Array, failures: dict[int, tuple[str, str]]) -> dict[in
             f"the network gave values that are not finite for {len(bad)} of {len(vectors)} images: its weights or "
             f"--mean and --std are broken. Nothing of this part was kept."
         )
-    return {row: ("not-finite", "the network gave a value that is not finite") for row in bad}
+    return dict.fromkeys(bad, ("not-finite", "the network gave a value that is not finite"))
 
 
 # --- failures ---------------------------------------------------------------------------------------------------------

@@ -41,7 +41,9 @@ def _draw_curve(axes: Axes, history: Sequence[Mapping[str, float]], name: str, l
     epochs = [row["epoch"] for row in history]
     for side, color, width in (("train", _TRAIN, 1.4), ("val", _VAL, 1.8)):
         values = [row[f"{side}_{name}"] for row in history]
-        axes.plot(epochs, values, color=color, linewidth=width, label=_SIDES[side], marker="o" if len(epochs) < 3 else "")
+        axes.plot(
+            epochs, values, color=color, linewidth=width, label=_SIDES[side], marker="o" if len(epochs) < 3 else ""
+        )
         if side == "val":
             _mark_best(axes, epochs, values, name, color)
     axes.set_title(label, fontsize=10, color=_INK, loc="left")
@@ -59,6 +61,8 @@ def _mark_best(axes: Axes, epochs: Sequence[float], values: Sequence[float], nam
     best = min(values) if lowest else max(values)
     epoch = epochs[list(values).index(best)]
     axes.plot([epoch], [best], "o", color=color, markersize=5, markerfacecolor="white", markeredgewidth=1.5)
-    place = {"textcoords": "offset points", "xytext": (0, -13 if lowest else 7), "ha": "center"}
-    axes.annotate(f"{best:.3f}", (epoch, best), fontsize=8, color=color, **place)
+    beside = (0, -13 if lowest else 7)
+    axes.annotate(
+        f"{best:.3f}", (epoch, best), beside, textcoords="offset points", ha="center", fontsize=8, color=color
+    )
     axes.margins(y=0.12)

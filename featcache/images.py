@@ -73,8 +73,9 @@ class TransformSpec:
             raise ValueError(f"interpolation must be one of {', '.join(_INTERPOLATION)}, got {self.interpolation!r}")
         if self.crop_mode not in CROP_MODES:
             raise ValueError(f"crop_mode must be one of {', '.join(CROP_MODES)}, got {self.crop_mode!r}")
-        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
-            raise ValueError(f"mean and std must have three values, std above 0, got {self.mean} and {self.std}")
+        numbers = (*self.mean, *self.std)
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0 or not all(map(math.isfinite, numbers)):
+            raise ValueError(f"mean and std must be three finite values, std above 0, got {self.mean} and {self.std}")
         if self.crop_mode == "center" and self.input_size[0] != self.input_size[1]:
             raise ValueError(f"crop_mode center needs a square input_size, got {self.input_size}; use squash")
 
@@ -99,7 +100,7 @@ class TransformSpec:
     def _crop(self, image: Image.Image) -> Image.Image:
         """The centre, rounded as torchvision's CenterCrop does it; `_resize` leaves no side shorter than the crop."""
         height, width = self.input_size
-        top, left = int(round((image.height - height) / 2.0)), int(round((image.width - width) / 2.0))
+        top, left = round((image.height - height) / 2), round((image.width - width) / 2)
         return image.crop((left, top, left + width, top + height))
 
 
@@ -123,8 +124,8 @@ def decode(data: bytes) -> Image.Image:
     """An image file's bytes as an 8-bit image of mode L or RGB, by `DECODE_POLICY`.
 
     Raises:
-        ImageError: `empty`, `format` (not an allowed format), `too-large`, `aspect`, `frames`, `damaged` (truncated data
-            and bad checksums are never accepted quietly), or `mode` (float pixels and other unstated ranges).
+        ImageError: `empty`, `format` (not an allowed format), `too-large`, `aspect`, `frames`, `damaged` (truncated
+            data and bad checksums are never accepted quietly), or `mode` (float pixels and other unstated ranges).
     """
     if not data:
         raise ImageError("empty", "zero bytes")

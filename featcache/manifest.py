@@ -16,7 +16,7 @@ from pathlib import Path
 from featcache.errors import UsageError, from_os_error
 from featcache.splits import split_name
 
-IMAGE_SUFFIXES = frozenset(".png .jpg .jpeg .jpe .jfif .bmp .tif .tiff .webp .gif".split())
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".tif", ".tiff", ".webp", ".gif"})
 _JUNK = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
 _NOT_A_LABEL = frozenset({"nan", "na", "n/a", "null", "none"})
 _RESERVED = frozenset({"image_id", "path"})
@@ -142,7 +142,7 @@ def _checked_header(source: Path, header: object) -> list[str]:
 
 
 def _cell(source: Path, line: int, name: str, row: dict[str | None, str | list[str] | None]) -> str:
-    """The text of a cell. A split is brought to its standard spelling; a path may not be empty, nor a label be 'nan'."""
+    """The text of a cell. A split gets its standard spelling; a path may not be empty, nor a label be 'nan'."""
     where = f"{source}, line {line}, column {name}"
     by_name = {key.strip() if isinstance(key, str) else key: value for key, value in row.items()}
     value = by_name.get(name)

@@ -62,10 +62,11 @@ def radiograph(patient_seed: int, image_seed: int, abnormal: bool) -> Array:
     image += 0.09 * _ribs(u, v, body) * _ellipse(u, v, 0.88, 0.85, softness=0.05)
     image += _vessels(u, v, rng) * lungs
     if abnormal:
-        image += _opacities(u, v, body, rng) * (0.25 + 0.75 * lungs)
+        image += _opacities(u, v, body, np.random.default_rng([patient_seed, image_seed, 3])) * (0.25 + 0.75 * lungs)
     image *= body.density * rng.uniform(0.90, 1.10)
     image += 0.05 * _haze(rng, 90) + 0.02 * rng.standard_normal(image.shape, dtype=np.float32)
-    return np.clip(gaussian_filter(image, 0.7), 0.0, 1.0).astype(np.float32)
+    pixels: Array = gaussian_filter(image, 0.7)
+    return pixels.clip(0.0, 1.0).astype(np.float32)
 
 
 def write(folder: Path, n_patients: int = 160, images_per_patient: int = 3, seed: int = 0) -> int:
@@ -96,10 +97,11 @@ def _save(stem: Path, pixels: Array, kind: str) -> None:
 def _coordinates(rng: np.random.Generator) -> tuple[Array, Array]:
     """u to the right and v downwards, about -1 to 1, turned, shifted and scaled a little: a patient never stands twice
     alike."""
-    v, u = np.mgrid[-1 : 1 : HEIGHT * 1j, -1 : 1 : WIDTH * 1j].astype(np.float32)
+    v, u = np.meshgrid(*(np.linspace(-1, 1, n, dtype=np.float32) for n in (HEIGHT, WIDTH)), indexing="ij")
     angle, size = rng.uniform(-0.06, 0.06), rng.uniform(0.94, 1.06)
     u, v = u + rng.uniform(-0.05, 0.05), v + rng.uniform(-0.06, 0.06)
-    return (u * np.cos(angle) - v * np.sin(angle)) * size, (u * np.sin(angle) + v * np.cos(angle)) * size
+    across, down = u * np.cos(angle) - v * np.sin(angle), u * np.sin(angle) + v * np.cos(angle)
+    return across * size, down * size
 
 
 def _ellipse(u: Array, v: Array, a: float, b: float, softness: float = 0.035) -> Array:

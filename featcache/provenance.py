@@ -46,7 +46,7 @@ def digest_arrays(arrays: Mapping[str, np.ndarray[Any, Any]]) -> str:
         array = np.ascontiguousarray(arrays[name])
         header = {"name": name, "dtype": array.dtype.str, "shape": list(array.shape)}
         sha.update(canonical_json(header).encode("ascii"))
-        sha.update(memoryview(array.reshape(-1).view(np.uint8)))
+        sha.update(array.reshape(-1).view(np.uint8).data)
     return sha.hexdigest()
 
 
@@ -60,7 +60,7 @@ def flatten(value: Json, prefix: str = "") -> Iterator[tuple[str, Json]]:
 
 
 def difference(held: Json, asked: Json) -> list[str]:
-    """A line per field that differs between two identities: `transform.input_size: [224, 224] here, [192, 192] asked`."""
+    """A line per field that differs: `transform.input_size: [224, 224] here, [192, 192] asked`."""
     here, wanted = dict(flatten(held)), dict(flatten(asked))
     absent = "absent"
     return [

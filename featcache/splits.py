@@ -15,7 +15,6 @@ from scipy.sparse.csgraph import connected_components
 from sklearn.model_selection import StratifiedGroupKFold
 
 from featcache.errors import UsageError
-from featcache.provenance import digest_json
 
 Array = np.ndarray[Any, Any]
 
@@ -39,9 +38,9 @@ class Split:
     def sides(self) -> dict[str, Array]:
         return {TRAIN: self.train, VAL: self.val, TEST: self.test}
 
-    def digest(self, row_names: Sequence[str]) -> str:
-        """sha256 over the names of the rows on each side: the same split of the same rows, in any order of rows."""
-        return digest_json({side: sorted(row_names[i] for i in rows) for side, rows in self.sides().items()})
+    def named(self, row_names: Sequence[str]) -> dict[str, list[str]]:
+        """The names of the rows on each side, sorted: the same for the same split, whatever the order of the rows."""
+        return {side: sorted(row_names[i] for i in rows) for side, rows in self.sides().items()}
 
 
 def merge_groups(*keys: Sequence[str]) -> Array:
@@ -67,16 +66,17 @@ def hold_out(labels: Array, groups: Array, fraction: float, seed: int) -> tuple[
     """Row numbers (kept, held out): about `fraction` of the rows held out, stratified by label, no group on both sides.
 
     scikit-learn's StratifiedGroupKFold makes k folds, j of which are held out, with j/k the nearest fraction to the one
-    asked for with k at most 20. With few or large groups the share comes out near, not exactly, as asked.
+    asked for; k is at most 20 and at most the groups of the rarest class. With few or large groups the share comes out
+    near, not exactly, as asked.
 
     Raises:
-        UsageError: a class with fewer groups than folds, with the counts.
+        UsageError: a class in fewer than two groups, with the counts.
     """
     if not 0.0 < fraction < 1.0:
         raise UsageError(f"the validation fraction must be between 0 and 1, got {fraction}.")
-    share = Fraction(fraction).limit_denominator(20)
-    share = max(Fraction(1, 20), min(share, Fraction(19, 20)))
-    _check_enough_groups(labels, groups, share.denominator)
+    most = min(20, _fewest_groups(labels, groups))
+    share = Fraction(fraction).limit_denominator(most)
+    share = max(Fraction(1, most), min(share, Fraction(most - 1, most)))
     folds = StratifiedGroupKFold(n_splits=share.denominator, shuffle=True, random_state=seed)
     parts = [held for _, held in folds.split(np.zeros(len(labels)), labels, groups)]
     held_out = np.sort(np.concatenate(parts[: share.numerator]))
@@ -104,7 +104,7 @@ def check_nothing_crosses(split: Split, groups: Array, row_names: Sequence[str])
 def _crossing_message(crossing: list[int], groups: Array, side_of: Array, row_names: Sequence[str]) -> str:
     examples = []
     for group in crossing[:5]:
-        rows = np.flatnonzero((groups == group) & (side_of != ""))
+        rows = np.flatnonzero((groups == group) & (side_of != "")).tolist()
         first = rows[0]
         other = next(r for r in rows if side_of[r] != side_of[first])
         examples.append(f"{row_names[first]} ({side_of[first]}) and {row_names[other]} ({side_of[other]})")
@@ -114,11 +114,14 @@ def _crossing_message(crossing: list[int], groups: Array, side_of: Array, row_na
     )
 
 
-def _check_enough_groups(labels: Array, groups: Array, n_folds: int) -> None:
-    for label in np.unique(labels):
-        n_groups = len(np.unique(groups[labels == label]))
-        if n_groups < n_folds:
-            raise UsageError(
-                f"class number {label} has {int(np.sum(labels == label))} image(s) in {n_groups} group(s), fewer than the "
-                f"{n_folds} folds a hold-out of this size needs. Add images or change --val-fraction."
-            )
+def _fewest_groups(labels: Array, groups: Array) -> int:
+    """The number of groups of the class that is in the fewest."""
+    n_groups = {str(label): len(np.unique(groups[labels == label])) for label in np.unique(labels)}
+    rarest = min(n_groups, key=lambda label: n_groups[label])
+    if n_groups[rarest] < 2:
+        n = int(np.sum(labels.astype(str) == rarest))
+        raise UsageError(
+            f"class {rarest} has {n} image(s), all of one group: one side of a hold-out would be without it. Add "
+            f"images of other groups, or give a split column."
+        )
+    return n_groups[rarest]

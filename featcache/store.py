@@ -159,7 +159,9 @@ def check_identity(path: Path, held: Json, asked: Json) -> None:
     """
     if lines := difference(held, asked):
         fields = "\n  ".join(lines)
-        raise IdentityMismatch(f"{path} holds other vectors than the ones asked for:\n  {fields}\nWrite to another path.")
+        raise IdentityMismatch(
+            f"{path} holds other vectors than the ones asked for:\n  {fields}\nWrite to another path."
+        )
 
 
 def _open_file(path: Path) -> h5py.File:
@@ -296,7 +298,9 @@ def _take_lock(lock: BinaryIO, lock_path: Path, store_path: Path) -> None:
     except OSError as error:
         lock.seek(0)
         holder = lock.read().decode("ascii", "replace") or "another process"
-        raise StoreLocked(f"{store_path} is being written by {holder}. Wait for it, or write to another path.") from error
+        raise StoreLocked(
+            f"{store_path} is being written by {holder}. Wait for it, or write to another path."
+        ) from error
     lock.truncate(0)
     lock.write(f"pid {os.getpid()} on {os.uname().nodename}".encode())
 
@@ -372,7 +376,7 @@ def publish(
         NoSpace, AccessDenied, InputOutputError: the file at `path` is as it was.
     """
     origin = np.concatenate([read_part(part, with_features=False).origin for part in parts])
-    kept = np.flatnonzero(origin != FAILED)
+    kept = np.flatnonzero(origin != FAILED).tolist()
 
     def fill(raw: BinaryIO) -> None:
         with _Unbreakable(raw) as target, _new_file(target) as file:

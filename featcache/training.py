@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from featcache import durable, figures, metrics, splits
+from featcache import devices, durable, figures, metrics, splits
 from featcache.errors import CorruptStore, StoreNotFound, UsageError, from_os_error
 from featcache.heads import HeadSpec, HeadStack
 from featcache.provenance import Json, canonical_json, digest_json, environment
@@ -57,7 +57,9 @@ class Run:
         try:
             return cls(path, json.loads((path / "run.json").read_text("utf-8")))
         except FileNotFoundError as error:
-            raise StoreNotFound(f"there is no finished Run at {path}. Make one with: featcache train-head STORE.h5") from error
+            raise StoreNotFound(
+                f"there is no finished Run at {path}. Make one: featcache train-head STORE.h5"
+            ) from error
         except OSError as error:
             raise from_os_error(error, "reading", path) from error
         except ValueError as error:
@@ -98,22 +100,22 @@ def train_head(
     """Trains one head on a store and writes the Run.
 
     Args:
-        store: with a column `label`. Rows without a label are left out and counted.
+        store: with a column `label`. Rows without one are left out and counted.
         spec: the head; the default is the linear probe.
         run_path: the folder to write; None for `runs/STORE-KIND-DIGEST` in the current folder. The same training of the
             same store may be repeated at its path; another is never overwritten.
-        val_fraction: share of the training rows held out. None uses the store's own validation rows if it has some, else
+        val_fraction: share of the training rows held out. None uses the store's own validation rows if any, else
             0.2. Given, it also returns the store's own validation rows to the training rows first.
         group_by: the column whose values may not be on two sides; None for `group` where there is one. Identical images
             are never on two sides in any case.
         positive: the class that precision, recall and the like are about; None for the last in sorted order.
-        device: where to train, as torch spells it.
+        device: "cpu", "cuda", "cuda:N" or "auto".
 
     Raises:
         UsageError: labels, groups or the given split do not allow it, with counts; another Run is at `run_path`.
     """
     started = time.perf_counter()
-    spec = spec or HeadSpec()
+    spec, device = spec or HeadSpec(), devices.choose(device)
     task = Task.of(store, positive)
     split = choose_split(task, val_fraction, group_by, spec.seed)
     key = _key(store, spec, task, split)
@@ -168,8 +170,8 @@ class Task:
         if len(classes) < 2:
             found = f"only the class {classes[0]!r}" if classes else "no labels"
             raise UsageError(
-                f"{store.path} has {found}; a head needs two classes. Put the images into one folder per class, or give "
-                f"a CSV with a label column, and embed again: labels are not part of what is computed."
+                f"{store.path} has {found}; a head needs two classes. Put the images into one folder per class, or "
+                f"give a CSV with a label column, and embed again: labels are not part of what is computed."
             )
         if positive is not None and positive not in classes:
             raise UsageError(f"--positive {positive!r} is not one of the classes: {', '.join(classes)}.")
@@ -211,7 +213,8 @@ def _carve(task: Task, groups: Array, rows: Array, fraction: float | None, seed:
     if not len(rows):
         raise UsageError("the split column leaves no labelled image to train on.")
     fraction = DEFAULT_VAL_FRACTION if fraction is None else fraction
-    kept, held_out = splits.hold_out(task.labels[rows], groups[rows], fraction, seed)
+    names = np.array(task.classes)[task.labels[rows]]
+    kept, held_out = splits.hold_out(names, groups[rows], fraction, seed)
     return rows[kept], rows[held_out]
 
 
@@ -252,7 +255,7 @@ def fit(spec: HeadSpec, x: Tensor, y: Tensor, split: Split, n_classes: int, posi
     generator = torch.Generator().manual_seed(spec.seed)
     stack = HeadStack.fresh(x.shape[1], n_classes, [generator])
     stack = HeadStack(*(parameter.to(x.device).requires_grad_() for parameter in stack.parameters()))
-    optimizer = torch.optim.Adam(stack.parameters(), lr=spec.lr)
+    optimizer = Adam(stack.parameters(), spec.lr)
     weights = _class_weights(spec, y[split.train], n_classes)
     seen = {side: (x[rows], y[rows]) for side, rows in split.sides().items() if side != splits.TEST and len(rows)}
     x_train, y_train = seen[splits.TRAIN]
@@ -260,15 +263,37 @@ def fit(spec: HeadSpec, x: Tensor, y: Tensor, split: Split, n_classes: int, posi
     for epoch in range(1, spec.epochs + 1):
         for rows in _batches(len(x_train), spec.batch_rows, generator):
             loss = _loss(stack(x_train[rows]), y_train[rows], weights)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
+            optimizer.step(torch.autograd.grad(loss, stack.parameters()))
         history.append({"epoch": float(epoch), **_curve_point(stack, seen, positive)})
     return HeadStack(*(parameter.detach() for parameter in stack.parameters())), history
 
 
+class Adam:
+    """Adam (Kingma and Ba 2015, algorithm 1) with the defaults of torch.optim.Adam, to whose steps its own are equal.
+
+    Ours because the first optimizer of torch.optim takes three seconds to import what it needs for compiling, longer
+    than a linear head takes to train.
+    """
+
+    beta1, beta2, epsilon = 0.9, 0.999, 1e-8
+
+    def __init__(self, parameters: list[Tensor], lr: float) -> None:
+        self._lr, self._t = lr, 0
+        self._moments = [(p, torch.zeros_like(p), torch.zeros_like(p)) for p in parameters]
+
+    @torch.no_grad()
+    def step(self, gradients: Sequence[Tensor]) -> None:
+        self._t += 1
+        lr = self._lr / (1 - self.beta1**self._t)
+        correction = (1 - self.beta2**self._t) ** 0.5
+        for (parameter, mean, square), gradient in zip(self._moments, gradients, strict=True):
+            mean.lerp_(gradient, 1 - self.beta1)
+            square.mul_(self.beta2).addcmul_(gradient, gradient, value=1 - self.beta2)
+            parameter.addcdiv_(mean, (square.sqrt() / correction).add_(self.epsilon), value=-lr)
+
+
 def _batches(n: int, batch_rows: int, generator: torch.Generator) -> Iterator[Tensor]:
-    yield from torch.randperm(n, generator=generator).split(batch_rows)
+    yield from torch.split(torch.randperm(n, generator=generator), batch_rows)
 
 
 def _loss(logits: Tensor, y: Tensor, weights: Tensor) -> Tensor:
@@ -308,7 +333,7 @@ def _key(store: Store, spec: HeadSpec, task: Task, split: Split) -> Json:
         "positive": task.classes[task.positive],
         "identity_sha256": store.identity_sha256,
         "content_sha256": digest_json(task.content),
-        "split_sha256": split.digest(task.image_ids),
+        "split_sha256": digest_json(split.named(task.image_ids)),
         "labels_sha256": digest_json(used),
     }
 
@@ -367,12 +392,17 @@ def _save(run_path: Path, record: Json, head: dict[str, Any], history: History, 
         run_path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise from_os_error(error, "writing", run_path) from error
-    meta = {"classes": canonical_json(record["classes"]), "identity_sha256": record["identity_sha256"]}
+    # One key: safetensors writes several in no fixed order, and the same Run should be the same bytes.
+    meta = {"featcache": canonical_json({name: record[name] for name in ("classes", "positive", "identity_sha256")})}
     names = list(history[0])
     spec = record["head"]
-    title = f"{spec['kind']} head on {record['store']['name']}, lr {spec['lr']:g}, class weights {spec['class_weights']}"
+    title = (
+        f"{spec['kind']} head on {record['store']['name']}, lr {spec['lr']:g}, class weights {spec['class_weights']}"
+    )
     durable.write_bytes(run_path / "head.safetensors", safetensors.numpy.save(head, metadata=meta))
-    durable.write_text(run_path / "history.csv", _csv(names, [[f"{row[name]:.9g}" for name in names] for row in history]))
+    durable.write_text(
+        run_path / "history.csv", _csv(names, [[f"{row[name]:.9g}" for name in names] for row in history])
+    )
     durable.write_text(run_path / "predictions.csv", predictions)
     durable.write_bytes(run_path / "curves.png", figures.curves(history, title))
     durable.write_text(run_path / "run.json", json.dumps(record, indent=1, allow_nan=False) + "\n")

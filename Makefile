@@ -1,0 +1,42 @@
+# Two commands: `make demo` and `make test`. Each makes .venv first, with the exact versions of requirements.lock.
+
+PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,$(shell $(p) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $(p))))
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test check bench venv lock clean
+
+demo: $(STAMP)  ## the whole loop on generated images, offline
+	$(BIN)/featcache demo
+
+test: $(STAMP)  ## every test
+	$(BIN)/python -m pytest
+
+check: $(STAMP)  ## format, lint, types, fast tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q -m "not slow and not real"
+
+bench: $(STAMP)  ## measured ratios; see benchmarks/README.md
+	$(BIN)/python benchmarks/embed.py
+
+venv: $(STAMP)  ## only the environment
+
+lock: $(BIN)/uv  ## pin the newest versions pyproject.toml allows
+	$(BIN)/uv pip compile -q --upgrade pyproject.toml --extra dev --extra dicom --universal --python-version 3.11 \
+	  --no-emit-index-url --no-annotate --custom-compile-command "make lock" -o requirements.lock
+
+$(STAMP): pyproject.toml requirements.lock | $(BIN)/uv
+	$(BIN)/uv pip install -q --python $(BIN)/python -r requirements.lock
+	$(BIN)/uv pip install -q --python $(BIN)/python --no-deps -e .
+	@touch $@
+
+$(BIN)/uv:
+	@test -n "$(PYTHON)" || { echo "featcache needs Python 3.11 or newer; none was found (set PYTHON=…)"; exit 2; }
+	@$(PYTHON) -m venv $(VENV) || { echo "could not make $(VENV): install this Python's venv package (Debian: python3-venv)"; exit 2; }
+	@$(BIN)/python -m pip install -q --disable-pip-version-check uv
+
+clean:
+	rm -rf $(VENV) dist featcache-demo

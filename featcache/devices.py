@@ -1,0 +1,20 @@
+"""Where tensors live: `auto`, `cpu`, `cuda` or `cuda:N` as a device torch can use here."""
+
+import torch
+
+from featcache.errors import UsageError
+
+
+def choose(device: str) -> str:
+    """`auto` as CUDA where there is one; another name as it is.
+
+    Raises:
+        UsageError: torch cannot use it on this machine.
+    """
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UsageError(f"--device {device} cannot be used here: {str(error).splitlines()[0]}") from error
+    return device

@@ -1,0 +1,86 @@
+"""Shared material: small image folders, a tiny real network, and where the real data is."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from featcache.backbones import BackboneSpec
+from featcache.embed import embed
+from featcache.manifest import Manifest
+from featcache.store import Part, PartFolder, publish
+
+SMALL = "resnet18"  # 45 MB, initialised in a tenth of a second
+KERMANY_GROUPS = r"^(train|val|test)/\w+/(person\d+|(?:NORMAL2-)?IM-\d+)"
+
+
+def shared(*parts: str) -> Path:
+    """A path of the real data, or the test is skipped with the reason."""
+    root = Path(os.environ.get("FEATCACHE_SHARED", Path(__file__).parents[2] / "shared"))
+    path = root.joinpath(*parts)
+    if not path.exists():
+        pytest.skip(f"no {path}: set FEATCACHE_SHARED to the folder with the real data")
+    return path
+
+
+def draw(path: Path, seed: int, size: tuple[int, int] = (40, 36), mode: str = "L") -> None:
+    """A small image of smooth noise, different for every seed."""
+    rng = np.random.default_rng(seed)
+    channels = {"L": (), "RGB": (3,), "RGBA": (4,)}[mode]
+    coarse = rng.integers(0, 256, (6, 5, *channels), dtype=np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(path)
+
+
+@pytest.fixture
+def class_folder(tmp_path: Path) -> Path:
+    """12 images: train and test, two classes, three patients a class and side, in PNG and JPEG."""
+    root = tmp_path / "images"
+    seed = 0
+    for side, n in (("train", 4), ("test", 2)):
+        for label in ("normal", "sick"):
+            for patient in range(n):
+                suffix = "png" if seed % 2 else "jpg"
+                draw(root / side / label / f"{side}p{patient}{label[0]}-0.{suffix}", seed)
+                seed += 1
+    return root
+
+
+@pytest.fixture
+def embedded(class_folder: Path, tmp_path: Path) -> Path:
+    """A real store of `class_folder`."""
+    path = tmp_path / "small.h5"
+    manifest = Manifest.read(class_folder, group_pattern=r"/(\w+p\d)")
+    embed(manifest, path, BackboneSpec(SMALL, "random:0", input_size=32))
+    return path
+
+
+def make_store(
+    path: Path, features: np.ndarray, columns: dict[str, list[str]], content: list[str] | None = None
+) -> Path:
+    """A store of given vectors, written by the code that writes all stores."""
+    n = len(features)
+    content = content or [f"{i:064x}" for i in range(n)]
+    folder = PartFolder(path, {"identity": {"made": "for a test"}})
+    with folder.locked():
+        folder.write(Part(0, {"pooled": features.astype(np.float32)}, content, np.zeros(n, dtype=np.uint8), {}))
+        ids = [f"image{i:05d}" for i in range(n)]
+        publish(path, list(folder.finished().values()), ids, columns, {"made": "for a test"}, {})
+        folder.clear()
+    return path
+
+
+def two_clouds(n: int, d: int, seed: int = 0, apart: float = 1.0) -> tuple[np.ndarray, list[str]]:
+    """(n, d) vectors of two overlapping Gaussian classes and their labels."""
+    rng = np.random.default_rng(seed)
+    y = np.arange(n) % 2
+    centre = rng.standard_normal(d) * apart / np.sqrt(d)
+    return rng.standard_normal((n, d)) + np.outer(2 * y - 1, centre), ["sick" if label else "normal" for label in y]
+
+
+@pytest.fixture(autouse=True)
+def _two_threads() -> None:
+    torch.set_num_threads(2)

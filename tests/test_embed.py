@@ -1,0 +1,264 @@
+"""The pass: the vectors of a plain loop, every image accounted for, nothing computed twice."""
+
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import timm
+import torch
+from PIL import Image
+
+from featcache import embed as module
+from featcache import store as store_module
+from featcache.backbones import BackboneSpec, load
+from featcache.embed import BATCH_ROWS, default_part_rows, embed
+from featcache.errors import FeatcacheError, IdentityMismatch, InputOutputError, NoSpace, UsageError
+from featcache.manifest import Manifest
+from featcache.store import Store
+from tests.conftest import SMALL, draw
+
+SPEC = BackboneSpec(SMALL, "random:0", input_size=32)
+
+
+def many(root: Path, n: int) -> Manifest:
+    for i in range(n):
+        draw(root / f"{i:04d}.png", i, mode=("L", "RGB")[i % 2])
+    return Manifest.read(root)
+
+
+def test_vectors_equal_a_plain_timm_loop(tmp_path: Path) -> None:
+    manifest = many(tmp_path / "images", 40)
+    embed(manifest, tmp_path / "s.h5", SPEC)
+    torch.manual_seed(0)
+    reference = timm.create_model(SMALL, num_classes=0).eval()
+    transform = timm.data.create_transform(
+        **{**timm.data.resolve_data_config(model=reference), "input_size": (3, 32, 32)}
+    )
+    with torch.inference_mode():
+        expected = np.stack(
+            [reference(transform(Image.open(path).convert("RGB"))[None])[0].numpy() for path in manifest.paths]
+        )
+    with Store.open(tmp_path / "s.h5") as store:
+        assert store.image_ids == manifest.image_ids
+        found = store.features()
+    assert np.abs(found - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+def test_columns_of_the_manifest_are_in_the_store(embedded: Path) -> None:
+    with Store.open(embedded) as store:
+        row = store.image_ids.index("train/sick/trainp1s-0.png")
+        columns = {name: values[row] for name, values in store.columns.items()}
+    assert columns == {"label": "sick", "split": "train", "group": "trainp1"}
+
+
+def test_found_is_embedded_plus_reused_plus_failed(tmp_path: Path) -> None:
+    manifest = many(tmp_path / "images", 70)
+    for i, data in ((3, b""), (40, b"text"), (69, (tmp_path / "images" / "0001.png").read_bytes()[:-30])):
+        manifest.paths[i].write_bytes(data)
+    os.unlink(manifest.paths[5])
+    done = embed(manifest, tmp_path / "s.h5", SPEC)
+    assert (done.counts.found, done.counts.embedded, done.counts.reused, done.counts.failed) == (70, 66, 0, 4)
+    codes = {image_id: code for image_id, (code, _) in done.failures.items()}
+    assert codes == {"0003.png": "empty", "0005.png": "missing", "0040.png": "format", "0069.png": "damaged"}
+    lines = (tmp_path / "s.h5.failures.csv").read_text().splitlines()
+    assert lines[0] == "image_id,code,reason"
+    assert len(lines) == 5
+    with Store.open(tmp_path / "s.h5") as store:
+        assert len(store) == 66
+        assert set(store.failures) == set(codes)
+        assert not set(store.image_ids) & set(codes)
+
+
+def test_an_empty_store_is_never_published(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "1.png").write_bytes(b"")
+    with pytest.raises(FeatcacheError, match=r"none of 1 images could be embedded. '1\.png': zero bytes"):
+        embed(Manifest.read(tmp_path / "images"), tmp_path / "s.h5", SPEC)
+    assert not (tmp_path / "s.h5").exists()
+
+
+def test_the_list_of_failures_goes_when_there_are_none(tmp_path: Path) -> None:
+    manifest = many(tmp_path / "images", 3)
+    manifest.paths[0].write_bytes(b"")
+    embed(manifest, tmp_path / "s.h5", SPEC)
+    draw(manifest.paths[0], 0)
+    done = embed(manifest, tmp_path / "s.h5", SPEC)
+    assert (done.counts.embedded, done.counts.reused, done.counts.failed) == (1, 2, 0)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "s.h5"]
+
+
+# --- what was computed is not computed again --------------------------------------------------------------------------
+
+
+def test_a_second_pass_computes_nothing_and_changes_no_byte(tmp_path: Path) -> None:
+    manifest = many(tmp_path / "images", 50)
+    embed(manifest, tmp_path / "s.h5", SPEC)
+    before = (tmp_path / "s.h5").read_bytes()
+    done = embed(manifest, tmp_path / "s.h5", SPEC)
+    assert (done.counts.embedded, done.counts.reused) == (0, 50)
+    assert (tmp_path / "s.h5").read_bytes() == before
+
+
+def test_images_that_are_new_renamed_or_relabelled_cost_only_what_is_new(tmp_path: Path) -> None:
+    manifest = many(tmp_path / "images", 20)
+    embed(manifest, tmp_path / "s.h5", SPEC)
+    old = dict(zip(manifest.image_ids, Store.open(tmp_path / "s.h5").features(), strict=True))
+    (tmp_path / "images" / "sub").mkdir()
+    shutil.move(manifest.paths[0], tmp_path / "images" / "sub" / "moved.png")
+    draw(tmp_path / "images" / "sub" / "new.png", 99)
+    os.unlink(manifest.paths[1])
+    done = embed(Manifest.read(tmp_path / "images"), tmp_path / "s.h5", SPEC)
+    assert (done.counts.found, done.counts.embedded, done.counts.reused) == (20, 1, 19)
+    with Store.open(tmp_path / "s.h5") as store:
+        new = dict(zip(store.image_ids, store.features(), strict=True))
+        assert dict(zip(store.image_ids, store.columns["label"], strict=True))["sub/new.png"] == "sub"
+    assert np.array_equal(new["sub/moved.png"], old["0000.png"])
+    assert "0001.png" not in new
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"input_size": 48},
+        {"crop_pct": 0.5},
+        {"interpolation": "nearest"},
+        {"mean": (0.1,)},
+        {"std": (0.3,)},
+        {"weights": "random:1"},
+        {"name": "resnet34"},
+    ],
+    ids=lambda other: next(iter(other)),
+)
+def test_another_identity_at_the_same_path_is_refused_and_nothing_changes(
+    embedded: Path, class_folder: Path, other: dict[str, object]
+) -> None:
+    before = embedded.read_bytes()
+    with pytest.raises(IdentityMismatch) as caught:
+        embed(Manifest.read(class_folder), embedded, replace(SPEC, **other))
+    field = {"name": "backbone.name", "weights": "backbone.weights_sha256"}.get(
+        *other, f"transform.{next(iter(other))}"
+    )
+    assert f"\n  {field}: " in str(caught.value)
+    assert embedded.read_bytes() == before
+    assert not embedded.with_name("small.h5.partial").exists()
+
+
+def test_a_file_that_is_no_store_is_not_written_over(tmp_path: Path) -> None:
+    manifest = many(tmp_path / "images", 2)
+    (tmp_path / "thesis.txt").write_text("years")
+    with pytest.raises(FeatcacheError, match="not a featcache store"):
+        embed(manifest, tmp_path / "thesis.txt", SPEC)
+    assert (tmp_path / "thesis.txt").read_text() == "years"
+
+
+# --- stopped and continued --------------------------------------------------------------------------------------------
+
+
+class Stop(Exception):
+    pass
+
+
+@pytest.mark.parametrize("n_parts", [1, 2, 3])
+def test_a_resumed_pass_equals_an_uninterrupted_one(tmp_path: Path, n_parts: int) -> None:
+    manifest = many(tmp_path / "images", 120)
+    embed(manifest, tmp_path / "whole.h5", SPEC, part_rows=BATCH_ROWS)
+
+    def stop_after(done: int, total: int) -> None:
+        if done >= n_parts * BATCH_ROWS:
+            raise Stop
+
+    with pytest.raises(Stop):
+        embed(manifest, tmp_path / "s.h5", SPEC, part_rows=BATCH_ROWS, on_progress=stop_after)
+    assert not (tmp_path / "s.h5").exists()
+    parts = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "s.h5.partial").glob("part-*")}
+    assert len(parts) == n_parts
+    seen: list[int] = []
+    done = embed(manifest, tmp_path / "s.h5", SPEC, part_rows=BATCH_ROWS, on_progress=lambda n, _: seen.append(n))
+    assert done.n_resumed == n_parts * BATCH_ROWS
+    assert seen == sorted(seen)
+    assert seen[0] == n_parts * BATCH_ROWS
+    assert seen[-1] == 120
+    assert (tmp_path / "s.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
+    assert not (tmp_path / "s.h5.partial").exists()
+
+
+def test_the_size_of_the_parts_changes_no_byte(tmp_path: Path) -> None:
+    manifest = many(tmp_path / "images", 200)
+    for rows in (BATCH_ROWS, 3 * BATCH_ROWS, 7 * BATCH_ROWS):
+        embed(manifest, tmp_path / f"{rows}.h5", SPEC, part_rows=rows)
+    assert len({path.read_bytes() for path in tmp_path.glob("*.h5")}) == 1
+
+
+@pytest.mark.parametrize("rows", [0, -32, 33])
+def test_part_rows_that_would_cut_a_batch_are_refused(tmp_path: Path, rows: int) -> None:
+    with pytest.raises(UsageError, match=f"multiple of {BATCH_ROWS}, got {rows}"):
+        embed(many(tmp_path / "images", 1), tmp_path / "s.h5", SPEC, part_rows=rows)
+
+
+@pytest.mark.parametrize("n_features", [1, 512, 1280, 25_088, 10**7])
+def test_default_parts_hold_whole_batches(n_features: int) -> None:
+    rows = default_part_rows(n_features)
+    assert rows % BATCH_ROWS == 0
+    assert BATCH_ROWS <= rows <= 256
+
+
+# --- what the machine may do ------------------------------------------------------------------------------------------
+
+
+def test_too_little_space_is_told_before_anything_is_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(NoSpace, match=r"no space: 3 images of 512 features need about .* MB, 0.0 MB are free"):
+        embed(many(tmp_path / "images", 3), tmp_path / "s.h5", SPEC)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images"]
+
+
+def test_a_network_that_gives_nan_stops_the_pass(tmp_path: Path) -> None:
+    state = load(SPEC).module.state_dict()
+    state["conv1.weight"][0] = float("nan")
+    safetensors.torch.save_file(
+        {key: value.contiguous() for key, value in state.items()}, tmp_path / "broken.safetensors"
+    )
+    with pytest.raises(InputOutputError, match="not finite for 40 of 40"):
+        embed(
+            many(tmp_path / "images", 40),
+            tmp_path / "s.h5",
+            replace(SPEC, weights=str(tmp_path / "broken.safetensors")),
+        )
+    assert not (tmp_path / "s.h5").exists()
+
+
+def test_decoding_threads_stay_within_their_lead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However slow the network is, only so many decoded images wait for it: memory does not grow with their number."""
+    manifest = many(tmp_path / "images", 200)
+    begun, taken = [], []
+    real = module._prepare
+    monkeypatch.setattr(module, "_prepare", lambda row, **rest: begun.append(row) or real(row, **rest))
+
+    def watch(batch: dict[int, np.ndarray], *rest: object) -> None:
+        taken.extend(batch)
+        assert len(begun) - len(taken) <= 3 * BATCH_ROWS + 4
+        forward(batch, *rest)
+
+    forward = module._forward
+    monkeypatch.setattr(module, "_forward", watch)
+    embed(manifest, tmp_path / "s.h5", SPEC, n_workers=3)
+    assert len(begun) == 200
+
+
+def test_a_store_does_not_depend_on_the_number_of_threads(tmp_path: Path) -> None:
+    manifest = many(tmp_path / "images", 70)
+    for n in (1, 5):
+        embed(manifest, tmp_path / f"{n}.h5", SPEC, n_workers=n)
+    assert (tmp_path / "1.h5").read_bytes() == (tmp_path / "5.h5").read_bytes()
+
+
+def test_the_identity_names_everything_that_was_asked_for() -> None:
+    identity = module.identity_of(load(SPEC))
+    assert set(identity) == {"pipeline", "backbone", "transform", "decode", "precision", "stored_dtype"}
+    assert identity["transform"]["input_size"] == [32, 32]
+    assert store_module.digest_json(identity) == store_module.digest_json(module.identity_of(load(SPEC)))

@@ -1,0 +1,184 @@
+"""Where images come from: nothing is lost, nothing is taken for what it is not."""
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from featcache.errors import UsageError
+from featcache.manifest import Manifest
+from tests.conftest import KERMANY_GROUPS, shared
+
+
+def touch(root: Path, *names: str) -> Path:
+    for name in names:
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"x")
+    return root
+
+
+def test_class_folders_give_labels(tmp_path: Path) -> None:
+    manifest = Manifest.read(touch(tmp_path, "b/2.png", "a/1.JPG", "a/deep/3.jpeg"))
+    assert manifest.image_ids == ["a/1.JPG", "a/deep/3.jpeg", "b/2.png"]
+    assert manifest.columns == {"label": ["a", "a", "b"]}
+
+
+@pytest.mark.parametrize("val", ["val", "valid", "validation", "Valid"])
+def test_split_folders_above_the_classes_give_the_split(tmp_path: Path, val: str) -> None:
+    manifest = Manifest.read(touch(tmp_path, "train/a/1.png", f"{val}/a/1.png", "test/b/1.png"))
+    split = dict(zip(manifest.image_ids, manifest.columns["split"], strict=True))
+    assert split == {"train/a/1.png": "train", f"{val}/a/1.png": "val", "test/b/1.png": "test"}
+    assert sorted(manifest.columns["label"]) == ["a", "a", "b"]
+
+
+def test_a_class_named_test_is_a_class(tmp_path: Path) -> None:
+    manifest = Manifest.read(touch(tmp_path, "test/1.png", "control/1.png"))
+    assert manifest.columns == {"label": ["control", "test"]}
+
+
+def test_the_same_base_name_in_two_folders_is_two_images(tmp_path: Path) -> None:
+    assert len(Manifest.read(touch(tmp_path, "a/1.png", "b/1.png"))) == 2
+
+
+def test_what_is_no_image_is_skipped_and_counted_by_reason(tmp_path: Path) -> None:
+    touch(tmp_path, "a/1.png", ".DS_Store", "a/Thumbs.db", "__MACOSX/a/._1.png", "a/notes.txt", "a/._1.png")
+    (tmp_path / "a" / "dir.png").mkdir()
+    os.mkfifo(tmp_path / "a" / "fifo.png")
+    os.symlink("loop.png", tmp_path / "a" / "loop.png")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "a" / "s.png"))
+        manifest = Manifest.read(tmp_path)
+    assert manifest.image_ids == ["a/1.png"]
+    assert manifest.skipped == {"system file": 4, "not an image name": 1, "not a regular file": 3}
+
+
+def test_names_keep_their_bytes(tmp_path: Path) -> None:
+    folder = tmp_path / "a"
+    folder.mkdir()
+    raw = [b"caf\xe9.png", "cafe\u0301.png".encode(), "caf\u00e9.png".encode(), b"new\nline.png", b"x" * 240 + b".png"]
+    for name in raw:
+        (Path(os.fsdecode(os.fsencode(folder) + b"/" + name))).write_bytes(b"x")
+    found = Manifest.read(tmp_path).image_ids
+    assert sorted(os.fsencode(image_id) for image_id in found) == sorted(b"a/" + name for name in raw)
+
+
+def test_no_image_found_is_an_error_that_says_what_was_looked_for(tmp_path: Path) -> None:
+    touch(tmp_path, "readme.txt")
+    with pytest.raises(UsageError, match=r"found 0 images under .*looked for .*\.png.*skipped 1"):
+        Manifest.read(tmp_path)
+
+
+def test_links_out_of_the_folder_are_refused_unless_allowed(tmp_path: Path) -> None:
+    touch(tmp_path, "elsewhere/1.png", "in/a/2.png")
+    os.symlink(tmp_path / "elsewhere" / "1.png", tmp_path / "in" / "a" / "1.png")
+    os.symlink("2.png", tmp_path / "in" / "a" / "3.png")
+    assert list(Manifest.read(tmp_path / "in").refused) == ["a/1.png"]
+    assert Manifest.read(tmp_path / "in", allow_outside=True).refused == {}
+
+
+# --- groups -----------------------------------------------------------------------------------------------------------
+
+
+def test_group_pattern_joins_what_it_captures_and_counts_what_it_misses(tmp_path: Path) -> None:
+    touch(
+        tmp_path,
+        "train/N/IM-0001-0001.png",
+        "test/N/NORMAL2-IM-0001.png",
+        "train/P/person1_virus_2.png",
+        "train/P/x.png",
+    )
+    manifest = Manifest.read(tmp_path, KERMANY_GROUPS)
+    assert dict(zip(manifest.image_ids, manifest.columns["group"], strict=True)) == {
+        "test/N/NORMAL2-IM-0001.png": "test/NORMAL2-IM-0001",
+        "train/N/IM-0001-0001.png": "train/IM-0001",
+        "train/P/person1_virus_2.png": "train/person1",
+        "train/P/x.png": "train/P/x.png",
+    }
+    assert manifest.n_ungrouped == 1
+
+
+@pytest.mark.parametrize(("pattern", "reason"), [("(", "not a regular expression"), ("person", "captures nothing")])
+def test_a_bad_group_pattern_is_refused(tmp_path: Path, pattern: str, reason: str) -> None:
+    with pytest.raises(UsageError, match=reason):
+        Manifest.read(touch(tmp_path, "a/1.png"), pattern)
+
+
+# --- CSV --------------------------------------------------------------------------------------------------------------
+
+
+def write_csv(tmp_path: Path, text: str, encoding: str = "utf-8") -> Path:
+    path = tmp_path / "images.csv"
+    path.write_text(text, encoding)
+    return path
+
+
+def test_csv_keeps_every_column(tmp_path: Path) -> None:
+    path = write_csv(tmp_path, "path,label,view,split\na/1.png,x,PA,Validation\nb/2.png,,AP,\n", "utf-8-sig")
+    manifest = Manifest.read(path)
+    assert manifest.image_ids == ["a/1.png", "b/2.png"]
+    assert manifest.paths[0] == tmp_path / "a/1.png"
+    assert manifest.columns == {"label": ["x", ""], "view": ["PA", "AP"], "split": ["val", ""]}
+
+
+def test_csv_may_name_its_images(tmp_path: Path) -> None:
+    manifest = Manifest.read(write_csv(tmp_path, "image_id,path\nfirst,a/1.png\nsecond,a/1.png\n"))
+    assert manifest.image_ids == ["first", "second"]
+    assert manifest.columns == {"path": ["a/1.png", "a/1.png"]}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("file,label\n1.png,x\n", "line 1: no column named path"),
+        ("", "line 1: no column named path"),
+        ("path,label\n", "no rows: found 0 images"),
+        ("path,label\n1.png,x\n,y\n", "line 3, column path: empty"),
+        ("path,label\n1.png,x\n1.png,y\n", "line 3: '1.png' stands already at line 2"),
+        ("path,label\n1.png,x\n./1.png,y\n", "line 3: '1.png' stands already at line 2"),
+        ("path,label\n1.png,NaN\n", "line 2, column label: the label is 'NaN'"),
+        ("path,label\n1.png\n", "line 2: the number of cells"),
+        ("path,label\n1.png,x,y\n", "line 2: the number of cells"),
+        ("path,split\n1.png,training\n", "line 2, column split: 'training' is not"),
+        ("path,path\n1.png,2.png\n", "unique"),
+        ("path,a/b\n1.png,x\n", "cannot be named 'a/b'"),
+    ],
+)
+def test_a_malformed_csv_is_refused_with_line_and_column(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Manifest.read(write_csv(tmp_path, text))
+
+
+@pytest.mark.parametrize("path", ["../1.png", "/1.png", "a/../../1.png"])
+def test_csv_paths_out_of_its_folder_are_refused_unless_allowed(tmp_path: Path, path: str) -> None:
+    manifest = Manifest.read(write_csv(tmp_path, f"path\n{path}\n"))
+    assert list(manifest.refused.values()) == ["leads out of the folder (allow it with --allow-outside)"]
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.text(st.characters(blacklist_categories=("Cs", "Cc")), min_size=1, max_size=12), min_size=1, max_size=6)
+)
+def test_any_label_survives_a_csv(tmp_path_factory: pytest.TempPathFactory, labels: list[str]) -> None:
+    import csv
+
+    labels = [label for label in labels if label.strip().lower() not in {"nan", "na", "n/a", "null", "none"}]
+    path = tmp_path_factory.mktemp("csv") / "images.csv"
+    with open(path, "w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "label"])
+        writer.writerows([f"{i}.png", label] for i, label in enumerate(labels))
+    if labels:
+        assert Manifest.read(path).columns["label"] == [label.strip() for label in labels]
+
+
+@pytest.mark.real
+def test_kermany_is_found_whole() -> None:
+    manifest = Manifest.read(shared("data", "kermany224"), KERMANY_GROUPS)
+    assert len(manifest) == 5840
+    assert manifest.skipped == {"system file": 3}
+    assert manifest.n_ungrouped == 0
+    assert {side: manifest.columns["split"].count(side) for side in ("train", "test")} == {"train": 5216, "test": 624}

@@ -1,0 +1,65 @@
+"""Phantoms: reproducible, in three formats, neither too easy nor too hard."""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from featcache import phantoms
+from featcache.backbones import BackboneSpec
+from featcache.embed import embed
+from featcache.manifest import Manifest
+from featcache.store import Store
+from featcache.training import train_head
+
+
+def test_the_same_seeds_give_the_same_pixels_and_others_do_not() -> None:
+    one = phantoms.radiograph(1, 0, True)
+    assert np.array_equal(one, phantoms.radiograph(1, 0, True))
+    assert not np.array_equal(one, phantoms.radiograph(1, 1, True))
+    assert not np.array_equal(one, phantoms.radiograph(2, 0, True))
+    assert one.shape == (phantoms.HEIGHT, phantoms.WIDTH)
+    assert one.min() >= 0.0
+    assert one.max() <= 1.0
+
+
+def test_an_abnormal_phantom_is_the_normal_one_with_something_brighter() -> None:
+    difference = phantoms.radiograph(4, 0, True) - phantoms.radiograph(4, 0, False)
+    assert difference.max() > 0.03
+    assert np.median(np.abs(difference)) < 0.06
+
+
+def test_formats_give_the_label_away_to_nobody(tmp_path: Path) -> None:
+    n = phantoms.write(tmp_path, n_patients=60, images_per_patient=2)
+    manifest = Manifest.read(tmp_path, phantoms.GROUP_PATTERN)
+    assert len(manifest) == n == 120
+    assert manifest.n_ungrouped == 0
+    kinds: dict[str, Counter[str]] = {label: Counter() for label in phantoms.CLASSES}
+    for path, label in zip(manifest.paths, manifest.columns["label"], strict=True):
+        with Image.open(path) as image:
+            kinds[label][f"{image.format} {image.mode}"] += 1
+    assert kinds["normal"] == kinds["abnormal"]
+    assert set(kinds["normal"]) == {"PNG I;16", "PNG L", "JPEG L"}
+
+
+def test_a_patient_is_in_one_split_and_one_class(tmp_path: Path) -> None:
+    phantoms.write(tmp_path, n_patients=40, images_per_patient=2)
+    manifest = Manifest.read(tmp_path, phantoms.GROUP_PATTERN)
+    where: dict[str, set[tuple[str, str]]] = {}
+    for group, split, label in zip(*(manifest.columns[name] for name in ("group", "split", "label")), strict=True):
+        where.setdefault(group, set()).add((split, label))
+    assert len(where) == 40
+    assert all(len(places) == 1 for places in where.values())
+
+
+@pytest.mark.slow
+def test_random_weights_score_clearly_above_chance_and_below_perfection(tmp_path: Path) -> None:
+    phantoms.write(tmp_path / "images")
+    manifest = Manifest.read(tmp_path / "images", phantoms.GROUP_PATTERN)
+    embed(manifest, tmp_path / "s.h5", BackboneSpec("efficientnet_b1", "random:0"))
+    with Store.open(tmp_path / "s.h5") as store:
+        run = train_head(store, run_path=tmp_path / "run", positive="abnormal")
+    assert 0.75 < run.metrics("test")["auroc"] < 0.98
+    assert 0.65 < run.metrics("test")["accuracy"] < 0.98
