@@ -130,15 +130,19 @@ def train_head_command(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Run folder. Default: runs/STORE-HEAD-DIGEST.")
     ] = None,
-    lr: Annotated[float | None, typer.Option(help="Learning rate of Adam [0.003].")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over the training rows [40].")] = None,
-    batch_rows: Annotated[int | None, typer.Option(help="Rows per step [32].")] = None,
-    class_weights: Annotated[str | None, typer.Option(help="none or balanced [none].")] = None,
-    scale: Annotated[str | None, typer.Option(help="Features divided by: rms, standard or none [rms].")] = None,
-    seed: Annotated[int | None, typer.Option(help="Of weights, batches and the hold-out [0].")] = None,
-    val_fraction: Annotated[float | None, typer.Option(help="Share of training rows held out [0.2].")] = None,
-    group_by: Annotated[str | None, typer.Option(help="Column never on two sides [group].")] = None,
-    positive: Annotated[str | None, typer.Option(help="Positive class [last in sorted order].")] = None,
+    lr: Annotated[float | None, typer.Option(show_default="0.003", help="Learning rate of Adam.")] = None,
+    epochs: Annotated[int | None, typer.Option(show_default="40", help="Passes over the training rows.")] = None,
+    batch_rows: Annotated[int | None, typer.Option(show_default="32", help="Rows per step.")] = None,
+    class_weights: Annotated[str | None, typer.Option(show_default="none", help="none or balanced.")] = None,
+    scale: Annotated[
+        str | None, typer.Option(show_default="rms", help="Features divided by: rms, standard or none.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(show_default="0", help="Of weights, batches and the hold-out.")] = None,
+    val_fraction: Annotated[
+        float | None, typer.Option(show_default="0.2", help="Share of training rows held out.")
+    ] = None,
+    group_by: Annotated[str | None, typer.Option(show_default="group", help="Column never on two sides.")] = None,
+    positive: Annotated[str | None, typer.Option(show_default="last in sorted order", help="Positive class.")] = None,
     device: Device = "cpu",
     as_json: Json = False,
 ) -> None:

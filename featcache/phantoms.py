@@ -5,6 +5,7 @@ clavicles, different for every patient, turned and exposed a little differently 
 three hazy opacities in the lungs, some of them faint. Nothing learnt on them says anything about patients.
 """
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -75,23 +76,30 @@ def write(folder: Path, n_patients: int = 160, images_per_patient: int = 3, seed
     Half of the patients are abnormal, three in ten are in `test`. File formats (16-bit PNG, 8-bit PNG, JPEG) go round
     over the images of either class alike, so that they give nothing away.
     """
-    for patient in range(n_patients):
+
+    def draw(patient: int) -> None:
         label = CLASSES[patient % 2]
-        side = "test" if patient % 20 >= 14 else "train"
-        target = folder / side / label
+        target = folder / ("test" if patient % 20 >= 14 else "train") / label
         target.mkdir(parents=True, exist_ok=True)
         for k in range(images_per_patient):
             pixels = radiograph(seed * 1_000_003 + patient, k, label == "abnormal")
             _save(target / f"patient{patient:03d}-{k}", pixels, _FORMATS[(patient // 2 + k) % 3])
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(draw, range(n_patients)))
     return n_patients * images_per_patient
 
 
 def _save(stem: Path, pixels: Array, kind: str) -> None:
     if kind == "16-bit PNG":
-        Image.fromarray(np.round(pixels * 65_535).astype(np.uint16)).save(stem.with_suffix(".png"))
+        deep = Image.fromarray(np.round(pixels * 65_535).astype(np.uint16))
+        deep.save(stem.with_suffix(".png"), compress_level=1)
         return
     gray = Image.fromarray(np.round(pixels * 255).astype(np.uint8))
-    gray.save(stem.with_suffix(".png")) if kind == "8-bit PNG" else gray.save(stem.with_suffix(".jpg"), quality=92)
+    if kind == "8-bit PNG":
+        gray.save(stem.with_suffix(".png"), compress_level=1)
+    else:
+        gray.save(stem.with_suffix(".jpg"), quality=92)
 
 
 def _coordinates(rng: np.random.Generator) -> tuple[Array, Array]:
@@ -112,10 +120,9 @@ def _ellipse(u: Array, v: Array, a: float, b: float, softness: float = 0.035) ->
 
 def _ribs(u: Array, v: Array, body: Anatomy) -> Array:
     """Nine arcs that fall away from the spine on both sides, and the two clavicles."""
-    ribs = np.zeros_like(u)
-    for i in range(9):
-        line = -0.72 + i * body.rib_spacing + body.rib_slope * (np.abs(u) - 0.12) ** 2
-        ribs += np.exp(-(((v - line) / 0.022) ** 2))
+    below_first = v + 0.72 - body.rib_slope * (np.abs(u) - 0.12) ** 2
+    nearest = np.clip(np.round(below_first / body.rib_spacing), 0, 8) * body.rib_spacing
+    ribs = np.exp(-(((below_first - nearest) / 0.022) ** 2))
     clavicles = np.exp(-(((v + 0.70 - 0.22 * np.abs(u)) / 0.03) ** 2)) * (np.abs(u) < 0.75)
     return np.asarray(ribs + 1.3 * clavicles)
 

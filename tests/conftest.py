@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach a network; read when huggingface_hub is imported
+
 import numpy as np
 import pytest
 import torch
@@ -79,6 +81,17 @@ def two_clouds(n: int, d: int, seed: int = 0, apart: float = 1.0) -> tuple[np.nd
     y = np.arange(n) % 2
     centre = rng.standard_normal(d) * apart / np.sqrt(d)
     return rng.standard_normal((n, d)) + np.outer(2 * y - 1, centre), ["sick" if label else "normal" for label in y]
+
+
+@pytest.fixture
+def empty_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A hub cache with nothing in it, and no network."""
+    from huggingface_hub import constants
+
+    (tmp_path / "hub").mkdir()
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    return tmp_path / "hub"
 
 
 @pytest.fixture(autouse=True)

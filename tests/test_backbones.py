@@ -193,16 +193,6 @@ def test_a_bad_weights_argument_says_what_is_wrong(
         load(BackboneSpec(SMALL, weights))
 
 
-@pytest.fixture
-def empty_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A hub cache with nothing in it, and no network."""
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    return tmp_path
-
-
 @pytest.mark.usefixtures("empty_hub")
 def test_unreachable_weights_are_an_error_that_names_the_ways_out() -> None:
     with pytest.raises(WeightsUnavailable, match=r"efficientnet_b1\.\w+ are not cached.*--weights FILE.*random:0"):

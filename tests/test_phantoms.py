@@ -8,11 +8,8 @@ import pytest
 from PIL import Image
 
 from featcache import phantoms
-from featcache.backbones import BackboneSpec
-from featcache.embed import embed
+from featcache.demo import demo
 from featcache.manifest import Manifest
-from featcache.store import Store
-from featcache.training import train_head
 
 
 def test_the_same_seeds_give_the_same_pixels_and_others_do_not() -> None:
@@ -55,11 +52,16 @@ def test_a_patient_is_in_one_split_and_one_class(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_random_weights_score_clearly_above_chance_and_below_perfection(tmp_path: Path) -> None:
-    phantoms.write(tmp_path / "images")
-    manifest = Manifest.read(tmp_path / "images", phantoms.GROUP_PATTERN)
-    embed(manifest, tmp_path / "s.h5", BackboneSpec("efficientnet_b1", "random:0"))
-    with Store.open(tmp_path / "s.h5") as store:
-        run = train_head(store, run_path=tmp_path / "run", positive="abnormal")
-    assert 0.75 < run.metrics("test")["auroc"] < 0.98
-    assert 0.65 < run.metrics("test")["accuracy"] < 0.98
+def test_the_demo_scores_clearly_above_chance_and_below_perfection(tmp_path: Path, empty_hub: Path) -> None:
+    """With random weights, as anybody sees it who has no network."""
+    done = demo(tmp_path / "demo")
+    assert done.has_random_weights
+    assert done.embedded.counts.failed == 0
+    assert done.run.n_parameters == 2562
+    assert 0.75 < done.run.metrics("test")["auroc"] < 0.98
+    assert 0.65 < done.run.metrics("test")["accuracy"] < 0.98
+    before = (tmp_path / "demo" / "phantoms.h5").read_bytes()
+    again = demo(tmp_path / "demo")
+    assert (again.embedded.counts.embedded, again.embedded.counts.reused) == (0, 480)
+    assert (tmp_path / "demo" / "phantoms.h5").read_bytes() == before
+    assert again.run.record["metrics"] == done.run.record["metrics"]

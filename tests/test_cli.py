@@ -1,0 +1,233 @@
+"""The command line as a person meets it: exit codes and what stands on the two streams."""
+
+import io
+import json
+import signal
+import subprocess
+import sys
+import time
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from featcache.cli import main
+from featcache.store import Store
+from tests.conftest import SMALL, draw
+
+RANDOM = ("--backbone", SMALL, "--weights", "random:0", "--input-size", "32")
+SPLIT_KEYS = [
+    "n",
+    "loss",
+    "accuracy",
+    "balanced_accuracy",
+    "precision",
+    "recall",
+    "specificity",
+    "f1",
+    "auroc",
+    "auprc",
+    "confusion",
+]
+
+
+@dataclass
+class Done:
+    """What a command left: exit code and both streams."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def featcache(*arguments: object, cwd: Path) -> Done:
+    """The entry point in this process, which spares each call the seconds that importing torch takes."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.chdir(cwd)
+        patch.setattr(sys, "argv", ["featcache", *map(str, arguments)])
+        code = 0
+        try:
+            main()
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else int(end.code is not None)
+    return Done(code, out.getvalue(), err.getvalue())
+
+
+@pytest.mark.parametrize("command", ["", "demo", "embed", "train-head", "backbones"])
+def test_every_command_has_help(command: str, tmp_path: Path) -> None:
+    done = featcache(*command.split(), "--help", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "Usage" in done.stdout
+    assert not done.stderr
+
+
+def test_the_commands_are_exactly_these() -> None:
+    from featcache.cli import app
+
+    assert sorted(command.name or "" for command in app.registered_commands) == [
+        "backbones", "demo", "embed", "train-head",
+    ]  # fmt: skip
+
+
+def test_help_shows_the_defaults_of_the_head(tmp_path: Path) -> None:
+    """Options of train-head have no default of their own: what help shows must be HeadSpec's."""
+    from featcache.heads import HeadSpec
+
+    text = featcache("train-head", "--help", cwd=tmp_path).stdout
+    spec = HeadSpec()
+    for value in (spec.lr, spec.epochs, spec.batch_rows, spec.class_weights, spec.scale, spec.seed):
+        assert f"[default: ({value})]" in text
+
+
+def test_embed_answers_scripts_with_one_json_object(class_folder: Path, tmp_path: Path) -> None:
+    done = featcache("embed", class_folder, "-o", "s.h5", *RANDOM, "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert list(answer) == (
+        [
+            "store",
+            "found",
+            "skipped",
+            "embedded",
+            "reused",
+            "failed",
+            "dim",
+            "backbone",
+            "weights_sha256",
+            "identity",
+            "precision",
+            "seconds",
+            "images_per_second",
+        ]
+    )
+    assert (answer["found"], answer["embedded"], answer["dim"]) == (12, 12, 512)
+    with Store.open(tmp_path / answer["store"]) as store:
+        assert store.identity_sha256 == answer["identity"]
+        assert store.identity["backbone"]["weights_sha256"] == answer["weights_sha256"]
+
+
+def test_train_head_answers_scripts_with_one_json_object(embedded: Path, tmp_path: Path) -> None:
+    done = featcache("train-head", embedded, "--head", "linear", "--epochs", 2, "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert list(answer) == ["run", "head", "n_parameters", "seconds", "train", "val", "test"]
+    assert answer["n_parameters"] == 1026
+    for side in ("train", "val", "test"):
+        assert set(SPLIT_KEYS) <= set(answer[side])
+    files = sorted(path.name for path in (tmp_path / answer["run"]).iterdir())
+    assert files == ["curves.png", "head.safetensors", "history.csv", "predictions.csv", "run.json"]
+
+
+def test_a_person_gets_tables_on_stdout(embedded: Path, tmp_path: Path) -> None:
+    done = featcache("train-head", embedded, "-o", "run", "--positive", "normal", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "epoch" in done.stdout
+    assert "positive class: normal" in done.stdout
+    assert "1,026 parameters" in done.stdout
+    assert not done.stderr
+
+
+def test_failed_images_give_exit_code_3_and_are_named(class_folder: Path, tmp_path: Path) -> None:
+    (class_folder / "train" / "sick" / "\x1b[31mbad.png").write_bytes(b"no image")
+    done = featcache("embed", class_folder, "-o", "s.h5", *RANDOM, cwd=tmp_path)
+    assert done.returncode == 3
+    assert "found 13 = embedded 12 + reused 0 + failed 1" in done.stdout
+    assert r"\x1b[31mbad.png" in done.stdout
+    assert "\x1b" not in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (("train-head", "gone.h5"), 10, "there is no store at gone.h5"),
+        (("embed", "nowhere", "-o", "s.h5", *RANDOM), 2, "nowhere is neither a folder nor a .csv file"),
+        (("embed", "images", "-o", "s.h5", "--backbone", "resnet81"), 2, "no backbone is named 'resnet81'"),
+        (("embed", "images", "-o", "s.h5", *RANDOM, "--mean", "a,b"), 2, "--mean 'a,b': one or three numbers"),
+        (("embed", "images", "-o", "s.h5", *RANDOM, "--std", "1,2"), 2, "--std '1,2': one or three numbers"),
+        (("embed", "images", "-o", "s.h5", *RANDOM, "--device", "cuda:9"), 2, "--device cuda:9 cannot be used here"),
+        (("embed", "images", "-o", "s.h5", *RANDOM, "--crop-pct", "7"), 2, "crop_pct must be above 0"),
+        (("embed", "images", "-o", "s.h5", *RANDOM, "--input-size", "8"), 0, ""),
+        (("backbones", "nothing-like-it"), 2, "no backbone matches"),
+        (("train-head", "small.h5", "--lr", "-1"), 2, "lr must be > 0, got -1.0"),
+        (("train-head", "small.h5", "--head", "deep"), 2, "kind must be one of linear, got 'deep'"),
+        (("train-head", "images"), 74, "reading images: is a directory"),
+    ],
+)
+def test_a_mistake_gets_one_line_and_its_exit_code(
+    embedded: Path, tmp_path: Path, arguments: tuple[str, ...], code: int, message: str
+) -> None:
+    done = featcache(*arguments, cwd=tmp_path)
+    assert done.returncode == code, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) == (1 if code else 0)
+
+
+def test_another_identity_is_refused_with_the_fields_that_differ(embedded: Path, tmp_path: Path) -> None:
+    before = embedded.read_bytes()
+    done = featcache("embed", "images", "-o", "small.h5", *RANDOM[:-1], "48", cwd=tmp_path)
+    assert done.returncode == 12
+    assert "transform.input_size: [32, 32] here, [48, 48] asked" in done.stderr
+    assert embedded.read_bytes() == before
+
+
+@pytest.mark.usefixtures("empty_hub")
+def test_unreachable_weights_leave_one_line_and_no_file(class_folder: Path, tmp_path: Path) -> None:
+    done = featcache("embed", class_folder, "-o", "s.h5", "--backbone", "efficientnet_b1", cwd=tmp_path)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    for way_out in ("efficientnet_b1.ra4_e3600_r240_in1k", "--weights FILE", "random:0"):
+        assert way_out in line
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["hub", "images"]
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_any_work(class_folder: Path, tmp_path: Path) -> None:
+    done = featcache("embed", class_folder, "-o", "/proc/none/s.h5", *RANDOM, cwd=tmp_path)
+    assert done.returncode in (21, 74)
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_stopping_keeps_what_is_finished_and_the_same_command_continues(tmp_path: Path, number: signal.Signals) -> None:
+    for i in range(600):
+        draw(tmp_path / "images" / f"{i:04d}.png", i)
+    command = ["embed", "images", "-o", "s.h5", *RANDOM, "--part-rows", "32"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "featcache", *command], cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    partial = tmp_path / "s.h5.partial"
+    deadline = time.monotonic() + 120
+    while len(list(partial.glob("part-*"))) < 2 and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.005)
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert stderr.decode().splitlines() == [
+        "featcache: stopped; everything finished is kept. Run the same command to continue."
+    ]
+    n_finished = len(list(partial.glob("part-*")))
+    assert n_finished >= 2
+    assert not (tmp_path / "s.h5").exists()
+    done = featcache(*command, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert f"resumed: {n_finished * 32} rows were done already" in done.stdout
+    assert len(Store.open(tmp_path / "s.h5")) == 600
+    assert not partial.exists()
+
+
+def test_backbones_lists_the_suggested_ones(tmp_path: Path) -> None:
+    done = featcache("backbones", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for word in ("efficientnet_b1", "6,513,184", "1,280", "inception_resnet_v2", "legacy_xception", "apache-2.0"):
+        assert word in done.stdout
+    rows = json.loads(featcache("backbones", "resnet18", "--json", cwd=tmp_path).stdout)
+    assert {"name", "tag", "n_parameters", "n_features", "input_size", "licence"} == set(rows[0])
+
+
+def test_version(tmp_path: Path) -> None:
+    import featcache as package
+
+    assert featcache("--version", cwd=tmp_path).stdout.strip() == f"featcache {package.__version__}"

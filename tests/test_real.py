@@ -1,0 +1,83 @@
+"""The main job on real X-rays (Kermany et al. 2018, 5,840 images of 224 pixels) with real weights (MobileNetV2)."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import safetensors.torch
+import timm
+import torch
+from PIL import Image
+
+from featcache.store import Store
+from tests.conftest import KERMANY_GROUPS, shared
+
+pytestmark = [pytest.mark.real, pytest.mark.slow]
+
+
+def featcache(*arguments: object, cwd: Path) -> dict[str, object]:
+    command = [sys.executable, "-m", "featcache", *map(str, arguments), "--json"]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    answer: dict[str, object] = json.loads(done.stdout)
+    return answer
+
+
+@pytest.fixture(scope="module")
+def kermany(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, object]]:
+    folder = tmp_path_factory.mktemp("kermany")
+    weights = shared("weights", "mobilenetv2_100.onnxzoo7.safetensors")
+    answer = featcache(
+        "embed", shared("data", "kermany224"), "-o", "k.h5", "--backbone", "mobilenetv2_100", "--weights", weights,
+        "--crop-pct", "1.0", "--group-pattern", KERMANY_GROUPS, cwd=folder,
+    )  # fmt: skip
+    return folder / "k.h5", answer
+
+
+def test_every_image_is_embedded(kermany: tuple[Path, dict[str, object]]) -> None:
+    _, answer = kermany
+    assert [answer[key] for key in ("found", "skipped", "embedded", "failed", "dim")] == [5840, 3, 5840, 0, 1280]
+
+
+def test_vectors_equal_a_plain_timm_loop(kermany: tuple[Path, dict[str, object]]) -> None:
+    network = timm.create_model("mobilenetv2_100", num_classes=0).eval()
+    network.load_state_dict(safetensors.torch.load_file(shared("weights", "mobilenetv2_100.onnxzoo7.safetensors")))
+    config = {**timm.data.resolve_data_config(model=network), "crop_pct": 1.0}
+    transform = timm.data.create_transform(**config)
+    images = shared("data", "kermany224")
+    with Store.open(kermany[0]) as store:
+        rows = range(0, len(store), 97)
+        names, found = [store.image_ids[i] for i in rows], store.features()[list(rows)]
+    with torch.inference_mode():
+        pixels = [transform(Image.open(images / name).convert("RGB")) for name in names]
+        expected = torch.cat([network(batch) for batch in torch.stack(pixels).split(16)]).numpy()
+    error = np.linalg.norm(found - expected, axis=1) / np.linalg.norm(expected, axis=1)
+    assert error.max() <= 1e-5
+
+
+def test_a_linear_head_scores_as_it_should(kermany: tuple[Path, dict[str, object]]) -> None:
+    path, _ = kermany
+    plain = featcache("train-head", path, "--head", "linear", cwd=path.parent)
+    balanced = featcache("train-head", path, "--head", "linear", "--class-weights", "balanced", cwd=path.parent)
+    assert plain["n_parameters"] == balanced["n_parameters"] == 2562
+    assert plain["test"]["n"] == 624
+    assert plain["test"]["auroc"] >= 0.94
+    assert balanced["test"]["accuracy"] >= 0.82
+
+
+def test_h5py_alone_finds_everything(kermany: tuple[Path, dict[str, object]]) -> None:
+    with h5py.File(kermany[0]) as file:
+        assert file["features/pooled"].shape == (5840, 1280)
+        labels, sides = (np.char.decode(file[f"columns/{name}"][:]) for name in ("label", "split"))
+        assert len(np.unique(file["image_id"][:])) == 5840
+        assert len(np.unique(file["columns/group"][:])) > 2000
+    counts = {
+        (side, label): int(np.sum((sides == side) & (labels == label))) for side in set(sides) for label in set(labels)
+    }
+    assert counts == {
+        ("train", "NORMAL"): 1341, ("train", "PNEUMONIA"): 3875, ("test", "NORMAL"): 234, ("test", "PNEUMONIA"): 390,
+    }  # fmt: skip
