@@ -138,7 +138,7 @@ def _opacities(u: Array, v: Array, body: Anatomy, rng: np.random.Generator) -> A
     for _ in range(rng.integers(1, 4)):
         side = rng.choice((-1.0, 1.0))
         x, y = side * body.lung_gap + rng.uniform(-0.15, 0.15), rng.uniform(-0.35, 0.45)
-        radius, strength = rng.uniform(0.09, 0.24), rng.uniform(0.07, 0.32)
+        radius, strength = rng.uniform(0.10, 0.25), rng.uniform(0.10, 0.34)
         total += strength * np.exp(-(np.hypot(u - x, v - y) ** 2) / (2 * radius**2))
     return np.asarray(total * (1 + 0.35 * _haze(rng, 20)))
 
