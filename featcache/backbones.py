@@ -7,6 +7,7 @@ are an error: a network with random weights is made only when `random:SEED` asks
 
 import difflib
 import fnmatch
+import re
 import urllib.error
 import urllib.request
 import warnings
@@ -40,6 +41,8 @@ SUGGESTED = (
     "mobilenetv2_100",
 )
 _HUB_TIMEOUT_S = 5
+# What timm's conversions of foreign state dicts raise.
+_DO_NOT_FIT = (RuntimeError, KeyError, AttributeError, IndexError, ValueError, TypeError, AssertionError)
 _WAYS_OUT = (
     "Connect once (weights are then cached), copy the hub cache of a connected machine, pass a local file with "
     "--weights FILE.safetensors, or ask for random weights with --weights random:0."
@@ -217,8 +220,8 @@ def _config(name: str) -> dict[str, Any]:
 
 def _random(arch: str, weights: str) -> nn.Module:
     seed = weights.removeprefix("random:")
-    if not seed.isdigit():
-        raise UsageError(f"--weights {weights}: the seed must be a whole number, as in random:0.")
+    if not re.fullmatch(r"[0-9]{1,18}", seed):
+        raise UsageError(f"--weights {weights[:40]}: the seed must be a whole number, as in random:0.")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(seed))
         return _create(arch)
@@ -236,13 +239,15 @@ def _with_state(name: str, state: Mapping[str, Tensor], origin: str) -> nn.Modul
     """
     config = _config(name)
     headless = {key: value for key, value in state.items() if not _of_classifier(key, config)}
+    if not headless:  # timm would take an empty state dict for none at all, and fetch its own
+        raise UsageError(f"the weights {origin} do not fit {name}: they hold no tensor of it.")
     try:
         return _strictly(name, headless, {"num_classes": 0, "classifier": None})
-    except (RuntimeError, KeyError, AttributeError) as error:
+    except _DO_NOT_FIT as error:
         first = error
     try:
         module = _strictly(name, state, {"num_classes": config["num_classes"], "label_offset": 0})
-    except (RuntimeError, KeyError, AttributeError):
+    except _DO_NOT_FIT:
         reason = " ".join(str(first).split())[:300]
         raise UsageError(f"the weights {origin} do not fit {name}: {reason}") from first
     cast(Any, module).reset_classifier(0)
@@ -289,7 +294,7 @@ def _read_weights(path: Path) -> Mapping[str, Tensor]:
     for key in ("state_dict", "model"):
         if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
             loaded = loaded[key]
-    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
+    if not isinstance(loaded, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in loaded.items()):
         raise UsageError(f"--weights {path} holds no state dict (names with tensors).")
     return loaded
 
@@ -384,7 +389,7 @@ def _transform(spec: BackboneSpec, config: dict[str, Any]) -> TransformSpec:
         if key in given and len(given[key]) == 1:
             given[key] = given[key] * 3
     fields = {
-        "input_size": (size, size) if size else tuple(own["input_size"][1:]),
+        "input_size": (size, size) if size is not None else tuple(own["input_size"][1:]),
         **{key: own[key] for key in ("crop_pct", "interpolation")},
         **{key: tuple(own[key]) for key in ("mean", "std")},
         "crop_mode": own["crop_mode"] if own["crop_mode"] in CROP_MODES else "center",

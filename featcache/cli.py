@@ -4,15 +4,16 @@ Results go to stdout, everything else to stderr; with `--json` stdout holds one 
 modules are imported inside the commands, so that `featcache --help` answers at once.
 """
 
+import io
 import json
-import os
+import shutil
 import signal
 import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -22,7 +23,7 @@ from rich.table import Table
 from rich.text import Text
 
 from featcache import __version__
-from featcache.errors import EXIT_SOME_FAILED, FeatcacheError, Interrupted, UsageError
+from featcache.errors import EXIT_SOME_FAILED, FeatcacheError, Interrupted, UsageError, from_os_error
 
 app = typer.Typer(
     name="featcache",
@@ -45,11 +46,20 @@ def main() -> None:
     from PIL.Image import DecompressionBombWarning
 
     warnings.simplefilter("ignore", DecompressionBombWarning)  # images.py has its own, lower limit, and it is an error
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # a terminal without "…" should not end the program
     try:
         app()
     except FeatcacheError as error:
-        print(f"featcache: {_shown(str(error))}", file=sys.stderr)
-        sys.exit(error.exit_code)
+        _fail(error)
+    except OSError as error:  # paths too long, and whatever else only the operating system knows
+        _fail(from_os_error(error, "using", Path(str(error.filename or "a file"))))
+
+
+def _fail(error: FeatcacheError) -> NoReturn:
+    print(f"featcache: {_shown(str(error), keep_lines=True)}", file=sys.stderr)
+    sys.exit(error.exit_code)
 
 
 @app.command("demo")
@@ -97,7 +107,7 @@ def embed_command(
     mean: Annotated[str | None, typer.Option(help="One or three numbers: 0.53", rich_help_panel="Transform")] = None,
     std: Annotated[str | None, typer.Option(help="One or three numbers: 0.19", rich_help_panel="Transform")] = None,
     device: Device = "auto",
-    workers: Annotated[int | None, typer.Option(min=1, help="Decoding threads.", rich_help_panel="Machine")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, max=256, help="Decoders.", rich_help_panel="Machine")] = None,
     part_rows: Annotated[int | None, typer.Option(help="Rows per part file.", rich_help_panel="Machine")] = None,
     as_json: Json = False,
 ) -> None:
@@ -253,16 +263,20 @@ def _run_answer(run: Any) -> dict[str, Any]:
 def _people(as_json: bool) -> Console:
     """Where text for people goes: stdout, or stderr where stdout is for the JSON."""
     console = Console(stderr=as_json)
-    return console if console.is_terminal else Console(stderr=as_json, width=int(os.environ.get("COLUMNS", "120")))
+    return (
+        console if console.is_terminal else Console(stderr=as_json, width=shutil.get_terminal_size((120, 24)).columns)
+    )
 
 
 def _name(path: Path | str) -> str:
     return escape(_shown(str(path)))
 
 
-def _shown(text: str) -> str:
+def _shown(text: str, keep_lines: bool = False) -> str:
     """A text with its control characters, and bytes that are not UTF-8, made visible: names are somebody's text."""
-    return "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+    return "".join(
+        c if c.isprintable() or (keep_lines and c == "\n") else c.encode("unicode_escape").decode() for c in text
+    )
 
 
 def _print_embedded(people: Console, done: Any) -> None:

@@ -1,5 +1,7 @@
 """Where tensors live: `auto`, `cpu`, `cuda` or `cuda:N` as a device torch can use here."""
 
+import re
+
 import torch
 
 from featcache.errors import UsageError
@@ -11,6 +13,8 @@ def choose(device: str) -> str:
     Raises:
         UsageError: torch cannot use it on this machine.
     """
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", device):
+        raise UsageError(f"--device {device}: expected auto, cpu, cuda or cuda:N.")
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:

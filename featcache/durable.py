@@ -5,8 +5,10 @@ of the folder. Without the last step one acknowledged file was lost in every one
 Knows nothing of what the bytes mean.
 """
 
+import csv
+import io
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -27,8 +29,24 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode("utf-8", "surrogateescape"))
 
 
+def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """A table in UTF-8. A text that a spreadsheet would take for a formula gets a quote before it."""
+    table = [[_cell(value) for value in row] for row in (header, *rows)]
+    # Python 3.11 leaves a lone carriage return bare, which ends the line for every reader.
+    bare = any("\r" in cell for row in table for cell in row)
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n", quoting=csv.QUOTE_ALL if bare else csv.QUOTE_MINIMAL).writerows(table)
+    write_text(path, buffer.getvalue())
+
+
+def _cell(value: object) -> str:
+    text = str(value)
+    return f"'{text}" if isinstance(value, str) and text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
+
+
 def write_with(path: Path, fill: Callable[[BinaryIO], object]) -> None:
     """As `write_bytes`, for content that `fill` writes into an open (unbuffered, read-write) file."""
+    path = Path(os.path.realpath(path))  # a link keeps pointing at the file that is written
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         try:
@@ -51,25 +69,9 @@ def write_all(file: BinaryIO, data: bytes | memoryview) -> None:
         rest = rest[file.write(rest) :]
 
 
-def publish_folder(temporary: Path, path: Path) -> None:
-    """Renames a finished folder into place, its files synced first. `path` must not exist."""
-    try:
-        for file in sorted(temporary.iterdir()):
-            _sync(file)
-        sync_folder(temporary)
-        os.rename(temporary, path)
-        sync_folder(path.parent)
-    except OSError as error:
-        raise from_os_error(error, "writing", path) from error
-
-
 def sync_folder(folder: Path) -> None:
     """Makes the names in a folder survive a power cut."""
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:

@@ -5,15 +5,13 @@ loses at most one of them; at the end the parts are packed into the store in one
 flight (threads and read-ahead) and one part, whatever the number of images.
 """
 
-import csv
 import ctypes
-import io
 import os
 import platform
 import shutil
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -30,7 +28,19 @@ from featcache.backbones import Backbone, BackboneSpec
 from featcache.errors import FeatcacheError, ImageError, InputOutputError, NoSpace, StoreNotFound, UsageError
 from featcache.manifest import Manifest
 from featcache.provenance import Json, digest_bytes, digest_json, environment
-from featcache.store import EMBEDDED, FAILED, POOLED, REUSED, Counts, Part, PartFolder, Store, check_identity, publish
+from featcache.store import (
+    EMBEDDED,
+    FAILED,
+    POOLED,
+    REUSED,
+    Counts,
+    Part,
+    PartFolder,
+    Store,
+    check_identity,
+    publish,
+    read_part,
+)
 
 Array = np.ndarray[Any, Any]
 Progress = Callable[[int, int], None]  # rows done, rows in all
@@ -41,6 +51,7 @@ BATCH_ROWS = 32
 _PART_BYTES = 16 << 20
 _PART_ROWS = (32, 256)
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h
+_MAX_NAME = 220  # bytes; file systems stop at 255, and `.failures.csv` and the temporary name come on top
 _MAX_NOT_FINITE = 0.01  # share of rows; beyond it the network or its weights are broken, not the images
 
 
@@ -113,8 +124,9 @@ def embed(
     backbone = backbones.load(spec, devices.choose(device))
     identity = identity_of(backbone)
     plan = _plan(manifest, identity, default_part_rows(backbone.n_features) if part_rows is None else part_rows)
+    _check_name(store_path)
     folder = PartFolder(store_path, plan)
-    with folder.locked(), _known_vectors(store_path, identity) as known:
+    with folder.locked(), _known_vectors(store_path, identity, folder.old()) as known:
         _check_space(store_path, len(manifest), backbone.n_features)
         n_resumed, seconds = _fill(folder, plan, manifest, backbone, known, n_workers, on_progress)
         failures = _report_failures(store_path, manifest, folder)
@@ -174,11 +186,31 @@ def default_part_rows(n_features: int) -> int:
 
 
 def _plan(manifest: Manifest, identity: Json, part_rows: int) -> Json:
-    """What the finished parts of a stopped pass must agree with, to be continued."""
+    """What the finished parts of a stopped pass must agree with, to be continued: the same files in the same order, by
+    name, place, size and time of change."""
     if part_rows < 1 or part_rows % BATCH_ROWS:
         raise UsageError(f"--part-rows must be a multiple of {BATCH_ROWS}, got {part_rows}.")
-    rows = digest_json(manifest.image_ids)
-    return {"identity": identity, "image_ids_sha256": rows, "n_rows": len(manifest), "part_rows": part_rows}
+    files = [
+        [image_id, os.fspath(path), image_id in manifest.refused, *_stamp(path)]
+        for image_id, path in zip(manifest.image_ids, manifest.paths, strict=True)
+    ]
+    return {"identity": identity, "files_sha256": digest_json(files), "n_rows": len(manifest), "part_rows": part_rows}
+
+
+def _stamp(path: Path) -> list[int]:
+    try:
+        found = os.stat(path)
+    except OSError:
+        return []
+    return [found.st_size, found.st_mtime_ns, found.st_ino]
+
+
+def _check_name(store_path: Path) -> None:
+    """A file name, with room for the names that are made from it."""
+    if store_path.name in ("", "..") or store_path.is_dir():
+        raise UsageError(f"-o {store_path}: give the name of a file, such as {store_path / 'chest.h5'}.")
+    if len(os.fsencode(store_path.name)) > _MAX_NAME:
+        raise UsageError(f"-o: the name {store_path.name[:40]}… is longer than {_MAX_NAME} bytes.")
 
 
 def _check_space(store_path: Path, n: int, d: int) -> None:
@@ -196,16 +228,23 @@ def _check_space(store_path: Path, n: int, d: int) -> None:
 
 
 class _KnownVectors:
-    """The rows of the store that is about to be replaced, by the digest of their image's bytes."""
+    """Vectors by the digest of their image's bytes: the rows of the store that is about to be replaced, and those of
+    parts whose plan no longer holds."""
 
-    def __init__(self, store: Store | None) -> None:
+    def __init__(self, store: Store | None, old_parts: Sequence[Path]) -> None:
         self._store = store
         self._row = {digest: i for i, digest in enumerate(store.content_sha256)} if store is not None else {}
+        self._in_parts: dict[str, Array] = {}
+        for part in map(read_part, old_parts):
+            rows = zip(part.content_sha256, part.features[POOLED], part.origin, strict=True)
+            self._in_parts.update({digest: vector for digest, vector, origin in rows if origin != FAILED})
 
     def __contains__(self, digest: str) -> bool:
-        return digest in self._row
+        return digest in self._row or digest in self._in_parts
 
     def vector(self, digest: str) -> Array:
+        if digest in self._in_parts:
+            return self._in_parts[digest]
         assert self._store is not None
         row = self._row[digest]
         vector: Array = self._store.features(POOLED, slice(row, row + 1))[0]
@@ -213,15 +252,15 @@ class _KnownVectors:
 
 
 @contextmanager
-def _known_vectors(store_path: Path, identity: Json) -> Iterator[_KnownVectors]:
+def _known_vectors(store_path: Path, identity: Json, old_parts: Sequence[Path]) -> Iterator[_KnownVectors]:
     try:
         store = Store.open(store_path)
     except StoreNotFound:
-        yield _KnownVectors(None)
+        yield _KnownVectors(None, old_parts)
         return
     with store:
         check_identity(store_path, store.identity, identity)
-        yield _KnownVectors(store)
+        yield _KnownVectors(store, old_parts)
 
 
 # --- the work ---------------------------------------------------------------------------------------------------------
@@ -273,6 +312,8 @@ def _prepare(row: int, manifest: Manifest, backbone: Backbone, known: _KnownVect
         return _Prepared(digest, None if digest in known else backbone.transform(images.decode(data)))
     except ImageError as error:
         return _Prepared(digest, failure=(error.code, str(error)))
+    except MemoryError:
+        return _Prepared(digest, failure=("too-large", "not enough memory to decode it"))
 
 
 @contextmanager
@@ -354,13 +395,11 @@ def _report_failures(store_path: Path, manifest: Manifest, folder: PartFolder) -
     failures = {manifest.image_ids[row]: reason for row, reason in sorted(folder.failures().items())}
     path = failures_path(store_path)
     if not failures:
-        path.unlink(missing_ok=True)
+        if path.is_file():
+            path.unlink()
         return failures
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["image_id", "code", "reason"])
-    writer.writerows([image_id, code, reason] for image_id, (code, reason) in failures.items())
-    durable.write_text(path, buffer.getvalue())
+    rows = [[image_id, code, reason] for image_id, (code, reason) in failures.items()]
+    durable.write_csv(path, ["image_id", "code", "reason"], rows)
     if len(failures) == len(manifest):
         image_id, (_, reason) = next(iter(failures.items()))
         raise FeatcacheError(f"none of {len(manifest)} images could be embedded. {image_id!r}: {reason}. See {path}.")

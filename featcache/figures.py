@@ -24,7 +24,9 @@ def curves(history: Sequence[Mapping[str, float]], title: str) -> bytes:
         title: one line above the panels.
     """
     figure = Figure(figsize=(11, 3.6), layout="constrained")
-    figure.suptitle(title, fontsize=11, color=_INK, x=0.01, ha="left")
+    figure.suptitle(
+        title.encode("utf-8", "replace").decode(), fontsize=11, color=_INK, x=0.01, ha="left", parse_math=False
+    )
     panels = figure.subplots(1, 3)
     for axes, name, label in zip(
         panels, ("loss", "accuracy", "f1"), ("cross entropy (nats)", "accuracy", "F1"), strict=True

@@ -55,8 +55,8 @@ class HeadSpec:
         for name, count in (("epochs", self.epochs), ("batch_rows", self.batch_rows)):
             if count < 1:
                 raise ValueError(f"{name} must be at least 1, got {count}")
-        if not 0 <= self.seed < 2**63:
-            raise ValueError(f"seed must be from 0 to 2^63 - 1, got {self.seed}")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed must be from 0 to 2^32 - 1, got {self.seed}")
 
 
 @dataclass

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from featcache.errors import ImageError
 from featcache.provenance import Json
@@ -23,6 +23,7 @@ Array = np.ndarray[Any, Any]
 
 FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF")  # what Pillow may try; everything else is refused
 MAX_PIXELS = 89_478_485  # Pillow's own warning level (1 GiB of RGB / 4 / 3), here an error
+MAX_BYTES = 1 << 30  # of a file, before it is read
 MAX_ASPECT = 50  # longer side / shorter side: beyond it a crop shows next to nothing of the image
 
 _INTERPOLATION = {
@@ -31,6 +32,17 @@ _INTERPOLATION = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+_ORIENTATION = 0x0112
+_TURNS = {  # EXIF orientation (Exif 2.32, 4.6.4 A): what brings the image upright
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_PHOTOMETRIC, _WHITE_IS_ZERO = 262, 0  # TIFF 6.0, section 4
 CROP_MODES = ("center", "squash")
 
 # How files become 8-bit gray or RGB. Part of every identity: a change here is a change of every vector.
@@ -67,8 +79,8 @@ class TransformSpec:
     def __post_init__(self) -> None:
         if min(self.input_size) < 1 or max(self.input_size) > 4096:
             raise ValueError(f"input_size must be from 1 to 4096, got {self.input_size}")
-        if not 0.0 < self.crop_pct <= 1.0:
-            raise ValueError(f"crop_pct must be above 0 and at most 1, got {self.crop_pct}")
+        if not 0.01 <= self.crop_pct <= 1.0:
+            raise ValueError(f"crop_pct must be from 0.01 to 1, got {self.crop_pct}")
         if self.interpolation not in _INTERPOLATION:
             raise ValueError(f"interpolation must be one of {', '.join(_INTERPOLATION)}, got {self.interpolation!r}")
         if self.crop_mode not in CROP_MODES:
@@ -95,6 +107,8 @@ class TransformSpec:
             width, height = (height, stretched) if image.width <= image.height else (stretched, height)
         if (width, height) == image.size:
             return image
+        if width * height > MAX_PIXELS:
+            raise ImageError("too-large", f"resized it would be {width} x {height}, more than {MAX_PIXELS:,} pixels")
         return image.resize((width, height), _INTERPOLATION[self.interpolation])
 
     def _crop(self, image: Image.Image) -> Image.Image:
@@ -111,8 +125,11 @@ def read(path: Path) -> bytes:
         ImageError: `missing`, `unreadable`, or `not-a-file`.
     """
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode):
+        found = os.stat(path)
+        if not stat.S_ISREG(found.st_mode):
             raise ImageError("not-a-file", "not a regular file")
+        if found.st_size > MAX_BYTES:
+            raise ImageError("too-large", f"{found.st_size:,} bytes, more than {MAX_BYTES:,}")
         return path.read_bytes()
     except FileNotFoundError as error:
         raise ImageError("missing", "the file is gone") from error
@@ -132,8 +149,10 @@ def decode(data: bytes) -> Image.Image:
     try:
         with Image.open(io.BytesIO(data), formats=FORMATS) as image:
             _check_size(image)
+            if image.format == "PNG":
+                _check_png(data)
             image.load()
-            return _to_8_bit(ImageOps.exif_transpose(image))
+            return _upright(_to_8_bit(image), _orientation(image))
     except ImageError:
         raise
     except UnidentifiedImageError as error:
@@ -142,6 +161,26 @@ def decode(data: bytes) -> Image.Image:
         raise ImageError("too-large", f"more than {MAX_PIXELS:,} pixels") from error
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged bytes; one file never stops a pass
         raise ImageError("damaged", f"{type(error).__name__}: {error}") from error
+
+
+def _check_png(data: bytes) -> None:
+    """Every chunk's checksum; decoding alone does not look at those of the pixels."""
+    with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+        image.verify()
+
+
+def _orientation(image: Image.Image) -> int:
+    """The EXIF orientation, 1 to 8; 1 where it is missing or the EXIF data cannot be read."""
+    try:
+        found = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # as with pixels, Pillow raises nearly anything; a broken tag does not make the picture unusable
+        return 1
+    return found if found in _TURNS else 1
+
+
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
+    turn = _TURNS.get(orientation)
+    return image if turn is None else image.transpose(turn)
 
 
 def _check_size(image: Image.Image) -> None:
@@ -156,7 +195,7 @@ def _check_size(image: Image.Image) -> None:
 
 def _to_8_bit(image: Image.Image) -> Image.Image:
     if image.mode in ("L", "RGB"):
-        return image
+        return _on_black(image) if "transparency" in image.info else image
     if image.mode == "1":
         return image.convert("L")
     if image.mode.startswith("I;16") or image.mode == "I":
@@ -176,6 +215,8 @@ def _from_16_bit(image: Image.Image) -> Image.Image:
     if low < 0 or high > 65_535:
         raise ImageError("mode", f"integer pixels from {low} to {high} have no stated range")
     full = 4_095 if high < 4_096 else 65_535
+    if getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+        values = full - values.astype(np.int32)  # Pillow does this for 8 bit, not for 16
     return Image.fromarray(np.round(values.astype(np.float32) * (255.0 / full)).astype(np.uint8))
 
 
@@ -188,7 +229,7 @@ def _from_palette(image: Image.Image) -> Image.Image:
 
 
 def _on_black(image: Image.Image) -> Image.Image:
-    gray = image.mode in ("LA", "La")
+    gray = image.mode in ("L", "LA", "La")
     layered = image.convert("RGBA")
     flat = Image.alpha_composite(Image.new("RGBA", layered.size, (0, 0, 0, 255)), layered).convert("RGB")
     return flat.getchannel(0) if gray else flat

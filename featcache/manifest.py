@@ -19,6 +19,7 @@ from featcache.splits import split_name
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".tif", ".tiff", ".webp", ".gif"})
 _JUNK = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
 _NOT_A_LABEL = frozenset({"nan", "na", "n/a", "null", "none"})
+_MAX_CELL = 16_384  # characters; text is kept at fixed length, so the longest cell decides the size of a column
 _RESERVED = frozenset({"image_id", "path"})
 
 
@@ -67,43 +68,56 @@ class Manifest:
 
 def _from_folder(root: Path) -> Manifest:
     skipped: Counter[str] = Counter()
-    image_ids = sorted(_walk(root, "", skipped))
+    image_ids = sorted(_walk(root, skipped))
     if not image_ids:
         suffixes = " ".join(sorted(IMAGE_SUFFIXES))
         raise UsageError(f"found 0 images under {root} (looked for {suffixes}; skipped {skipped.total()} other files).")
     folders = [image_id.split("/")[:-1] for image_id in image_ids]
-    splits = [split_name(parts[0]) if parts else None for parts in folders]
+    splits = [split_name(parts[0]) or "" if parts else "" for parts in folders]
     columns: dict[str, list[str]] = {}
-    if all(splits):
-        columns["split"] = [name or "" for name in splits]
-        folders = [parts[1:] for parts in folders]
+    if _is_split_tree(folders, splits):
+        columns["split"] = splits
+        folders = [parts[1:] if split else [] for parts, split in zip(folders, splits, strict=True)]
     if any(folders):
         columns["label"] = [parts[0] if parts else "" for parts in folders]
     paths = [root / image_id for image_id in image_ids]
     return Manifest(image_ids, paths, columns, root, dict(skipped))
 
 
-def _walk(root: Path, below: str, skipped: Counter[str]) -> Iterator[str]:
-    """image_ids below `root/below`, depth first; links to folders are not followed, so no loop can catch it."""
-    try:
-        entries = sorted(os.scandir(root / below), key=lambda entry: entry.name)
-    except OSError as error:
-        if not below:
-            raise from_os_error(error, "listing", root) from error
-        skipped["unreadable folder"] += 1
-        return
-    for entry in entries:
-        image_id = f"{below}/{entry.name}" if below else entry.name
-        if entry.name.startswith(".") or entry.name.lower() in _JUNK:
-            skipped["system file"] += 1
-        elif entry.is_dir(follow_symlinks=False):
-            yield from _walk(root, image_id, skipped)
-        elif not os.path.isfile(entry):
-            skipped["not a regular file"] += 1
-        elif os.path.splitext(entry.name)[1].lower() not in IMAGE_SUFFIXES:
-            skipped["not an image name"] += 1
-        else:
-            yield image_id
+def _is_split_tree(folders: list[list[str]], splits: list[str]) -> bool:
+    """Whether `train`, `val`, `test` stand above the classes: all folders are so named, or those that are hold folders.
+    An image or folder beside them has then neither split nor label; a class that happens to be called test is a class.
+    """
+    inside = [(parts, split) for parts, split in zip(folders, splits, strict=True) if parts]
+    return bool(inside) and (
+        all(split for _, split in inside) or any(split and len(parts) > 1 for parts, split in inside)
+    )
+
+
+def _walk(root: Path, skipped: Counter[str]) -> Iterator[str]:
+    """image_ids below root; links to folders are not followed, so no loop can catch it."""
+    folders = [""]
+    while folders:
+        below = folders.pop()
+        try:
+            entries = list(os.scandir(root / below))
+        except OSError as error:
+            if not below:
+                raise from_os_error(error, "listing", root) from error
+            skipped["unreadable folder"] += 1
+            continue
+        for entry in entries:
+            image_id = f"{below}/{entry.name}" if below else entry.name
+            if entry.name.startswith(".") or entry.name.lower() in _JUNK:
+                skipped["system file"] += 1
+            elif entry.is_dir(follow_symlinks=False):
+                folders.append(image_id)
+            elif not os.path.isfile(entry):
+                skipped["not a regular file"] += 1
+            elif os.path.splitext(entry.name)[1].lower() not in IMAGE_SUFFIXES:
+                skipped["not an image name"] += 1
+            else:
+                yield image_id
 
 
 # --- a CSV ------------------------------------------------------------------------------------------------------------
@@ -132,6 +146,8 @@ def _from_csv(source: Path) -> Manifest:
 
 def _checked_header(source: Path, header: object) -> list[str]:
     names = [str(name).strip() for name in header] if isinstance(header, list) else []
+    if any("\0" in name for name in names):
+        raise UsageError(f"{source}, line 1: a column name has a zero byte.")
     if "path" not in names:
         raise UsageError(f"{source}, line 1: no column named path (columns: {', '.join(names) or 'none'}).")
     if len(set(names)) != len(names) or "" in names:
@@ -148,6 +164,8 @@ def _cell(source: Path, line: int, name: str, row: dict[str | None, str | list[s
     value = by_name.get(name)
     if None in by_name or not isinstance(value, str):
         raise UsageError(f"{source}, line {line}: the number of cells is not that of the header.")
+    if "\0" in value or len(value) > _MAX_CELL:
+        raise UsageError(f"{where}: a zero byte, or more than {_MAX_CELL:,} characters.")
     value = value.strip() if name != "path" else value
     if name in _RESERVED and not value:
         raise UsageError(f"{where}: empty.")
@@ -192,8 +210,6 @@ def _with_groups(manifest: Manifest, pattern: str) -> Manifest:
     if compiled.groups == 0:
         raise UsageError(f"--group-pattern {pattern!r} captures nothing: put the part that names the group in (…).")
     matches = [compiled.search(image_id) for image_id in manifest.image_ids]
-    groups = [
-        "/".join(part for part in match.groups() if part is not None) if match else image_id
-        for match, image_id in zip(matches, manifest.image_ids, strict=True)
-    ]
-    return replace(manifest, columns={**manifest.columns, "group": groups}, n_ungrouped=matches.count(None))
+    captured = ["/".join(part for part in match.groups() if part) if match else "" for match in matches]
+    groups = [group or image_id for group, image_id in zip(captured, manifest.image_ids, strict=True)]
+    return replace(manifest, columns={**manifest.columns, "group": groups}, n_ungrouped=captured.count(""))

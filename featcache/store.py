@@ -10,9 +10,12 @@ import fcntl
 import io
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, Self
@@ -41,6 +44,8 @@ POOLED = "pooled"
 
 EMBEDDED, REUSED, FAILED = 0, 1, 2  # the origin of a row of a part
 
+_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+_PART_NAME = re.compile(r"part-(\d{10})-([0-9a-f]{16})\.h5")
 _CHUNK_BYTES = 1 << 18  # aim of a chunk; its rows stay within the two bounds below
 _CHUNK_ROWS = (64, 256)
 
@@ -78,11 +83,11 @@ class Store:
         path = Path(path)
         file = _open_file(path)
         try:
-            _check_format(path, file)
-            return cls(path, file)
-        except (KeyError, OSError, ValueError) as error:
-            file.close()
-            raise CorruptStore(f"{path} is damaged: {error}. Embed again into another file.") from error
+            with _reading(path, "its head"):
+                _check_format(path, file)
+                store = cls(path, file)
+                store._check_lengths()
+                return store
         except BaseException:
             file.close()
             raise
@@ -126,10 +131,8 @@ class Store:
             UsageError: no such tap.
         """
         dataset = self._tap(tap)
-        try:
+        with _reading(self.path, f"features/{tap}"):
             values = np.asarray(dataset[rows if rows is not None else slice(None)])
-        except OSError as error:
-            raise CorruptStore(f"{self.path}: features/{tap} does not match its checksum ({error}).") from error
         if not np.isfinite(values).all():
             first = int(np.flatnonzero(~np.isfinite(values).all(axis=1))[0]) + (rows.start or 0 if rows else 0)
             raise CorruptStore(f"{self.path}: features/{tap} has a value that is not finite in row {first}.")
@@ -138,12 +141,24 @@ class Store:
     @property
     def columns(self) -> dict[str, list[str]]:
         """Label, group, split and further columns by name: n texts each, empty where unknown."""
-        return {name: _read_text(dataset) for name, dataset in self._file["columns"].items()}
+        with _reading(self.path, "columns"):
+            return {name: _read_text(dataset) for name, dataset in self._file["columns"].items()}
 
     @property
     def content_sha256(self) -> list[str]:
         """The n digests of the image files' bytes."""
-        return _read_text(self._file["content_sha256"])
+        with _reading(self.path, "content_sha256"):
+            return _read_text(self._file["content_sha256"])
+
+    def _check_lengths(self) -> None:
+        """Row i of every array is the same image: all have n rows."""
+        n = len(self)
+        rows = [self._file["content_sha256"], *self._file["features"].values(), *self._file["columns"].values()]
+        for dataset in rows:
+            if dataset.shape[0] != n:
+                raise ValueError(f"{dataset.name} has {dataset.shape[0]} rows, image_id has {n}")
+        if POOLED not in self._file["features"] or len(set(self._image_ids)) != n:
+            raise ValueError("features/pooled is missing, or a name stands twice")
 
     def _tap(self, tap: str) -> h5py.Dataset:
         if tap not in self._file["features"]:
@@ -164,10 +179,20 @@ def check_identity(path: Path, held: Json, asked: Json) -> None:
         )
 
 
+@contextmanager
+def _reading(path: Path, what: str) -> Iterator[None]:
+    """Damage, in whatever words HDF5, numpy or json put it, as one error of ours."""
+    try:
+        yield
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CorruptStore(f"{path} is damaged: {what} cannot be read ({reason}). Embed into another file.") from error
+
+
 def _open_file(path: Path) -> h5py.File:
     try:
-        with open(path, "rb"):
-            pass  # for the operating system's own reason, which h5py hides in its message
+        with open(path, "rb") as raw:  # for the operating system's own reason, which h5py hides in its message
+            is_hdf5 = raw.read(len(_SIGNATURE)) == _SIGNATURE
     except FileNotFoundError as error:
         raise StoreNotFound(f"there is no store at {path}. Make one with: featcache embed IMAGES -o {path}") from error
     except OSError as error:
@@ -176,7 +201,9 @@ def _open_file(path: Path) -> h5py.File:
         # No HDF5 lock: a published file never changes, and read-only or network file systems may refuse locks.
         return h5py.File(path, "r", locking=False)
     except OSError as error:
-        raise UnknownFormat(f"{path} is not a featcache store, or it is cut short ({error}).") from error
+        if is_hdf5:
+            raise CorruptStore(f"{path} is damaged or cut short ({error}).") from error
+        raise UnknownFormat(f"{path} is not a featcache store.") from error
 
 
 def _check_format(path: Path, file: h5py.File) -> None:
@@ -218,7 +245,11 @@ class Part:
 
 
 class PartFolder:
-    """`STORE.h5.partial/`: the finished parts of a pass that has not been published, and the lock of its writer."""
+    """`STORE.h5.partial/`: the finished parts of a pass that has not been published, and the lock of its writer.
+
+    Parts of an earlier plan (images were added, changed or renamed since) are kept as `old-*.h5`: their rows no longer
+    have their place, but their vectors are still those of their digests.
+    """
 
     def __init__(self, store_path: Path, plan: Json) -> None:
         self.store_path = store_path
@@ -227,7 +258,7 @@ class PartFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Holds the folder for this process. Its parts are kept if they belong to the same plan, else dropped.
+        """Holds the folder for this process. Its parts are kept if they belong to the same plan, else set aside as old.
 
         Raises:
             StoreLocked: another process is writing this store.
@@ -250,10 +281,15 @@ class PartFolder:
         """First row -> file of the parts that are whole: the digest in the name is that of the bytes."""
         whole = {}
         for path in sorted(self.path.glob("part-*.h5")):
-            _, start, prefix = path.stem.split("-")
-            if digest_bytes(path.read_bytes()).startswith(prefix):
-                whole[int(start)] = path
+            name = _PART_NAME.fullmatch(path.name)
+            if name and digest_bytes(path.read_bytes()).startswith(name[2]):
+                whole[int(name[1])] = path
         return whole
+
+    def old(self) -> list[Path]:
+        """Whole parts of earlier plans of the same identity."""
+        named = [(path, _PART_NAME.fullmatch(f"part-{path.name[4:]}")) for path in sorted(self.path.glob("old-*.h5"))]
+        return [path for path, name in named if name and digest_bytes(path.read_bytes()).startswith(name[2])]
 
     def write(self, part: Part) -> None:
         """Puts a part on disk. When this returns, a power cut cannot take it."""
@@ -267,25 +303,32 @@ class PartFolder:
 
     def clear(self) -> None:
         """Drops the parts, once they are published."""
-        for path in self.path.glob("part-*.h5"):
+        for path in (*self.path.glob("part-*.h5"), *self.path.glob("old-*.h5")):
             path.unlink()
 
     def _remove_if_empty(self) -> None:
         """A folder without parts holds nothing worth a message. Only files of this module's making are removed."""
-        if any(self.path.glob("part-*.h5")):
+        if any(self.path.glob("part-*.h5")) or any(self.path.glob("old-*.h5")):
             return
         for path in (*self.path.glob(".*.tmp"), self.path / "plan.json", self.path / "lock"):
             path.unlink(missing_ok=True)
-        self.path.rmdir()
+        with suppress(OSError):  # somebody put a file of their own in it
+            self.path.rmdir()
 
     def _keep_same_plan(self) -> None:
         plan_path = self.path / "plan.json"
-        if plan_path.exists():
+        try:
             held = json.loads(plan_path.read_text("ascii"))
+        except (FileNotFoundError, ValueError):  # none yet; or not ours: without it no part has a place
+            held = None
+        if isinstance(held, dict) and "identity" in held:
             check_identity(self.path, held["identity"], self._plan["identity"])
             if held == self._plan:
                 return
-        self.clear()
+            for path in self.path.glob("part-*.h5"):
+                path.rename(path.with_name(f"old-{path.name[5:]}"))
+        else:
+            self.clear()
         durable.write_bytes(plan_path, canonical_json(self._plan).encode("ascii"))
 
 
@@ -307,18 +350,32 @@ def _take_lock(lock: BinaryIO, lock_path: Path, store_path: Path) -> None:
 
 def _part_bytes(part: Part) -> bytes:
     buffer = io.BytesIO()
-    with _new_file(buffer) as file:
-        _set_text(file, "format", PART_FORMAT)
-        file.attrs["start"] = part.start
-        _put_rows(file, "origin", part.origin)
-        _put_text(file, "content_sha256", part.content_sha256)
-        for tap, values in part.features.items():
-            _put_rows(file, f"features/{tap}", values)
-        failures = sorted(part.failures.items())
-        _put_rows(file, "failures/row", np.array([row for row, _ in failures], dtype=np.int64))
-        _put_text(file, "failures/code", [code for _, (code, _) in failures])
-        _put_text(file, "failures/reason", [reason for _, (_, reason) in failures])
+
+    def fill() -> None:
+        with _new_file(buffer) as file:
+            _set_text(file, "format", PART_FORMAT)
+            file.attrs["start"] = part.start
+            _put_rows(file, "origin", part.origin)
+            _put_text(file, "content_sha256", part.content_sha256)
+            for tap, values in part.features.items():
+                _put_rows(file, f"features/{tap}", values)
+            failures = sorted(part.failures.items())
+            _put_rows(file, "failures/row", np.array([row for row, _ in failures], dtype=np.int64))
+            _put_text(file, "failures/code", [code for _, (code, _) in failures])
+            _put_text(file, "failures/reason", [reason for _, (_, reason) in failures])
+
+    _out_of_reach_of_signals(fill)
     return buffer.getvalue()
+
+
+def _out_of_reach_of_signals(work: Callable[[], None]) -> None:
+    """Runs work that lets HDF5 call back into Python in a thread of its own, and waits for its end in any case.
+
+    Python delivers Ctrl-C to the main thread only. Raised inside a callback it would be swallowed by HDF5, which then
+    takes a half-written file for a whole one, or ends the interpreter.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="hdf5") as pool:
+        pool.submit(work).result()
 
 
 def read_part(path: Path, with_features: bool = True) -> Part:
@@ -391,7 +448,7 @@ def publish(
                 _put_text(file, f"columns/{name}", [values[i] for i in kept])
             _pack(file, parts, image_ids, len(kept))
 
-    durable.write_with(path, fill)
+    durable.write_with(path, lambda raw: _out_of_reach_of_signals(partial(fill, raw)))
     return Counts(*(int(np.sum(origin == kind)) for kind in (EMBEDDED, REUSED, FAILED)))
 
 
@@ -399,8 +456,14 @@ def _pack(file: h5py.File, parts: Sequence[Path], image_ids: Sequence[str], n: i
     """Copies the arrays part by part, so that memory holds one part and never the store."""
     digests: list[str] = []
     failures: list[tuple[str, str, str]] = []
+    next_row = 0
     for path in parts:
         part = read_part(path)
+        if part.start != next_row:
+            raise CorruptStore(
+                f"{path} holds the rows from {part.start} on, not from {next_row}. Remove it and run again."
+            )
+        next_row += len(part.origin)
         good = part.origin != FAILED
         for tap, values in part.features.items():
             name = f"features/{tap}"
@@ -452,6 +515,9 @@ class _Unbreakable(io.RawIOBase):
             except OSError as error:
                 self._error = error
         return size or 0
+
+    def flush(self) -> None:
+        """Nothing is buffered; what matters is the fsync after the file is closed."""
 
     def readable(self) -> bool:
         return True

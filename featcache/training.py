@@ -6,8 +6,8 @@ Letters: k heads, n rows, b rows of a batch, d features, c classes.
 """
 
 import csv
-import io
 import json
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -55,7 +55,7 @@ class Run:
         """
         path = Path(path)
         try:
-            return cls(path, json.loads((path / "run.json").read_text("utf-8")))
+            record = json.loads((path / "run.json").read_text("utf-8"))
         except FileNotFoundError as error:
             raise StoreNotFound(
                 f"there is no finished Run at {path}. Make one: featcache train-head STORE.h5"
@@ -64,6 +64,9 @@ class Run:
             raise from_os_error(error, "reading", path) from error
         except ValueError as error:
             raise CorruptStore(f"{path / 'run.json'} is damaged: {error}.") from error
+        if not isinstance(record, dict):
+            raise CorruptStore(f"{path / 'run.json'} is damaged: it holds no record.")
+        return cls(path, record)
 
     @property
     def n_parameters(self) -> int:
@@ -118,6 +121,7 @@ def train_head(
     spec, device = spec or HeadSpec(), devices.choose(device)
     task = Task.of(store, positive)
     split = choose_split(task, val_fraction, group_by, spec.seed)
+    _check_classes(task, split)
     key = _key(store, spec, task, split)
     run_path = run_path or Path("runs") / f"{store.path.stem}-{spec.kind}-{digest_json(key)[:8]}"
     _check_free(run_path, key)
@@ -218,6 +222,17 @@ def _carve(task: Task, groups: Array, rows: Array, fraction: float | None, seed:
     return rows[kept], rows[held_out]
 
 
+def _check_classes(task: Task, split: Split) -> None:
+    """A head learns no class that the training rows do not have."""
+    count = {side: np.bincount(task.labels[rows], minlength=len(task.classes)) for side, rows in split.sides().items()}
+    missing = [name for name, n in zip(task.classes, count[splits.TRAIN], strict=True) if n == 0]
+    if missing:
+        held = ", ".join(f"{n} {name}" for name, n in zip(task.classes, count[splits.TRAIN], strict=True))
+        raise UsageError(
+            f"the training rows have no image of class {missing[0]!r} ({held}). Mend the split or the labels."
+        )
+
+
 # --- the fit ----------------------------------------------------------------------------------------------------------
 
 
@@ -260,11 +275,14 @@ def fit(spec: HeadSpec, x: Tensor, y: Tensor, split: Split, n_classes: int, posi
     seen = {side: (x[rows], y[rows]) for side, rows in split.sides().items() if side != splits.TEST and len(rows)}
     x_train, y_train = seen[splits.TRAIN]
     history = []
+    batch_rows = min(spec.batch_rows, len(x_train))
     for epoch in range(1, spec.epochs + 1):
-        for rows in _batches(len(x_train), spec.batch_rows, generator):
+        for rows in _batches(len(x_train), batch_rows, generator):
             loss = _loss(stack(x_train[rows]), y_train[rows], weights)
             optimizer.step(torch.autograd.grad(loss, stack.parameters()))
         history.append({"epoch": float(epoch), **_curve_point(stack, seen, positive)})
+        if not all(map(math.isfinite, history[-1].values())):
+            raise UsageError(f"the training diverged: the loss of epoch {epoch} is not finite. Lower --lr.")
     return HeadStack(*(parameter.detach() for parameter in stack.parameters())), history
 
 
@@ -349,7 +367,7 @@ def _check_free(run_path: Path, key: Json) -> None:
         held = Run.open(run_path).record
         if {name: held.get(name) for name in key} != json.loads(canonical_json(key)):
             raise UsageError(f"{run_path} holds another Run. Choose another folder with -o, or remove it first.")
-    elif names - set(RUN_FILES):
+    elif {name for name in names if not (name.startswith(".") and name.endswith(".tmp"))} - set(RUN_FILES):
         raise UsageError(f"{run_path} is a folder with other files in it. Choose another place with -o.")
 
 
@@ -357,36 +375,22 @@ def _evaluate(task: Task, rows: Array, logits: Array) -> metrics.Metrics | None:
     return metrics.evaluate(task.labels[rows], logits[rows], task.positive) if len(rows) else None
 
 
-def _predictions(task: Task, split: Split, logits: Array) -> str:
-    """A line per row of the split: image_id, split, label, prediction, and the probability of each class."""
+def _predictions(task: Task, split: Split, logits: Array) -> list[list[str]]:
+    """A header, and a line per row of the split: image_id, split, label, prediction, probability of each class."""
     shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
     probabilities = shifted / shifted.sum(axis=1, keepdims=True)
     rows = [
         [
-            *(_cell(text) for text in (task.image_ids[i], side, task.classes[task.labels[i]])),
-            _cell(task.classes[int(logits[i].argmax())]),
+            *(task.image_ids[i], side, task.classes[task.labels[i]], task.classes[int(logits[i].argmax())]),
             *(f"{p:.9g}" for p in probabilities[i]),
         ]
         for side, numbers in split.sides().items()
         for i in numbers
     ]
-    return _csv(["image_id", "split", "label", "prediction", *(_cell(f"p_{name}") for name in task.classes)], rows)
+    return [["image_id", "split", "label", "prediction", *(f"p_{name}" for name in task.classes)], *rows]
 
 
-def _cell(text: str) -> str:
-    """A name as a spreadsheet will show it: one that would be taken for a formula gets a quote before it."""
-    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
-
-
-def _csv(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    return buffer.getvalue()
-
-
-def _save(run_path: Path, record: Json, head: dict[str, Any], history: History, predictions: str) -> Run:
+def _save(run_path: Path, record: Json, head: dict[str, Any], history: History, predictions: list[list[str]]) -> Run:
     """Each file whole or absent, `run.json` last: a folder with a `run.json` is a finished Run."""
     try:
         run_path.mkdir(parents=True, exist_ok=True)
@@ -400,10 +404,9 @@ def _save(run_path: Path, record: Json, head: dict[str, Any], history: History, 
         f"{spec['kind']} head on {record['store']['name']}, lr {spec['lr']:g}, class weights {spec['class_weights']}"
     )
     durable.write_bytes(run_path / "head.safetensors", safetensors.numpy.save(head, metadata=meta))
-    durable.write_text(
-        run_path / "history.csv", _csv(names, [[f"{row[name]:.9g}" for name in names] for row in history])
-    )
-    durable.write_text(run_path / "predictions.csv", predictions)
+    rounded = [[float(f"{row[name]:.9g}") for name in names] for row in history]
+    durable.write_csv(run_path / "history.csv", names, rounded)
+    durable.write_csv(run_path / "predictions.csv", predictions[0], predictions[1:])
     durable.write_bytes(run_path / "curves.png", figures.curves(history, title))
     durable.write_text(run_path / "run.json", json.dumps(record, indent=1, allow_nan=False) + "\n")
     return Run(run_path, record)

@@ -147,7 +147,7 @@ def test_failed_images_give_exit_code_3_and_are_named(class_folder: Path, tmp_pa
         (("embed", "images", "-o", "s.h5", *RANDOM, "--mean", "a,b"), 2, "--mean 'a,b': one or three numbers"),
         (("embed", "images", "-o", "s.h5", *RANDOM, "--std", "1,2"), 2, "--std '1,2': one or three numbers"),
         (("embed", "images", "-o", "s.h5", *RANDOM, "--device", "cuda:9"), 2, "--device cuda:9 cannot be used here"),
-        (("embed", "images", "-o", "s.h5", *RANDOM, "--crop-pct", "7"), 2, "crop_pct must be above 0"),
+        (("embed", "images", "-o", "s.h5", *RANDOM, "--crop-pct", "7"), 2, "crop_pct must be from 0.01 to 1, got 7.0"),
         (("embed", "images", "-o", "s.h5", *RANDOM, "--input-size", "8"), 0, ""),
         (("backbones", "nothing-like-it"), 2, "no backbone matches"),
         (("train-head", "small.h5", "--lr", "-1"), 2, "lr must be > 0, got -1.0"),

@@ -66,8 +66,8 @@ def test_pixels_equal_timms_evaluation_transform(
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("crop_pct", 0.0, "crop_pct must be above 0"),
-        ("crop_pct", 1.5, "crop_pct must be above 0"),
+        ("crop_pct", 0.0, "crop_pct must be from 0.01"),
+        ("crop_pct", 1.5, "crop_pct must be from 0.01"),
         ("interpolation", "best", "interpolation must be one of"),
         ("input_size", (0, 0), "input_size must be from 1"),
         ("std", (0.1, 0.0, 0.1), "std above 0"),
