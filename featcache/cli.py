@@ -43,9 +43,7 @@ _SCORES = ("loss", "accuracy", "balanced_accuracy", "precision", "recall", "spec
 
 def main() -> None:
     """Entry point: an error of ours is one line on stderr and its exit code, never a traceback."""
-    from PIL.Image import DecompressionBombWarning
-
-    warnings.simplefilter("ignore", DecompressionBombWarning)  # images.py has its own, lower limit, and it is an error
+    warnings.filterwarnings("ignore", module=r"PIL\..*")  # what is wrong with an image is said by its failure
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal without "…" should not end the program

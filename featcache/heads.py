@@ -50,8 +50,8 @@ class HeadSpec:
         ):
             if value not in allowed:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
-        if not (math.isfinite(self.lr) and self.lr > 0):
-            raise ValueError(f"lr must be > 0, got {self.lr}")
+        if not 0 < self.lr <= 1000:
+            raise ValueError(f"lr must be > 0 and at most 1000, got {self.lr}")
         for name, count in (("epochs", self.epochs), ("batch_rows", self.batch_rows)):
             if count < 1:
                 raise ValueError(f"{name} must be at least 1, got {count}")

@@ -257,3 +257,11 @@ def test_the_hub_counts_as_unreachable_where_it_is_told_to_be_offline(monkeypatc
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     assert not backbones.hub_is_reachable()
+
+
+@pytest.mark.usefixtures("empty_hub")
+@pytest.mark.parametrize("state", [{}, {"fc.weight": torch.ones(2, 512)}, {1: torch.ones(1)}])
+def test_weights_without_a_tensor_of_the_network_are_refused(tmp_path: Path, state: dict[object, torch.Tensor]) -> None:
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(UsageError, match=r"do not fit resnet18.*they hold no tensor|holds no state dict"):
+        load(BackboneSpec(SMALL, str(tmp_path / "w.pth")))

@@ -150,7 +150,7 @@ def test_failed_images_give_exit_code_3_and_are_named(class_folder: Path, tmp_pa
         (("embed", "images", "-o", "s.h5", *RANDOM, "--crop-pct", "7"), 2, "crop_pct must be from 0.01 to 1, got 7.0"),
         (("embed", "images", "-o", "s.h5", *RANDOM, "--input-size", "8"), 0, ""),
         (("backbones", "nothing-like-it"), 2, "no backbone matches"),
-        (("train-head", "small.h5", "--lr", "-1"), 2, "lr must be > 0, got -1.0"),
+        (("train-head", "small.h5", "--lr", "-1"), 2, "lr must be > 0 and at most 1000, got -1.0"),
         (("train-head", "small.h5", "--head", "deep"), 2, "kind must be one of linear, got 'deep'"),
         (("train-head", "images"), 74, "reading images: is a directory"),
     ],

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -262,3 +263,116 @@ def test_the_identity_names_everything_that_was_asked_for() -> None:
     assert set(identity) == {"pipeline", "backbone", "transform", "decode", "precision", "stored_dtype"}
     assert identity["transform"]["input_size"] == [32, 32]
     assert store_module.digest_json(identity) == store_module.digest_json(module.identity_of(load(SPEC)))
+
+
+# --- what an attack found ---------------------------------------------------------------------------------------------
+
+
+def stopped_after(n_parts: int, manifest: Manifest, path: Path) -> None:
+    def stop(done: int, total: int) -> None:
+        if done >= n_parts * BATCH_ROWS:
+            raise Stop
+
+    with pytest.raises(Stop):
+        embed(manifest, path, SPEC, part_rows=BATCH_ROWS, on_progress=stop)
+
+
+def check_rows_are_their_images(path: Path, manifest: Manifest) -> None:
+    """Every row's digest is that of its file, and its vector that of its pixels."""
+    backbone = load(SPEC)
+    with Store.open(path) as store:
+        features, digests = store.features(), store.content_sha256
+        assert store.image_ids == manifest.image_ids
+        for file, vector, digest in zip(manifest.paths, features, digests, strict=True):
+            data = file.read_bytes()
+            assert digest == module.digest_bytes(data)
+            pixels = backbone.transform(module.images.decode(data))
+            pixels = pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)
+            expected = backbone(torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None])[0].numpy()
+            assert np.abs(vector - expected).max() <= 1e-5 * np.abs(expected).max()
+
+
+def test_a_resumed_pass_over_changed_files_keeps_vectors_by_content(tmp_path: Path) -> None:
+    """Between stop and resume a CSV is re-sorted, an image overwritten, one repaired and one added."""
+    many(tmp_path / "images", 96)
+    names = [f"{i:04d}.png" for i in range(96)]
+    (tmp_path / "images" / "0007.png").write_bytes(b"")
+    source = tmp_path / "list.csv"
+    source.write_text("image_id,path\n" + "".join(f"row{i},images/{name}\n" for i, name in enumerate(names)))
+    stopped_after(2, Manifest.read(source), tmp_path / "s.h5")
+    draw(tmp_path / "images" / "0003.png", 1003)
+    draw(tmp_path / "images" / "0007.png", 7)
+    draw(tmp_path / "images" / "9999.png", 9999)
+    shuffled = ["9999.png", *reversed(names)]
+    source.write_text("image_id,path\n" + "".join(f"row{i},images/{name}\n" for i, name in enumerate(shuffled)))
+    manifest = Manifest.read(source)
+    done = embed(manifest, tmp_path / "s.h5", SPEC, part_rows=BATCH_ROWS)
+    assert (done.counts.found, done.counts.failed) == (97, 0)
+    assert done.counts.reused == 62  # two parts of 32, but for the image that failed and the one overwritten
+    check_rows_are_their_images(tmp_path / "s.h5", manifest)
+    assert not (tmp_path / "s.h5.partial").exists()
+
+
+def test_a_part_under_another_parts_name_is_not_taken_for_it(tmp_path: Path) -> None:
+    manifest = many(tmp_path / "images", 96)
+    stopped_after(2, manifest, tmp_path / "s.h5")
+    (first,) = (tmp_path / "s.h5.partial").glob("part-0000000000-*")
+    shutil.copy(first, first.with_name(first.name.replace("part-0000000000", "part-0000000064")))
+    with pytest.raises(FeatcacheError, match="holds the rows from 0 on, not from 64"):
+        embed(manifest, tmp_path / "s.h5", SPEC, part_rows=BATCH_ROWS)
+    assert not (tmp_path / "s.h5").exists()
+
+
+def test_strange_files_beside_the_parts_stop_nothing(tmp_path: Path) -> None:
+    manifest = many(tmp_path / "images", 96)
+    stopped_after(1, manifest, tmp_path / "s.h5")
+    for name in (".DS_Store", "part-copy.h5", "old-x.h5"):
+        (tmp_path / "s.h5.partial" / name).write_bytes(b"x")
+    (tmp_path / "s.h5.partial" / "plan.json").write_text("")
+    assert embed(manifest, tmp_path / "s.h5", SPEC, part_rows=BATCH_ROWS).counts.embedded == 96
+    check_rows_are_their_images(tmp_path / "s.h5", manifest)
+
+
+@pytest.mark.parametrize("call", range(1, 26, 3))
+def test_a_signal_while_publishing_publishes_all_or_nothing(
+    tmp_path: Path, call: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C in the middle of a write by HDF5, which swallows exceptions of its callbacks."""
+    manifest = many(tmp_path / "images", 40)
+    embed(manifest, tmp_path / "whole.h5", SPEC)
+    calls = []
+    real = store_module.durable.write_all
+
+    def interrupted(file: object, data: bytes) -> None:
+        calls.append(len(data))
+        if len(calls) == call:
+            signal.raise_signal(signal.SIGINT)
+        real(file, data)
+
+    monkeypatch.setattr(store_module.durable, "write_all", interrupted)
+    if len(calls) < call:
+        try:
+            embed(manifest, tmp_path / "s.h5", SPEC)
+        except KeyboardInterrupt:
+            assert not (tmp_path / "s.h5").exists()
+    monkeypatch.undo()
+    assert len(calls) >= call or call > 3
+    embed(manifest, tmp_path / "s.h5", SPEC)
+    assert (tmp_path / "s.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
+
+
+def test_a_store_that_is_a_link_stays_a_link(tmp_path: Path) -> None:
+    manifest = many(tmp_path / "images", 2)
+    (tmp_path / "disk").mkdir()
+    os.symlink(tmp_path / "disk" / "real.h5", tmp_path / "s.h5")
+    embed(manifest, tmp_path / "s.h5", SPEC)
+    assert (tmp_path / "s.h5").is_symlink()
+    assert len(Store.open(tmp_path / "disk" / "real.h5")) == 2
+
+
+@pytest.mark.parametrize("name", [".", "", "x" * 250])
+def test_a_store_needs_a_usable_name(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = many(tmp_path / "images", 1)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match="-o"):
+        embed(manifest, Path(name), SPEC)

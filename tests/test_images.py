@@ -160,3 +160,49 @@ def test_only_regular_files_are_opened(tmp_path: Path) -> None:
         with pytest.raises(ImageError) as caught:
             images.read(tmp_path / name)
         assert caught.value.code == code
+
+
+def test_white_is_zero_is_inverted_at_any_depth() -> None:
+    ramp = np.arange(256, dtype=np.uint16).reshape(16, 16) * 257
+    plain, inverted = (
+        np.asarray(decode(encoded(Image.fromarray(ramp), "TIFF", tiffinfo={262: photometric}))).astype(int)
+        for photometric in (1, 0)
+    )
+    assert np.array_equal(plain, 255 - inverted)
+
+
+def test_every_flipped_bit_of_a_png_is_seen() -> None:
+    data = encoded(noise(24, 24, "RGB"))
+    for at in range(8, len(data) - 12):  # behind the pixels comes only the end mark
+        broken = bytearray(data)
+        broken[at] ^= 4
+        with pytest.raises(ImageError):
+            decode(bytes(broken))
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data:UserWarning")
+def test_a_broken_exif_tag_does_not_fail_the_image() -> None:
+    data = encoded(noise(30, 20, "L"), "JPEG")
+    payload = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\xff\xff"  # cut short
+    broken = data[:2] + b"\xff\xe1" + struct.pack(">H", len(payload) + 2) + payload + data[2:]
+    assert decode(broken).size in ((30, 20), (20, 30))
+
+
+def test_a_transparent_gray_level_is_composited_on_black() -> None:
+    image = Image.fromarray(np.full((8, 8), 200, dtype=np.uint8))
+    assert np.asarray(decode(encoded(image, transparency=200))).max() == 0
+
+
+def test_an_enormous_file_is_refused_unread(tmp_path: Path) -> None:
+    path = tmp_path / "huge.png"
+    path.touch()
+    os.truncate(path, 200 << 30)
+    with pytest.raises(ImageError, match="bytes, more than") as caught:
+        images.read(path)
+    assert caught.value.code == "too-large"
+
+
+def test_an_image_that_would_be_enormous_once_resized_is_refused() -> None:
+    spec = TransformSpec((4096, 4096), 0.5, "nearest", **IMAGENET)
+    with pytest.raises(ImageError, match="resized it would be"):
+        spec(noise(10, 200, "L"))

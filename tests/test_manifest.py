@@ -182,3 +182,31 @@ def test_kermany_is_found_whole() -> None:
     assert manifest.skipped == {"system file": 3}
     assert manifest.n_ungrouped == 0
     assert {side: manifest.columns["split"].count(side) for side in ("train", "test")} == {"train": 5216, "test": 624}
+
+
+def test_something_beside_the_split_folders_does_not_make_them_classes(tmp_path: Path) -> None:
+    manifest = Manifest.read(touch(tmp_path, "overview.png", "extra/1.png", "train/a/1.png", "test/b/1.png"))
+    assert dict(zip(manifest.image_ids, manifest.columns["label"], strict=True)) == {
+        "extra/1.png": "", "overview.png": "", "test/b/1.png": "b", "train/a/1.png": "a",
+    }  # fmt: skip
+    assert sorted(manifest.columns["split"]) == ["", "", "test", "train"]
+
+
+def test_folders_may_be_nested_deeper_than_python_recurses(tmp_path: Path) -> None:
+    here = os.open(tmp_path, os.O_RDONLY)
+    for _ in range(1100):
+        os.mkdir("d", dir_fd=here)
+        below = os.open("d", os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = below
+    os.close(here)
+    touch(tmp_path, "a/1.png")
+    assert Manifest.read(tmp_path).image_ids == ["a/1.png"]
+
+
+@pytest.mark.parametrize(
+    "text", ["path,label\n1.png,a\0\n", "path,la\0bel\n1.png,a\n", f"path,x\n1.png,{'x' * 20_000}\n"]
+)
+def test_cells_that_cannot_be_kept_are_refused(tmp_path: Path, text: str) -> None:
+    with pytest.raises(UsageError, match="line"):
+        Manifest.read(write_csv(tmp_path, text))

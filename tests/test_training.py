@@ -209,8 +209,9 @@ def test_unknown_names_are_refused_with_the_known_ones(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("lr", -1.0, "lr must be > 0, got -1.0"),
+        ("lr", -1.0, "lr must be > 0 and at most 1000, got -1.0"),
         ("lr", float("nan"), "lr must be > 0"),
+        ("lr", 1e38, "lr must be > 0 and at most 1000"),
         ("epochs", 0, "epochs must be at least 1, got 0"),
         ("batch_rows", 0, "batch_rows must be at least 1"),
         ("kind", "deep", "kind must be one of linear"),
@@ -304,3 +305,30 @@ def test_names_that_a_spreadsheet_would_run_are_quoted(tmp_path: Path) -> None:
 
 def test_run_json_has_no_nan(run: Run) -> None:
     json.loads((run.path / "run.json").read_text("utf-8"), parse_constant=lambda name: pytest.fail(name))
+
+
+def test_a_class_without_training_rows_is_refused(tmp_path: Path) -> None:
+    x, labels = two_clouds(40, 4)
+    side = ["train" if label == "normal" else "test" for label in labels]
+    store = Store.open(make_store(tmp_path / "s.h5", x, {"label": labels, "split": side}))
+    with pytest.raises(UsageError, match=r"the training rows have no image of class 'sick' \(16 normal, 0 sick\)"):
+        train_head(store, run_path=tmp_path / "run")
+
+
+def test_a_training_that_diverges_says_so(tmp_path: Path) -> None:
+    x, labels = two_clouds(40, 4)
+    store = Store.open(make_store(tmp_path / "s.h5", x * 1e36, {"label": labels}))
+    with pytest.raises(UsageError, match=r"diverged.*Lower --lr"):
+        train_head(store, HeadSpec(lr=1000.0, scale="none"), tmp_path / "run")
+
+
+def test_names_that_would_be_formulas_or_line_ends_survive(tmp_path: Path) -> None:
+    x, labels = two_clouds(40, 4)
+    labels = ["$x^$\r" if label == "sick" else "b" for label in labels]
+    run = train_head(
+        Store.open(make_store(tmp_path / "$x^$.h5", x, {"label": labels})),
+        HeadSpec(batch_rows=10**30),
+        tmp_path / "run",
+    )
+    with open(run.path / "predictions.csv", encoding="utf-8", newline="") as file:
+        assert {row["label"] for row in csv.DictReader(file)} == {"$x^$\r", "b"}
