@@ -38,6 +38,7 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on std
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel="Machine")]
 
 _MAX_HISTORY_ROWS = 12
+_CONTINUES = "everything finished is kept. Run the same command to continue"
 _SCORES = ("loss", "accuracy", "balanced_accuracy", "precision", "recall", "specificity", "f1", "auroc", "auprc")
 
 
@@ -70,7 +71,7 @@ def demo_command(
     people.print(f"drawing synthetic chest radiographs into {_name(output / 'images')} …")
     from featcache.demo import demo
 
-    with _interruptible(), _progress("embedding") as on_progress:
+    with _interruptible(_CONTINUES), _progress("embedding") as on_progress:
         done = demo(output, on_progress)
     if as_json:
         _answer({"embed": done.embedded.as_json(), "train_head": _run_answer(done.run)})
@@ -120,7 +121,7 @@ def embed_command(
         backbone, weights, input_size, crop_pct, interpolation, _numbers("--mean", mean), _numbers("--std", std)
     )
     manifest = Manifest.read(images, group_pattern, allow_outside)
-    with _interruptible(), _progress("embedding") as on_progress:
+    with _interruptible(_CONTINUES), _progress("embedding") as on_progress:
         done = embed(
             manifest, output, spec, device=device, n_workers=workers, part_rows=part_rows, on_progress=on_progress
         )
@@ -160,7 +161,7 @@ def train_head_command(
 
     given = {"kind": head, "lr": lr, "epochs": epochs, "batch_rows": batch_rows, "class_weights": class_weights}
     spec = _head_spec({**given, "scale": scale, "seed": seed})
-    with _interruptible(), Store.open(store) as opened:
+    with _interruptible("nothing was written"), Store.open(store) as opened:
         run = train_head(
             opened,
             spec,
@@ -295,7 +296,7 @@ def _print_embedded(people: Console, done: Any) -> None:
         people.print(
             f"  … and {len(done.failures) - 5:,} more, all in {_name(done.store)}.failures.csv", highlight=False
         )
-    rate = f", {counts.embedded / done.seconds:,.0f} images/s" if counts.embedded else ""
+    rate = f", {done.images_per_second:,.0f} images/s" if done.images_per_second else ""
     people.print(
         f"[bold]{_name(done.store)}[/]: {counts.found - counts.failed:,} rows of {done.dim:,} features in "
         f"{done.seconds:.1f} s{rate}",
@@ -361,7 +362,7 @@ def _table(*headers: str, left: int = 1) -> Table:
 
 
 @contextmanager
-def _interruptible() -> Iterator[None]:
+def _interruptible(kept: str) -> Iterator[None]:
     """Ctrl-C and SIGTERM end with one line and exit code 130; a second one ends at once."""
 
     def stop(number: int, frame: object) -> None:
@@ -372,7 +373,7 @@ def _interruptible() -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as error:
-        raise Interrupted("stopped; everything finished is kept. Run the same command to continue.") from error
+        raise Interrupted(f"stopped; {kept}.") from error
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

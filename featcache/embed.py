@@ -73,6 +73,11 @@ class Embedded:
     seconds: float
     failures: dict[str, tuple[str, str]] = field(default_factory=dict)
 
+    @property
+    def images_per_second(self) -> float:
+        """Of this pass; what an earlier one had finished does not count."""
+        return max(0, self.counts.embedded - self.n_resumed) / self.seconds
+
     def as_json(self) -> Json:
         """The answer of `featcache embed --json`."""
         return {
@@ -88,7 +93,7 @@ class Embedded:
             "identity": self.identity,
             "precision": self.precision,
             "seconds": round(self.seconds, 3),
-            "images_per_second": round(self.counts.embedded / self.seconds, 2),
+            "images_per_second": round(self.images_per_second, 2),
         }
 
 

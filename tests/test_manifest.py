@@ -2,6 +2,7 @@
 
 import os
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -201,7 +202,10 @@ def test_folders_may_be_nested_deeper_than_python_recurses(tmp_path: Path) -> No
         here = below
     os.close(here)
     touch(tmp_path, "a/1.png")
-    assert Manifest.read(tmp_path).image_ids == ["a/1.png"]
+    try:
+        assert Manifest.read(tmp_path).image_ids == ["a/1.png"]
+    finally:
+        subprocess.run(["rm", "-rf", tmp_path / "d"], check=True)  # Python's own rmtree recurses, pytest's too
 
 
 @pytest.mark.parametrize(
