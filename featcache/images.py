@@ -92,7 +92,7 @@ class TransformSpec:
             raise ValueError(f"crop_mode center needs a square input_size, got {self.input_size}; use squash")
 
     def identity(self) -> Json:
-        """The fields as JSON, with the decode policy they act on."""
+        """The fields as JSON; `DECODE_POLICY` stands beside them in an identity."""
         return {**asdict(self), "input_size": list(self.input_size), "mean": list(self.mean), "std": list(self.std)}
 
     def __call__(self, image: Image.Image) -> Array:
