@@ -5,19 +5,25 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: demo test check bench venv lock clean
+.PHONY: demo test test-long check faults bench venv lock clean
 
 demo: $(STAMP)  ## the whole loop on generated images, offline
 	$(BIN)/featcache demo
 
-test: $(STAMP)  ## every test
-	$(BIN)/python -m pytest
+test: $(STAMP)  ## the tests, but for the long ones
+	$(BIN)/python -m pytest -m "not real and not long"
+
+test-long: $(STAMP)  ## tests on real X-rays (FEATCACHE_SHARED), and short versions of `make faults`
+	$(BIN)/python -m pytest -m "real or long"
 
 check: $(STAMP)  ## format, lint, types, fast tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -q -m "not slow and not real"
+
+faults: $(STAMP)  ## faults of every kind, long versions: about an hour on two cores
+	$(BIN)/python -m tests.faults
 
 bench: $(STAMP)  ## measured ratios; see benchmarks/README.md
 	$(BIN)/python benchmarks/embed.py

@@ -22,9 +22,11 @@ from torch.utils.data import DataLoader, Subset
 from torchvision.datasets import ImageFolder
 
 from featcache import phantoms
-from featcache.backbones import BackboneSpec
-from featcache.embed import BATCH_ROWS, embed
+from featcache.embed import embed
 from featcache.manifest import Manifest
+from featcache.request import BackboneSpec
+
+BATCH_ROWS = 32  # of the plain loop, and rows per part of the pass
 
 
 def naive(images: Path, backbone: str, n: int) -> tuple[float, torch.Tensor]:

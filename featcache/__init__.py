@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOME = {
-    "BackboneSpec": "featcache.backbones",
+    "BackboneSpec": "featcache.request",
     "FeatcacheError": "featcache.errors",
     "HeadSpec": "featcache.heads",
     "Manifest": "featcache.manifest",
@@ -31,11 +31,11 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from featcache.backbones import BackboneSpec
     from featcache.errors import FeatcacheError
     from featcache.heads import HeadSpec
     from featcache.images import TransformSpec
     from featcache.manifest import Manifest
+    from featcache.request import BackboneSpec
     from featcache.store import Store
     from featcache.training import Run
 

@@ -11,12 +11,13 @@ import re
 import urllib.error
 import urllib.request
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
 import huggingface_hub
+import numpy as np
 import safetensors.torch
 import timm
 import torch
@@ -25,9 +26,16 @@ from timm.data.config import resolve_data_config
 from timm.models import VGG, is_model, list_models, list_pretrained
 from torch import Tensor, nn
 
-from featcache.errors import UntrustedFile, UsageError, WeightsUnavailable, from_os_error
-from featcache.images import CROP_MODES, TransformSpec
+from featcache.errors import InputOutputError, UntrustedFile, UsageError, WeightsUnavailable, from_os_error
+from featcache.images import CROP_MODES, DecodeSpec, TransformSpec
+from featcache.probe import pixels_sha256
 from featcache.provenance import Json, digest_arrays
+from featcache.request import BackboneSpec
+
+Array = np.ndarray[Any, Any]
+
+PIPELINE_VERSION = 1  # raised when a change of code changes vectors in a way no other field of the identity shows
+PRECISION = "float32"
 
 SUGGESTED = (
     "efficientnet_b1",
@@ -50,25 +58,6 @@ _WAYS_OUT = (
 
 
 @dataclass(frozen=True)
-class BackboneSpec:
-    """Which network, with which weights, seen through which transform.
-
-    Attributes:
-        name: `arch.tag` or `arch`, as timm spells it.
-        weights: None for those the name stands for, a `.safetensors`, `.pth` or `.pt` file, or `random:SEED`.
-        input_size, crop_pct, interpolation, mean, std: None for the model's own data configuration.
-    """
-
-    name: str
-    weights: str | None = None
-    input_size: int | None = None
-    crop_pct: float | None = None
-    interpolation: str | None = None
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-
-
-@dataclass(frozen=True)
 class Backbone:
     """A frozen network in `eval()`: pixels in, vectors out.
 
@@ -77,6 +66,7 @@ class Backbone:
         module: the network without its classifier.
         transform: resize, crop and normalisation.
         weights_source: "hub", "file" or "random:SEED", for people.
+        weights_paths: the files that decided which weights these are; none for random ones.
         weights_sha256: digest of the state dict really loaded (names, dtypes, shapes, bytes).
         n_features: d, the width of the pooled vector.
         pooling: how the vector comes from the feature map.
@@ -86,14 +76,62 @@ class Backbone:
     module: nn.Module
     transform: TransformSpec
     weights_source: str
+    weights_paths: tuple[Path, ...]
     weights_sha256: str
     n_features: int
     pooling: str
     device: torch.device
+    micro_batch: dict[int, int] = field(default_factory=dict)  # batch rows -> what the device has memory for
 
-    def identity(self) -> Json:
-        """What of the backbone changes a vector. The origin of the weights does not, their digest does."""
-        return {"name": self.name, "weights_sha256": self.weights_sha256, "tap": "pooled", "pooling": self.pooling}
+    def identity(self, decode: DecodeSpec, dtype: str) -> Json:
+        """Everything that changes a vector: not the origin of the weights but their digest; no paths, labels, device or
+        library versions.
+
+        Args:
+            decode: how files become pixels.
+            dtype: what the vectors are stored as.
+        """
+        return {
+            "pipeline": PIPELINE_VERSION,
+            "backbone": {
+                "name": self.name,
+                "weights_sha256": self.weights_sha256,
+                "tap": "pooled",
+                "pooling": self.pooling,
+            },
+            "transform": self.transform.identity(),
+            "decode": decode.identity(),
+            "probe": pixels_sha256(self.transform, decode),
+            "precision": PRECISION,
+            "stored_dtype": dtype,
+        }
+
+    def vectors(self, images: Sequence[Array], batch_rows: int, on_note: Callable[[str], None]) -> Array:
+        """(m, d) float32 of m decoded images, (h, w) or (h, w, 3) uint8, m at most `batch_rows`.
+
+        The network always sees `batch_rows` images, zeros where there are fewer: one shape, so that a vector does not
+        depend on its neighbours. Where the device has no memory for them, it sees half of them at a time, and so on.
+
+        Raises:
+            InputOutputError: no memory even for one image.
+        """
+        height, width = self.transform.input_size
+        pixels = np.zeros((batch_rows, height, width, 3), dtype=np.uint8)
+        for i, image in enumerate(images):
+            pixels[i] = image[..., None] if image.ndim == 2 else image  # gray: the same value three times
+        batch = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+        while True:
+            n = self.micro_batch.get(batch_rows, batch_rows)
+            try:
+                return torch.cat([self(piece).cpu() for piece in torch.split(batch, n)]).numpy()[: len(images)]
+            except torch.OutOfMemoryError as error:
+                if n == 1:
+                    raise InputOutputError(
+                        f"{self.device} has not enough memory for one image of {height} x {width}: choose another "
+                        "--device, or a smaller network."
+                    ) from error
+                self.micro_batch[batch_rows] = n // 2
+                on_note(f"{self.device} has not enough memory for {n} images at a time: going on with {n // 2}.")
 
     @torch.inference_mode()
     def __call__(self, pixels: Tensor) -> Tensor:
@@ -125,14 +163,18 @@ def load(spec: BackboneSpec, device: str = "cpu") -> Backbone:
     arch, _, _ = name.partition(".")
     config = _config(name)
     transform = _transform(spec, config)  # before the weights: a wrong option should not cost a download
+    paths: tuple[Path, ...] = ()
     if spec.weights is not None and spec.weights.startswith("random:"):
         source, module = spec.weights, _random(arch, spec.weights)
         name = arch
     elif spec.weights is not None:
-        source, module = "file", _with_state(name, _read_weights(Path(spec.weights)), spec.weights)
+        source, paths = "file", (Path(spec.weights),)
+        module = _with_state(name, _read_weights(paths[0]), spec.weights)
         name = arch
     else:
-        source, module = "hub", _with_state(name, _fetch(name, config), name)
+        source, cached = "hub", _fetch(name, config)
+        paths = (cached, _revision(cached))
+        module = _with_state(name, _read_weights(cached), name)
     module = _frozen(module).to(memory_format=torch.channels_last)
     digest = digest_arrays({key: _bytes_of(value) for key, value in module.state_dict().items()})
     return Backbone(
@@ -140,6 +182,7 @@ def load(spec: BackboneSpec, device: str = "cpu") -> Backbone:
         module=module.to(device),
         transform=transform,
         weights_source=source,
+        weights_paths=paths,
         weights_sha256=digest,
         n_features=_width(module.to(device), transform),
         pooling=_pooling(module),
@@ -299,23 +342,28 @@ def _read_weights(path: Path) -> Mapping[str, Tensor]:
     return loaded
 
 
-def _fetch(name: str, config: Mapping[str, Any]) -> Mapping[str, Tensor]:
-    """The pretrained state dict from the local hub cache, or through the network into it."""
+def _fetch(name: str, config: Mapping[str, Any]) -> Path:
+    """The file of pretrained weights in the local hub cache, brought there through the network if need be."""
     repository = config.get("hf_hub_id")
     if not repository:
         raise WeightsUnavailable(f"{name} has no pretrained weights on the hub. {_WAYS_OUT}")
     where = {"repo_id": repository, "filename": config.get("hf_hub_filename") or "model.safetensors"}
     try:
-        return _read_weights(Path(huggingface_hub.hf_hub_download(**where, local_files_only=True)))
+        return Path(huggingface_hub.hf_hub_download(**where, local_files_only=True))
     except LocalEntryNotFoundError:
         pass
     if not hub_is_reachable():
         raise WeightsUnavailable(f"weights of {name} are not cached and the hub cannot be reached. {_WAYS_OUT}")
     try:
-        return _read_weights(Path(huggingface_hub.hf_hub_download(**where)))
+        return Path(huggingface_hub.hf_hub_download(**where))
     except (OSError, huggingface_hub.errors.HfHubHTTPError) as error:
         reason = str(error).splitlines()[0]
         raise WeightsUnavailable(f"weights of {name} could not be fetched: {reason} {_WAYS_OUT}") from error
+
+
+def _revision(cached: Path) -> Path:
+    """The file of the hub's cache that names the current revision: REPO/refs/main beside REPO/snapshots/…."""
+    return cached.parents[2] / "refs" / "main"
 
 
 def hub_is_reachable() -> bool:

@@ -12,13 +12,14 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import typer
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -35,6 +36,7 @@ app = typer.Typer(
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; the rest goes to stderr.")]
+Spec = TypeVar("Spec")
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel="Machine")]
 
 _MAX_HISTORY_ROWS = 12
@@ -57,6 +59,8 @@ def main() -> None:
 
 
 def _fail(error: FeatcacheError) -> NoReturn:
+    if "--json" in sys.argv:
+        _answer({"error": type(error).__name__, "exit_code": error.exit_code, "message": str(error)})
     print(f"featcache: {_shown(str(error), keep_lines=True)}", file=sys.stderr)
     sys.exit(error.exit_code)
 
@@ -71,7 +75,7 @@ def demo_command(
     people.print(f"drawing synthetic chest radiographs into {_name(output / 'images')} …")
     from featcache.demo import demo
 
-    with _interruptible(_CONTINUES), _progress("embedding") as on_progress:
+    with _interruptible(_CONTINUES), _progress("embedding") as (on_progress, _):
         done = demo(output, on_progress)
     if as_json:
         _answer({"embed": done.embedded.as_json(), "train_head": _run_answer(done.run)})
@@ -105,6 +109,23 @@ def embed_command(
     interpolation: Annotated[str | None, typer.Option(rich_help_panel="Transform")] = None,
     mean: Annotated[str | None, typer.Option(help="One or three numbers: 0.53", rich_help_panel="Transform")] = None,
     std: Annotated[str | None, typer.Option(help="One or three numbers: 0.19", rich_help_panel="Transform")] = None,
+    first_frame: Annotated[
+        bool, typer.Option(help="Take the first frame of several.", rich_help_panel="Images")
+    ] = False,
+    bit_depth: Annotated[
+        int | None,
+        typer.Option(show_default="12 or 16, by the maximum", help="Of deep gray.", rich_help_panel="Images"),
+    ] = None,
+    float_range: Annotated[
+        str | None, typer.Option(help="LOW,HIGH of float pixels, else refused.", rich_help_panel="Images")
+    ] = None,
+    max_pixels: Annotated[
+        int | None, typer.Option(show_default="89478485", help="Per image.", rich_help_panel="Images")
+    ] = None,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds per image.", rich_help_panel="Images")] = 60.0,
+    strict: Annotated[bool, typer.Option(help="Stop at the first bad image.", rich_help_panel="Images")] = False,
+    rehash: Annotated[bool, typer.Option(help="Read every file again.", rich_help_panel="Images")] = False,
+    dtype: Annotated[str, typer.Option(help="Stored as float32 or float16.", rich_help_panel="Machine")] = "float32",
     device: Device = "auto",
     workers: Annotated[int | None, typer.Option(min=1, max=256, help="Decoders.", rich_help_panel="Machine")] = None,
     part_rows: Annotated[int | None, typer.Option(help="Rows per part file.", rich_help_panel="Machine")] = None,
@@ -112,18 +133,33 @@ def embed_command(
 ) -> None:
     """Run every image once through a frozen backbone, into a store."""
     people = _people(as_json)
-    people.print(f"loading {escape(backbone)} …")
-    from featcache.backbones import BackboneSpec
     from featcache.embed import embed
+    from featcache.images import DecodeSpec
     from featcache.manifest import Manifest
+    from featcache.request import BackboneSpec
 
-    spec = BackboneSpec(
-        backbone, weights, input_size, crop_pct, interpolation, _numbers("--mean", mean), _numbers("--std", std)
-    )
-    manifest = Manifest.read(images, group_pattern, allow_outside)
-    with _interruptible(_CONTINUES), _progress("embedding") as on_progress:
+    asked = {"name": backbone, "weights": weights, "input_size": input_size, "crop_pct": crop_pct}
+    scale = {"mean": _numbers("--mean", mean), "std": _numbers("--std", std)}
+    spec = _spec(BackboneSpec, {**asked, "interpolation": interpolation, **scale})
+    stated = {"bit_depth": bit_depth, "float_range": _numbers("--float-range", float_range, 2)}
+    decode = _spec(DecodeSpec, {**stated, "first_frame": first_frame, "max_pixels": max_pixels})
+    with _interruptible(_CONTINUES), _progress("embedding") as (on_progress, on_note):
+        manifest = Manifest.read(images, group_pattern, allow_outside)
+        _tell_unreadable(manifest.unreadable_folders, on_note)
         done = embed(
-            manifest, output, spec, device=device, n_workers=workers, part_rows=part_rows, on_progress=on_progress
+            manifest,
+            output,
+            spec,
+            decode=decode,
+            dtype=dtype,
+            device=device,
+            n_workers=workers,
+            part_rows=part_rows,
+            timeout_s=timeout,
+            rehash=rehash,
+            strict=strict,
+            on_progress=on_progress,
+            on_note=on_note,
         )
     if as_json:
         _answer(done.as_json())
@@ -156,11 +192,12 @@ def train_head_command(
     as_json: Json = False,
 ) -> None:
     """Train a head on a store, in seconds."""
+    from featcache.heads import HeadSpec
     from featcache.store import Store
     from featcache.training import train_head
 
     given = {"kind": head, "lr": lr, "epochs": epochs, "batch_rows": batch_rows, "class_weights": class_weights}
-    spec = _head_spec({**given, "scale": scale, "seed": seed})
+    spec = _spec(HeadSpec, {**given, "scale": scale, "seed": seed})
     with _interruptible("nothing was written"), Store.open(store) as opened:
         run = train_head(
             opened,
@@ -176,6 +213,59 @@ def train_head_command(
     _print_run(_people(as_json), run)
 
 
+@app.command("status")
+def status_command(store: Annotated[Path, typer.Argument(help="STORE.h5")], as_json: Json = False) -> None:
+    """How far the pass into a store is: running, stopped or published."""
+    from featcache.store import status
+
+    found = status(store)
+    if as_json:
+        _answer({"store": str(store), **asdict(found)})
+    writer = f" by {found.writer}" if found.writer else ""
+    hint = "; run the same featcache embed command to continue" if found.state == "stopped" else ""
+    _people(as_json).print(
+        f"[bold]{_name(store)}[/]: {found.state}{_name(writer)}; of {found.found:,} images {found.done:,} are done, "
+        f"{found.pending:,} pending, {found.failed:,} failed{hint}",
+        highlight=False,
+    )
+
+
+@app.command("info")
+def info_command(store: Annotated[Path, typer.Argument(help="STORE.h5")], as_json: Json = False) -> None:
+    """What is inside a store, and the identity of its vectors."""
+    from featcache.store import describe
+
+    about = describe(store)
+    if as_json:
+        _answer(about)
+    people = _people(as_json)
+    rows = list(_rows_of(about))
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        people.print(f"[bold]{_name(name):<{width}}[/] {_name(value)}", highlight=False, soft_wrap=True)
+
+
+@app.command("verify")
+def verify_command(
+    store: Annotated[Path, typer.Argument(help="STORE.h5")],
+    full: Annotated[bool, typer.Option("--full/--quick", help="Every array, or all but the vectors.")] = True,
+    as_json: Json = False,
+) -> None:
+    """Compare a store with the digests recorded when it was published."""
+    from featcache.store import verify
+
+    with _interruptible("nothing was changed"):
+        found = verify(store, full)
+    if as_json:
+        _answer({"store": str(store), "full": full, **asdict(found)})
+    read = "every array agrees" if full else "all but the vectors was read and agrees"
+    _people(as_json).print(
+        f"[bold]{_name(store)}[/] is whole: {found.n_rows:,} rows, {len(found.datasets)} arrays, "
+        f"{found.n_bytes:,} bytes; {read} with its sha256",
+        highlight=False,
+    )
+
+
 @app.command("backbones")
 def backbones_command(
     pattern: Annotated[str | None, typer.Argument(help="Part of a name, or a pattern: 'resnet*'.")] = None,
@@ -188,7 +278,7 @@ def backbones_command(
     if not rows:
         raise UsageError(f"no backbone matches {pattern!r}. Try a shorter part of the name.")
     if as_json:
-        _answer(rows)
+        _answer({"backbones": rows})
         return
     table = _table("name", "default tag", "parameters", "features", "input", "licence", left=2)
     for row in rows:
@@ -217,27 +307,24 @@ def _root(
 # --- what was asked ---------------------------------------------------------------------------------------------------
 
 
-def _numbers(option: str, text: str | None) -> tuple[float, ...] | None:
+def _numbers(option: str, text: str | None, *lengths: int) -> tuple[float, ...] | None:
     """`0.53` or `0.485,0.456,0.406`."""
     if text is None:
         return None
+    expected, example = ("two numbers are", "0,1") if lengths else ("one or three numbers are", "0.5,0.5,0.5")
     try:
         values = tuple(float(part) for part in text.replace(",", " ").split())
     except ValueError as error:
-        raise UsageError(
-            f"{option} {text!r}: one or three numbers are expected, as in {option} 0.5,0.5,0.5."
-        ) from error
-    if len(values) not in (1, 3):
-        raise UsageError(f"{option} {text!r}: one or three numbers are expected, got {len(values)}.")
+        raise UsageError(f"{option} {text!r}: {expected} expected, as in {option} {example}.") from error
+    if len(values) not in (lengths or (1, 3)):
+        raise UsageError(f"{option} {text!r}: {expected} expected, got {len(values)}.")
     return values
 
 
-def _head_spec(given: dict[str, Any]) -> Any:
-    """A HeadSpec of the options that were given; the defaults are its own."""
-    from featcache.heads import HeadSpec
-
+def _spec(kind: Callable[..., Spec], given: dict[str, Any]) -> Spec:
+    """A spec of the options that were given; the defaults are its own."""
     try:
-        return HeadSpec(**{name: value for name, value in given.items() if value is not None})
+        return kind(**{name: value for name, value in given.items() if value is not None})
     except ValueError as error:
         raise UsageError(f"{error}.") from error
 
@@ -278,6 +365,24 @@ def _shown(text: str, keep_lines: bool = False) -> str:
     )
 
 
+def _rows_of(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """A nested answer as lines for people: `transform.interpolation`, `bicubic`."""
+    if isinstance(value, dict) and value:
+        for name, inner in value.items():
+            yield from _rows_of(inner, f"{prefix}.{name}" if prefix else str(name))
+    elif isinstance(value, list) and any(isinstance(inner, dict) for inner in value):
+        for i, inner in enumerate(value):
+            yield from _rows_of(inner, f"{prefix}.{i}")
+    else:
+        yield prefix, f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def _tell_unreadable(folders: list[str], on_note: Callable[[str], None]) -> None:
+    if folders:
+        more = f" and {len(folders) - 1:,} more" if len(folders) > 1 else ""
+        on_note(f"warning: could not look into {folders[0]}{more}; what is in there is not embedded")
+
+
 def _print_embedded(people: Console, done: Any) -> None:
     counts = done.counts
     skipped = ", ".join(f"{n} {reason}" for reason, n in done.skipped.items())
@@ -288,8 +393,15 @@ def _print_embedded(people: Console, done: Any) -> None:
         + (f"; {done.n_ungrouped:,} images match no group and are their own" if done.n_ungrouped else ""),
         highlight=False,
     )
-    if done.n_resumed:
-        people.print(f"resumed: {done.n_resumed:,} rows were done already", highlight=False)
+    if done.n_duplicates:
+        people.print(
+            f"{done.n_duplicates:,} images have the same bytes as another; each was computed once", highlight=False
+        )
+    if done.n_dropped:
+        people.print(
+            f"[yellow]{done.n_dropped:,} images that the store held are not among these; their rows are gone[/]",
+            highlight=False,
+        )
     for image_id, (code, reason) in list(done.failures.items())[:5]:
         people.print(f"  [red]{escape(code)}[/] {_name(image_id)}: {_name(reason)}", highlight=False)
     if len(done.failures) > 5:
@@ -297,9 +409,9 @@ def _print_embedded(people: Console, done: Any) -> None:
             f"  … and {len(done.failures) - 5:,} more, all in {_name(done.store)}.failures.csv", highlight=False
         )
     rate = f", {done.images_per_second:,.0f} images/s" if done.images_per_second else ""
+    took = f"in {done.seconds:.1f} s{rate}" if done.seconds else "were up to date"
     people.print(
-        f"[bold]{_name(done.store)}[/]: {counts.found - counts.failed:,} rows of {done.dim:,} features in "
-        f"{done.seconds:.1f} s{rate}",
+        f"[bold]{_name(done.store)}[/]: {counts.found - counts.failed:,} rows of {done.dim:,} features {took}",
         highlight=False,
     )
 
@@ -389,20 +501,24 @@ class _Rate(ProgressColumn):
 
 
 @contextmanager
-def _progress(doing: str) -> Iterator[Callable[[int, int], None]]:
-    """A callback (done, total) that moves a bar on stderr if that is a terminal, and does nothing if not."""
-    console = Console(stderr=True)
+def _progress(doing: str) -> Iterator[tuple[Callable[[int, int], None], Callable[[str], None]]]:
+    """Two callbacks: (done, total) moves a bar on stderr if that is a terminal, and does nothing if not; a text is
+    written to stderr in any case."""
+    console = Console(stderr=True, soft_wrap=True)
+
+    def note(text: str) -> None:
+        console.print(_name(text), highlight=False)
+
     if not console.is_terminal:
-        yield lambda done, total: None
+        yield lambda done, total: None, note
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:,.0f}/{task.total:,.0f}"))
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
     with Progress(*columns, _Rate(), TimeRemainingColumn(), console=console, transient=True) as bar:
-        task = bar.add_task(doing, total=None, visible=False, at_start=0)
+        task = bar.add_task("loading", total=None, at_start=0)
 
         def move(done: int, total: int) -> None:
-            if not bar.tasks[task].visible:
-                bar.update(task, total=total, visible=True, at_start=done)
-                bar.reset(task, start=True, total=total, completed=done, visible=True)
+            if bar.tasks[task].total is None:
+                bar.reset(task, start=True, total=total, completed=done, description=doing, at_start=done)
             bar.update(task, completed=done)
 
-        yield move
+        yield move, note

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from featcache import phantoms
-from featcache.backbones import BackboneSpec
 from featcache.embed import Embedded, Progress, embed
 from featcache.errors import WeightsUnavailable, from_os_error
 from featcache.heads import HeadSpec
 from featcache.manifest import Manifest
+from featcache.request import BackboneSpec
 from featcache.store import Store
 from featcache.training import Run, train_head
 

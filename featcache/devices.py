@@ -7,6 +7,11 @@ import torch
 from featcache.errors import UsageError
 
 
+def describe(device: torch.device) -> str:
+    """`cpu`, or a GPU with its name: what the environment record says."""
+    return f"{device} {torch.cuda.get_device_name(device)}" if device.type == "cuda" else str(device)
+
+
 def choose(device: str) -> str:
     """`auto` as CUDA where there is one; another name as it is.
 

@@ -8,6 +8,7 @@ Knows nothing of what the bytes mean.
 import csv
 import io
 import os
+import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import BinaryIO
@@ -47,7 +48,7 @@ def _cell(value: object) -> str:
 def write_with(path: Path, fill: Callable[[BinaryIO], object]) -> None:
     """As `write_bytes`, for content that `fill` writes into an open (unbuffered, read-write) file."""
     path = Path(os.path.realpath(path))  # a link keeps pointing at the file that is written
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # as `leftovers` looks for it
     try:
         try:
             with open(temporary, "w+b", buffering=0) as file:
@@ -60,6 +61,13 @@ def write_with(path: Path, fill: Callable[[BinaryIO], object]) -> None:
         sync_folder(path.parent)
     except OSError as error:
         raise from_os_error(error, "writing", path) from error
+
+
+def leftovers(path: Path) -> list[Path]:
+    """Temporary files that killed writers of `path`, or of `path` with something around it, have left beside it."""
+    path = Path(os.path.realpath(path))
+    name = re.compile(rf"\.\.?{re.escape(path.name)}(\.[a-z.]+)?\.\d+\.tmp")
+    return [found for found in path.parent.iterdir() if name.fullmatch(found.name)]
 
 
 def write_all(file: BinaryIO, data: bytes | memoryview) -> None:
@@ -76,3 +84,12 @@ def sync_folder(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def make_folders(folder: Path) -> None:
+    """Makes a folder and those above it that are missing, each of which survives a power cut."""
+    if folder.is_dir():
+        return
+    make_folders(folder.parent)
+    folder.mkdir(exist_ok=True)
+    sync_folder(folder.parent)

@@ -1,39 +1,43 @@
 """The pass: every image once through the frozen backbone, into a store.
 
-Threads read, hash and decode ahead while the network runs; finished rows go to disk in parts, so that a stopped pass
-loses at most one of them; at the end the parts are packed into the store in one step. Memory holds the images in
-flight (threads and read-ahead) and one part, whatever the number of images.
+Worker processes read, hash and decode ahead while the network runs; finished rows go to disk in parts, so that a
+stopped pass loses at most one of them; at the end the parts are packed into the store in one step. Memory holds the
+images in flight (workers and read-ahead) and one part, whatever the number of images. A pass that finds every vector
+there imports no torch and ends within a second or two.
 """
 
-import ctypes
 import os
-import platform
 import shutil
 import time
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from featcache import backbones, devices, durable, images
-from featcache.backbones import Backbone, BackboneSpec
-from featcache.errors import FeatcacheError, ImageError, InputOutputError, NoSpace, StoreNotFound, UsageError
+from featcache import durable
+from featcache.errors import FeatcacheError, InputOutputError, NoSpace, UsageError, in_our_words
+from featcache.images import DecodeSpec
 from featcache.manifest import Manifest
-from featcache.provenance import Json, digest_bytes, digest_json, environment
+from featcache.network import BATCH_ROWS, Network, Outdated
+from featcache.plan import Plan
+from featcache.provenance import Json, digest_json
+from featcache.request import BackboneSpec, Request
+from featcache.seen import Answer, Seen
 from featcache.store import (
     EMBEDDED,
     FAILED,
     POOLED,
     REUSED,
+    STORED_DTYPES,
     Counts,
+    KnownVectors,
     Part,
     PartFolder,
     Store,
@@ -41,42 +45,54 @@ from featcache.store import (
     publish,
     read_part,
 )
+from featcache.workers import TIMEOUT_S, Decoders, Prepared
 
 Array = np.ndarray[Any, Any]
 Progress = Callable[[int, int], None]  # rows done, rows in all
+Note = Callable[[str], None]  # a sentence for people, while it happens
 
-PIPELINE_VERSION = 1  # raised when a change of code changes vectors in a way no other field of the identity shows
-PRECISION = "float32"
-BATCH_ROWS = 32
 _PART_BYTES = 16 << 20
 _PART_ROWS = (32, 256)
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h
 _MAX_NAME = 220  # bytes; file systems stop at 255, and `.failures.csv` and the temporary name come on top
 _MAX_NOT_FINITE = 0.01  # share of rows; beyond it the network or its weights are broken, not the images
+_ROWS_WORTH_A_DECODER = 32  # a process takes a quarter of a second to start
+_HOPELESS = 200  # images that fail one after another from the start: this is not what was meant
+_MAX_ROUNDING = 2**-10  # of a vector by float16, relative; where values are not too small for it, it is below 2**-11
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """What a pass did. The counts add up: found = embedded + reused + failed."""
+    """What a pass did. The counts add up: found = embedded + reused + failed.
+
+    Attributes:
+        counts: embedded are those computed for this store, also by the passes that this one continued; reused those
+            whose bytes it held already.
+        n_duplicates: rows whose image has the same bytes as an earlier row's: one forward pass served both.
+        n_dropped: images the store held before that are not among these.
+    """
 
     store: Path
     counts: Counts
     skipped: dict[str, int]
     n_ungrouped: int
     n_resumed: int
+    n_duplicates: int
+    n_dropped: int
     backbone: str
     weights: str
-    weights_sha256: str
     dim: int
-    identity: str
-    precision: str
+    identity: Json
     seconds: float
     failures: dict[str, tuple[str, str]] = field(default_factory=dict)
 
     @property
     def images_per_second(self) -> float:
         """Of this pass; what an earlier one had finished does not count."""
-        return max(0, self.counts.embedded - self.n_resumed) / self.seconds
+        return max(0, self.counts.embedded - self.n_resumed) / self.seconds if self.seconds else 0.0
+
+    @property
+    def weights_sha256(self) -> str:
+        return str(self.identity["backbone"]["weights_sha256"])
 
     def as_json(self) -> Json:
         """The answer of `featcache embed --json`."""
@@ -87,11 +103,13 @@ class Embedded:
             "embedded": self.counts.embedded,
             "reused": self.counts.reused,
             "failed": self.counts.failed,
+            "duplicates": self.n_duplicates,
+            "dropped": self.n_dropped,
             "dim": self.dim,
             "backbone": self.backbone,
             "weights_sha256": self.weights_sha256,
-            "identity": self.identity,
-            "precision": self.precision,
+            "identity": digest_json(self.identity),
+            "precision": self.identity["precision"],
             "seconds": round(self.seconds, 3),
             "images_per_second": round(self.images_per_second, 2),
         }
@@ -102,22 +120,36 @@ def embed(
     store_path: Path,
     spec: BackboneSpec,
     *,
+    decode: DecodeSpec = DecodeSpec(),
+    dtype: str = "float32",
     device: str = "auto",
     n_workers: int | None = None,
     part_rows: int | None = None,
+    timeout_s: float = TIMEOUT_S,
+    rehash: bool = False,
+    strict: bool = False,
     on_progress: Progress = lambda done, total: None,
+    on_note: Note = lambda text: None,
 ) -> Embedded:
-    """Embeds the images of a manifest into a store. Images whose bytes the store already holds are not computed again.
+    """Embeds the images of a manifest into a store. Images whose bytes the store already holds are not computed again,
+    and files that have not changed since they were last read are not read again.
 
     Args:
         manifest: what to embed.
-        store_path: the `.h5` to write; next to it `STORE.h5.partial/` while the pass runs, and
-            `STORE.h5.failures.csv` if images failed.
+        store_path: the `.h5` to write; next to it `STORE.h5.partial/` while the pass runs, `STORE.h5.failures.csv` if
+            images failed, and `.STORE.h5.seen`, which only saves time.
         spec: which backbone.
+        decode: how files become pixels.
+        dtype: what vectors are stored as, float32 or float16.
         device: "auto" (CUDA if there is one), "cpu", "cuda" or "cuda:N".
-        n_workers: decoding threads; None for one per core.
-        part_rows: rows per part file; None chooses by width. Changes no vector.
+        n_workers: decoding processes; None for one per core.
+        part_rows: rows per part file; None chooses by width. Changes no byte of the store; below 16, the network takes
+            as long as for 16.
+        timeout_s: what one image may take to be read and decoded.
+        rehash: read every file, whatever its times say.
+        strict: the first image that fails ends the pass.
         on_progress: called when rows are safely on disk.
+        on_note: called with what a person should know while it happens.
 
     Raises:
         IdentityMismatch: the store at this path holds other vectors.
@@ -125,89 +157,32 @@ def embed(
         WeightsUnavailable, UsageError: before anything is written.
         NoSpace, AccessDenied, InputOutputError: everything finished is kept; the same call continues.
     """
-    _keep_freed_memory()
-    backbone = backbones.load(spec, devices.choose(device))
-    identity = identity_of(backbone)
-    plan = _plan(manifest, identity, default_part_rows(backbone.n_features) if part_rows is None else part_rows)
-    _check_name(store_path)
-    folder = PartFolder(store_path, plan)
-    with folder.locked(), _known_vectors(store_path, identity, folder.old()) as known:
-        _check_space(store_path, len(manifest), backbone.n_features)
-        n_resumed, seconds = _fill(folder, plan, manifest, backbone, known, n_workers, on_progress)
-        failures = _report_failures(store_path, manifest, folder)
-        parts = list(folder.finished().values())
-        env = environment(str(backbone.device))
-        counts = publish(store_path, parts, manifest.image_ids, manifest.columns, identity, env)
-        folder.clear()
-    return Embedded(
-        store=store_path,
-        counts=counts,
-        skipped=manifest.skipped,
-        n_ungrouped=manifest.n_ungrouped,
-        n_resumed=n_resumed,
-        backbone=backbone.name,
-        weights=backbone.weights_source,
-        weights_sha256=backbone.weights_sha256,
-        dim=backbone.n_features,
-        identity=digest_json(identity),
-        precision=PRECISION,
-        seconds=seconds,
-        failures=failures,
-    )
+    if part_rows is not None and part_rows < 1:
+        raise UsageError(f"--part-rows must be at least 1, got {part_rows}.")
+    if dtype not in STORED_DTYPES:
+        raise UsageError(f"--dtype {dtype}: {' or '.join(STORED_DTYPES)} is expected.")
+    request, seen = Request(spec, decode, dtype), Seen.read(store_path)
 
+    def attempt() -> Embedded:
+        _check_name(store_path)
+        network = Network(request, device, seen, on_note)
+        plan = Plan.of(manifest, Seen() if rehash else seen)
+        if plan.is_published(store_path, network.answer.identity):
+            return _nothing_new(store_path, plan, network, on_note)
+        n_decoders, rows = n_workers or os.cpu_count() or 1, part_rows or default_part_rows(network.answer.dim)
+        work = _Pass(store_path, plan, network, decode, rows, n_decoders, timeout_s, strict, on_progress, on_note)
+        done = work.run()
+        plan.remember(seen, work.planned_ns)
+        network.remember(seen)
+        seen.write(store_path)
+        return done
 
-def identity_of(backbone: Backbone) -> Json:
-    """Everything that changes a vector. Paths, labels, device and library versions are not in it."""
-    return {
-        "pipeline": PIPELINE_VERSION,
-        "backbone": backbone.identity(),
-        "transform": backbone.transform.identity(),
-        "decode": images.DECODE_POLICY,
-        "precision": PRECISION,
-        "stored_dtype": "float32",
-    }
-
-
-def _keep_freed_memory() -> None:
-    """Tells glibc to keep what a forward pass frees, for the next one, instead of handing it back to the kernel.
-
-    A network's activations are allocated and freed hundreds of times a second. Returned each time, their pages are
-    zeroed again by the kernel: of 51 images/s (MobileNetV2, two cores) this makes 308.
-    """
-    if platform.libc_ver()[0] != "glibc":
-        return
-    glibc = ctypes.CDLL(None)
-    for parameter, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 256 << 20)):
-        glibc.mallopt(parameter, value)
-
-
-# --- the plan ---------------------------------------------------------------------------------------------------------
-
-
-def default_part_rows(n_features: int) -> int:
-    """Rows per part: about 16 MiB of vectors, from 32 to 256 rows, so that a stop costs seconds and not minutes."""
-    low, high = _PART_ROWS
-    return max(low, min(high, _PART_BYTES // (4 * n_features) // low * low))
-
-
-def _plan(manifest: Manifest, identity: Json, part_rows: int) -> Json:
-    """What the finished parts of a stopped pass must agree with, to be continued: the same files in the same order, by
-    name, place, size and time of change."""
-    if part_rows < 1 or part_rows % BATCH_ROWS:
-        raise UsageError(f"--part-rows must be a multiple of {BATCH_ROWS}, got {part_rows}.")
-    files = [
-        [image_id, os.fspath(path), image_id in manifest.refused, *_stamp(path)]
-        for image_id, path in zip(manifest.image_ids, manifest.paths, strict=True)
-    ]
-    return {"identity": identity, "files_sha256": digest_json(files), "n_rows": len(manifest), "part_rows": part_rows}
-
-
-def _stamp(path: Path) -> list[int]:
-    try:
-        found = os.stat(path)
-    except OSError:
-        return []
-    return [found.st_size, found.st_mtime_ns, found.st_ino]
+    with in_our_words("writing", store_path):
+        try:
+            return attempt()
+        except Outdated:  # the weights of a name are others now, and no file told so: forget, and learn it by loading
+            seen.answers.clear()
+            return attempt()
 
 
 def _check_name(store_path: Path) -> None:
@@ -218,166 +193,203 @@ def _check_name(store_path: Path) -> None:
         raise UsageError(f"-o: the name {store_path.name[:40]}… is longer than {_MAX_NAME} bytes.")
 
 
-def _check_space(store_path: Path, n: int, d: int) -> None:
-    """The parts and the store they are packed into exist side by side for a moment."""
-    needed = 2 * n * (4 * d + 512)
-    free = shutil.disk_usage(store_path.parent).free
-    if needed > free:
-        raise NoSpace(
-            f"no space: {n:,} images of {d:,} features need about {needed / 1e6:,.1f} MB, {free / 1e6:,.1f} MB are "
-            f"free on {store_path.parent}. Nothing was computed."
-        )
-
-
-# --- vectors that are there already -----------------------------------------------------------------------------------
-
-
-class _KnownVectors:
-    """Vectors by the digest of their image's bytes: the rows of the store that is about to be replaced, and those of
-    parts whose plan no longer holds."""
-
-    def __init__(self, store: Store | None, old_parts: Sequence[Path]) -> None:
-        self._store = store
-        self._row = {digest: i for i, digest in enumerate(store.content_sha256)} if store is not None else {}
-        self._in_parts: dict[str, Array] = {}
-        for part in map(read_part, old_parts):
-            rows = zip(part.content_sha256, part.features[POOLED], part.origin, strict=True)
-            self._in_parts.update({digest: vector for digest, vector, origin in rows if origin != FAILED})
-
-    def __contains__(self, digest: str) -> bool:
-        return digest in self._row or digest in self._in_parts
-
-    def vector(self, digest: str) -> Array:
-        if digest in self._in_parts:
-            return self._in_parts[digest]
-        assert self._store is not None
-        row = self._row[digest]
-        vector: Array = self._store.features(POOLED, slice(row, row + 1))[0]
-        return vector
-
-
-@contextmanager
-def _known_vectors(store_path: Path, identity: Json, old_parts: Sequence[Path]) -> Iterator[_KnownVectors]:
-    try:
-        store = Store.open(store_path)
-    except StoreNotFound:
-        yield _KnownVectors(None, old_parts)
-        return
-    with store:
-        check_identity(store_path, store.identity, identity)
-        yield _KnownVectors(store, old_parts)
+def default_part_rows(n_features: int) -> int:
+    """Rows per part: about 16 MiB of vectors, from 32 to 256 rows, so that a stop costs seconds and not minutes."""
+    low, high = _PART_ROWS
+    return max(low, min(high, _PART_BYTES // (4 * n_features) // low * low))
 
 
 # --- the work ---------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Prepared:
-    """An image on its way: its pixels, or that its vector is known, or why there are none."""
+@dataclass
+class _Pass:
+    """One pass, from lock to published store.
 
-    digest: str = ""
-    pixels: Array | None = None  # (h, w) or (h, w, 3) uint8
-    failure: tuple[str, str] | None = None
+    Attributes:
+        planned_ns: when the plan that is being worked on was made, on the clock of the store's file system.
+    """
 
+    store_path: Path
+    plan: Plan
+    network: Network
+    decode: DecodeSpec
+    part_rows: int
+    n_decoders: int
+    timeout_s: float
+    strict: bool
+    on_progress: Progress
+    on_note: Note
+    planned_ns: int = 0
 
-def _fill(
-    folder: PartFolder,
-    plan: Json,
-    manifest: Manifest,
-    backbone: Backbone,
-    known: _KnownVectors,
-    n_workers: int | None,
-    on_progress: Progress,
-) -> tuple[int, float]:
-    """Writes the parts that are missing. Returns (rows that were there already, seconds)."""
-    started = time.perf_counter()
-    n, part_rows = len(manifest), plan["part_rows"]
-    finished = folder.finished()
-    missing = [range(i, min(i + part_rows, n)) for i in range(0, n, part_rows) if i not in finished]
-    done = n_resumed = n - sum(map(len, missing))
-    on_progress(done, n)
-    todo = (row for rows in missing for row in rows)
-    work = partial(_prepare, manifest=manifest, backbone=backbone, known=known)
-    with _ahead(work, todo, n_workers or os.cpu_count() or 1) as prepared:
-        for rows in missing:
-            folder.write(_part(rows.start, islice(prepared, len(rows)), len(rows), backbone, known))
-            done += len(rows)
-            on_progress(done, n)
-    return n_resumed, time.perf_counter() - started
+    def run(self) -> Embedded:
+        """Computes what is missing and publishes."""
+        manifest, identity = self.plan.manifest, self.network.answer.identity
+        folder = PartFolder(self.store_path, self.plan.record(identity, self.part_rows))
+        with folder.locked(), self._known(folder) as known:
+            self.planned_ns = folder.planned_ns
+            _check_space(self.store_path, len(self.plan), self.network.answer)
+            self._tell_what_is_there(folder, known)
+            n_resumed, seconds = self._fill(folder, known)
+            failures = _report_failures(self.store_path, manifest, folder)
+            self.plan.contents = folder.contents()
+            parts = list(folder.finished().values())
+            n_dropped = known.n_not_among(set(self.plan.contents))
+            counts = publish(self.store_path, parts, manifest.image_ids, manifest.columns, identity, known.environments)
+            folder.clear()
+        done = _embedded(self.store_path, self.plan, self.network, counts)
+        return replace(done, n_resumed=n_resumed, n_dropped=n_dropped, seconds=seconds, failures=failures)
 
+    @contextmanager
+    def _known(self, folder: PartFolder) -> Iterator[KnownVectors]:
+        """The vectors that are there already."""
+        if not self.store_path.exists():
+            yield KnownVectors(None, folder.old())
+            return
+        with Store.open(self.store_path) as store:
+            check_identity(self.store_path, store.identity, self.network.answer.identity)
+            yield KnownVectors(store, folder.old())
 
-def _prepare(row: int, manifest: Manifest, backbone: Backbone, known: _KnownVectors) -> _Prepared:
-    """Reads, hashes and decodes one image, in a worker thread. One bad image is a failed row, never the end."""
-    if reason := manifest.refused.get(manifest.image_ids[row]):
-        return _Prepared(failure=("outside", reason))
-    digest = ""
-    try:
-        data = images.read(manifest.paths[row])
-        digest = digest_bytes(data)
-        return _Prepared(digest, None if digest in known else backbone.transform(images.decode(data)))
-    except ImageError as error:
-        return _Prepared(digest, failure=(error.code, str(error)))
-    except MemoryError:
-        return _Prepared(digest, failure=("too-large", "not enough memory to decode it"))
+    def _tell_what_is_there(self, folder: PartFolder, known: KnownVectors) -> None:
+        environments = list(known.environments)
+        for path in folder.finished().values():
+            part = read_part(path, with_features=False)
+            known.add_finished(path, part)
+            environments += [part.environment] if part.environment else []
+        if n_finished := len(folder.finished()):
+            n_parts = -(-len(self.plan) // self.part_rows)
+            self.on_note(f"resuming: {n_finished:,} of {n_parts:,} parts are done")
+        _tell_of_other_environments(self.store_path, environments, self.network, self.on_note)
 
+    def _fill(self, folder: PartFolder, known: KnownVectors) -> tuple[int, float]:
+        """Writes the parts that are missing. Returns (rows that were there already, seconds)."""
+        started = time.perf_counter()
+        n = len(self.plan)
+        finished = folder.finished()
+        missing = [range(i, min(i + self.part_rows, n)) for i in range(0, n, self.part_rows) if i not in finished]
+        done = n_resumed = n - sum(map(len, missing))
+        self.on_progress(done, n)
+        with self._prepared([row for rows in missing for row in rows], known) as prepared:
+            for rows in missing:
+                part = self._part(rows.start, islice(prepared, len(rows)), len(rows), known)
+                known.add_finished(folder.write(part), part)
+                done += len(rows)
+                self.on_progress(done, n)
+        return n_resumed, time.perf_counter() - started
 
-@contextmanager
-def _ahead(work: Callable[[int], _Prepared], rows: Iterable[int], n_workers: int) -> Iterator[Iterator[_Prepared]]:
-    """`map(work, rows)` in threads, at most two batches ahead of whoever takes the results; ends at once when left."""
-    pool = ThreadPoolExecutor(n_workers, thread_name_prefix="decode")
-    try:
-        yield _in_order(pool, work, iter(rows), 2 * BATCH_ROWS + n_workers)
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+    @contextmanager
+    def _prepared(self, rows: Sequence[int], known: KnownVectors) -> Iterator[Iterator[Prepared]]:
+        """The images of these rows, in their order, decoded at most four batches ahead of whoever takes them."""
+        n_decoders = min(self.n_decoders, -(-len(rows) // _ROWS_WORTH_A_DECODER) or 1)
+        pool = ThreadPoolExecutor(n_decoders, thread_name_prefix="decode")
+        try:
+            with Decoders(self.network.transform, self.decode, self.timeout_s) as decoders:
+                work = partial(self._prepare, decoders=decoders, known=known)
+                yield self._watched(rows, _in_order(pool, work, iter(rows), 4 * BATCH_ROWS + n_decoders))
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _prepare(self, row: int, decoders: Decoders, known: KnownVectors) -> Prepared:
+        """One image, in a thread that waits for its worker. One bad image is a failed row, never the end."""
+        manifest, content = self.plan.manifest, self.plan.contents[row]
+        if reason := manifest.refused.get(manifest.image_ids[row]):
+            return Prepared(failure=("outside", reason))
+        if content in known:
+            return Prepared(content)
+        return decoders.prepare(manifest.paths[row], self.plan.stamps[row], known)
+
+    def _watched(self, rows: Sequence[int], prepared: Iterator[Prepared]) -> Iterator[Prepared]:
+        """Passes images on, and ends a pass that is strict, or hopeless from its start."""
+        failed: Counter[str] = Counter()
+        any_good = len(rows) < len(self.plan)
+        for row, image in zip(rows, prepared, strict=True):
+            if image.failure is None:
+                any_good = True
+            elif self.strict:
+                name = self.plan.manifest.image_ids[row]
+                raise FeatcacheError(f"--strict: {name!r}: {image.failure[1]}. What was finished before it is kept.")
+            else:
+                failed[image.failure[1]] += 1
+            if not any_good and failed.total() == _HOPELESS:
+                (reason, n), *_ = failed.most_common(1)
+                raise FeatcacheError(f"the first {_HOPELESS} images all failed, {n} with: {reason}. Nothing was kept.")
+            yield image
+
+    def _part(self, start: int, prepared: Iterable[Prepared], m: int, known: KnownVectors) -> Part:
+        """The m rows from `start` on, computed in batches of one shape; no batch reaches into the next part, so where a
+        pass was stopped changes no vector. Images with the same bytes are computed once."""
+        rows = _Rows(m, self.network.answer.dim)
+        for row, image in enumerate(prepared):
+            rows.take(row, image, known)
+            if len(rows.batch) == BATCH_ROWS:
+                rows.compute(self.network)
+        rows.compute(self.network)
+        return rows.part(start, self.network)
 
 
 def _in_order(
-    pool: ThreadPoolExecutor, work: Callable[[int], _Prepared], rows: Iterator[int], n_ahead: int
-) -> Iterator[_Prepared]:
-    pending: deque[Future[_Prepared]] = deque(pool.submit(work, row) for row in islice(rows, n_ahead))
+    pool: ThreadPoolExecutor, work: Callable[[int], Prepared], rows: Iterator[int], n_ahead: int
+) -> Iterator[Prepared]:
+    """`map(work, rows)` in threads, at most so many ahead."""
+    pending: deque[Future[Prepared]] = deque(pool.submit(work, row) for row in islice(rows, n_ahead))
     while pending:
         result = pending.popleft().result()
         pending.extend(pool.submit(work, row) for row in islice(rows, 1))
         yield result
 
 
-def _part(start: int, prepared: Iterable[_Prepared], m: int, backbone: Backbone, known: _KnownVectors) -> Part:
-    """The m rows from `start` on, computed in batches of one shape; no batch reaches into the next part, so where a
-    pass was stopped changes no vector."""
-    vectors = np.full((m, backbone.n_features), np.nan, dtype=np.float32)
-    digests, failures = [], {}
-    batch: dict[int, Array] = {}  # row -> pixels
-    origin = np.full(m, EMBEDDED, dtype=np.uint8)
-    for row, image in enumerate(prepared):
-        digests.append(image.digest)
+class _Rows:
+    """The rows of a part while they fill.
+
+    Attributes:
+        vectors: (m, d) float32, NaN where there is none yet.
+        batch: row -> pixels that wait for the network.
+    """
+
+    def __init__(self, m: int, d: int) -> None:
+        self.vectors = np.full((m, d), np.nan, dtype=np.float32)
+        self.batch: dict[int, Array] = {}
+        self._digests: list[str] = []
+        self._origin = np.full(m, EMBEDDED, dtype=np.uint8)
+        self._failures: dict[int, tuple[str, str]] = {}
+        self._first: dict[str, int] = {}  # digest -> the first row of this part that has it
+        self._twin: dict[int, int] = {}  # row -> the first row with the same bytes
+        self._computed = 0
+
+    def take(self, row: int, image: Prepared, known: KnownVectors) -> None:
+        """Notes an image: its failure, its known vector, its twin in this part, or its pixels for the next batch."""
+        self._digests.append(image.digest)
         if image.failure is not None:
-            failures[row] = image.failure
-        elif image.pixels is None:
-            origin[row], vectors[row] = REUSED, known.vector(image.digest)
+            self._failures[row] = image.failure
+        elif image.digest in known:
+            self.vectors[row] = known.vector(image.digest)
+            self._origin[row] = REUSED if known.is_reused(image.digest) else EMBEDDED
+        elif image.digest in self._first:
+            self._twin[row] = self._first[image.digest]
         else:
-            batch[row] = image.pixels
-        if len(batch) == BATCH_ROWS:
-            _forward(batch, vectors, backbone)
-            batch = {}
-    _forward(batch, vectors, backbone)
-    failures.update(_not_finite(vectors, failures))
-    origin[list(failures)] = FAILED
-    return Part(start, {POOLED: vectors}, digests, origin, failures)
+            assert image.pixels is not None
+            self._first[image.digest] = row
+            self.batch[row] = image.pixels
+
+    def compute(self, network: Network) -> None:
+        """Puts the waiting pixels through the network."""
+        if self.batch:
+            self.vectors[list(self.batch)] = network.vectors(list(self.batch.values()))
+            self._computed += len(self.batch)
+            self.batch = {}
+
+    def part(self, start: int, network: Network) -> Part:
+        """The finished part."""
+        for row, first in self._twin.items():
+            self.vectors[row] = self.vectors[first]
+        self._failures.update(_not_finite(self.vectors, self._failures))
+        self._origin[list(self._failures)] = FAILED
+        features = {POOLED: _stored(self.vectors, network.answer.identity["stored_dtype"])}
+        environment = network.environment if self._computed else None
+        return Part(start, features, self._digests, self._origin, self._failures, environment)
 
 
-def _forward(batch: dict[int, Array], vectors: Array, backbone: Backbone) -> None:
-    """Fills in the vectors of a batch. A batch that is not full is padded: every forward pass has the same shape."""
-    if not batch:
-        return
-    height, width = backbone.transform.input_size
-    pixels = np.zeros((BATCH_ROWS, height, width, 3), dtype=np.uint8)
-    for i, image in enumerate(batch.values()):
-        pixels[i] = image[..., None] if image.ndim == 2 else image  # gray: the same value three times
-    computed = backbone(torch.from_numpy(pixels).permute(0, 3, 1, 2)).cpu().numpy()
-    vectors[list(batch)] = computed[: len(batch)]
-
-
-def _not_finite(vectors: Array, failures: dict[int, tuple[str, str]]) -> dict[int, tuple[str, str]]:
+def _not_finite(vectors: Array, failures: Mapping[int, object]) -> dict[int, tuple[str, str]]:
     bad = [int(row) for row in np.flatnonzero(~np.isfinite(vectors).all(axis=1)) if row not in failures]
     if len(bad) > max(1, _MAX_NOT_FINITE * len(vectors)):
         raise InputOutputError(
@@ -387,7 +399,82 @@ def _not_finite(vectors: Array, failures: dict[int, tuple[str, str]]) -> dict[in
     return dict.fromkeys(bad, ("not-finite", "the network gave a value that is not finite"))
 
 
-# --- failures ---------------------------------------------------------------------------------------------------------
+def _stored(vectors: Array, dtype: str) -> Array:
+    """The vectors as they will lie in the store.
+
+    Raises:
+        UsageError: float16 cannot hold them: h5py would write infinities, or dust, without a word.
+    """
+    if dtype == "float32":
+        return vectors
+    with np.errstate(over="ignore"):
+        stored = vectors.astype(dtype)
+    good = np.isfinite(vectors).all(axis=1)
+    size = np.linalg.norm(vectors[good], axis=1)
+    lost = np.linalg.norm(vectors[good] - stored[good].astype(np.float32), axis=1)
+    if not np.isfinite(stored[good]).all():
+        raise UsageError(
+            f"float16 ends at 65,504, and these vectors reach {np.abs(vectors[good]).max():,.0f}. Use --dtype float32."
+        )
+    if (lost > _MAX_ROUNDING * size).any():
+        raise UsageError(
+            f"float16 would lose up to {np.max(lost / np.maximum(size, 1e-45)):.1%} of these vectors: their values are "
+            f"too small for it (the median is {np.median(np.abs(vectors[good])):.1g}). Use --dtype float32."
+        )
+    return stored
+
+
+# --- what is told -----------------------------------------------------------------------------------------------------
+
+
+def _embedded(store_path: Path, plan: Plan, network: Network, counts: Counts) -> Embedded:
+    contents = [content for content in plan.contents if content]
+    answer = network.answer
+    return Embedded(
+        store=store_path,
+        counts=counts,
+        skipped=plan.manifest.skipped,
+        n_ungrouped=plan.manifest.n_ungrouped,
+        n_resumed=0,
+        n_duplicates=len(contents) - len(set(contents)),
+        n_dropped=0,
+        backbone=answer.backbone,
+        weights=answer.weights,
+        dim=answer.dim,
+        identity=answer.identity,
+        seconds=0.0,
+    )
+
+
+def _nothing_new(store_path: Path, plan: Plan, network: Network, on_note: Note) -> Embedded:
+    with Store.open(store_path) as store:
+        _tell_of_other_environments(store_path, store.environments, network, on_note)
+    return _embedded(store_path, plan, network, Counts(embedded=0, reused=len(plan), failed=0))
+
+
+def _tell_of_other_environments(store_path: Path, held: Iterable[Json], network: Network, on_note: Note) -> None:
+    """Versions or a device that are not those of the vectors there: worth a word, and no more."""
+    here = network.environment
+    others = {
+        f"{name} {environment.get(name, 'unknown')} (here {here[name]})": None
+        for environment in held
+        for name in here
+        if environment.get(name) != here[name]
+    }
+    if others:
+        on_note(f"{store_path} has vectors made with {', '.join(others)}: they may differ in the last digits.")
+
+
+def _check_space(store_path: Path, n: int, answer: Answer) -> None:
+    """The parts and the store they are packed into exist side by side for a moment."""
+    value_bytes = np.dtype(answer.identity["stored_dtype"]).itemsize
+    needed = 2 * n * (value_bytes * answer.dim + 512)
+    free = shutil.disk_usage(store_path.parent).free
+    if needed > free:
+        raise NoSpace(
+            f"no space: {n:,} images of {answer.dim:,} features need about {needed / 1e6:,.1f} MB, "
+            f"{free / 1e6:,.1f} MB are free on {store_path.parent}. Nothing was computed."
+        )
 
 
 def failures_path(store_path: Path) -> Path:
@@ -397,14 +484,15 @@ def failures_path(store_path: Path) -> Path:
 
 def _report_failures(store_path: Path, manifest: Manifest, folder: PartFolder) -> dict[str, tuple[str, str]]:
     """Writes the list of failed images, and stops before an empty store would be published."""
-    failures = {manifest.image_ids[row]: reason for row, reason in sorted(folder.failures().items())}
+    rows = sorted(folder.failures().items())
+    failures = {manifest.image_ids[row]: failure for row, failure in rows}
     path = failures_path(store_path)
     if not failures:
         if path.is_file():
             path.unlink()
         return failures
-    rows = [[image_id, code, reason] for image_id, (code, reason) in failures.items()]
-    durable.write_csv(path, ["image_id", "code", "reason"], rows)
+    table = [[os.fspath(manifest.paths[row]), *failure, manifest.image_ids[row]] for row, failure in rows]
+    durable.write_csv(path, ["path", "code", "reason", "image_id"], table)
     if len(failures) == len(manifest):
         image_id, (_, reason) = next(iter(failures.items()))
         raise FeatcacheError(f"none of {len(manifest)} images could be embedded. {image_id!r}: {reason}. See {path}.")

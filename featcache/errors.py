@@ -11,6 +11,7 @@ exits with `exit_code`; a traceback means a bug of ours.
     ├── IdentityMismatch          12   the store holds vectors of another backbone, weights or preprocessing
     ├── CorruptStore              13   damage found
     ├── UnknownFormat             14   not a store, or a store of a newer major version
+    ├── InputsChanged             16   what was being read was replaced meanwhile
     ├── NoSpace                   20   disk full or quota reached
     ├── AccessDenied              21   permission denied, read-only file system
     ├── UntrustedFile             22   a file that asks for more than reading it may do
@@ -22,6 +23,8 @@ exits with `exit_code`; a traceback means a bug of ours.
 """
 
 import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 EXIT_SOME_FAILED = 3
@@ -71,6 +74,12 @@ class UnknownFormat(FeatcacheError):
     """Not a featcache file, or one of a major version this release cannot read."""
 
     exit_code = 14
+
+
+class InputsChanged(FeatcacheError):
+    """A file that was open for reading has been replaced by another since."""
+
+    exit_code = 16
 
 
 class NoSpace(FeatcacheError):
@@ -123,3 +132,12 @@ def from_os_error(error: OSError, doing: str, path: Path) -> FeatcacheError:
     if error.errno in _ACCESS:
         return AccessDenied(f"{doing} {path}: {reason.lower()}. Choose a folder you may write to.")
     return InputOutputError(f"{doing} {path}: {reason.lower()}.")
+
+
+@contextmanager
+def in_our_words(doing: str, path: Path) -> Iterator[None]:
+    """Turns any `OSError` of a block into the exception of the tree."""
+    try:
+        yield
+    except OSError as error:
+        raise from_os_error(error, doing, path) from error

@@ -1,11 +1,15 @@
 """Where images come from: a folder, a folder of classes, or a CSV. Lists and names; opens no image.
 
+With one exception: DICOM files often have no suffix, or a number, as in names made of UIDs. The first 132 bytes of such
+a file, if it is a regular one and no link, decide.
+
 `image_id` is the path relative to the folder given, with `/` between its parts: the same base name in two folders is
 two images. Names keep their bytes, also when they are not UTF-8 (surrogateescape). Files that are not images are
 skipped and counted by reason, never silently.
 """
 
 import csv
+import io
 import os
 import re
 from collections import Counter
@@ -13,11 +17,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from featcache import dicom
 from featcache.errors import UsageError, from_os_error
 from featcache.splits import split_name
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".tif", ".tiff", ".webp", ".gif"})
-_JUNK = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
+IMAGE_SUFFIXES = frozenset(
+    {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".dcm", ".dicom"}
+)
+_JUNK = frozenset({"thumbs.db", "desktop.ini", "__macosx", "dicomdir"})
+_NO_SUFFIX = re.compile(r"(\.\d*)?")  # what `splitext` leaves of IM0001 and of 1.2.840.113619.2
+_DICOM_HEAD = 132  # bytes
 _NOT_A_LABEL = frozenset({"nan", "na", "n/a", "null", "none"})
 _MAX_CELL = 16_384  # characters; text is kept at fixed length, so the longest cell decides the size of a column
 _RESERVED = frozenset({"image_id", "path"})
@@ -33,6 +42,7 @@ class Manifest:
     source: Path
     skipped: dict[str, int] = field(default_factory=dict)  # files that are not images, by reason
     refused: dict[str, str] = field(default_factory=dict)  # image_id -> why its path may not be followed
+    unreadable_folders: list[str] = field(default_factory=list)  # what lies in them is not known; counted in `skipped`
     n_ungrouped: int = 0  # images a group pattern did not match: each is its own group
 
     def __len__(self) -> int:
@@ -68,10 +78,14 @@ class Manifest:
 
 def _from_folder(root: Path) -> Manifest:
     skipped: Counter[str] = Counter()
-    image_ids = sorted(_walk(root, skipped))
+    unreadable: list[str] = []
+    image_ids = sorted(_walk(root, skipped, unreadable))
     if not image_ids:
         suffixes = " ".join(sorted(IMAGE_SUFFIXES))
-        raise UsageError(f"found 0 images under {root} (looked for {suffixes}; skipped {skipped.total()} other files).")
+        raise UsageError(
+            f"found 0 images under {root} (looked for {suffixes} and DICOM files without a suffix; skipped "
+            f"{_told(skipped) or 'nothing'})."
+        )
     folders = [image_id.split("/")[:-1] for image_id in image_ids]
     splits = [split_name(parts[0]) or "" if parts else "" for parts in folders]
     columns: dict[str, list[str]] = {}
@@ -81,7 +95,11 @@ def _from_folder(root: Path) -> Manifest:
     if any(folders):
         columns["label"] = [parts[0] if parts else "" for parts in folders]
     paths = [root / image_id for image_id in image_ids]
-    return Manifest(image_ids, paths, columns, root, dict(skipped))
+    return Manifest(image_ids, paths, columns, root, dict(skipped), unreadable_folders=sorted(unreadable))
+
+
+def _told(skipped: Counter[str]) -> str:
+    return ", ".join(f"{n} {reason}" for reason, n in skipped.items())
 
 
 def _is_split_tree(folders: list[list[str]], splits: list[str]) -> bool:
@@ -94,7 +112,7 @@ def _is_split_tree(folders: list[list[str]], splits: list[str]) -> bool:
     )
 
 
-def _walk(root: Path, skipped: Counter[str]) -> Iterator[str]:
+def _walk(root: Path, skipped: Counter[str], unreadable: list[str]) -> Iterator[str]:
     """image_ids below root; links to folders are not followed, so no loop can catch it."""
     folders = [""]
     while folders:
@@ -105,34 +123,58 @@ def _walk(root: Path, skipped: Counter[str]) -> Iterator[str]:
             if not below:
                 raise from_os_error(error, "listing", root) from error
             skipped["unreadable folder"] += 1
+            unreadable.append(below)
             continue
         for entry in entries:
             image_id = f"{below}/{entry.name}" if below else entry.name
-            if entry.name.startswith(".") or entry.name.lower() in _JUNK:
-                skipped["system file"] += 1
-            elif entry.is_dir(follow_symlinks=False):
+            if entry.is_dir(follow_symlinks=False) and not _is_system(entry.name):
                 folders.append(image_id)
-            elif not os.path.isfile(entry):
-                skipped["not a regular file"] += 1
-            elif os.path.splitext(entry.name)[1].lower() not in IMAGE_SUFFIXES:
-                skipped["not an image name"] += 1
+            elif reason := _why_skipped(entry):
+                skipped[reason] += 1
             else:
                 yield image_id
+
+
+def _is_system(name: str) -> bool:
+    return name.startswith(".") or name.lower() in _JUNK
+
+
+def _why_skipped(entry: os.DirEntry[str]) -> str | None:
+    """Why an entry that is not a folder is no image."""
+    if _is_system(entry.name):
+        return "system file"
+    if os.path.isdir(entry):
+        return "link to a folder"
+    if not os.path.isfile(entry):
+        return "not a regular file"
+    suffix = os.path.splitext(entry.name)[1].lower()
+    if suffix in IMAGE_SUFFIXES:
+        return None
+    return _why_no_dicom(entry) if _NO_SUFFIX.fullmatch(suffix) else "not an image name"
+
+
+def _why_no_dicom(entry: os.DirEntry[str]) -> str | None:
+    """Of a file without a suffix. A link is not opened: it may lead out of the folder, which is decided later."""
+    if entry.is_symlink():
+        return "not an image name"
+    try:
+        with open(os.open(entry.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            return None if dicom.is_dicom(file.read(_DICOM_HEAD)) else "not an image name"
+    except OSError:
+        return "unreadable file without a suffix"
 
 
 # --- a CSV ------------------------------------------------------------------------------------------------------------
 
 
 def _from_csv(source: Path) -> Manifest:
+    text = _csv_text(source)
+    rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
-        with open(source, encoding="utf-8-sig", newline="") as file:
-            rows = csv.DictReader(file, strict=True)
-            names = _checked_header(source, rows.fieldnames)
-            records = [(rows.line_num, row) for row in rows]
-    except OSError as error:
-        raise from_os_error(error, "reading", source) from error
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise UsageError(f"{source} is not a CSV in UTF-8: {error}.") from error
+        names = _checked_header(source, rows.fieldnames)
+        records = [(rows.line_num, row) for row in rows]
+    except csv.Error as error:
+        raise UsageError(f"{source}, line {rows.line_num + 1}: not a CSV ({error}).") from error
     if not records:
         raise UsageError(f"{source} has a header and no rows: found 0 images.")
     table = {name: [_cell(source, line, name, row) for line, row in records] for name in names}
@@ -142,6 +184,17 @@ def _from_csv(source: Path) -> Manifest:
     implied = _RESERVED if "image_id" not in table else {"image_id"}  # a path is kept where it is not the name
     columns = {name: values for name, values in table.items() if name not in implied}
     return Manifest(image_ids, [source.parent / path for path in table["path"]], columns, source)
+
+
+def _csv_text(source: Path) -> str:
+    """The text of a CSV in UTF-8, with or without a byte order mark."""
+    try:
+        return source.read_bytes().decode("utf-8-sig")
+    except OSError as error:
+        raise from_os_error(error, "reading", source) from error
+    except UnicodeDecodeError as error:
+        line, byte = error.object.count(b"\n", 0, error.start) + 1, error.object[error.start]
+        raise UsageError(f"{source}, line {line}: not UTF-8 (byte {byte:#04x}); save it as UTF-8.") from error
 
 
 def _checked_header(source: Path, header: object) -> list[str]:
@@ -192,7 +245,7 @@ def _check_unique(source: Path, image_ids: list[str], lines: list[int]) -> None:
 def _outside(manifest: Manifest) -> dict[str, str]:
     """The images whose path, links followed, is not below the folder of the source."""
     folder = manifest.source if manifest.source.is_dir() else manifest.source.parent
-    inside = os.path.realpath(folder) + os.sep
+    inside = os.path.join(os.path.realpath(folder), "")  # ends with one separator, also where the folder is /
     return {
         image_id: "leads out of the folder (allow it with --allow-outside)"
         for image_id, path in zip(manifest.image_ids, manifest.paths, strict=True)

@@ -6,15 +6,19 @@ Knows nothing of images, stores or networks. A digest is always sha256 in lower-
 import hashlib
 import json
 import platform
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
-from typing import Any
+from typing import Any, Self, TypeVar
 
 import numpy as np
 
 Json = Any  # what `json.loads` returns
+T = TypeVar("T")
 
-_LIBRARIES = ("featcache", "h5py", "numpy", "pillow", "scikit-learn", "timm", "torch", "torchvision")
+_LIBRARIES = (
+    "featcache", "h5py", "numpy", "pillow", "pydicom", "pylibjpeg-libjpeg", "pylibjpeg-openjpeg",
+    "scikit-learn", "timm", "torch", "torchvision",
+)  # fmt: skip
 
 
 def canonical_json(value: Json) -> str:
@@ -39,6 +43,23 @@ def digest_json(value: Json) -> str:
     return digest_bytes(canonical_json(value).encode("ascii"))
 
 
+class ArrayDigest:
+    """sha256 of an array whose rows arrive in pieces: canonical JSON of dtype and shape, then the bytes (little-endian,
+    C order). Equal for equal arrays, however they were cut."""
+
+    def __init__(self, dtype: np.dtype[Any], shape: Sequence[int]) -> None:
+        header = {"dtype": np.dtype(dtype).str, "shape": [int(length) for length in shape]}
+        self._sha = hashlib.sha256(canonical_json(header).encode("ascii"))
+
+    def update(self, rows: np.ndarray[Any, Any]) -> Self:
+        """Takes the next rows."""
+        self._sha.update(np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data)
+        return self
+
+    def hexdigest(self) -> str:
+        return self._sha.hexdigest()
+
+
 def digest_arrays(arrays: Mapping[str, np.ndarray[Any, Any]]) -> str:
     """sha256 over names, dtypes, shapes and bytes, in the order of the names (little-endian, C order)."""
     sha = hashlib.sha256()
@@ -48,6 +69,11 @@ def digest_arrays(arrays: Mapping[str, np.ndarray[Any, Any]]) -> str:
         sha.update(canonical_json(header).encode("ascii"))
         sha.update(array.reshape(-1).view(np.uint8).data)
     return sha.hexdigest()
+
+
+def from_json(kind: Callable[..., T], fields: Json) -> T:
+    """A spec from the JSON of its fields: lists become the tuples they were."""
+    return kind(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
 
 
 def flatten(value: Json, prefix: str = "") -> Iterator[tuple[str, Json]]:

@@ -10,9 +10,6 @@ from fractions import Fraction
 from typing import Any
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
-from sklearn.model_selection import StratifiedGroupKFold
 
 from featcache.errors import UsageError
 
@@ -49,6 +46,9 @@ def merge_groups(*keys: Sequence[str]) -> Array:
     Chains count: a shares a patient with b, b shares its bytes with c, so a, b and c are one group. An empty value
     stands for "unknown" and joins nothing.
     """
+    from scipy.sparse import coo_array  # here: names of splits are needed where a third of a second matters
+    from scipy.sparse.csgraph import connected_components
+
     n = len(keys[0])
     rows, nodes = [], []
     numbers: dict[tuple[int, str], int] = {}
@@ -77,6 +77,8 @@ def hold_out(labels: Array, groups: Array, fraction: float, seed: int) -> tuple[
     most = min(20, _fewest_groups(labels, groups))
     share = Fraction(fraction).limit_denominator(most)
     share = max(Fraction(1, most), min(share, Fraction(most - 1, most)))
+    from sklearn.model_selection import StratifiedGroupKFold
+
     folds = StratifiedGroupKFold(n_splits=share.denominator, shuffle=True, random_state=seed)
     parts = [held for _, held in folds.split(np.zeros(len(labels)), labels, groups)]
     held_out = np.sort(np.concatenate(parts[: share.numerator]))

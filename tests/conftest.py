@@ -1,6 +1,7 @@
 """Shared material: small image folders, a tiny real network, and where the real data is."""
 
 import os
+import signal
 from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach a network; read when huggingface_hub is imported
@@ -10,12 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
-from featcache.backbones import BackboneSpec
 from featcache.embed import embed
 from featcache.manifest import Manifest
+from featcache.request import BackboneSpec
 from featcache.store import Part, PartFolder, publish
 
-SMALL = "resnet18"  # 45 MB, initialised in a tenth of a second
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are born with it ignored
+
+SMALL = "test_resnet"  # a real network of 373,000 parameters
 KERMANY_GROUPS = r"^(train|val|test)/\w+/(person\d+|(?:NORMAL2-)?IM-\d+)"
 
 
@@ -70,7 +73,7 @@ def make_store(
     with folder.locked():
         folder.write(Part(0, {"pooled": features.astype(np.float32)}, content, np.zeros(n, dtype=np.uint8), {}))
         ids = [f"image{i:05d}" for i in range(n)]
-        publish(path, list(folder.finished().values()), ids, columns, {"made": "for a test"}, {})
+        publish(path, list(folder.finished().values()), ids, columns, {"made": "for a test"})
         folder.clear()
     return path
 

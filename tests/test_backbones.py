@@ -11,7 +11,8 @@ import torch
 from featcache import backbones
 from featcache.backbones import BackboneSpec, listing, load, resolve_name
 from featcache.errors import UntrustedFile, UsageError, WeightsUnavailable
-from tests.conftest import SMALL
+
+SMALL = "resnet18"  # with the tensors and the tags of a network people use
 
 WIDTHS = {
     "efficientnet_b1": 1280,

@@ -10,6 +10,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 
+import h5py
 import pytest
 
 from featcache.cli import main
@@ -55,7 +56,7 @@ def featcache(*arguments: object, cwd: Path) -> Done:
     return Done(code, out.getvalue(), err.getvalue())
 
 
-@pytest.mark.parametrize("command", ["", "demo", "embed", "train-head", "backbones"])
+@pytest.mark.parametrize("command", ["", "demo", "embed", "train-head", "backbones", "info", "status", "verify"])
 def test_every_command_has_help(command: str, tmp_path: Path) -> None:
     done = featcache(*command.split(), "--help", cwd=tmp_path)
     assert done.returncode == 0
@@ -67,7 +68,7 @@ def test_the_commands_are_exactly_these() -> None:
     from featcache.cli import app
 
     assert sorted(command.name or "" for command in app.registered_commands) == [
-        "backbones", "demo", "embed", "train-head",
+        "backbones", "demo", "embed", "info", "status", "train-head", "verify",
     ]  # fmt: skip
 
 
@@ -93,6 +94,8 @@ def test_embed_answers_scripts_with_one_json_object(class_folder: Path, tmp_path
             "embedded",
             "reused",
             "failed",
+            "duplicates",
+            "dropped",
             "dim",
             "backbone",
             "weights_sha256",
@@ -102,7 +105,7 @@ def test_embed_answers_scripts_with_one_json_object(class_folder: Path, tmp_path
             "images_per_second",
         ]
     )
-    assert (answer["found"], answer["embedded"], answer["dim"]) == (12, 12, 512)
+    assert (answer["found"], answer["embedded"], answer["dim"]) == (12, 12, 96)
     with Store.open(tmp_path / answer["store"]) as store:
         assert store.identity_sha256 == answer["identity"]
         assert store.identity["backbone"]["weights_sha256"] == answer["weights_sha256"]
@@ -113,7 +116,7 @@ def test_train_head_answers_scripts_with_one_json_object(embedded: Path, tmp_pat
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
     assert list(answer) == ["run", "head", "n_parameters", "seconds", "train", "val", "test"]
-    assert answer["n_parameters"] == 1026
+    assert answer["n_parameters"] == 194
     for side in ("train", "val", "test"):
         assert set(SPLIT_KEYS) <= set(answer[side])
     files = sorted(path.name for path in (tmp_path / answer["run"]).iterdir())
@@ -125,7 +128,7 @@ def test_a_person_gets_tables_on_stdout(embedded: Path, tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "epoch" in done.stdout
     assert "positive class: normal" in done.stdout
-    assert "1,026 parameters" in done.stdout
+    assert "194 parameters" in done.stdout
     assert not done.stderr
 
 
@@ -152,6 +155,19 @@ def test_failed_images_give_exit_code_3_and_are_named(class_folder: Path, tmp_pa
         (("backbones", "nothing-like-it"), 2, "no backbone matches"),
         (("train-head", "small.h5", "--lr", "-1"), 2, "lr must be > 0 and at most 1000, got -1.0"),
         (("train-head", "small.h5", "--head", "deep"), 2, "kind must be one of linear, got 'deep'"),
+        (("embed", "images", "-o", "s.h5", *RANDOM, "--float-range", "1"), 2, "--float-range '1': two numbers are"),
+        (("embed", "images", "-o", "s.h5", *RANDOM, "--bit-depth", "8"), 2, "bit_depth must be from 9 to 16, got 8"),
+        (
+            ("embed", "images", "-o", "s.h5", *RANDOM, "--dtype", "int8"),
+            2,
+            "--dtype int8: float32 or float16 is expected",
+        ),
+        (("embed", "images", "-o", "s.h5", *RANDOM, "--part-rows", "0"), 2, "--part-rows must be at least 1, got 0"),
+        (("embed", "images", "-o", "s.h5", *RANDOM, "--mean", "nan"), 2, "mean must be finite, got (nan,)"),
+        (("embed", "images", "-o", "s.h5", *RANDOM, "--crop-pct", "nan"), 2, "crop_pct must be finite, got nan"),
+        (("verify", "gone.h5"), 10, "there is no store at gone.h5"),
+        (("status", "gone.h5"), 10, "there is no store at gone.h5"),
+        (("info", "images"), 74, "reading images: is a directory"),
         (("train-head", "images"), 74, "reading images: is a directory"),
     ],
 )
@@ -171,6 +187,53 @@ def test_another_identity_is_refused_with_the_fields_that_differ(embedded: Path,
     assert done.returncode == 12
     assert "transform.input_size: [32, 32] here, [48, 48] asked" in done.stderr
     assert embedded.read_bytes() == before
+
+
+def test_a_store_is_described_and_found_whole(embedded: Path, tmp_path: Path) -> None:
+    done = featcache("info", embedded, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for text in ("features.pooled.dim", "identity.transform.interpolation", "columns.label.sick"):
+        assert text in done.stdout
+    about = json.loads(featcache("info", embedded, "--json", cwd=tmp_path).stdout)
+    assert (about["rows"], about["columns"]["split"]) == (12, {"test": 4, "train": 8})
+    done = featcache("verify", embedded, cwd=tmp_path)
+    assert "is whole: 12 rows" in done.stdout
+    answer = json.loads(featcache("verify", embedded, "--quick", "--json", cwd=tmp_path).stdout)
+    assert (answer["n_rows"], answer["full"]) == (12, False)
+    assert "published; of 12 images 12 are done" in featcache("status", embedded, cwd=tmp_path).stdout
+
+
+def test_a_damaged_store_is_told_to_people_and_to_scripts(embedded: Path, tmp_path: Path) -> None:
+    data = bytearray(embedded.read_bytes())
+    with h5py.File(embedded) as file:
+        data[file["features/pooled"].id.get_chunk_info(0).byte_offset + 9] ^= 4
+    embedded.write_bytes(data)
+    done = featcache("verify", embedded, "--json", cwd=tmp_path)
+    assert done.returncode == 13
+    assert "features/pooled, rows 0 to 11: cannot be read" in done.stderr
+    error = json.loads(done.stdout)
+    assert (error["error"], error["exit_code"]) == ("CorruptStore", 13)
+    assert featcache("verify", embedded, "--quick", cwd=tmp_path).returncode == 0
+
+
+def test_rules_of_decoding_reach_the_store(class_folder: Path, tmp_path: Path) -> None:
+    options = (
+        "--bit-depth",
+        "12",
+        "--float-range",
+        "0,1",
+        "--max-pixels",
+        "100000",
+        "--first-frame",
+        "--dtype",
+        "float16",
+    )
+    done = featcache("embed", class_folder, "-o", "s.h5", *RANDOM, *options, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    with Store.open(tmp_path / "s.h5") as store:
+        assert store.identity["decode"]["float"] == [0.0, 1.0]
+        assert store.identity["decode"]["gray16"].startswith("12 bit;")
+        assert store.identity["stored_dtype"] == store.dtype() == "float16"
 
 
 @pytest.mark.usefixtures("empty_hub")
@@ -213,7 +276,7 @@ def test_stopping_keeps_what_is_finished_and_the_same_command_continues(tmp_path
     assert not (tmp_path / "s.h5").exists()
     done = featcache(*command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert f"resumed: {n_finished * 32} rows were done already" in done.stdout
+    assert f"resuming: {n_finished} of 19 parts are done" in done.stderr
     assert len(Store.open(tmp_path / "s.h5")) == 600
     assert not partial.exists()
 
@@ -223,7 +286,7 @@ def test_backbones_lists_the_suggested_ones(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     for word in ("efficientnet_b1", "6,513,184", "1,280", "inception_resnet_v2", "legacy_xception", "apache-2.0"):
         assert word in done.stdout
-    rows = json.loads(featcache("backbones", "resnet18", "--json", cwd=tmp_path).stdout)
+    rows = json.loads(featcache("backbones", "resnet18", "--json", cwd=tmp_path).stdout)["backbones"]
     assert {"name", "tag", "n_parameters", "n_features", "input_size", "licence"} == set(rows[0])
 
 

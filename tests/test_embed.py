@@ -1,8 +1,10 @@
 """The pass: the vectors of a plain loop, every image accounted for, nothing computed twice."""
 
+import errno
 import os
 import shutil
 import signal
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,16 +15,23 @@ import timm
 import torch
 from PIL import Image
 
+from featcache import durable, images
 from featcache import embed as module
-from featcache import store as store_module
-from featcache.backbones import BackboneSpec, load
-from featcache.embed import BATCH_ROWS, default_part_rows, embed
+from featcache.backbones import load
+from featcache.embed import default_part_rows, embed
 from featcache.errors import FeatcacheError, IdentityMismatch, InputOutputError, NoSpace, UsageError
 from featcache.manifest import Manifest
+from featcache.network import BATCH_ROWS, Network
+from featcache.plan import Plan
+from featcache.provenance import digest_bytes
+from featcache.request import BackboneSpec
+from featcache.seen import Seen
 from featcache.store import Store
+from featcache.workers import Decoders
 from tests.conftest import SMALL, draw
 
 SPEC = BackboneSpec(SMALL, "random:0", input_size=32)
+PART_ROWS = 32
 
 
 def many(root: Path, n: int) -> Manifest:
@@ -66,7 +75,7 @@ def test_found_is_embedded_plus_reused_plus_failed(tmp_path: Path) -> None:
     codes = {image_id: code for image_id, (code, _) in done.failures.items()}
     assert codes == {"0003.png": "empty", "0005.png": "missing", "0040.png": "format", "0069.png": "damaged"}
     lines = (tmp_path / "s.h5.failures.csv").read_text().splitlines()
-    assert lines[0] == "image_id,code,reason"
+    assert lines[0] == "path,code,reason,image_id"
     assert len(lines) == 5
     with Store.open(tmp_path / "s.h5") as store:
         assert len(store) == 66
@@ -89,7 +98,7 @@ def test_the_list_of_failures_goes_when_there_are_none(tmp_path: Path) -> None:
     draw(manifest.paths[0], 0)
     done = embed(manifest, tmp_path / "s.h5", SPEC)
     assert (done.counts.embedded, done.counts.reused, done.counts.failed) == (1, 2, 0)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "s.h5"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".s.h5.seen", "images", "s.h5"]
 
 
 # --- what was computed is not computed again --------------------------------------------------------------------------
@@ -166,37 +175,42 @@ class Stop(Exception):
 @pytest.mark.parametrize("n_parts", [1, 2, 3])
 def test_a_resumed_pass_equals_an_uninterrupted_one(tmp_path: Path, n_parts: int) -> None:
     manifest = many(tmp_path / "images", 120)
-    embed(manifest, tmp_path / "whole.h5", SPEC, part_rows=BATCH_ROWS)
+    embed(manifest, tmp_path / "whole.h5", SPEC, part_rows=PART_ROWS)
 
     def stop_after(done: int, total: int) -> None:
-        if done >= n_parts * BATCH_ROWS:
+        if done >= n_parts * PART_ROWS:
             raise Stop
 
     with pytest.raises(Stop):
-        embed(manifest, tmp_path / "s.h5", SPEC, part_rows=BATCH_ROWS, on_progress=stop_after)
+        embed(manifest, tmp_path / "s.h5", SPEC, part_rows=PART_ROWS, on_progress=stop_after)
     assert not (tmp_path / "s.h5").exists()
     parts = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "s.h5.partial").glob("part-*")}
     assert len(parts) == n_parts
     seen: list[int] = []
-    done = embed(manifest, tmp_path / "s.h5", SPEC, part_rows=BATCH_ROWS, on_progress=lambda n, _: seen.append(n))
-    assert done.n_resumed == n_parts * BATCH_ROWS
+    done = embed(manifest, tmp_path / "s.h5", SPEC, part_rows=PART_ROWS, on_progress=lambda n, _: seen.append(n))
+    assert done.n_resumed == n_parts * PART_ROWS
     assert seen == sorted(seen)
-    assert seen[0] == n_parts * BATCH_ROWS
+    assert seen[0] == n_parts * PART_ROWS
     assert seen[-1] == 120
     assert (tmp_path / "s.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
     assert not (tmp_path / "s.h5.partial").exists()
 
 
 def test_the_size_of_the_parts_changes_no_byte(tmp_path: Path) -> None:
-    manifest = many(tmp_path / "images", 200)
-    for rows in (BATCH_ROWS, 3 * BATCH_ROWS, 7 * BATCH_ROWS):
+    """Also where images fail, or are the same as others, so that batches are not cut alike."""
+    manifest = many(tmp_path / "images", 150)
+    for i in (0, 31, 70):
+        manifest.paths[i].write_bytes(b"")
+    for i in (40, 101, 102, 149):
+        shutil.copy(manifest.paths[5], manifest.paths[i])
+    for rows in (1, 7, 32, 50, 96, 1000):
         embed(manifest, tmp_path / f"{rows}.h5", SPEC, part_rows=rows)
     assert len({path.read_bytes() for path in tmp_path.glob("*.h5")}) == 1
 
 
-@pytest.mark.parametrize("rows", [0, -32, 33])
-def test_part_rows_that_would_cut_a_batch_are_refused(tmp_path: Path, rows: int) -> None:
-    with pytest.raises(UsageError, match=f"multiple of {BATCH_ROWS}, got {rows}"):
+@pytest.mark.parametrize("rows", [0, -32])
+def test_parts_have_rows(tmp_path: Path, rows: int) -> None:
+    with pytest.raises(UsageError, match=f"at least 1, got {rows}"):
         embed(many(tmp_path / "images", 1), tmp_path / "s.h5", SPEC, part_rows=rows)
 
 
@@ -204,7 +218,7 @@ def test_part_rows_that_would_cut_a_batch_are_refused(tmp_path: Path, rows: int)
 def test_default_parts_hold_whole_batches(n_features: int) -> None:
     rows = default_part_rows(n_features)
     assert rows % BATCH_ROWS == 0
-    assert BATCH_ROWS <= rows <= 256
+    assert 32 <= rows <= 256
 
 
 # --- what the machine may do ------------------------------------------------------------------------------------------
@@ -213,14 +227,14 @@ def test_default_parts_hold_whole_batches(n_features: int) -> None:
 def test_too_little_space_is_told_before_anything_is_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage._replace(free=1000))
-    with pytest.raises(NoSpace, match=r"no space: 3 images of 512 features need about .* MB, 0.0 MB are free"):
+    with pytest.raises(NoSpace, match=r"no space: 3 images of 96 features need about .* MB, 0.0 MB are free"):
         embed(many(tmp_path / "images", 3), tmp_path / "s.h5", SPEC)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images"]
 
 
 def test_a_network_that_gives_nan_stops_the_pass(tmp_path: Path) -> None:
     state = load(SPEC).module.state_dict()
-    state["conv1.weight"][0] = float("nan")
+    state["conv1.0.weight"][0] = float("nan")
     safetensors.torch.save_file(
         {key: value.contiguous() for key, value in state.items()}, tmp_path / "broken.safetensors"
     )
@@ -233,20 +247,20 @@ def test_a_network_that_gives_nan_stops_the_pass(tmp_path: Path) -> None:
     assert not (tmp_path / "s.h5").exists()
 
 
-def test_decoding_threads_stay_within_their_lead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decoders_stay_within_their_lead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """However slow the network is, only so many decoded images wait for it: memory does not grow with their number."""
     manifest = many(tmp_path / "images", 200)
-    begun, taken = [], []
-    real = module._prepare
-    monkeypatch.setattr(module, "_prepare", lambda row, **rest: begun.append(row) or real(row, **rest))
+    begun: list[Path] = []
+    taken: list[np.ndarray] = []
+    prepare, vectors = Decoders.prepare, Network.vectors
 
-    def watch(batch: dict[int, np.ndarray], *rest: object) -> None:
-        taken.extend(batch)
-        assert len(begun) - len(taken) <= 3 * BATCH_ROWS + 4
-        forward(batch, *rest)
+    def watched(network: Network, images: list[np.ndarray]) -> np.ndarray:
+        taken.extend(images)
+        assert len(begun) - len(taken) <= 5 * BATCH_ROWS + 4
+        return vectors(network, images)
 
-    forward = module._forward
-    monkeypatch.setattr(module, "_forward", watch)
+    monkeypatch.setattr(Decoders, "prepare", lambda self, path, *rest: begun.append(path) or prepare(self, path, *rest))
+    monkeypatch.setattr(Network, "vectors", watched)
     embed(manifest, tmp_path / "s.h5", SPEC, n_workers=3)
     assert len(begun) == 200
 
@@ -258,23 +272,16 @@ def test_a_store_does_not_depend_on_the_number_of_threads(tmp_path: Path) -> Non
     assert (tmp_path / "1.h5").read_bytes() == (tmp_path / "5.h5").read_bytes()
 
 
-def test_the_identity_names_everything_that_was_asked_for() -> None:
-    identity = module.identity_of(load(SPEC))
-    assert set(identity) == {"pipeline", "backbone", "transform", "decode", "precision", "stored_dtype"}
-    assert identity["transform"]["input_size"] == [32, 32]
-    assert store_module.digest_json(identity) == store_module.digest_json(module.identity_of(load(SPEC)))
-
-
 # --- what an attack found ---------------------------------------------------------------------------------------------
 
 
 def stopped_after(n_parts: int, manifest: Manifest, path: Path) -> None:
     def stop(done: int, total: int) -> None:
-        if done >= n_parts * BATCH_ROWS:
+        if done >= n_parts * PART_ROWS:
             raise Stop
 
     with pytest.raises(Stop):
-        embed(manifest, path, SPEC, part_rows=BATCH_ROWS, on_progress=stop)
+        embed(manifest, path, SPEC, part_rows=PART_ROWS, on_progress=stop)
 
 
 def check_rows_are_their_images(path: Path, manifest: Manifest) -> None:
@@ -285,8 +292,8 @@ def check_rows_are_their_images(path: Path, manifest: Manifest) -> None:
         assert store.image_ids == manifest.image_ids
         for file, vector, digest in zip(manifest.paths, features, digests, strict=True):
             data = file.read_bytes()
-            assert digest == module.digest_bytes(data)
-            pixels = backbone.transform(module.images.decode(data))
+            assert digest == digest_bytes(data)
+            pixels = backbone.transform(images.decode(data))
             pixels = pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)
             expected = backbone(torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None])[0].numpy()
             assert np.abs(vector - expected).max() <= 1e-5 * np.abs(expected).max()
@@ -306,7 +313,7 @@ def test_a_resumed_pass_over_changed_files_keeps_vectors_by_content(tmp_path: Pa
     shuffled = ["9999.png", *reversed(names)]
     source.write_text("image_id,path\n" + "".join(f"row{i},images/{name}\n" for i, name in enumerate(shuffled)))
     manifest = Manifest.read(source)
-    done = embed(manifest, tmp_path / "s.h5", SPEC, part_rows=BATCH_ROWS)
+    done = embed(manifest, tmp_path / "s.h5", SPEC, part_rows=PART_ROWS)
     assert (done.counts.found, done.counts.failed) == (97, 0)
     assert done.counts.reused == 62  # two parts of 32, but for the image that failed and the one overwritten
     check_rows_are_their_images(tmp_path / "s.h5", manifest)
@@ -319,7 +326,7 @@ def test_a_part_under_another_parts_name_is_not_taken_for_it(tmp_path: Path) -> 
     (first,) = (tmp_path / "s.h5.partial").glob("part-0000000000-*")
     shutil.copy(first, first.with_name(first.name.replace("part-0000000000", "part-0000000064")))
     with pytest.raises(FeatcacheError, match="holds the rows from 0 on, not from 64"):
-        embed(manifest, tmp_path / "s.h5", SPEC, part_rows=BATCH_ROWS)
+        embed(manifest, tmp_path / "s.h5", SPEC, part_rows=PART_ROWS)
     assert not (tmp_path / "s.h5").exists()
 
 
@@ -329,7 +336,7 @@ def test_strange_files_beside_the_parts_stop_nothing(tmp_path: Path) -> None:
     for name in (".DS_Store", "part-copy.h5", "old-x.h5"):
         (tmp_path / "s.h5.partial" / name).write_bytes(b"x")
     (tmp_path / "s.h5.partial" / "plan.json").write_text("")
-    assert embed(manifest, tmp_path / "s.h5", SPEC, part_rows=BATCH_ROWS).counts.embedded == 96
+    assert embed(manifest, tmp_path / "s.h5", SPEC, part_rows=PART_ROWS).counts.embedded == 96
     check_rows_are_their_images(tmp_path / "s.h5", manifest)
 
 
@@ -341,7 +348,7 @@ def test_a_signal_while_publishing_publishes_all_or_nothing(
     manifest = many(tmp_path / "images", 40)
     embed(manifest, tmp_path / "whole.h5", SPEC)
     calls = []
-    real = store_module.durable.write_all
+    real = durable.write_all
 
     def interrupted(file: object, data: bytes) -> None:
         calls.append(len(data))
@@ -349,7 +356,7 @@ def test_a_signal_while_publishing_publishes_all_or_nothing(
             signal.raise_signal(signal.SIGINT)
         real(file, data)
 
-    monkeypatch.setattr(store_module.durable, "write_all", interrupted)
+    monkeypatch.setattr(durable, "write_all", interrupted)
     with pytest.raises(KeyboardInterrupt):
         embed(manifest, tmp_path / "s.h5", SPEC)
     assert len(calls) >= call
@@ -374,3 +381,96 @@ def test_a_store_needs_a_usable_name(tmp_path: Path, name: str, monkeypatch: pyt
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UsageError, match="-o"):
         embed(manifest, Path(name), SPEC)
+
+
+def test_what_killed_writers_left_beside_the_store_is_removed(tmp_path: Path) -> None:
+    """Of the store, of its list of failures, and of its memory, whose name begins with a dot of its own."""
+    manifest = many(tmp_path / "images", 2)
+    for name in (".s.h5.7.tmp", ".s.h5.failures.csv.7.tmp", "..s.h5.seen.7.tmp"):
+        (tmp_path / name).write_bytes(b"half")
+    embed(manifest, tmp_path / "s.h5", SPEC)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".s.h5.seen", "images", "s.h5"]
+
+
+def test_an_error_of_the_operating_system_is_never_a_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here while the parts are removed, once they are published: the next pass goes on."""
+    manifest = many(tmp_path / "images", 2)
+    real = os.unlink
+
+    def fails(path: Path, **options: object) -> None:
+        if Path(path).name.startswith("part-"):
+            raise OSError(errno.EIO, "Input/output error")
+        real(path, **options)
+
+    monkeypatch.setattr(os, "unlink", fails)
+    with pytest.raises(InputOutputError, match=r"writing .*s\.h5: input/output error"):
+        embed(manifest, tmp_path / "s.h5", SPEC)
+    monkeypatch.undo()
+    embed(manifest, tmp_path / "s.h5", SPEC)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".s.h5.seen", "images", "s.h5"]
+
+
+# --- files that change ------------------------------------------------------------------------------------------------
+
+
+def test_a_resumed_pass_sees_a_file_that_was_overwritten(tmp_path: Path) -> None:
+    """The same names in the same order: only the stamps of the files tell that the plan no longer holds."""
+    manifest = many(tmp_path / "images", 96)
+    stopped_after(2, manifest, tmp_path / "s.h5")
+    draw(manifest.paths[3], 1003)
+    embed(manifest, tmp_path / "s.h5", SPEC, part_rows=PART_ROWS)
+    check_rows_are_their_images(tmp_path / "s.h5", manifest)
+
+
+def test_a_change_whose_time_was_set_back_is_seen(tmp_path: Path) -> None:
+    """Same size, same inode, same time of change of its bytes: ctime cannot be set by a program."""
+    manifest = many(tmp_path / "images", 3)
+    for path in manifest.paths:
+        Image.open(path).convert("L").save(path, compress_level=0)
+    time.sleep(0.3)
+    embed(manifest, tmp_path / "s.h5", SPEC)
+    before = manifest.paths[1].stat()
+    Image.open(manifest.paths[2]).transpose(Image.Transpose.ROTATE_180).save(manifest.paths[1], compress_level=0)
+    os.utime(manifest.paths[1], ns=(before.st_atime_ns, before.st_mtime_ns))
+    after = manifest.paths[1].stat()
+    assert (after.st_size, after.st_mtime_ns, after.st_ino) == (before.st_size, before.st_mtime_ns, before.st_ino)
+    assert embed(manifest, tmp_path / "s.h5", SPEC).counts.embedded == 1
+    check_rows_are_their_images(tmp_path / "s.h5", manifest)
+
+
+def test_a_file_that_changed_just_before_the_plan_is_read_again(tmp_path: Path) -> None:
+    """Within one tick of the file system's clock, a second change would leave its times as they are."""
+    manifest = many(tmp_path / "images", 1)
+    plan = Plan.of(manifest, Seen())
+    plan.contents = [digest_bytes(manifest.paths[0].read_bytes())]
+    changed_ns = manifest.paths[0].stat().st_ctime_ns
+    for planned_ns, is_kept in ((changed_ns + 1_000_000, False), (changed_ns + 10_000_000_000, True)):
+        seen = Seen()
+        plan.remember(seen, planned_ns)
+        assert bool(seen.files) is is_kept
+
+
+def test_a_file_that_changes_after_the_plan_fails_as_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest = many(tmp_path / "images", 3)
+    planned = Plan.of
+
+    def then_changed(manifest: Manifest, seen: Seen) -> Plan:
+        plan = planned(manifest, seen)
+        draw(manifest.paths[1], 99)
+        return plan
+
+    monkeypatch.setattr(Plan, "of", staticmethod(then_changed))
+    done = embed(manifest, tmp_path / "s.h5", SPEC)
+    assert {image_id: code for image_id, (code, _) in done.failures.items()} == {"0001.png": "changed"}
+
+
+def test_images_with_the_same_bytes_are_computed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one part, and in two."""
+    manifest = many(tmp_path / "images", 70)
+    for twin in (6, 40):
+        shutil.copy(manifest.paths[5], manifest.paths[twin])
+    computed = []
+    vectors = Network.vectors
+    monkeypatch.setattr(Network, "vectors", lambda self, batch: computed.append(len(batch)) or vectors(self, batch))
+    done = embed(manifest, tmp_path / "s.h5", SPEC, part_rows=PART_ROWS)
+    assert (sum(computed), done.n_duplicates, done.counts.embedded) == (68, 2, 70)

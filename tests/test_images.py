@@ -1,9 +1,15 @@
 """Bytes to pixels: equal to timm's own transform, and no file is taken for what it is not."""
 
 import io
+import json
 import os
 import struct
+import subprocess
+import sys
+import threading
+import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +21,7 @@ from PIL import Image
 from featcache import images
 from featcache.backbones import BackboneSpec, load
 from featcache.errors import ImageError
-from featcache.images import TransformSpec, decode
+from featcache.images import DecodeSpec, TransformSpec, decode
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
@@ -130,7 +136,6 @@ def png_of_size(width: int, height: int) -> bytes:
     )
 
 
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize(
     ("data", "code"),
     [
@@ -180,7 +185,6 @@ def test_every_flipped_bit_of_a_png_is_seen() -> None:
             decode(bytes(broken))
 
 
-@pytest.mark.filterwarnings("ignore:Corrupt EXIF data:UserWarning")
 def test_a_broken_exif_tag_does_not_fail_the_image() -> None:
     data = encoded(noise(30, 20, "L"), "JPEG")
     payload = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\xff\xff"  # cut short
@@ -206,3 +210,184 @@ def test_an_image_that_would_be_enormous_once_resized_is_refused() -> None:
     spec = TransformSpec((4096, 4096), 0.5, "nearest", **IMAGENET)
     with pytest.raises(ImageError, match="resized it would be"):
         spec(noise(10, 200, "L"))
+
+
+# --- the rules --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("bit_depth", 8, "bit_depth must be from 9 to 16, got 8"),
+        ("bit_depth", 17, "bit_depth must be from 9 to 16, got 17"),
+        ("float_range", (1.0, 1.0), r"float_range must be low < high, got \(1.0, 1.0\)"),
+        ("float_range", (0.0, float("nan")), "float_range must be two finite values, got"),
+        ("float_range", (0.0,), "float_range must be two finite values, got"),
+        ("max_pixels", 0, "max_pixels must be at least 1, got 0"),
+    ],
+)
+def test_impossible_rules_are_refused_at_birth(field: str, value: object, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        DecodeSpec(**{field: value})
+
+
+def test_only_rules_that_change_pixels_are_in_the_identity() -> None:
+    plain = DecodeSpec().identity()
+    assert DecodeSpec(first_frame=True, max_pixels=7).identity() == plain
+    assert DecodeSpec(bit_depth=12).identity()["gray16"] == "12 bit; scaled to 8 bit, rounded"
+    assert DecodeSpec(float_range=(0, 4)).identity()["float"] == [0.0, 4.0]
+    assert json.loads(json.dumps(plain)) == plain
+
+
+def test_a_stated_depth_holds_for_every_image_and_refuses_what_exceeds_it() -> None:
+    dark = np.full((8, 8), 1000, dtype=np.uint16)
+    for bits, gray in ((None, 62), (10, 249), (12, 62), (16, 4)):
+        assert np.asarray(decode(encoded(Image.fromarray(dark)), DecodeSpec(bit_depth=bits))).max() == gray
+    with pytest.raises(ImageError, match="of 9 bits from 0 to 1000 have no stated range"):
+        decode(encoded(Image.fromarray(dark)), DecodeSpec(bit_depth=9))
+
+
+def test_flattening_equals_alpha_composite_for_every_pair_of_colour_and_alpha() -> None:
+    colour, alpha = np.meshgrid(np.arange(256, dtype=np.uint8), np.arange(256, dtype=np.uint8))
+    image = Image.fromarray(np.dstack([colour, colour[::-1], colour, alpha]))
+    black = Image.new("RGBA", image.size, (0, 0, 0, 255))
+    expected = np.asarray(Image.alpha_composite(black, image).convert("RGB"))
+    assert np.array_equal(np.asarray(decode(encoded(image))), expected)
+    gray = np.asarray(decode(encoded(Image.fromarray(np.dstack([colour, alpha])))))
+    assert np.array_equal(gray, expected[..., 0])
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "P", "CMYK", "I;16", "F"])
+def test_bands_leave_no_seam(monkeypatch: pytest.MonkeyPatch, mode: str) -> None:
+    if mode == "F":
+        image = Image.fromarray(np.random.default_rng(0).random((50, 40), dtype=np.float32))
+    elif mode == "I;16":
+        image = Image.fromarray(np.random.default_rng(0).integers(0, 65_536, (50, 40), dtype=np.uint16))
+    else:
+        image = noise(40, 50, "RGB").convert(mode)
+    data, spec = encoded(image, "TIFF"), DecodeSpec(float_range=(0.0, 1.0))
+    whole = np.asarray(decode(data, spec))
+    monkeypatch.setattr(images, "_BAND_PIXELS", 7 * 40)
+    assert np.array_equal(np.asarray(decode(data, spec)), whole)
+
+
+# --- limits and peace -------------------------------------------------------------------------------------------------
+
+
+def test_a_raised_limit_is_the_only_limit_and_nothing_is_printed() -> None:
+    """Pillow warns at 89 and refuses at 179 megapixels by itself; warnings are errors in these tests."""
+    declared = png_of_size(20_000, 20_000)
+    with pytest.raises(ImageError, match="20000 x 20000 is more than 399,999,999 pixels; --max-pixels allows it"):
+        decode(declared, DecodeSpec(max_pixels=399_999_999))
+    with pytest.raises(ImageError, match="truncated") as caught:
+        decode(declared, DecodeSpec(max_pixels=400_000_000))
+    assert caught.value.code == "damaged"
+    with pytest.raises(ImageError, match="more than 1,000 pixels") as caught:
+        decode(encoded(noise(60, 60, "L")), DecodeSpec(max_pixels=1_000))
+    assert caught.value.code == "too-large"
+
+
+def test_settings_of_the_process_are_back_after_decoding_in_many_threads() -> None:
+    before = Image.MAX_IMAGE_PIXELS, list(warnings.filters)
+    good, bad = encoded(noise(60, 60, "L")), encoded(noise(60, 60, "L"))[:-40]
+
+    def one(i: int) -> str:
+        try:
+            return decode(bad if i % 3 == 0 else good, DecodeSpec(max_pixels=3_600 + i)).mode
+        except ImageError as error:
+            return error.code
+
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(one, range(300))) == {"L", "damaged"}
+    assert (Image.MAX_IMAGE_PIXELS, list(warnings.filters)) == before
+
+
+_PEAK = """
+import sys
+from featcache.images import DecodeSpec, decode
+decode(open(sys.argv[1], "rb").read(), DecodeSpec(float_range=(0.0, 9.0)))
+print(open("/proc/self/status").read().split("VmHWM:")[1].split()[0])
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("mode", "kind", "orientation"),
+    [("RGBA", "PNG", 1), ("I;16", "PNG", 1), ("CMYK", "TIFF", 1), ("P", "PNG", 1), ("F", "TIFF", 1), ("RGB", "PNG", 6)],
+)
+def test_an_image_at_the_limit_is_decoded_in_less_than_a_gigabyte(
+    tmp_path: Path, mode: str, kind: str, orientation: int
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"compress_level": 1, "exif": exif} if kind == "PNG" else {"compression": "tiff_lzw"}
+    image = Image.new(mode, (9_400, 9_500), 3 if mode in ("I;16", "P", "F") else (90, 30, 40, 200)[: len(mode)])
+    if mode == "P":
+        image.putpalette(bytes(range(256)) * 3)
+    image.save(tmp_path / "large", kind, **options)
+    done = subprocess.run(
+        [sys.executable, "-c", _PEAK, os.fspath(tmp_path / "large")],
+        capture_output=True, text=True, check=True, cwd=Path(__file__).parents[1],
+    )  # fmt: skip
+    assert int(done.stdout) * 1024 < 850e6
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_file_that_is_not_the_planned_one_is_not_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(b"planned")
+    planned = images.stamp(os.stat(path))
+    assert images.read(path, planned) == images.read(path, list(planned)) == images.read(path) == b"planned"
+    path.write_bytes(b"another")
+    with pytest.raises(ImageError, match="changed since the pass was planned; run again") as caught:
+        images.read(path, planned)
+    assert caught.value.code == "changed"
+    path.unlink()
+    with pytest.raises(ImageError) as caught:
+        images.read(path, planned)
+    assert caught.value.code == "missing"
+
+
+def test_a_file_that_grows_while_it_is_read_is_noticed(tmp_path: Path) -> None:
+    """A writer appends all the time; a read gives one of its states whole, or `changed`."""
+    path = tmp_path / "log.png"
+    path.write_bytes(b"x" * 1000)
+    stop = threading.Event()
+
+    def append() -> None:
+        with open(path, "ab", buffering=0) as file:
+            while not stop.is_set() and file.tell() < 50_000_000:
+                file.write(b"x" * 1000)
+
+    writer = threading.Thread(target=append)
+    writer.start()
+    codes = set()
+    try:
+        for _ in range(3_000):
+            try:
+                assert len(images.read(path)) % 1000 == 0
+            except ImageError as error:
+                codes.add(error.code)
+                break
+    finally:
+        stop.set()
+        writer.join()
+    assert codes == {"changed"}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs to be root, to become somebody who may not read")
+def test_an_unreadable_file_is_told_as_such(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(b"x")
+    path.chmod(0)
+    code = "import os, sys\nfrom featcache import images\nos.seteuid(65534)\ntry: images.read(sys.argv[1])\n"
+    code += "except images.ImageError as error: print(error.code, error)"
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o755)
+    done = subprocess.run(
+        [sys.executable, "-c", code, os.fspath(path)],
+        cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout == "unreadable permission denied\n"

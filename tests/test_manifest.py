@@ -1,8 +1,10 @@
 """Where images come from: nothing is lost, nothing is taken for what it is not."""
 
+import csv
 import os
 import socket
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featcache.errors import UsageError
-from featcache.manifest import Manifest
+from featcache.manifest import Manifest, _outside
 from tests.conftest import KERMANY_GROUPS, shared
 
 
@@ -164,8 +166,6 @@ def test_csv_paths_out_of_its_folder_are_refused_unless_allowed(tmp_path: Path, 
     st.lists(st.text(st.characters(blacklist_categories=("Cs", "Cc")), min_size=1, max_size=12), min_size=1, max_size=6)
 )
 def test_any_label_survives_a_csv(tmp_path_factory: pytest.TempPathFactory, labels: list[str]) -> None:
-    import csv
-
     labels = [label for label in labels if label.strip().lower() not in {"nan", "na", "n/a", "null", "none"}]
     path = tmp_path_factory.mktemp("csv") / "images.csv"
     with open(path, "w", encoding="utf-8", newline="") as file:
@@ -214,3 +214,172 @@ def test_folders_may_be_nested_deeper_than_python_recurses(tmp_path: Path) -> No
 def test_cells_that_cannot_be_kept_are_refused(tmp_path: Path, text: str) -> None:
     with pytest.raises(UsageError, match="line"):
         Manifest.read(write_csv(tmp_path, text))
+
+
+# --- DICOM names ------------------------------------------------------------------------------------------------------
+
+DICOM = b"\0" * 128 + b"DICM" + b"\0" * 9
+
+
+def test_a_file_without_a_suffix_is_an_image_if_it_is_dicom(tmp_path: Path) -> None:
+    touch(tmp_path, "README", "Makefile", "1.2.840.3", "a.dcm", "b.DICOM", "v1.5x", "DICOMDIR", "dicomdir")
+    for name in ("IM0001", "1.2.840.113619.2.5", "notes.txt", "sub/IM0001"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(DICOM)
+    os.symlink("IM0001", tmp_path / "linked")
+    os.mkfifo(tmp_path / "fifo")
+    manifest = Manifest.read(tmp_path)
+    assert manifest.image_ids == ["1.2.840.113619.2.5", "IM0001", "a.dcm", "b.DICOM", "sub/IM0001"]
+    assert manifest.skipped == {"not an image name": 6, "system file": 2, "not a regular file": 1}
+
+
+# --- folders and files that cannot be read ----------------------------------------------------------------------------
+
+
+def test_a_folder_that_cannot_be_listed_is_counted_and_named(tmp_path: Path) -> None:
+    """Its path is longer than the system takes at once (PATH_MAX, 4096)."""
+    touch(tmp_path, "a/1.png")
+    here = os.open(tmp_path, os.O_RDONLY)
+    for _ in range(25):
+        os.mkdir("d" * 200, dir_fd=here)
+        below = os.open("d" * 200, os.O_RDONLY, dir_fd=here)
+        os.close(here)
+        here = below
+    os.close(here)
+    try:
+        manifest = Manifest.read(tmp_path)
+    finally:
+        subprocess.run(["rm", "-rf", tmp_path / ("d" * 200)], check=True)
+    assert manifest.image_ids == ["a/1.png"]
+    assert manifest.skipped == {"unreadable folder": 1}
+    assert len(manifest.unreadable_folders) == 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs to be root, to become somebody who may not read")
+def test_what_may_not_be_read_is_counted_by_reason(tmp_path: Path) -> None:
+    touch(tmp_path, "a/1.png", "closed/1.png", "nobody-knows")
+    (tmp_path / "closed").chmod(0)
+    (tmp_path / "nobody-knows").chmod(0)
+    for folder in (tmp_path, *tmp_path.parents[:2]):
+        folder.chmod(0o755)
+    code = (
+        "import os, sys\nfrom featcache.manifest import Manifest\nos.seteuid(65534)\n"
+        "found = Manifest.read(sys.argv[1])\n"
+        "print(found.image_ids, sorted(found.skipped.items()), found.unreadable_folders)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, os.fspath(tmp_path)],
+        cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout == (
+        "['a/1.png'] [('unreadable file without a suffix', 1), ('unreadable folder', 1)] ['closed']\n"
+    )
+
+
+# --- links and paths --------------------------------------------------------------------------------------------------
+
+
+def test_links_that_lead_nowhere_or_to_folders_and_devices_are_no_images(tmp_path: Path) -> None:
+    touch(tmp_path, "a/1.png")
+    links = {"loop.png": "loop.png", "gone.png": "gone", "zero.png": "/dev/zero", "up.png": "..", "a/back": ".."}
+    for name, target in links.items():
+        os.symlink(target, tmp_path / name)
+    manifest = Manifest.read(tmp_path)
+    assert manifest.image_ids == ["a/1.png"]
+    assert manifest.skipped == {"not a regular file": 3, "link to a folder": 2}
+
+
+def test_everything_is_inside_the_root_of_the_file_system(tmp_path: Path) -> None:
+    """The folder `/` ends with its separator already."""
+    touch(tmp_path, "1.png")
+    manifest = Manifest(["x"], [tmp_path / "1.png"], {}, Path("/"))
+    assert _outside(manifest) == {}
+
+
+def test_a_folder_whose_name_begins_like_the_root_is_outside(tmp_path: Path) -> None:
+    touch(tmp_path, "images2/1.png", "images/images.csv")
+    (tmp_path / "images" / "images.csv").write_text("path\n../images2/1.png\n")
+    assert list(Manifest.read(tmp_path / "images" / "images.csv").refused) == ["../images2/1.png"]
+
+
+PIECES = st.sampled_from(["..", ".", "in", "deep", "out", "back", "up", "1.png", "a", "", "/", "~", "%2e%2e"])
+
+
+@pytest.fixture(scope="module")
+def maze(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with links out of it, into it and around."""
+    top = tmp_path_factory.mktemp("maze")
+    root = touch(top / "root", "1.png", "in/1.png", "in/deep/1.png")
+    touch(top, "1.png", "out/1.png", "root2/1.png")
+    for name, target in {
+        "out": "../out", "in/up": "..", "in/deep/back": "../..", "in/deep/out": "/", "in/out": "../../root2",
+    }.items():  # fmt: skip
+        os.symlink(target, root / name)
+    return root
+
+
+@settings(max_examples=400, deadline=None)
+@given(pieces=st.lists(PIECES, min_size=1, max_size=8))
+def test_no_csv_path_escapes_the_folder(maze: Path, pieces: list[str]) -> None:
+    """What is read must lie inside, whatever links and dots it passes; measured by what the system opens."""
+    path = "/".join(pieces)
+    if not path.strip():
+        return
+    source = maze / "images.csv"
+    with open(source, "w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([["path"], [path]])
+    manifest = Manifest.read(source)
+    if manifest.refused or not manifest.paths[0].is_file():
+        return
+    opened = os.open(manifest.paths[0], os.O_RDONLY)
+    try:
+        assert Path(os.readlink(f"/proc/self/fd/{opened}")).is_relative_to(maze.resolve())
+    finally:
+        os.close(opened)
+
+
+@settings(max_examples=100, deadline=None)
+@given(target=st.lists(PIECES, min_size=1, max_size=6), below=st.sampled_from(["", "in", "in/deep"]))
+def test_no_link_escapes_the_folder(maze: Path, target: list[str], below: str) -> None:
+    link = maze / below / "link.png"
+    if not (to := "/".join(target)):
+        return
+    os.symlink(to, link)
+    try:
+        manifest = Manifest.read(maze)
+        for image_id, path in zip(manifest.image_ids, manifest.paths, strict=True):
+            assert image_id in manifest.refused or path.resolve().is_relative_to(maze.resolve())
+        assert Manifest.read(maze, allow_outside=True).refused == {}
+    finally:
+        link.unlink()
+
+
+TEXT = st.text(st.characters(blacklist_categories=("Cs",), blacklist_characters="\0\r"), min_size=1, max_size=20)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    rows=st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=6, unique_by=lambda row: row[0].strip()),
+    bom=st.booleans(),
+)
+def test_any_name_and_path_survive_a_csv(tmp_path_factory: pytest.TempPathFactory, rows: list, bom: bool) -> None:
+    rows = [(name, path) for name, path in rows if name.strip()]
+    if not rows:
+        return
+    source = tmp_path_factory.mktemp("csv") / "images.csv"
+    with open(source, "w", encoding="utf-8-sig" if bom else "utf-8", newline="") as file:
+        csv.writer(file).writerows([["image_id", "path"], *rows])
+    manifest = Manifest.read(source)
+    assert manifest.image_ids == [name.strip() for name, _ in rows]
+    assert manifest.columns["path"] == [path for _, path in rows]
+    assert manifest.paths == [source.parent / path for _, path in rows]
+
+
+def test_a_csv_that_is_not_utf8_names_line_and_byte(tmp_path: Path) -> None:
+    path = tmp_path / "images.csv"
+    path.write_bytes(b"path,label\n1.png,a\n2.png,caf\xe9\n")
+    with pytest.raises(UsageError, match=r"line 3: not UTF-8 \(byte 0xe9\); save it as UTF-8"):
+        Manifest.read(path)
+    path.write_bytes(b'path,label\n1.png,a\n2.png,"b\n')
+    with pytest.raises(UsageError, match="line 3: not a CSV"):
+        Manifest.read(path)

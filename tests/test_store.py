@@ -14,17 +14,20 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import featcache
+from featcache import durable
 from featcache import store as store_module
 from featcache.errors import (
     CorruptStore,
     IdentityMismatch,
+    InputOutputError,
     NoSpace,
     StoreLocked,
     StoreNotFound,
     UnknownFormat,
     UsageError,
 )
-from featcache.store import EMBEDDED, FAILED, Counts, Part, PartFolder, Store, publish
+from featcache.store import EMBEDDED, FAILED, Counts, Part, PartFolder, Store, parts, publish, schema
+from featcache.store.validation import reading
 from tests.conftest import make_store, two_clouds
 
 FORMAT = (Path(featcache.__file__).parent / "FORMAT.md").read_text("utf-8")
@@ -59,7 +62,7 @@ def test_failed_rows_are_left_out_and_listed(tmp_path: Path) -> None:
     origin = np.array([EMBEDDED, FAILED, EMBEDDED], dtype=np.uint8)
     with folder.locked():
         folder.write(Part(0, {"pooled": features}, ["a" * 64, "", "c" * 64], origin, {1: ("empty", "zero bytes")}))
-        counts = publish(folder.store_path, list(folder.finished().values()), ["a", "b", "c"], {}, {}, {})
+        counts = publish(folder.store_path, list(folder.finished().values()), ["a", "b", "c"], {}, {})
         folder.clear()
     assert counts == Counts(embedded=2, reused=0, failed=1)
     assert counts.found == 3
@@ -148,7 +151,7 @@ def test_rows_that_were_never_written_are_seen(tmp_path: Path) -> None:
     path = make_store(tmp_path / "s.h5", np.ones((300, 4)), {})
     with h5py.File(path, "r+") as file:
         del file["features/pooled"]
-        store_module._create_rows(file, "features/pooled", (300, 4), np.dtype(np.float32))
+        schema.create_rows(file, "features/pooled", (300, 4), np.dtype(np.float32))
     with pytest.raises(CorruptStore, match="row 0"):
         Store.open(path).features()
 
@@ -216,6 +219,7 @@ def test_a_damaged_part_does_not_count_as_finished(tmp_path: Path) -> None:
         folder.write(part(3))
         broken = folder.finished()[3]
         broken.write_bytes(broken.read_bytes()[:-1])
+    with folder.locked():
         assert list(folder.finished()) == [0]
 
 
@@ -273,7 +277,7 @@ def test_a_full_disk_while_publishing_leaves_the_old_store(
     x, labels = two_clouds(600, 64)
     path = make_store(tmp_path / "s.h5", x, {"label": labels})
     before, calls = path.read_bytes(), []
-    real = store_module.durable.write_all
+    real = durable.write_all
 
     def full(file: object, data: bytes) -> None:
         calls.append(len(data))
@@ -284,11 +288,63 @@ def test_a_full_disk_while_publishing_leaves_the_old_store(
     folder = PartFolder(path, {"identity": {"made": "for a test"}})
     with folder.locked():
         folder.write(part(0))
-        monkeypatch.setattr(store_module.durable, "write_all", full)
+        monkeypatch.setattr(durable, "write_all", full)
         with pytest.raises(NoSpace, match="no space: writing"):
-            publish(path, list(folder.finished().values()), ["a", "b", "c"], {}, {}, {})
+            publish(path, list(folder.finished().values()), ["a", "b", "c"], {}, {})
         monkeypatch.undo()
         folder.clear()
     assert calls
     assert path.read_bytes() == before
     assert [item.name for item in tmp_path.iterdir()] == ["s.h5"]
+
+
+def test_a_device_that_cannot_read_is_not_called_damage(tmp_path: Path) -> None:
+    """HDF5 reads by itself; what the operating system told it stands in the middle of its message."""
+    path = make_store(tmp_path / "s.h5", np.ones((3, 2)), {})
+    said = "file read failed: filename = 's.h5', file descriptor = 3, errno = 5, error message = 'Input/output error'"
+    with pytest.raises(InputOutputError, match=r"reading .*s\.h5: input/output error"), reading(path, "features"):
+        raise RuntimeError(f"Can't synchronously read data ({said}, buf = 0x55cb94bed3b0)")
+    with pytest.raises(CorruptStore), reading(path, "features"):
+        raise OSError("Can't synchronously read data (data error detected by Fletcher32 checksum)")
+
+
+@pytest.mark.parametrize("name", ["image_id", "failures/code", "failures/image_id", "failures/reason"])
+def test_damage_in_what_is_read_at_opening_is_named_too(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "s.h5"
+    folder = PartFolder(path, {"identity": {}})
+    origin = np.array([EMBEDDED, FAILED], dtype=np.uint8)
+    with folder.locked():
+        features = np.array([[1.0], [np.nan]], dtype=np.float32)
+        folder.write(Part(0, {"pooled": features}, ["a" * 64, ""], origin, {1: ("empty", "zero bytes")}))
+        publish(path, list(folder.finished().values()), ["a", "b"], {}, {})
+        folder.clear()
+    data = bytearray(path.read_bytes())
+    with h5py.File(path) as file:
+        data[file[name].id.get_chunk_info(0).byte_offset] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(CorruptStore, match=f"{name}, rows 0 to 0, cannot be read"):
+        store_module.verify(path)
+
+
+def test_verify_sees_a_value_whose_checksum_is_right(tmp_path: Path) -> None:
+    """HDF5 itself wrote it: only the recorded sha256 knows what was published."""
+    path = make_store(tmp_path / "s.h5", np.ones((300, 4)), {})
+    with h5py.File(path, "r+") as file:
+        file["features/pooled"][7, 2] = 1.5
+    assert Store.open(path).features()[7, 2] == 1.5
+    with pytest.raises(
+        CorruptStore, match="features/pooled, rows 0 to 299: its values do not have the recorded sha256"
+    ):
+        store_module.verify(path)
+
+
+def test_a_lock_on_a_file_that_was_removed_is_not_held(tmp_path: Path) -> None:
+    """Its last writer removes it when it is done; whoever opened it before locks a file that nobody else finds."""
+    path = tmp_path / "lock"
+    with open(path, "a+b", buffering=0) as lock:
+        path.unlink()
+        assert not parts._try(lock, path)
+        path.write_bytes(b"")
+        assert not parts._try(lock, path)
+    with open(path, "a+b", buffering=0) as lock:
+        assert parts._try(lock, path)

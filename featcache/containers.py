@@ -1,0 +1,176 @@
+"""Is a file whole? The frames of PNG, JPEG, GIF and TIFF walked from the first byte to the end mark.
+
+A decoder stops once it has its pixels. It does not miss the end of a file that was cut short, and most look at no
+checksum of what they need not: Pillow alone takes a JPEG whose second half is zeros, a PNG without its last four bytes
+and a GIF without its last two. BMP and WebP state their length, which Pillow checks. Knows nothing of pixels. What
+follows the end mark is nobody's business and accepted.
+"""
+
+import re
+import struct
+import zlib
+from collections.abc import Iterator
+
+from featcache.errors import ImageError
+
+_PNG_START, _GIF_START = 8, 13
+_PNG_PALETTE = 3  # the colour type
+_PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
+_ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))  # x y dx dy
+_INFLATE_BYTES = 1 << 20
+_JPEG_MARKER = re.compile(rb"\xff+([\x01-\xcf\xd8-\xfe])")  # neither a stuffed FF00 nor a restart
+_JPEG_ALONE, _JPEG_SCAN, _JPEG_END = (0x01, 0xD8), 0xDA, b"\xff\xd9"
+_GIF_EXTENSION, _GIF_IMAGE, _GIF_END = 0x21, 0x2C, 0x3B
+_TIFF = re.compile(rb"II[*+]\0|MM\0[*+]")
+_TIFF_INTEGERS = {3: "H", 4: "I"}
+_PHOTOMETRIC, _WHITE_IS_ZERO, _BLACK_IS_ZERO = 262, 0, 1  # TIFF 6.0, section 4
+
+
+def check_whole(kind: str | None, data: bytes) -> None:
+    """Walks a file of Pillow's format `kind`.
+
+    Raises:
+        ImageError: `damaged`: cut short, or a checksum does not fit.
+    """
+    walk = {"PNG": _walk_png, "JPEG": _walk_jpeg, "MPO": _walk_jpeg, "GIF": _walk_gif, "TIFF": _walk_tiff}.get(
+        str(kind)
+    )
+    try:
+        if walk is not None:
+            walk(data)
+    except (struct.error, IndexError) as error:
+        raise ImageError("damaged", f"cut short: the {kind} file ends before its end mark") from error
+
+
+def kind_of(data: bytes) -> str | None:
+    """The format that the first bytes promise, where they are telling."""
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "WEBP"
+    starts = {"PNG": b"\x89PNG\r\n\x1a\n", "JPEG": b"\xff\xd8\xff", "GIF": b"GIF8"}
+    return next((kind for kind, start in starts.items() if data.startswith(start)), None)
+
+
+def check_png_rows(data: bytes) -> None:
+    """Raises ImageError (`damaged`) unless the pixels of a whole PNG inflate to all of its rows.
+
+    Pillow takes compressed data that ends early, properly, for an image whose other rows are zero.
+    """
+    inflate, n = zlib.decompressobj(), 0
+    for kind, start, end in _png_chunks(data):
+        rest = data[start:end] if kind == b"IDAT" else b""
+        while rest:
+            n += len(inflate.decompress(rest, _INFLATE_BYTES))
+            rest = inflate.unconsumed_tail
+    if n < _png_bytes(data):
+        raise ImageError("damaged", "the pixels of the PNG end before its last row")
+
+
+def _png_bytes(data: bytes) -> int:
+    """Of all rows, with the filter byte of each, of one pass or the seven of Adam7."""
+    width, height, bits, colour, *_, interlaced = struct.unpack_from(">IIBBBBB", data, 16)
+    n_bits = bits * _PNG_CHANNELS[colour]
+    passes = _ADAM7 if interlaced else ((0, 0, 1, 1),)
+    sizes = [(-(-(width - x) // dx), -(-(height - y) // dy)) for x, y, dx, dy in passes]
+    return sum(rows * (1 + (columns * n_bits + 7) // 8) for columns, rows in sizes if columns > 0 and rows > 0)
+
+
+def black_is_zero(data: bytes) -> tuple[bytes, bool]:
+    """A TIFF that declares 0 as white, declared as if 0 were black, and whether that was done: whoever calls inverts.
+
+    Pillow inverts some depths, leaves others as they are and refuses the rest (big-endian 16 bit, 32 bit); this way
+    there is one rule for all.
+    """
+    found = _photometric(data) if _TIFF.match(data) else None
+    if found is None or struct.unpack_from(found[0], data, found[1])[0] != _WHITE_IS_ZERO:
+        return data, False
+    patched = bytearray(data)
+    struct.pack_into(found[0], patched, found[1], _BLACK_IS_ZERO)
+    return bytes(patched), True
+
+
+def _walk_png(data: bytes) -> None:
+    """Every chunk and its checksum (PNG 3rd edition, 5.3); decoding looks at few of them."""
+    view, seen = memoryview(data), set()
+    for kind, start, end in _png_chunks(data):
+        if zlib.crc32(view[start - 4 : end]) != struct.unpack_from(">I", data, end)[0]:
+            raise ImageError("damaged", "the checksum of a PNG chunk does not fit its bytes")
+        seen.add(kind)
+    if data[25] == _PNG_PALETTE and b"PLTE" not in seen:
+        raise ImageError("damaged", "a PNG of palette indexes without a palette")
+
+
+def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """(kind, where its data starts, where they end), up to the end mark."""
+    at, kind = _PNG_START, b""
+    while kind != b"IEND":
+        length, kind = struct.unpack_from(">I4s", data, at)
+        yield kind, at + 8, at + 8 + length
+        at += 12 + length
+
+
+def _walk_jpeg(data: bytes) -> None:
+    """Segments by their length (ITU T.81, B.1), to the first scan; then to the end mark, which no scan can hold."""
+    at, kind = 0, 0
+    while kind != _JPEG_SCAN:
+        marker = _JPEG_MARKER.search(data, at)
+        if marker is None or marker[1][0] == _JPEG_END[1]:
+            raise ImageError("damaged", "a JPEG file without a scan")
+        kind, at = marker[1][0], marker.end()
+        if kind not in _JPEG_ALONE:
+            at += struct.unpack_from(">H", data, at)[0]
+    if data.rfind(_JPEG_END, at) < 0:  # from the end, where it is
+        raise ImageError("damaged", "cut short: the JPEG file has no end mark")
+
+
+def _walk_gif(data: bytes) -> None:
+    """Blocks up to the trailer (GIF89a, appendix B)."""
+    at = _GIF_START + _colours(data[10])
+    while data[at] != _GIF_END:
+        if data[at] == _GIF_EXTENSION:
+            at += 2
+        elif data[at] == _GIF_IMAGE:
+            at += 11 + _colours(data[at + 9])
+        else:
+            raise ImageError("damaged", "a GIF block of no known kind")
+        while data[at]:
+            at += 1 + data[at]
+        at += 1
+
+
+def _colours(flags: int) -> int:
+    """Bytes of the colour table that a GIF's flags announce."""
+    return 3 << (flags & 7) + 1 if flags & 0x80 else 0
+
+
+def _walk_tiff(data: bytes) -> None:
+    """The first directory, with the offset behind it; Pillow warns of its end and goes on."""
+    if _photometric(data) is None:
+        raise ImageError("damaged", "a TIFF that does not say whether 0 is black")
+
+
+def _photometric(data: bytes) -> tuple[str, int] | None:
+    """The struct format and offset of a TIFF's photometric interpretation."""
+    try:
+        for tag, kind, n, at in list(_entries(data)):
+            if tag == _PHOTOMETRIC and n == 1 and kind in _TIFF_INTEGERS:
+                return _order(data) + _TIFF_INTEGERS[kind], at
+    except struct.error as error:
+        raise ImageError("damaged", "cut short: the TIFF directory is not within the file") from error
+    return None
+
+
+def _order(data: bytes) -> str:
+    return "<" if data[:2] == b"II" else ">"
+
+
+def _entries(data: bytes) -> Iterator[tuple[int, int, int, int]]:
+    """(tag, type, count, offset of the value) of the first directory of a TIFF or BigTIFF; an offset ends it."""
+    big = b"+" in data[2:4]
+    order, (count, offset, width) = _order(data), ("Q", "Q", 20) if big else ("H", "I", 12)
+    (at,) = struct.unpack_from(order + offset, data, 8 if big else 4)
+    (n,) = struct.unpack_from(order + count, data, at)
+    at += struct.calcsize(count)
+    struct.unpack_from(order + offset, data, at + n * width)
+    for start in range(at, at + n * width, width):
+        tag, kind, length = struct.unpack_from(f"{order}HH{offset}", data, start)
+        yield tag, kind, length, start + (12 if big else 8)

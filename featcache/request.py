@@ -1,0 +1,70 @@
+"""What is asked of a pass, as plain values: which network, how files are decoded, how vectors are stored.
+
+Light on purpose: what a request stands for is learnt by loading a network, and remembered by `seen`, so that asking
+again costs no import of torch.
+"""
+
+import math
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from featcache.images import DecodeSpec
+from featcache.provenance import Json, digest_json
+from featcache.store import STORED_DTYPES
+
+
+@dataclass(frozen=True)
+class BackboneSpec:
+    """Which network, with which weights, seen through which transform.
+
+    Attributes:
+        name: `arch.tag` or `arch`, as timm spells it.
+        weights: None for those the name stands for, a `.safetensors`, `.pth` or `.pt` file, or `random:SEED`.
+        input_size, crop_pct, interpolation, mean, std: None for the model's own data configuration.
+    """
+
+    name: str
+    weights: str | None = None
+    input_size: int | None = None
+    crop_pct: float | None = None
+    interpolation: str | None = None
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        numbers = {"crop_pct": (self.crop_pct,), "mean": self.mean, "std": self.std}
+        for name, values in numbers.items():
+            if not all(value is None or math.isfinite(value) for value in values or ()):
+                raise ValueError(f"{name} must be finite, got {getattr(self, name)}")
+
+    @property
+    def weights_path(self) -> Path | None:
+        """The file of weights, where one was named."""
+        named = self.weights is not None and not self.weights.startswith("random:")
+        return Path(os.path.abspath(str(self.weights))) if named else None
+
+
+@dataclass(frozen=True)
+class Request:
+    """Everything a person can ask for that changes a vector.
+
+    Attributes:
+        backbone: the network.
+        decode: how files become pixels.
+        dtype: what vectors are stored as, float32 or float16.
+    """
+
+    backbone: BackboneSpec
+    decode: DecodeSpec = field(default_factory=DecodeSpec)
+    dtype: str = "float32"
+
+    def __post_init__(self) -> None:
+        if self.dtype not in STORED_DTYPES:
+            raise ValueError(f"dtype must be {' or '.join(STORED_DTYPES)}, got {self.dtype!r}")
+
+    def digest(self, libraries: Json) -> str:
+        """Under which its answer is remembered, with the versions of the libraries that gave it."""
+        weights = self.backbone.weights_path
+        asked = {**asdict(self.backbone), "weights": str(weights) if weights else self.backbone.weights}
+        return digest_json({"backbone": asked, "decode": self.decode.identity(), "dtype": self.dtype, "by": libraries})

@@ -1,0 +1,126 @@
+"""What the last pass saw: `.STORE.h5.seen`, which saves time and holds nothing else.
+
+A file whose size, times and inode are those of the last pass has the content it had, and need not be read. A request
+whose weights file and libraries are unchanged has the identity it had, and no network need be loaded to know it. Lost
+or removed, it costs one pass of reading. It holds no vector, and is believed as far as whoever writes beside the store
+is: `--rehash` believes none of it but what a request stands for.
+
+Of the times, the time of change (ctime) is compared too: a program can set the other one back.
+"""
+
+import json
+import os
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from featcache import durable
+from featcache.errors import FeatcacheError
+from featcache.images import stamp
+from featcache.provenance import Json, canonical_json
+
+_VERSION = 1
+_TICK_NS = 100_000_000  # a file changed again within one tick of its file system's clock may keep its times
+_COARSE_TICK_NS = 2_000_000_000  # of file systems that keep whole seconds, or two of them
+
+Stamp = Sequence[int]  # size, mtime, ctime (ns), inode; empty where there is no file
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a request stood for: its identity, and what of the network is told to people."""
+
+    identity: Json
+    backbone: str
+    weights: str
+    dim: int
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.dim, int) or not {"probe", "transform", "backbone"} <= dict(self.identity).keys():
+            raise ValueError("not the answer to a request")
+
+
+@dataclass
+class Seen:
+    """What the last pass saw, by path and by request.
+
+    Attributes:
+        files: absolute path -> (stamp, sha256 of its bytes).
+        answers: digest of a request -> (answer, stamps of the files it hangs on, by path).
+    """
+
+    files: dict[str, tuple[Stamp, str]] = field(default_factory=dict)
+    answers: dict[str, tuple[Answer, dict[str, Stamp]]] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, store_path: Path) -> "Seen":
+        """What was written beside a store; empty where there is nothing, or nothing that can be read."""
+        try:
+            held = json.loads(_path(store_path).read_text("ascii"))
+            if held["version"] != _VERSION:
+                return cls()
+            files: dict[str, tuple[Stamp, str]] = {
+                path: (tuple(entry[:-1]), str(entry[-1])) for path, entry in held["files"].items()
+            }
+            answers: dict[str, tuple[Answer, dict[str, Stamp]]] = {
+                key: (Answer(**answer), {path: tuple(found) for path, found in hangs_on.items()})
+                for key, (answer, hangs_on) in held["answers"].items()
+            }
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
+            return cls()
+        return cls(files, answers)
+
+    def write(self, store_path: Path) -> None:
+        """Keeps it beside the store. That it cannot be written is no reason for a finished pass to fail."""
+        held = {
+            "version": _VERSION,
+            "files": {path: [*found, digest] for path, (found, digest) in self.files.items()},
+            "answers": {key: [asdict(answer), hangs_on] for key, (answer, hangs_on) in self.answers.items()},
+        }
+        with suppress(FeatcacheError):
+            durable.write_bytes(_path(store_path), canonical_json(held).encode("ascii"))
+
+    def content(self, path: Path, found: Stamp) -> str | None:
+        """The sha256 of a file that is as it was seen."""
+        held, digest = self.files.get(os.path.abspath(path), ((), ""))
+        return digest if found and tuple(held) == tuple(found) else None
+
+    def keep(self, path: Path, found: Stamp, digest: str) -> None:
+        """Remembers a file by its content."""
+        self.files[os.path.abspath(path)] = (found, digest)
+
+    def answer(self, key: str) -> Answer | None:
+        """What a request stood for, if every file it hangs on is as it was."""
+        if key not in self.answers:
+            return None
+        answer, hangs_on = self.answers[key]
+        return answer if all(stamp_of(Path(path)) == held for path, held in hangs_on.items()) else None
+
+    def keep_answer(self, key: str, answer: Answer, hangs_on: Iterable[Path]) -> None:
+        """Remembers what a request stands for. Files that changed this very moment are not trusted to stay."""
+        stamps: Mapping[str, Stamp] = {os.path.abspath(path): stamp_of(path) for path in hangs_on}
+        if all(is_at_rest(found, time.time_ns()) for found in stamps.values()):
+            self.answers = {key: (answer, dict(stamps))}
+
+
+def stamp_of(path: Path) -> Stamp:
+    """Size, times and inode of a file; empty where it cannot be had."""
+    try:
+        return stamp(os.stat(path))
+    except OSError:
+        return ()
+
+
+def is_at_rest(found: Stamp, now_ns: int) -> bool:
+    """Whether a change from now on would show in a file's times, given the tick of its file system's clock."""
+    if not found:
+        return False
+    _, mtime, ctime, _ = found
+    tick = _COARSE_TICK_NS if ctime % 1_000_000_000 == 0 else _TICK_NS
+    return now_ns - max(mtime, ctime) > tick
+
+
+def _path(store_path: Path) -> Path:
+    return store_path.with_name(f".{store_path.name}.seen")

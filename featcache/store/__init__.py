@@ -1,0 +1,46 @@
+"""The HDF5 format: one published, read-only file of vectors and their names. The only user of h5py.
+
+`FORMAT.md` beside this folder states the format. A store is never appended to: a pass leaves part files, which are
+packed into a new file that replaces the old one by a rename. Knows nothing of images or networks: an identity is JSON
+that it keeps and compares. Opening costs milliseconds; vectors are read when asked for.
+
+    schema       names, limits, arrays in and out of HDF5
+    validation   whether a file may be read at all
+    reading      Store: a published file
+    parts        the folder of a pass under way, its lock and its status
+    known        vectors by the digest of their image
+    publishing   parts into a store
+    describing   what is inside
+    verifying    a store against its recorded digests
+"""
+
+from featcache.store.describing import describe
+from featcache.store.known import KnownVectors
+from featcache.store.parts import Part, PartFolder, Status, folder_of, read_part, status
+from featcache.store.publishing import Counts, publish
+from featcache.store.reading import Store, check_identity
+from featcache.store.schema import EMBEDDED, FAILED, POOLED, REUSED, STORED_DTYPES, VERSION
+from featcache.store.verifying import Verified, verify
+
+__all__ = [
+    "EMBEDDED",
+    "FAILED",
+    "POOLED",
+    "REUSED",
+    "STORED_DTYPES",
+    "VERSION",
+    "Counts",
+    "KnownVectors",
+    "Part",
+    "PartFolder",
+    "Status",
+    "Store",
+    "Verified",
+    "check_identity",
+    "describe",
+    "folder_of",
+    "publish",
+    "read_part",
+    "status",
+    "verify",
+]

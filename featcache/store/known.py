@@ -1,0 +1,68 @@
+"""Vectors by the sha256 of their image's bytes, wherever they lie: what was computed once is not computed again."""
+
+from collections.abc import Collection, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+from featcache.provenance import Json
+from featcache.store.parts import Part, read_part
+from featcache.store.reading import Store
+from featcache.store.schema import FAILED, POOLED, Array
+
+_BLOCK_ROWS = 256  # of a store, read at once: neighbours are asked for one after another
+_BLOCKS_KEPT = 8
+
+
+class KnownVectors:
+    """The rows of the store that is about to be replaced, of parts whose plan no longer holds, and of this pass.
+
+    Attributes:
+        environments: of those that computed what was there before this pass.
+    """
+
+    def __init__(self, store: Store | None, old_parts: Sequence[Path]) -> None:
+        self._store = store
+        self._place: dict[str, tuple[Path | None, int]] = {}  # digest -> (part, None for the store; row in it)
+        self._of_this_pass: set[str] = set()
+        self.environments: list[Json] = list(store.environments) if store is not None else []
+        self._block = lru_cache(_BLOCKS_KEPT)(self._read_block)
+        if store is not None:
+            self._place.update({digest: (None, row) for row, digest in enumerate(store.content_sha256)})
+        for path in old_parts:
+            part = read_part(path, with_features=False)
+            self._add(path, part)
+            self.environments += [part.environment] if part.environment else []
+
+    def __contains__(self, digest: object) -> bool:
+        return digest in self._place
+
+    def is_reused(self, digest: str) -> bool:
+        """Whether the vector was there before this pass; else a twin of the image was computed in it."""
+        return digest not in self._of_this_pass
+
+    def add_finished(self, path: Path, part: Part) -> None:
+        """Takes note of a part of this pass."""
+        self._of_this_pass |= self._add(path, part)
+
+    def n_not_among(self, contents: Collection[str]) -> int:
+        """How many images of the store have none of these contents: what a new store without them would lose."""
+        return sum(path is None and digest not in contents for digest, (path, _) in self._place.items())
+
+    def vector(self, digest: str) -> Array:
+        """(d,) as it was stored."""
+        path, row = self._place[digest]
+        size = _BLOCK_ROWS if path is None else 1 << 62
+        vector: Array = self._block(path, row // size)[row % size]
+        return vector
+
+    def _add(self, path: Path, part: Part) -> set[str]:
+        rows = enumerate(zip(part.content_sha256, part.origin, strict=True))
+        new = {digest: (path, row) for row, (digest, origin) in rows if origin != FAILED and digest not in self._place}
+        self._place.update(new)
+        return set(new)
+
+    def _read_block(self, path: Path | None, block: int) -> Array:
+        if path is not None:
+            return read_part(path).features[POOLED]
+        assert self._store is not None
+        return self._store.features(POOLED, slice(block * _BLOCK_ROWS, (block + 1) * _BLOCK_ROWS))

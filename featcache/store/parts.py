@@ -1,0 +1,395 @@
+"""The folder of a pass that is not published yet: its finished parts, its plan, and the lock of its writer.
+
+`STORE.h5.partial/` outlives kill -9 and power cuts: a part is there, whole and under its final name, or it is not.
+The progress that is reported is the progress that is on disk.
+"""
+
+import errno
+import fcntl
+import io
+import json
+import os
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from featcache import durable
+from featcache.errors import CorruptStore, IdentityMismatch, NoSpace, StoreLocked, StoreNotFound, from_os_error
+from featcache.provenance import Json, canonical_json, difference, digest_bytes
+from featcache.store.reading import Store
+from featcache.store.schema import (
+    FAILED,
+    PART_FORMAT,
+    Array,
+    get_text,
+    new_file,
+    put_rows,
+    put_text,
+    read_text,
+    set_text,
+)
+from featcache.store.validation import check_part, open_file, reading
+
+_PART_NAME = re.compile(r"(?:part|old)-(\d{10})-([0-9a-f]{16})\.h5")
+_LOCK_PATIENCE_S = 0.2  # `status` holds a lock for microseconds
+_held_here: set[Path] = set()  # folders locked by this process: POSIX locks do not exclude a second thread
+
+
+@dataclass(frozen=True)
+class Part:
+    """The finished rows `start` to `start + m` of a plan.
+
+    Attributes:
+        features: tap -> (m, d); a failed row is NaN.
+        content_sha256: m digests, empty where the file could not be read.
+        origin: (m,) uint8 of EMBEDDED, REUSED, FAILED.
+        failures: row within the part -> (code, reason).
+        environment: of the pass that computed vectors of it; None where it computed none.
+    """
+
+    start: int
+    features: dict[str, Array]
+    content_sha256: list[str]
+    origin: Array
+    failures: dict[int, tuple[str, str]]
+    environment: Json | None = None
+
+
+def read_part(path: Path, with_features: bool = True) -> Part:
+    """A part as it was written, or all of it but the features. Its digest was checked when the folder was locked.
+
+    Raises:
+        CorruptStore, UntrustedFile: it was not written by featcache.
+    """
+    with open_file(path) as file:
+        check_part(path, file)
+        with reading(path, "a part"):
+            failed = file["failures"]
+            reasons = zip(read_text(failed["code"]), read_text(failed["reason"]), strict=True)
+            return Part(
+                start=int(file.attrs["start"]),
+                features={tap: dataset[:] for tap, dataset in file["features"].items()} if with_features else {},
+                content_sha256=read_text(file["content_sha256"]),
+                origin=file["origin"][:],
+                failures=dict(zip(failed["row"][:].tolist(), reasons, strict=True)),
+                environment=json.loads(get_text(file, "environment")),
+            )
+
+
+class PartFolder:
+    """`STORE.h5.partial/` and its lock.
+
+    Parts of an earlier plan (images were added, changed or renamed since) are kept as `old-*.h5`: their rows no longer
+    have their place, but their vectors are still those of their digests.
+    """
+
+    def __init__(self, store_path: Path, plan: Json) -> None:
+        self.store_path = store_path
+        self.path = folder_of(store_path)
+        self._plan = plan
+        self._finished: dict[int, Path] = {}
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the folder for this process. Its parts are kept if they belong to the same plan, else set aside as old.
+
+        Raises:
+            StoreLocked: another process is writing this store.
+            IdentityMismatch: the folder belongs to a pass with another identity.
+        """
+        with _locked(self.path / "lock", self.store_path):
+            try:
+                self._remove_leftovers()
+                self._keep_same_plan()
+                self._sync()
+                self._finished = dict(_whole(self.path, "part"))
+                yield
+            finally:
+                self._remove_if_empty()
+
+    def finished(self) -> dict[int, Path]:
+        """First row -> file of the parts that are whole: the digest in the name is that of the bytes."""
+        return dict(sorted(self._finished.items()))
+
+    def old(self) -> list[Path]:
+        """Whole parts of earlier plans of the same identity."""
+        return [path for _, path in _whole(self.path, "old")]
+
+    def write(self, part: Part) -> Path:
+        """Puts a part on disk. When this returns, a power cut cannot take it.
+
+        Raises:
+            NoSpace: the parts before it are safe.
+        """
+        data = _part_bytes(part)
+        path = self.path / f"part-{part.start:010d}-{digest_bytes(data)[:16]}.h5"
+        try:
+            durable.write_bytes(path, data)
+        except NoSpace as error:
+            raise NoSpace(
+                f"no space: this part needs {len(data) / 1e6:,.1f} MB, {free_mb(self.path)} free on "
+                f"{self.path.parent}; {len(self._finished):,} parts are safe. Free some and run the same command again."
+            ) from error
+        self._finished[part.start] = path
+        return path
+
+    def failures(self) -> dict[int, tuple[str, str]]:
+        """Row of the plan -> (code, reason), over all finished parts."""
+        parts = (read_part(path, with_features=False) for path in self.finished().values())
+        return {part.start + row: failure for part in parts for row, failure in part.failures.items()}
+
+    def contents(self) -> list[str]:
+        """The sha256 of every image of a finished plan; empty for those that failed."""
+        parts = (read_part(path, with_features=False) for path in self.finished().values())
+        return [
+            "" if origin == FAILED else digest
+            for part in parts
+            for digest, origin in zip(part.content_sha256, part.origin, strict=True)
+        ]
+
+    @property
+    def planned_ns(self) -> int:
+        """When the plan was written, on the clock of this file system."""
+        return (self.path / "plan.json").stat().st_mtime_ns
+
+    def clear(self) -> None:
+        """Drops the parts, once they are published."""
+        self._finished = {}
+        for path in (*self.path.glob("part-*.h5"), *self.path.glob("old-*.h5")):
+            path.unlink()
+
+    def _sync(self) -> None:
+        """What a killed writer may have left undone: it made the folder, or named a part, and fell before the fsync."""
+        for folder in (self.path.parent, self.path):
+            durable.sync_folder(folder)
+
+    def _remove_leftovers(self) -> None:
+        """Temporary files of writers that were killed; holding the lock, none can be at work."""
+        for path in (*durable.leftovers(self.store_path), *self.path.glob(".*.tmp")):
+            path.unlink(missing_ok=True)
+
+    def _remove_if_empty(self) -> None:
+        """A folder without parts holds nothing worth a message. Only files of this module's making are removed."""
+        if any(self.path.glob("part-*.h5")) or any(self.path.glob("old-*.h5")):
+            return
+        for path in (*self.path.glob(".*.tmp"), self.path / "plan.json", self.path / "lock"):
+            path.unlink(missing_ok=True)
+        with suppress(OSError):  # somebody put a file of their own in it
+            self.path.rmdir()
+
+    def _keep_same_plan(self) -> None:
+        held = _read_plan(self.path)
+        if held is None:
+            self.clear()  # without its plan no part has a place
+        else:
+            self._check_same_identity(held)
+            if held == self._plan:
+                return
+            for path in self.path.glob("part-*.h5"):
+                path.rename(path.with_name(f"old-{path.name[5:]}"))
+        durable.sync_folder(self.path)  # else a power cut may leave the new plan with parts of the old one
+        durable.write_bytes(self.path / "plan.json", canonical_json(self._plan).encode("ascii"))
+
+    def _check_same_identity(self, held: Json) -> None:
+        if lines := difference(held["identity"], self._plan["identity"]):
+            fields = "\n  ".join(lines)
+            raise IdentityMismatch(
+                f"{self.path} holds parts of a stopped pass, of other vectors than the ones asked for:\n  {fields}\n"
+                f"Finish it with its own options, write to another path, or drop its parts: rm -r {self.path}"
+            )
+
+
+def folder_of(store_path: Path) -> Path:
+    """Where the parts of a store are while it is made."""
+    return store_path.with_name(store_path.name + ".partial")
+
+
+def free_mb(folder: Path) -> str:
+    """Free space for a message: `3.1 MB`."""
+    return f"{shutil.disk_usage(folder).free / 1e6:,.1f} MB"
+
+
+def _whole(folder: Path, kind: str) -> list[tuple[int, Path]]:
+    """(first row, file) of the parts whose bytes have the digest in their name."""
+    named = [(path, _PART_NAME.fullmatch(path.name)) for path in sorted(folder.glob(f"{kind}-*.h5"))]
+    return [
+        (int(name[1]), path) for path, name in named if name and digest_bytes(path.read_bytes()).startswith(name[2])
+    ]
+
+
+def _read_plan(folder: Path) -> Json | None:
+    """The plan the parts belong to; None where there is none, or not one of ours."""
+    try:
+        plan = json.loads((folder / "plan.json").read_text("ascii"))
+        is_ours = isinstance(plan, dict) and "identity" in plan and int(plan.get("n_rows", 0)) >= 0
+    except (FileNotFoundError, ValueError, TypeError, RecursionError):
+        return None
+    return plan if is_ours else None
+
+
+def _part_bytes(part: Part) -> bytes:
+    buffer = io.BytesIO()
+
+    def fill() -> None:
+        with new_file(buffer) as file:
+            set_text(file, "format", PART_FORMAT)
+            set_text(file, "environment", canonical_json(part.environment))
+            file.attrs["start"] = part.start
+            put_rows(file, "origin", part.origin)
+            put_text(file, "content_sha256", part.content_sha256)
+            for tap, values in part.features.items():
+                put_rows(file, f"features/{tap}", values)
+            failures = sorted(part.failures.items())
+            put_rows(file, "failures/row", np.array([row for row, _ in failures], dtype=np.int64))
+            put_text(file, "failures/code", [code for _, (code, _) in failures])
+            put_text(file, "failures/reason", [reason for _, (_, reason) in failures])
+
+    out_of_reach_of_signals(fill)
+    return buffer.getvalue()
+
+
+def out_of_reach_of_signals(work: Callable[[], None]) -> None:
+    """Runs work that lets HDF5 call back into Python in a thread of its own, and waits for its end in any case.
+
+    Python delivers Ctrl-C to the main thread only. Raised inside a callback it would be swallowed by HDF5, which then
+    takes a half-written file for a whole one, or ends the interpreter.
+    """
+    with ThreadPoolExecutor(1, thread_name_prefix="hdf5") as pool:
+        pool.submit(work).result()
+
+
+# --- the lock ---------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _locked(lock_path: Path, store_path: Path) -> Iterator[None]:
+    """A POSIX lock: it dies with its process, and a forked worker that outlives the process does not keep it."""
+    folder = lock_path.parent.resolve()
+    if folder in _held_here:
+        raise StoreLocked(f"{store_path} is being written by this process already.")
+    _held_here.add(folder)
+    try:
+        try:
+            lock = _taken(lock_path, store_path)
+        except OSError as error:
+            raise from_os_error(error, "writing", lock_path.parent) from error
+        with lock:
+            yield
+    finally:
+        _held_here.discard(folder)
+
+
+def _taken(lock_path: Path, store_path: Path) -> BinaryIO:
+    """The lock file, open, locked, and with the name of its holder in it; closing it frees the lock."""
+    until = time.monotonic() + _LOCK_PATIENCE_S
+    while True:
+        gone = None
+        try:
+            durable.make_folders(lock_path.parent)
+            lock = open(lock_path, "a+b", buffering=0)  # noqa: SIM115  # the caller closes it
+            if _try(lock, lock_path):
+                lock.truncate(0)
+                lock.write(f"pid {os.getpid()} on {os.uname().nodename} since {time.strftime('%H:%M')}".encode())
+                return lock
+            lock.close()
+        except (FileNotFoundError, FileExistsError) as error:  # a writer that ended just now took the folder away
+            gone = error
+        if time.monotonic() > until:
+            if gone is not None:
+                raise gone
+            raise StoreLocked(
+                f"{store_path} is being written by {_holder(lock_path)}. Wait for it, or write to another path."
+            )
+        time.sleep(_LOCK_PATIENCE_S / 10)
+
+
+def _try(lock: BinaryIO, lock_path: Path) -> bool:
+    """Whether the lock could be had, and is still the file of that name: its last writer removes it when it is done."""
+    try:
+        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            return False
+        raise
+    return lock_path.exists() and lock_path.stat().st_ino == os.fstat(lock.fileno()).st_ino
+
+
+def _holder(lock_path: Path) -> str:
+    try:
+        return lock_path.read_text("ascii", "replace") or "another process"
+    except OSError:
+        return "another process"
+
+
+# --- how far a pass is ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Status:
+    """How far the pass into a store is.
+
+    Attributes:
+        state: "running", "stopped" (the same command continues) or "published" (nothing is under way).
+        found, done, pending, failed: images; done are on disk, failed ones among them.
+        writer: who is writing, while running.
+    """
+
+    state: str
+    found: int
+    done: int
+    pending: int
+    failed: int
+    writer: str
+
+
+def status(store_path: Path) -> Status:
+    """What a pass has finished, whether it runs, was stopped or is published. Never disturbs a writer.
+
+    Raises:
+        StoreNotFound: neither a store nor a pass into it.
+        CorruptStore: the folder of parts has no plan.
+    """
+    folder = folder_of(store_path)
+    if not folder.is_dir():
+        with Store.open(store_path) as store:
+            n_failed = len(store.failures)
+            n = len(store) + n_failed
+            return Status("published", n, n, 0, n_failed, "")
+    if (plan := _read_plan(folder)) is None:
+        raise StoreNotFound(f"{folder} has no plan yet: a pass is starting, or was stopped before it did anything.")
+    parts = [_read_while_it_lasts(path) for path in sorted(folder.glob("part-*.h5"))]
+    done = sum(len(part.origin) for part in parts if part)
+    failed = sum(int(np.sum(part.origin == FAILED)) for part in parts if part)
+    writer = _writer(folder)
+    found = int(plan["n_rows"])
+    return Status("running" if writer else "stopped", found, done, found - done, failed, writer)
+
+
+def _read_while_it_lasts(path: Path) -> Part | None:
+    """A part without its features; None if it was published and removed meanwhile, or is damaged: it does not count."""
+    try:
+        return read_part(path, with_features=False)
+    except (StoreNotFound, CorruptStore):
+        return None
+
+
+def _writer(folder: Path) -> str:
+    """Who holds the lock; empty if nobody does."""
+    if folder.resolve() in _held_here:  # to open and close the lock would free it
+        return _holder(folder / "lock")
+    try:
+        with open(folder / "lock", "rb") as lock:
+            fcntl.lockf(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return ""
+    except OSError:
+        return _holder(folder / "lock")
+    return ""

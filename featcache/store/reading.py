@@ -1,0 +1,247 @@
+"""A published store, open for reading: vectors, names, columns, and where they came from."""
+
+import json
+import os
+from collections import Counter
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import h5py
+import numpy as np
+
+from featcache.errors import CorruptStore, IdentityMismatch, InputsChanged, UsageError
+from featcache.provenance import Json, difference, digest_json
+from featcache.store.schema import POOLED, Array, get_text
+from featcache.store.validation import check_store, open_file, reading
+
+_ONLY_PROBE = (
+    "The installed libraries make other pixels of the same images than those of its environment (see featcache info): "
+    "go back to their versions, or embed anew. "
+)
+
+
+class Store:
+    """A published store, open for reading. A context manager; closing twice is harmless.
+
+    Readers take no lock. A store may be handed to forked or spawned workers (it pickles as its path): each process
+    opens the file itself when it first reads, and is refused if another file has been published there since.
+
+    Attributes:
+        path: where it is.
+        identity: everything that changes a vector, as nested dictionaries.
+        recorded_identity_sha256: what `identity_sha256` was when the store was published.
+        environments: library versions and device of the passes that computed its vectors, oldest first; informative.
+        datasets_sha256: name of each array -> the digest recorded when the store was published.
+        failures: image_id -> (code, reason) of the images that could not be embedded.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        """Opens a store; see `Store.open`."""
+        self.path = Path(path)
+        self._file: h5py.File | None = None
+        self._pid = 0
+        self._which: tuple[int, ...] | None = None
+        try:
+            with reading(self.path, "its head"):
+                self._read_head(self._opened())
+        except BaseException:
+            self.close()
+            raise
+
+    @classmethod
+    def open(cls, path: Path | str) -> Self:
+        """Opens a store, once its structure is found to be that of a store and of nothing else.
+
+        Raises:
+            StoreNotFound, UnknownFormat, CorruptStore, UntrustedFile, AccessDenied: with the way out.
+        """
+        return cls(path)
+
+    def __len__(self) -> int:
+        return len(self._image_ids)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_file": None, "_pid": 0}
+
+    def close(self) -> None:
+        """Closes the file. Reading again opens it again."""
+        if self._file is not None and self._pid == os.getpid():
+            self._file.close()
+        self._file = None
+
+    @property
+    def image_ids(self) -> list[str]:
+        """The n names, in the order of every other array."""
+        return list(self._image_ids)
+
+    @property
+    def identity_sha256(self) -> str:
+        """The digest under which two stores hold comparable vectors."""
+        return digest_json(self.identity)
+
+    @property
+    def taps(self) -> list[str]:
+        """The feature arrays there are; `pooled` is always one."""
+        return sorted(self._opened()["features"])
+
+    def width(self, tap: str = POOLED) -> int:
+        """d, the number of features of a row."""
+        return int(self._tap(tap).shape[1])
+
+    def dtype(self, tap: str = POOLED) -> str:
+        """What the vectors are stored as: float32 or float16."""
+        return str(self._tap(tap).dtype.name)
+
+    def features(self, tap: str = POOLED, rows: slice | None = None) -> Array:
+        """(n, d) float32 vectors, or those of a slice of the rows.
+
+        Raises:
+            CorruptStore: a checksum does not match, or a row was never written (NaN).
+            UsageError: no such tap.
+        """
+        dataset = self._tap(tap)
+        try:
+            values = np.asarray(dataset[rows if rows is not None else slice(None)], dtype=np.float32)
+        except (OSError, RuntimeError):
+            self._read(f"features/{tap}")  # names the rows
+            raise
+        bad = np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(axis=1))
+        if len(bad):
+            first = int(np.arange(len(self))[rows if rows is not None else slice(None)][bad[0]])
+            raise CorruptStore(f"{self.path}: features/{tap} has a value that is not finite in row {first}.")
+        return values
+
+    @property
+    def columns(self) -> dict[str, list[str]]:
+        """Label, group, split and further columns by name: n texts each, empty where unknown."""
+        return {name: self._texts(f"columns/{name}") for name in self._opened()["columns"]}
+
+    @property
+    def content_sha256(self) -> list[str]:
+        """The n digests of the image files' bytes."""
+        return self._texts("content_sha256")
+
+    @property
+    def identical_images(self) -> list[list[str]]:
+        """The sets of two or more image_ids whose files had the same bytes, in the order of the store."""
+        contents = self.content_sha256
+        repeated = {content for content, n in Counter(contents).items() if n > 1}
+        sets: dict[str, list[str]] = {}
+        for image_id, content in zip(self._image_ids, contents, strict=True):
+            if content in repeated:
+                sets.setdefault(content, []).append(image_id)
+        return list(sets.values())
+
+    @property
+    def datasets(self) -> list[str]:
+        """The full names of all arrays that are part of the format."""
+        file = self._opened()
+        members = [f"{group}/{name}" for group in ("columns", "failures", "features") for name in file[group]]
+        return ["image_id", "content_sha256", *members]
+
+    def raw(self, name: str) -> Iterator[tuple[slice, Callable[[], Any]]]:
+        """An array as it is stored, chunk by chunk: (rows, a call that reads them). For checking it."""
+        dataset = self._opened()[name]
+        step = dataset.chunks[0] if dataset.chunks else max(1, len(dataset))
+        for start in range(0, len(dataset), step):
+            rows = slice(start, min(start + step, len(dataset)))
+            yield rows, partial(dataset.__getitem__, rows)
+
+    def shape(self, name: str) -> tuple[tuple[int, ...], Any]:
+        """Shape and dtype of any array by its full name."""
+        dataset = self._opened()[name]
+        return dataset.shape, dataset.dtype
+
+    def _read_head(self, file: h5py.File) -> None:
+        self.identity: Json = _json(file, "identity", dict)
+        self.recorded_identity_sha256 = get_text(file, "identity_sha256")
+        self.environments: list[Json] = _json(file, "environment", list)
+        self.datasets_sha256: dict[str, str] = _json(file, "datasets_sha256", dict)
+        self._image_ids = self._texts("image_id")
+        entries = zip(self._texts("failures/code"), self._texts("failures/reason"), strict=True)
+        self.failures = dict(zip(self._texts("failures/image_id"), entries, strict=True))
+        self._check_lengths(file)
+
+    def _check_lengths(self, file: h5py.File) -> None:
+        """Row i of every array is the same image: all have n rows."""
+        n = len(self)
+        for dataset in [file["content_sha256"], *file["features"].values(), *file["columns"].values()]:
+            if dataset.shape[0] != n:
+                raise ValueError(f"{dataset.name} has {dataset.shape[0]} rows, image_id has {n}")
+        if len(set(self._image_ids)) != n:
+            raise ValueError("a name stands twice in image_id")
+
+    def _texts(self, name: str) -> list[str]:
+        return [value.decode("utf-8", "surrogateescape") for rows in self._read(name) for value in rows.tolist()]
+
+    def _read(self, name: str) -> list[Array]:
+        """The chunks of an array; damage is told with its rows."""
+        chunks = []
+        for rows, read in self.raw(name):
+            with reading(self.path, f"{name}, rows {rows.start} to {rows.stop - 1},"):
+                chunks.append(read())
+        return chunks
+
+    def _opened(self) -> h5py.File:
+        """The file, as this process opened it: HDF5's handles do not survive a fork."""
+        if self._file is None or self._pid != os.getpid():
+            file = open_file(self.path)
+            try:
+                found = os.fstat(file.id.get_vfd_handle())
+                which = (found.st_ino, found.st_size, found.st_mtime_ns)
+                if self._which not in (None, which):
+                    raise InputsChanged(f"{self.path} was replaced since it was opened. Open it again.")
+                check_store(self.path, file)
+            except BaseException:
+                file.close()
+                raise
+            self._file, self._pid, self._which = file, os.getpid(), which
+        return self._file
+
+    def _tap(self, tap: str) -> h5py.Dataset:
+        features = self._opened()["features"]
+        if tap not in features:
+            raise UsageError(f"{self.path} has no tap {tap!r}, it has {', '.join(self.taps)}.")
+        return features[tap]
+
+
+def _json(file: h5py.File, name: str, kind: type) -> Json:
+    """The JSON of an attribute. NaN and infinity, which JSON does not have, are refused.
+
+    Raises:
+        ValueError: it is none, or of another kind.
+    """
+
+    def refuse(constant: str) -> None:
+        raise ValueError(f"the attribute {name} has {constant}")
+
+    try:
+        value = json.loads(get_text(file, name), parse_constant=refuse)
+    except RecursionError as error:
+        raise ValueError(f"the attribute {name} is nested without end") from error
+    if not isinstance(value, kind):
+        raise ValueError(f"the attribute {name} is no {kind.__name__}")
+    return value
+
+
+def check_identity(path: Path, held: Json, asked: Json) -> None:
+    """Refuses to mix vectors of two kinds at one path.
+
+    Raises:
+        IdentityMismatch: with a line per field that differs.
+    """
+    if lines := difference(held, asked):
+        fields = "\n  ".join(lines)
+        why = _ONLY_PROBE if len(lines) == 1 and lines[0].startswith("probe:") else ""
+        raise IdentityMismatch(
+            f"{path} holds other vectors than the ones asked for:\n  {fields}\n{why}Write to another path."
+        )

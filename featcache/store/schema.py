@@ -1,0 +1,79 @@
+"""The format in code: names, limits, and how an array of rows or of text is put into HDF5 and taken out.
+
+`FORMAT.md` is this page in words. Everything is chunked, checksummed (fletcher32) and of fixed length; nothing is
+compressed. Knows no file system: whoever calls hands in an open file.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import h5py
+import numpy as np
+
+from featcache.provenance import ArrayDigest
+
+Array = np.ndarray[Any, Any]
+
+FORMAT = "featcache.store"
+PART_FORMAT = "featcache.part"
+VERSION = (1, 0)  # (major, minor): a reader refuses another major, ignores what a later minor added
+POOLED = "pooled"
+STORED_DTYPES = ("float32", "float16")
+EMBEDDED, REUSED, FAILED = 0, 1, 2  # the origin of a row of a part
+SHA256 = re.compile(r"[0-9a-f]{64}")
+
+SIGNATURE = b"\x89HDF\r\n\x1a\n"
+CHUNK_ROWS = (64, 256)
+CHUNK_BYTES = 1 << 18  # aim of a chunk; its rows stay within the two bounds above
+
+
+def new_file(target: Any) -> h5py.File:
+    """v110: checksummed metadata that HDF5 1.10 tools can read."""
+    return h5py.File(target, "w", libver=("v110", "v110"))
+
+
+def create_rows(file: h5py.File, name: str, shape: tuple[int, ...], dtype: Any) -> h5py.Dataset:
+    """A chunked, checksummed dataset of rows; a chunk that was never written reads as NaN, not as zeros."""
+    kind = h5py.check_string_dtype(dtype)
+    fill = np.nan if kind is None and np.issubdtype(dtype, np.floating) else None
+    if shape[0] == 0:
+        return file.create_dataset(name, shape=shape, dtype=dtype, fillvalue=fill)
+    row_bytes = max(1, np.dtype(dtype).itemsize * int(np.prod(shape[1:])))
+    rows = min(max(CHUNK_BYTES // row_bytes, CHUNK_ROWS[0]), CHUNK_ROWS[1], shape[0])
+    return file.create_dataset(
+        name, shape=shape, dtype=dtype, chunks=(rows, *shape[1:]), fletcher32=True, fillvalue=fill, track_times=False
+    )
+
+
+def put_rows(file: h5py.File, name: str, values: Array) -> str:
+    """Writes an array and returns its sha256."""
+    create_rows(file, name, values.shape, values.dtype)[...] = values
+    return ArrayDigest(values.dtype, values.shape).update(values).hexdigest()
+
+
+def put_text(file: h5py.File, name: str, values: Sequence[str]) -> str:
+    """Writes texts as fixed-length UTF-8, as long as the longest, and returns the sha256 of the array. A name that is
+    not UTF-8 keeps its bytes."""
+    encoded = [value.encode("utf-8", "surrogateescape") for value in values]
+    length = max([1, *map(len, encoded)])
+    array = np.array(encoded, dtype=h5py.string_dtype("utf-8", length))
+    dataset = create_rows(file, name, array.shape, array.dtype)
+    if encoded:
+        dataset[...] = array
+    return ArrayDigest(array.dtype, array.shape).update(array).hexdigest()
+
+
+def read_text(dataset: h5py.Dataset) -> list[str]:
+    return [value.decode("utf-8", "surrogateescape") for value in dataset[:].tolist()]
+
+
+def set_text(file: h5py.File, name: str, value: str) -> None:
+    encoded = value.encode("utf-8")
+    file.attrs.create(name, np.bytes_(encoded), dtype=h5py.string_dtype("utf-8", max(1, len(encoded))))
+
+
+def get_text(file: h5py.File, name: str) -> str:
+    """A text attribute; empty where there is none."""
+    value = file.attrs.get(name, b"")
+    return value.decode("utf-8") if isinstance(value, bytes) else str(value)
