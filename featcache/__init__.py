@@ -14,7 +14,7 @@ _HOME = {
     "FeatcacheError": "featcache.errors",
     "HeadSpec": "featcache.heads",
     "Manifest": "featcache.manifest",
-    "Run": "featcache.training",
+    "Run": "featcache.runs",
     "Store": "featcache.store",
     "TransformSpec": "featcache.images",
 }
@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from featcache.images import TransformSpec
     from featcache.manifest import Manifest
     from featcache.request import BackboneSpec
+    from featcache.runs import Run
     from featcache.store import Store
-    from featcache.training import Run
 
 
 def __getattr__(name: str) -> Any:

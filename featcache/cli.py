@@ -25,6 +25,7 @@ from rich.text import Text
 
 from featcache import __version__
 from featcache.errors import EXIT_SOME_FAILED, FeatcacheError, Interrupted, UsageError, from_os_error
+from featcache.heads import KINDS, PATHS, HeadSpec
 
 app = typer.Typer(
     name="featcache",
@@ -39,9 +40,37 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on std
 Spec = TypeVar("Spec")
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel="Machine")]
 
+
+def _tried(name: str, says: str) -> Any:
+    """An option that is a field of `HeadSpec`, shown with its default for each kind it applies to."""
+    of = {kind: HeadSpec.of(kind).used() for kind in KINDS}
+    defaults = {kind: PATHS.get(kind, {}).get(name, used[name]) for kind, used in of.items() if name in used}
+    first = next(iter(defaults.values()))
+    others = [f"{kind} {_plain(value)}" for kind, value in defaults.items() if value != first]
+    shown = ", ".join([_plain(first), *others])
+    return typer.Option(f"--{name.replace('_', '-')}", help=says, show_default=shown, rich_help_panel=_HEAD)
+
+
+def _plain(value: Any) -> str:
+    return (
+        " ".join(map(_plain, value))
+        if isinstance(value, tuple)
+        else f"{value:g}"
+        if isinstance(value, float)
+        else str(value)
+    )
+
+
+_HEAD = "Head (repeat an option to try several values)"
+
 _MAX_HISTORY_ROWS = 12
+_SIDES = ("train", "val", "outer", "test")
 _CONTINUES = "everything finished is kept. Run the same command to continue"
-_SCORES = ("loss", "accuracy", "balanced_accuracy", "precision", "recall", "specificity", "f1", "auroc", "auprc")
+_MAX_SPECS = 10
+_SCORES = (
+    "auroc", "auprc", "accuracy", "balanced_accuracy", "precision", "recall", "specificity", "f1", "loss", "brier",
+    "ece",
+)  # fmt: skip
 
 
 def main() -> None:
@@ -171,42 +200,109 @@ def embed_command(
 @app.command("train-head")
 def train_head_command(
     store: Annotated[Path, typer.Argument(help="STORE.h5")],
-    head: Annotated[str, typer.Option(help="Kind of head: linear.")] = "linear",
+    head: Annotated[list[str] | None, typer.Option(show_default="linear", help=f"{', '.join(KINDS)}.")] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Run folder. Default: runs/STORE-HEAD-DIGEST.")
     ] = None,
-    lr: Annotated[float | None, typer.Option(show_default="0.003", help="Learning rate of Adam.")] = None,
-    epochs: Annotated[int | None, typer.Option(show_default="40", help="Passes over the training rows.")] = None,
-    batch_rows: Annotated[int | None, typer.Option(show_default="32", help="Rows per step.")] = None,
-    class_weights: Annotated[str | None, typer.Option(show_default="none", help="none or balanced.")] = None,
-    scale: Annotated[
-        str | None, typer.Option(show_default="rms", help="Features divided by: rms, standard or none.")
+    labels: Annotated[Path | None, typer.Option(help="A CSV with labels.", rich_help_panel="Labels")] = None,
+    label_column: Annotated[
+        list[str] | None,
+        typer.Option(show_default="label", help="Of classes; several: findings, 1 or 0.", rich_help_panel="Labels"),
     ] = None,
-    seed: Annotated[int | None, typer.Option(show_default="0", help="Of weights, batches and the hold-out.")] = None,
+    on: Annotated[str, typer.Option(help="Column that joins the CSV.", rich_help_panel="Labels")] = "image_id",
+    positive: Annotated[
+        str | None,
+        typer.Option(show_default="last in sorted order", help="Positive class.", rich_help_panel="Labels"),
+    ] = None,
+    lr: Annotated[list[float] | None, _tried("lr", "Learning rate.")] = None,
+    epochs: Annotated[list[int] | None, _tried("epochs", "Passes over the training rows.")] = None,
+    batch_rows: Annotated[list[int] | None, _tried("batch_rows", "Rows per step.")] = None,
+    optimizer: Annotated[list[str] | None, _tried("optimizer", "adam, adamw or sgd.")] = None,
+    weight_decay: Annotated[list[float] | None, _tried("weight_decay", "Of all parameters.")] = None,
+    momentum: Annotated[list[float] | None, _tried("momentum", "Of sgd.")] = None,
+    schedule: Annotated[list[str] | None, _tried("schedule", "constant, plateau or cosine.")] = None,
+    patience: Annotated[list[int] | None, _tried("patience", "Epochs of plateau.")] = None,
+    early_stopping: Annotated[
+        list[int] | None, _tried("early_stopping", "Epochs without a better loss; 0: off.")
+    ] = None,
+    label_smoothing: Annotated[list[float] | None, _tried("label_smoothing", "Share spread over the classes.")] = None,
+    class_weights: Annotated[list[str] | None, _tried("class_weights", "none or balanced.")] = None,
+    scale: Annotated[list[str] | None, _tried("scale", "Features divided by: rms, standard or none.")] = None,
+    seed: Annotated[list[int] | None, _tried("seed", "Of initial weights and dropout.")] = None,
+    widths: Annotated[list[str] | None, _tried("widths", "Hidden units of mlp: 256 or 512,256.")] = None,
+    activation: Annotated[list[str] | None, _tried("activation", "relu, sigmoid, tanh or gelu.")] = None,
+    norm: Annotated[list[str] | None, _tried("norm", "none or batch.")] = None,
+    dropout: Annotated[list[float] | None, _tried("dropout", "Of hidden units.")] = None,
+    C: Annotated[list[float] | None, _tried("C", "Inverse penalty of logreg.")] = None,  # noqa: N803
+    alpha: Annotated[list[float] | None, _tried("alpha", "Penalty of ridge.")] = None,
+    neighbors: Annotated[list[int] | None, _tried("neighbors", "Of knn.")] = None,
     val_fraction: Annotated[
-        float | None, typer.Option(show_default="0.2", help="Share of training rows held out.")
+        float | None, typer.Option(show_default="0.2", help="Share held out.", rich_help_panel="Split")
     ] = None,
-    group_by: Annotated[str | None, typer.Option(show_default="group", help="Column never on two sides.")] = None,
-    positive: Annotated[str | None, typer.Option(show_default="last in sorted order", help="Positive class.")] = None,
+    folds: Annotated[int | None, typer.Option(help="Group k-fold instead.", rich_help_panel="Split")] = None,
+    repeats: Annotated[int, typer.Option(help="Draw the folds so often.", rich_help_panel="Split")] = 1,
+    nested: Annotated[bool, typer.Option(help="Folds around the folds.", rich_help_panel="Split")] = False,
+    group_by: Annotated[
+        str | None,
+        typer.Option(show_default="group", help="Column never on two sides.", rich_help_panel="Split"),
+    ] = None,
+    near_duplicates: Annotated[
+        float | None, typer.Option(help="Cosine from which two are one group.", rich_help_panel="Split")
+    ] = None,
+    split: Annotated[Path | None, typer.Option(help="split.json of another Run.", rich_help_panel="Split")] = None,
+    split_seed: Annotated[int, typer.Option(help="Of folds and batches.", rich_help_panel="Split")] = 0,
+    select: Annotated[
+        str, typer.Option(help="auroc, f1, balanced_accuracy, accuracy, auprc or loss.", rich_help_panel="Report")
+    ] = "auroc",
+    refit_all: Annotated[bool, typer.Option(help="Train on held rows too.", rich_help_panel="Report")] = False,
+    operating_point: Annotated[
+        str | None, typer.Option(help="youden, f1, sensitivity=S, specificity=S.", rich_help_panel="Report")
+    ] = None,
+    permutations: Annotated[int, typer.Option(help="Baselines on shuffled labels.", rich_help_panel="Report")] = 0,
+    compare: Annotated[
+        list[Path] | None, typer.Option(help="Another store, as a baseline.", rich_help_panel="Report")
+    ] = None,
     device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
-    """Train a head on a store, in seconds."""
-    from featcache.heads import HeadSpec
+    """Train heads on a store, in seconds. Repeat an option of the head to try all its values."""
+    from featcache.heads import grid
+    from featcache.protocol import SplitSpec
     from featcache.store import Store
-    from featcache.training import train_head
+    from featcache.task import TargetSpec
+    from featcache.training import ReportSpec, train_head
 
-    given = {"kind": head, "lr": lr, "epochs": epochs, "batch_rows": batch_rows, "class_weights": class_weights}
-    spec = _spec(HeadSpec, {**given, "scale": scale, "seed": seed})
-    with _interruptible("nothing was written"), Store.open(store) as opened:
+    options = {
+        "lr": lr, "epochs": epochs, "batch_rows": batch_rows, "optimizer": optimizer, "weight_decay": weight_decay,
+        "momentum": momentum, "schedule": schedule, "patience": patience, "early_stopping": early_stopping,
+        "label_smoothing": label_smoothing, "class_weights": class_weights, "scale": scale, "seed": seed,
+        "widths": [_widths(text) for text in widths or []], "activation": activation, "norm": norm, "dropout": dropout,
+        "C": C, "alpha": alpha, "neighbors": neighbors,
+    }  # fmt: skip
+    specs = _spec(
+        grid, {"kinds": head or ["linear"], "options": {name: values for name, values in options.items() if values}}
+    )
+    labelled = {"columns": tuple(label_column or ()) or None, "file": labels, "on": on, "positive": positive}
+    drawn: dict[str, Any] = {"val_fraction": val_fraction, "folds": folds, "repeats": repeats, "nested": nested, "group_by": group_by}
+    drawn |= {"near_duplicates": near_duplicates, "seed": split_seed, "file": split}
+    said = {"select": select, "refit_all": refit_all, "operating_point": operating_point, "permutations": permutations}
+    target, division = _spec(TargetSpec, labelled), _spec(SplitSpec, drawn)
+    report = _spec(ReportSpec, {**said, "compare": tuple(compare or ())})
+    with (
+        _interruptible("nothing was written"),
+        Store.open(store) as opened,
+        _progress("training", "epochs/s") as (on_progress, on_note),
+    ):
         run = train_head(
             opened,
-            spec,
+            specs,
             output,
-            val_fraction=val_fraction,
-            group_by=group_by,
-            positive=positive,
+            target=target,
+            split=division,
+            report=report,
             device=device,
+            on_progress=on_progress,
+            on_note=on_note,
         )
     if as_json:
         _answer(_run_answer(run))
@@ -307,6 +403,14 @@ def _root(
 # --- what was asked ---------------------------------------------------------------------------------------------------
 
 
+def _widths(text: str) -> tuple[int, ...]:
+    """`256`, or `512,256` for two layers."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise UsageError(f"--widths {text!r}: whole numbers are expected, as in --widths 512,256.") from error
+
+
 def _numbers(option: str, text: str | None, *lengths: int) -> tuple[float, ...] | None:
     """`0.53` or `0.485,0.456,0.406`."""
     if text is None:
@@ -337,12 +441,15 @@ def _answer(value: Any) -> None:
 
 
 def _run_answer(run: Any) -> dict[str, Any]:
+    said = ("seconds", "epoch", "operating_point", "temperature", "baselines", "notes")
     return {
         "run": str(run.path),
         "head": run.record["head"]["kind"],
+        "spec": run.record["head"],
         "n_parameters": run.n_parameters,
-        "seconds": run.record["seconds"],
-        **{side: run.metrics(side) for side in ("train", "val", "test")},
+        **{name: run.record[name] for name in said},
+        **{side: run.metrics(side) for side in _SIDES},
+        "sweep": run.sweep(),
     }
 
 
@@ -417,14 +524,21 @@ def _print_embedded(people: Console, done: Any) -> None:
 
 
 def _print_run(people: Console, run: Any) -> None:
-    people.print(_history_table(run.history()))
+    if sweep := run.sweep():
+        people.print(_sweep_table(sweep))
+    elif history := run.history():
+        people.print(_history_table(history))
     people.print(_score_table(run))
-    for side in ("val", "test"):
-        if (scores := run.metrics(side)) is not None:
-            people.print(f"{side}: " + _confusion(run.record["classes"], scores["confusion"]), highlight=False)
+    for name, line in _confusions(run):
+        people.print(f"{name}: {line}", highlight=False)
+    for line in _baseline_lines(run.record["baselines"]):
+        people.print(line, highlight=False)
+    for note in run.record["notes"]:
+        people.print(f"[yellow]note: {_name(note)}[/]", highlight=False)
     left_out = ", ".join(f"{n:,} with {reason}" for reason, n in run.record["left_out"].items())
+    tried = f"best of {len(run.record['heads']):,} heads, " if len(run.record["heads"]) > 1 else ""
     people.print(
-        f"[bold]{_name(run.path)}[/]: {run.n_parameters:,} parameters in {run.record['seconds']:.1f} s"
+        f"[bold]{_name(run.path)}[/]: {tried}{run.n_parameters:,} parameters in {run.record['seconds']:.1f} s"
         + (f"; left out: {left_out}" if left_out else ""),
         highlight=False,
     )
@@ -432,27 +546,86 @@ def _print_run(people: Console, run: Any) -> None:
 
 def _history_table(history: list[dict[str, float]]) -> Table:
     names = ("loss", "accuracy", "precision", "recall", "f1")
-    table = _table("\nepoch", *(f"{side}\n{name}" for side in ("train", "val") for name in names), left=0)
+    sides = [side for side in ("train", "val") if f"{side}_loss" in history[0]]
+    table = _table("\nepoch", *(f"{side}\n{name}" for side in sides for name in names), left=0)
     step = -(-len(history) // _MAX_HISTORY_ROWS)
     for row in history:
         if int(row["epoch"]) % step == 0 or int(row["epoch"]) in (1, len(history)):
-            values = (row[f"{side}_{name}"] for side in ("train", "val") for name in names)
+            values = (row[f"{side}_{name}"] for side in sides for name in names)
             table.add_row(str(int(row["epoch"])), *(f"{value:.3f}" for value in values))
     if step > 1:
         table.caption = f"1 epoch in {step}; all are in history.csv"
     return table
 
 
-def _score_table(run: Any) -> Table:
-    table = _table("", "n", *(name.replace("_", " ") for name in _SCORES))
-    for side in ("train", "val", "test"):
-        if (scores := run.metrics(side)) is not None:
-            values = ("–" if scores[name] is None else f"{scores[name]:.3f}" for name in _SCORES)
-            table.add_row(side, f"{scores['n']:,}", *values)
-    table.caption = (
-        f"positive class: {_name(run.record['positive'])}" if len(run.record["classes"]) == 2 else "macro averages"
-    )
+def _sweep_table(sweep: list[dict[str, str]]) -> Table:
+    """The best specs: what differs between them, and how they did on held rows."""
+    table = _table(*(_name(name.replace("_", " ")) for name in sweep[0]), left=0)
+    for row in sweep[:_MAX_SPECS]:
+        table.add_row(*(_name(_short(value)) for value in row.values()))
+    if len(sweep) > _MAX_SPECS:
+        table.caption = f"the best {_MAX_SPECS} of {len(sweep):,}; all are in sweep.csv"
     return table
+
+
+def _short(text: str) -> str:
+    """A number of a table with as many digits as a person reads."""
+    try:
+        value = float(text)
+    except ValueError:
+        return text
+    return f"{value:g}" if value == int(value) or len(text) < 7 else f"{value:.4f}"
+
+
+def _score_table(run: Any) -> Table:
+    """A line per number, a column per side, with intervals where the rows were not learnt from."""
+    columns = [(_side_title(side, run.metrics(side)), run.metrics(side)) for side in _SIDES if run.metrics(side)]
+    if point := run.record["operating_point"]:
+        at = f"at p ≥ {point['threshold']:.3f}"
+        columns += [(f"{_side_title(side, point[side])}\n{at}", point[side]) for side in _SIDES if side in point]
+    table = _table("", *(title for title, _ in columns))
+    for name in _SCORES:
+        table.add_row(name.replace("_", " "), *(_score(scores, name) for _, scores in columns))
+    record = run.record
+    two = len(record["classes"]) == 2 and record["task"] == "classes"
+    means = "macro averages" if record["task"] == "classes" else "averages over findings"
+    table.caption = f"positive class: {_name(record['positive'])}" if two else f"{means}; each is in run.json"
+    return table
+
+
+def _side_title(side: str, scores: Any) -> str:
+    chose = " and ".join(scores.get("chose", ())).replace("_", " ")
+    return f"{side} ({scores['n']:,})" + (f"\nchose {chose}" if chose else "")
+
+
+def _score(scores: dict[str, Any], name: str) -> str:
+    value, interval = scores.get(name), scores.get("intervals", {}).get(name)
+    if value is None:
+        return "–"
+    return f"{value:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
+
+
+def _confusions(run: Any) -> Iterator[tuple[str, str]]:
+    """Of the rows that were not learnt from, at 0.5 and at the operating point; not for findings."""
+    point = run.record["operating_point"] or {}
+    for side in ("val", "outer", "test"):
+        if (scores := run.metrics(side)) and "confusion" in scores:
+            yield side, _confusion(run.record["classes"], scores["confusion"])
+        if side in point:
+            yield f"{side} at p ≥ {point['threshold']:.3f}", _confusion(run.record["classes"], point[side]["confusion"])
+
+
+def _baseline_lines(found: dict[str, Any]) -> Iterator[str]:
+    def said(scores: dict[str, Any]) -> str:
+        return ", ".join(
+            f"{name.replace('_', ' ')} {_score(scores, name)}" for name in ("auroc", "accuracy") if scores.get(name)
+        )
+
+    yield f"to compare, on {found['on']}: always the most frequent class: {said(found['majority'])}"
+    if permuted := found.get("permuted_labels"):
+        yield f"  {permuted['n_permutations']} times shuffled training labels: {said(permuted)}"
+    for other in found.get("other_stores", ()):
+        yield f"  {_name(other['store'])} ({_name(str(other['backbone'].get('name', '')))}): {said(other)}"
 
 
 def _confusion(classes: list[str], matrix: list[list[int]]) -> str:
@@ -492,16 +665,20 @@ def _interruptible(kept: str) -> Iterator[None]:
 
 
 class _Rate(ProgressColumn):
-    """Images per second since the bar first moved; what an earlier pass had done does not count."""
+    """Images (or other units) per second since the bar first moved; what an earlier pass had done does not count."""
+
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self._unit = unit
 
     def render(self, task: Task) -> Text:
         done = task.completed - task.fields["at_start"]
         elapsed = task.elapsed or 0.0
-        return Text(f"{done / elapsed:,.0f} images/s" if done > 0 and elapsed > 0 else "")
+        return Text(f"{done / elapsed:,.0f} {self._unit}" if done > 0 and elapsed > 0 else "")
 
 
 @contextmanager
-def _progress(doing: str) -> Iterator[tuple[Callable[[int, int], None], Callable[[str], None]]]:
+def _progress(doing: str, unit: str = "images/s") -> Iterator[tuple[Callable[[int, int], None], Callable[[str], None]]]:
     """Two callbacks: (done, total) moves a bar on stderr if that is a terminal, and does nothing if not; a text is
     written to stderr in any case."""
     console = Console(stderr=True, soft_wrap=True)
@@ -513,7 +690,7 @@ def _progress(doing: str) -> Iterator[tuple[Callable[[int, int], None], Callable
         yield lambda done, total: None, note
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Progress(*columns, _Rate(), TimeRemainingColumn(), console=console, transient=True) as bar:
+    with Progress(*columns, _Rate(unit), TimeRemainingColumn(), console=console, transient=True) as bar:
         task = bar.add_task("loading", total=None, at_start=0)
 
         def move(done: int, total: int) -> None:

@@ -13,8 +13,10 @@ from featcache.errors import WeightsUnavailable, from_os_error
 from featcache.heads import HeadSpec
 from featcache.manifest import Manifest
 from featcache.request import BackboneSpec
+from featcache.runs import Run
 from featcache.store import Store
-from featcache.training import Run, train_head
+from featcache.task import TargetSpec
+from featcache.training import train_head
 
 BACKBONE = "efficientnet_b1"
 RANDOM = "random:0"
@@ -49,7 +51,7 @@ def demo(folder: Path, on_progress: Progress = lambda done, total: None) -> Demo
     manifest = Manifest.read(image_dir, group_pattern=phantoms.GROUP_PATTERN)
     embedded = _embed(manifest, store_path, on_progress)
     with Store.open(store_path) as store:
-        run = train_head(store, HeadSpec(), folder / "linear", positive="abnormal")
+        run = train_head(store, HeadSpec(), folder / "linear", target=TargetSpec(positive="abnormal"))
     return Demonstrated(image_dir, embedded, run)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
-from featcache.errors import from_os_error
+from featcache.errors import in_our_words
 
 
 def write_bytes(path: Path, data: bytes) -> None:
@@ -49,7 +49,7 @@ def write_with(path: Path, fill: Callable[[BinaryIO], object]) -> None:
     """As `write_bytes`, for content that `fill` writes into an open (unbuffered, read-write) file."""
     path = Path(os.path.realpath(path))  # a link keeps pointing at the file that is written
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # as `leftovers` looks for it
-    try:
+    with in_our_words("writing", path):
         try:
             with open(temporary, "w+b", buffering=0) as file:
                 fill(file)
@@ -59,8 +59,6 @@ def write_with(path: Path, fill: Callable[[BinaryIO], object]) -> None:
             temporary.unlink(missing_ok=True)
             raise
         sync_folder(path.parent)
-    except OSError as error:
-        raise from_os_error(error, "writing", path) from error
 
 
 def leftovers(path: Path) -> list[Path]:

@@ -43,7 +43,6 @@ from featcache.store import (
     Store,
     check_identity,
     publish,
-    read_part,
 )
 from featcache.workers import TIMEOUT_S, Decoders, Prepared
 
@@ -233,9 +232,10 @@ class _Pass:
             n_resumed, seconds = self._fill(folder, known)
             failures = _report_failures(self.store_path, manifest, folder)
             self.plan.contents = folder.contents()
-            parts = list(folder.finished().values())
             n_dropped = known.n_not_among(set(self.plan.contents))
-            counts = publish(self.store_path, parts, manifest.image_ids, manifest.columns, identity, known.environments)
+            counts = publish(
+                self.store_path, folder.heads(), manifest.image_ids, manifest.columns, identity, known.environments
+            )
             folder.clear()
         done = _embedded(self.store_path, self.plan, self.network, counts)
         return replace(done, n_resumed=n_resumed, n_dropped=n_dropped, seconds=seconds, failures=failures)
@@ -252,10 +252,9 @@ class _Pass:
 
     def _tell_what_is_there(self, folder: PartFolder, known: KnownVectors) -> None:
         environments = list(known.environments)
-        for path in folder.finished().values():
-            part = read_part(path, with_features=False)
-            known.add_finished(path, part)
-            environments += [part.environment] if part.environment else []
+        for path, head in folder.heads().items():
+            known.add_finished(path, head)
+            environments += [head.environment] if head.environment else []
         if n_finished := len(folder.finished()):
             n_parts = -(-len(self.plan) // self.part_rows)
             self.on_note(f"resuming: {n_finished:,} of {n_parts:,} parts are done")

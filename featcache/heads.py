@@ -1,105 +1,197 @@
-"""Heads: their specs, and k of them stacked in one tensor.
+"""What a head is and how it is trained: the specs, as plain values. Knows neither torch nor features.
 
-A `HeadSpec` says how one head is made and trained. A `HeadStack` holds k heads of one shape, so that one matrix product
-serves them all; head i of a stack is the head it would be alone. Knows nothing of stores, splits or metrics.
-Letters: k heads, b rows of a batch, d features, c classes.
+A field that means nothing for a kind cannot be set for it: a spec never promises a dropout that nobody applies. A sweep
+is a list of specs, made by `grid` from options with one or more values.
 """
 
+import itertools
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from typing import Any, Self
 
-import torch
-from torch import Tensor
+TRAINED = ("linear", "mlp", "flatten-mlp")
+SOLVED = ("logreg", "ridge", "knn")
+KINDS = TRAINED + SOLVED
 
-KINDS = ("linear",)
-CLASS_WEIGHTS = ("none", "balanced")
-SCALES = ("rms", "none", "standard")
+_CHOICES = {
+    "kind": KINDS,
+    "activation": ("relu", "sigmoid", "tanh", "gelu"),
+    "norm": ("none", "batch"),
+    "output": ("softmax", "sigmoid"),
+    "optimizer": ("adam", "adamw", "sgd"),
+    "schedule": ("constant", "plateau", "cosine"),
+    "class_weights": ("none", "balanced"),
+    "scale": ("rms", "none", "standard"),
+}
+_HIDDEN = {"widths", "activation", "norm", "dropout"}
+_TRAINING = {
+    "optimizer", "lr", "weight_decay", "momentum", "label_smoothing", "epochs", "batch_rows", "schedule", "patience",
+    "early_stopping", "class_weights", "scale", "seed",
+}  # fmt: skip
+_APPLIES = {
+    "linear": _TRAINING,
+    "mlp": _TRAINING | _HIDDEN,
+    "flatten-mlp": _TRAINING | _HIDDEN | {"output"},
+    "logreg": {"C", "class_weights", "scale"},
+    "ridge": {"alpha", "class_weights", "scale"},
+    "knn": {"neighbors"},
+}
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "mlp": {"widths": (256,), "norm": "batch", "dropout": 0.5, "lr": 0.001},
+    "flatten-mlp": {"widths": (256,), "dropout": 0.25, "output": "sigmoid", "lr": 0.0001},
+}
+# What a solved head tries when nobody says what: one decomposition or search serves all of them.
+PATHS: dict[str, dict[str, tuple[Any, ...]]] = {
+    "logreg": {"C": (0.0001, 0.001, 0.01, 0.1, 1.0)},
+    "ridge": {"alpha": tuple(10.0**i for i in range(-1, 7))},
+    "knn": {"neighbors": (1, 5, 11, 21, 51)},
+}
 
 
 @dataclass(frozen=True)
 class HeadSpec:
-    """One head and its training. The defaults are the recipe of the linear probe that featcache was first built for:
-    Adam, cross entropy, learning rate 0.003, 40 epochs, batches of 32.
+    """One head and its training. `HeadSpec()` is the recipe of the linear probe that featcache was first built for:
+    Adam, cross entropy, learning rate 0.003, 40 epochs, batches of 32. `HeadSpec.of(kind)` has each kind's defaults.
 
     Attributes:
-        kind: "linear", one affine map from d features to c classes: (d + 1) c parameters.
-        lr: learning rate of Adam (betas 0.9 and 0.999, epsilon 1e-8).
+        kind: "linear", one affine map from d features to c classes: (d + 1) c parameters. "mlp", hidden layers before
+            it. "flatten-mlp", the same on a flattened feature map. "logreg", L2-penalised logistic regression; "ridge",
+            least squares on ±1; "knn", the vote of the nearest training rows by cosine: solved, not trained.
+        widths: units of each hidden layer.
+        activation, norm, dropout: after each hidden layer, in the order norm, activation, dropout.
+        output: "sigmoid" gives two classes one output instead of two; more classes have c in any case.
+        optimizer: "adam" (weight decay as L2 in the gradient), "adamw" (decoupled), "sgd"; betas 0.9 and 0.999.
+        lr: learning rate.
+        weight_decay: of all parameters, as torch.optim applies it.
+        momentum: of sgd.
+        label_smoothing: share of the target spread evenly over the classes.
         epochs: passes over the training rows.
-        batch_rows: rows per step; the last batch of an epoch may be smaller.
+        batch_rows: rows per step, within half a batch; in k folds, on average over the folds.
+        schedule: "constant"; "plateau", a tenth of the rate when the loss on rows kept aside has not improved for more
+            than `patience` epochs; "cosine", from lr to 0 over the epochs.
+        patience: of "plateau".
+        early_stopping: epochs without a better loss on rows kept aside after which training ends, with the best weights
+            taken; 0 trains all epochs and takes the last.
         class_weights: "balanced" weighs each class of the loss by n / (c n_class), as scikit-learn does.
         scale: what features are divided by: "rms", one number, the root mean square of the training rows; "standard",
             each feature's standard deviation after its mean was taken off; "none".
-        seed: of the initial weights and of the order of the batches.
+        seed: of the initial weights and of dropout. The order of the batches belongs to the split.
+        C: inverse penalty of logreg, as in scikit-learn.
+        alpha: penalty of ridge, as in scikit-learn.
+        neighbors: of knn.
     """
 
     kind: str = "linear"
+    widths: tuple[int, ...] = ()
+    activation: str = "relu"
+    norm: str = "none"
+    dropout: float = 0.0
+    output: str = "softmax"
+    optimizer: str = "adam"
     lr: float = 0.003
+    weight_decay: float = 0.0
+    momentum: float = 0.9
+    label_smoothing: float = 0.0
     epochs: int = 40
     batch_rows: int = 32
+    schedule: str = "constant"
+    patience: int = 10
+    early_stopping: int = 0
     class_weights: str = "none"
     scale: str = "rms"
     seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name, value, allowed in (
-            ("kind", self.kind, KINDS),
-            ("class_weights", self.class_weights, CLASS_WEIGHTS),
-            ("scale", self.scale, SCALES),
-        ):
-            if value not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
-        if not 0 < self.lr <= 1000:
-            raise ValueError(f"lr must be > 0 and at most 1000, got {self.lr}")
-        for name, count in (("epochs", self.epochs), ("batch_rows", self.batch_rows)):
-            if count < 1:
-                raise ValueError(f"{name} must be at least 1, got {count}")
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed must be from 0 to 2^32 - 1, got {self.seed}")
-
-
-@dataclass
-class HeadStack:
-    """k linear heads: `weight` (k, d, c), `bias` (k, c)."""
-
-    weight: Tensor
-    bias: Tensor
+    C: float = 1.0
+    alpha: float = 1.0
+    neighbors: int = 5
 
     @classmethod
-    def fresh(cls, n_features: int, n_classes: int, generators: Sequence[torch.Generator]) -> Self:
-        """k heads, each initialised from its generator exactly as `torch.nn.Linear` initialises itself: both weight and
-        bias uniform within ±1/sqrt(d) (He et al. 2015 with a = sqrt 5)."""
-        bound = 1.0 / math.sqrt(n_features)
-        weights, biases = [], []
-        for generator in generators:
-            weights.append(torch.empty(n_classes, n_features).uniform_(-bound, bound, generator=generator).T)
-            biases.append(torch.empty(n_classes).uniform_(-bound, bound, generator=generator))
-        return cls(torch.stack(weights).contiguous(), torch.stack(biases))
+    def of(cls, kind: str, **given: Any) -> Self:
+        """A spec with the defaults of its kind.
 
-    def parameters(self) -> list[Tensor]:
-        return [self.weight, self.bias]
+        Raises:
+            ValueError: a value out of its range, or a field that does not apply to the kind.
+        """
+        _check_choice("kind", kind)
+        if foreign := [name for name in given if name not in _APPLIES[kind]]:
+            raise ValueError(f"{foreign[0]} does not apply to {kind} heads")
+        return cls(kind, **{**_DEFAULTS.get(kind, {}), **given})
+
+    def __post_init__(self) -> None:
+        for name in _CHOICES:
+            _check_choice(name, getattr(self, name))
+        for name, above, most in (("lr", 0.0, 1000.0), ("C", 0.0, 1e12), ("alpha", 0.0, 1e12)):
+            _check(
+                name, getattr(self, name), lambda v, a=above, m=most: a < v <= m, f"> {above:g} and at most {most:g}"
+            )
+        for name in ("dropout", "label_smoothing", "momentum"):
+            _check(name, getattr(self, name), lambda v: 0 <= v < 1, "at least 0 and below 1")
+        _check("weight_decay", self.weight_decay, lambda v: 0 <= v <= 1000, "from 0 to 1000")
+        for name in ("epochs", "batch_rows", "patience", "neighbors"):
+            _check(name, getattr(self, name), lambda v: v >= 1, "at least 1")
+        _check("early_stopping", self.early_stopping, lambda v: v >= 0, "at least 0")
+        _check("seed", self.seed, lambda v: 0 <= v < 2**32, "from 0 to 2^32 - 1")
+        for width in self.widths:
+            _check("widths", width, lambda v: 1 <= v <= 65536, "from 1 to 65536")
+        if self.kind.endswith("mlp") and not self.widths:
+            raise ValueError(f"{self.kind} needs widths, as in HeadSpec.of({self.kind!r})")
+        plain = _plain(self.kind)
+        for name in plain:
+            if name not in _APPLIES[self.kind] and getattr(self, name) != plain[name]:
+                raise ValueError(f"{name} does not apply to {self.kind} heads")
 
     @property
-    def n_parameters(self) -> int:
-        """Trainable numbers of one head."""
-        return sum(parameter[0].numel() for parameter in self.parameters())
+    def is_trained(self) -> bool:
+        """By gradient descent, epoch after epoch; otherwise solved at once."""
+        return self.kind in TRAINED
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """(b, d) features to (k, b, c) logits; every head sees the same rows."""
-        k, d, c = self.weight.shape
-        flat = x @ self.weight.permute(1, 0, 2).reshape(d, k * c)  # (b, k*c): one product for all heads
-        return flat.view(len(x), k, c).transpose(0, 1) + self.bias[:, None, :]
+    @property
+    def needs_watch(self) -> bool:
+        """Whether some training rows have to be kept aside to end the training or to lower its rate."""
+        return self.early_stopping > 0 or self.schedule == "plateau"
 
-    def fold(self, offset: Tensor, scale: Tensor, i: int) -> dict[str, Any]:
-        """Head i as it acts on features that were never scaled: W (x - offset) / scale + b as W' x + b'.
+    def used(self) -> dict[str, Any]:
+        """The fields that apply to this kind, `kind` first."""
+        return {name: value for name, value in asdict(self).items() if name == "kind" or name in _APPLIES[self.kind]}
 
-        Args:
-            offset, scale: (d,), what the training took off and divided by.
 
-        Returns:
-            float32 arrays `weight` (c, d) and `bias` (c), the layout of `torch.nn.Linear`; folded in float64.
-        """
-        weight = self.weight[i].double().cpu() / scale.double().cpu()[:, None]  # (d, c)
-        bias = self.bias[i].double().cpu() - offset.double().cpu() @ weight
-        return {"weight": weight.T.float().contiguous().numpy(), "bias": bias.float().numpy()}
+def grid(kinds: Sequence[str], options: Mapping[str, Sequence[Any]]) -> list[HeadSpec]:
+    """All combinations of the options' values, for each kind those that apply to it; what is not given is the kind's
+    default, for solved kinds their path. The order is that of the options, the last changing fastest.
+
+    Raises:
+        ValueError: a value out of its range, or an option that applies to none of the kinds.
+    """
+    for kind in kinds:
+        _check_choice("kind", kind)
+    for name in options:
+        if not any(name in _APPLIES[kind] for kind in kinds):
+            raise ValueError(f"{name} does not apply to {' or '.join(kinds)} heads")
+    specs: list[HeadSpec] = []
+    for kind in dict.fromkeys(kinds):
+        chosen = {name: values for name, values in options.items() if name in _APPLIES[kind]}
+        chosen = {**{name: path for name, path in PATHS.get(kind, {}).items() if name not in chosen}, **chosen}
+        combined = itertools.product(*chosen.values())
+        specs += [HeadSpec.of(kind, **dict(zip(chosen, values, strict=True))) for values in combined]
+    return list(dict.fromkeys(specs))
+
+
+def varied(specs: Sequence[HeadSpec]) -> list[str]:
+    """The fields in which the specs differ, in the order of `HeadSpec`."""
+    used = [spec.used() for spec in specs]
+    return [f.name for f in fields(HeadSpec) if len({str(each.get(f.name, "")) for each in used}) > 1]
+
+
+def _plain(kind: str) -> dict[str, Any]:
+    """The values that fields have when nobody sets them."""
+    return {**{f.name: f.default for f in fields(HeadSpec) if f.name != "kind"}, **_DEFAULTS.get(kind, {})}
+
+
+def _check_choice(name: str, value: Any) -> None:
+    if value not in _CHOICES[name]:
+        raise ValueError(f"{name} must be one of {', '.join(_CHOICES[name])}, got {value!r}")
+
+
+def _check(name: str, value: Any, holds: Any, words: str) -> None:
+    if (isinstance(value, float) and not math.isfinite(value)) or not holds(value):
+        raise ValueError(f"{name} must be {words}, got {value}")

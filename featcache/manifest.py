@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from featcache import dicom
-from featcache.errors import UsageError, from_os_error
+from featcache.errors import UsageError, from_os_error, in_our_words
 from featcache.splits import split_name
 
 IMAGE_SUFFIXES = frozenset(
@@ -189,9 +189,8 @@ def _from_csv(source: Path) -> Manifest:
 def _csv_text(source: Path) -> str:
     """The text of a CSV in UTF-8, with or without a byte order mark."""
     try:
-        return source.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise from_os_error(error, "reading", source) from error
+        with in_our_words("reading", source):
+            return source.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line, byte = error.object.count(b"\n", 0, error.start) + 1, error.object[error.start]
         raise UsageError(f"{source}, line {line}: not UTF-8 (byte {byte:#04x}); save it as UTF-8.") from error

@@ -7,7 +7,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from importlib import metadata
+from functools import cache
 from typing import Any, Self, TypeVar
 
 import numpy as np
@@ -98,10 +98,15 @@ def difference(held: Json, asked: Json) -> list[str]:
 
 def environment(device: str = "cpu") -> dict[str, str]:
     """Versions and machine: recorded beside a result and compared with a warning, never part of an identity."""
-    versions = {}
-    for library in _LIBRARIES:
-        try:
-            versions[library] = metadata.version(library)
-        except metadata.PackageNotFoundError:  # an install without dependencies: a store can still be read
-            versions[library] = "absent"
-    return {**versions, "python": platform.python_version(), "machine": platform.machine(), "device": device}
+    here = {"python": platform.python_version(), "machine": platform.machine(), "device": device}
+    return {**{library: _version(library) for library in _LIBRARIES}, **here}
+
+
+@cache
+def _version(library: str) -> str:
+    from importlib import metadata  # a fifteenth of the start of a decoding process, which has no use for it
+
+    try:
+        return metadata.version(library)
+    except metadata.PackageNotFoundError:  # an install without dependencies: a store can still be read
+        return "absent"

@@ -1,428 +1,438 @@
-"""Heads are trained here, on vectors that fit in memory; a `Run` is the folder that keeps what came of it.
+"""`train_head`: from a store to a Run. Heads are trained on vectors that fit in memory, in seconds.
 
-There is no DataLoader: an epoch is a permutation and slices of one array. What is reported as `test` is never looked at
-before the last step. Knows nothing of images; the pixels come back only in the partial fine-tune.
-Letters: k heads, n rows, b rows of a batch, d features, c classes.
+The story: labels become a task, rows are divided, specs are ranked on held rows, the winner is trained on what it may
+learn from, an operating point is chosen on predictions of rows that their heads had not seen, and only then are the
+rows of `test` read. What chooses is never what is reported: numbers that chose something are marked so.
+Letters: n rows, d features, c classes.
 """
 
-import csv
 import json
-import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
-import safetensors.numpy
 import torch
-from torch import Tensor
-from torch.nn import functional
+from scipy.special import expit
 
-from featcache import devices, durable, figures, metrics, splits
-from featcache.errors import CorruptStore, StoreNotFound, UsageError, from_os_error
-from featcache.heads import HeadSpec, HeadStack
-from featcache.provenance import Json, canonical_json, digest_json, environment
-from featcache.splits import Split
+from featcache import baselines, calibration, devices, figures, metrics, runs, scoring, selection
+from featcache.errors import UsageError
+from featcache.fitting import Fitted, Targets
+from featcache.heads import HeadSpec, varied
+from featcache.protocol import Protocol, SplitSpec, divide
+from featcache.provenance import Json, digest_json, environment
+from featcache.runs import Run, Table
+from featcache.selection import Bench, Candidate, numbers, out_of_fold, spread, tap_of
+from featcache.splits import Fold
 from featcache.store import Store
+from featcache.task import TargetSpec, Task
 
 Array = np.ndarray[Any, Any]
-History = list[dict[str, float]]
+Progress = Callable[[int, int], None]
 
-RUN_FILES = ("run.json", "head.safetensors", "history.csv", "predictions.csv", "curves.png")
-DEFAULT_VAL_FRACTION = 0.2
-_CURVE = ("loss", "accuracy", "precision", "recall", "f1")
-
-
-# --- the result -------------------------------------------------------------------------------------------------------
+TRAIN, VAL, TEST, OUTER = "train", "val", "test", "outer"
+_NONE = np.array([], dtype=np.int64)
+_NEAR_SHOWN = 5
 
 
 @dataclass(frozen=True)
-class Run:
-    """A finished training: a folder with `run.json` (what was trained on what, and the numbers), the weights, the
-    history, the predictions and the curves."""
+class ReportSpec:
+    """What is said of the winner besides its numbers.
 
-    path: Path
-    record: Json
+    Attributes:
+        select: the metric that ranks specs on held rows.
+        refit_all: after a hold-out, train the winner on the held rows too. Folds always do.
+        operating_point: a rule of `calibration.parse_rule`, for two classes.
+        permutations: how many shuffled labellings to train on, for comparison.
+        compare: other stores of the same images, for comparison.
+    """
 
-    @classmethod
-    def open(cls, path: Path | str) -> Self:
-        """Reads a Run's record.
+    select: str = "auroc"
+    refit_all: bool = False
+    operating_point: str | None = None
+    permutations: int = 0
+    compare: tuple[Path, ...] = field(default=())
 
-        Raises:
-            StoreNotFound: no `run.json` there, so no finished Run. CorruptStore: it is not JSON.
-        """
-        path = Path(path)
-        try:
-            record = json.loads((path / "run.json").read_text("utf-8"))
-        except FileNotFoundError as error:
-            raise StoreNotFound(
-                f"there is no finished Run at {path}. Make one: featcache train-head STORE.h5"
-            ) from error
-        except OSError as error:
-            raise from_os_error(error, "reading", path) from error
-        except ValueError as error:
-            raise CorruptStore(f"{path / 'run.json'} is damaged: {error}.") from error
-        if not isinstance(record, dict):
-            raise CorruptStore(f"{path / 'run.json'} is damaged: it holds no record.")
-        return cls(path, record)
-
-    @property
-    def n_parameters(self) -> int:
-        return int(self.record["n_parameters"])
-
-    def metrics(self, side: str) -> dict[str, Any] | None:
-        """The numbers of `train`, `val` or `test`; None where there is no test split."""
-        found: dict[str, Any] | None = self.record["metrics"][side]
-        return found
-
-    def weights(self) -> dict[str, Array]:
-        """`weight` (c, d) and `bias` (c), to be applied to the store's vectors as they are."""
-        return safetensors.numpy.load_file(self.path / "head.safetensors")
-
-    def history(self) -> History:
-        """A mapping per epoch, as in `history.csv`."""
-        with open(self.path / "history.csv", encoding="utf-8", newline="") as file:
-            return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
-
-
-# --- train-head -------------------------------------------------------------------------------------------------------
+    def __post_init__(self) -> None:
+        if self.select not in selection.SELECT:
+            raise ValueError(f"select must be one of {', '.join(selection.SELECT)}, got {self.select!r}")
+        if not 0 <= self.permutations <= 1000:
+            raise ValueError(f"permutations must be from 0 to 1000, got {self.permutations}")
 
 
 def train_head(
     store: Store,
-    spec: HeadSpec | None = None,
+    specs: HeadSpec | Sequence[HeadSpec] = (),
     run_path: Path | None = None,
     *,
-    val_fraction: float | None = None,
-    group_by: str | None = None,
-    positive: str | None = None,
+    target: TargetSpec = TargetSpec(),
+    split: SplitSpec = SplitSpec(),
+    report: ReportSpec = ReportSpec(),
     device: str = "cpu",
+    on_progress: Progress = lambda done, total: None,
+    on_note: Callable[[str], None] = lambda text: None,
 ) -> Run:
-    """Trains one head on a store and writes the Run.
+    """Trains heads on a store, and writes a Run of the best.
 
     Args:
-        store: with a column `label`. Rows without one are left out and counted.
-        spec: the head; the default is the linear probe.
+        store: the vectors. Rows without a label are left out and counted.
+        specs: one head, or several of which the held rows choose; the default is the linear probe.
         run_path: the folder to write; None for `runs/STORE-KIND-DIGEST` in the current folder. The same training of the
             same store may be repeated at its path; another is never overwritten.
-        val_fraction: share of the training rows held out. None uses the store's own validation rows if any, else
-            0.2. Given, it also returns the store's own validation rows to the training rows first.
-        group_by: the column whose values may not be on two sides; None for `group` where there is one. Identical images
-            are never on two sides in any case.
-        positive: the class that precision, recall and the like are about; None for the last in sorted order.
+        target: the labels.
+        split: how rows are divided.
+        report: what is said of the winner.
         device: "cpu", "cuda", "cuda:N" or "auto".
+        on_progress: called with (heads and epochs done, heads and epochs in all) of the longest stage.
+        on_note: called with what a person should know before it happens.
 
     Raises:
         UsageError: labels, groups or the given split do not allow it, with counts; another Run is at `run_path`.
     """
     started = time.perf_counter()
-    spec, device = spec or HeadSpec(), devices.choose(device)
-    task = Task.of(store, positive)
-    split = choose_split(task, val_fraction, group_by, spec.seed)
-    _check_classes(task, split)
-    key = _key(store, spec, task, split)
-    run_path = run_path or Path("runs") / f"{store.path.stem}-{spec.kind}-{digest_json(key)[:8]}"
-    _check_free(run_path, key)
+    tried = [specs] if isinstance(specs, HeadSpec) else list(specs) or [HeadSpec()]
+    rule = calibration.parse_rule(report.operating_point) if report.operating_point else None
+    device = devices.choose(device)
+    task = Task.of(store, target)
+    if rule and (task.has_findings or len(task.classes) > 2):
+        raise UsageError("--operating-point is for two classes.")
+    protocol = divide(task, split, store.features)
+    _tell_near(task, protocol, split, on_note)
+    key = _key(store, tried, task, protocol, split, report)
+    run_path = run_path or Path("runs") / f"{store.path.stem}-{tried[0].kind}-{digest_json(key)[:8]}"
+    runs.check_free(run_path, key)
 
-    x = torch.from_numpy(store.features()).to(device)  # (n, d)
-    y = torch.from_numpy(task.labels).to(device)  # (n,)
-    offset, scale = feature_scale(x[split.train], spec.scale)
-    x = (x - offset) / scale
-    with _one_thread():
-        stack, history = fit(spec, x, y, split, len(task.classes), task.positive)
-    head = stack.fold(offset, scale, 0)
+    bench = Bench(task, protocol, _features(store, tried, device), _targets(task))
+    ranked = selection.rank(bench, tried, protocol.folds, report.select, on_progress) if len(tried) > 1 else []
+    spec = ranked[0].spec if ranked else tried[0]
+    nested = _nested(bench, tried, report.select, on_progress) if protocol.outer else None
+    made = _make(bench, spec, report.refit_all)
+    threshold = calibration.operating_point(*_positives(task, made.val_rows, made.val_logits), rule) if rule else None
 
-    logits = stack(x)[0].cpu().numpy()  # (n, c)
+    said = _Said(bench, spec, made, nested, threshold)
     record = {
         **key,
-        "n_parameters": stack.n_parameters,
-        "metrics": {side: _evaluate(task, rows, logits) for side, rows in split.sides().items()},
-        "left_out": task.left_out,
+        "head": spec.used(),
+        "n_parameters": made.final.n_parameters,
+        "epoch": made.final.epoch,
+        "metrics": said.metrics(chose=_chose(ranked, rule)),
+        "temperature": made.temperature,
+        "operating_point": said.at_operating_point(rule) if rule else None,
+        "baselines": _baselines(bench, spec, made, report, device),
+        "notes": said.notes(ranked),
+        "left_out": protocol.left_out,
         "store": {"name": store.path.name, "identity": store.identity},
         "environment": environment(device),
         "seconds": round(time.perf_counter() - started, 3),
     }
-    return _save(run_path, record, head, history, _predictions(task, split, logits))
+    return _save(run_path, record, made, _tables(bench, ranked, report, made, said), bench)
+
+
+# --- the heads --------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Task:
-    """What is to be learnt from a store: labels as numbers, and everything a split needs.
+class _Made:
+    """The winner, trained.
 
     Attributes:
-        labels: (n,) class numbers; -1 where the label is missing.
-        classes: the c names in sorted order.
-        positive: number of the positive class.
-        left_out: rows that take no part, by reason.
+        folds: a head on each fold.
+        final: the head that is kept.
+        train: the rows it may learn from.
+        val_rows, val_logits: rows of the folds by heads that had not seen them.
+        temperature: of those logits; None for findings.
     """
 
-    image_ids: list[str]
-    columns: dict[str, list[str]]
-    content: list[str]
-    labels: Array
-    classes: list[str]
-    positive: int
-    left_out: dict[str, int]
+    folds: list[Fitted]
+    final: Fitted
+    train: Array
+    val_rows: Array
+    val_logits: Array
+    temperature: float | None
 
-    @classmethod
-    def of(cls, store: Store, positive: str | None) -> Self:
-        """Raises UsageError without labels, with fewer than two classes, or if `positive` is none of them."""
-        columns = store.columns
-        texts = columns.get("label", [""] * len(store))
-        classes = sorted({text for text in texts if text})
-        if len(classes) < 2:
-            found = f"only the class {classes[0]!r}" if classes else "no labels"
+
+def _make(bench: Bench, spec: HeadSpec, refit_all: bool) -> _Made:
+    task, protocol = bench.task, bench.protocol
+    fitted = bench.run(bench.fits([spec], protocol.folds), curves=True)
+    selection.check_finite(fitted)
+    rows, logits = out_of_fold(len(task.image_ids), fitted)
+    train, final = protocol.folds[0].train, fitted[0]
+    if refit_all or not protocol.is_hold_out:
+        train = protocol.rows
+        (final,) = bench.run(bench.fits([spec], [Fold(train, _NONE, 0, 0)]))
+        selection.check_finite([final])
+    warmth = None if task.has_findings else calibration.temperature(task.labels[rows], logits)
+    return _Made(fitted, final, train, rows, logits, warmth)
+
+
+def _nested(bench: Bench, specs: Sequence[HeadSpec], select: str, on_progress: Progress) -> tuple[Array, Array]:
+    """(rows, logits) of the outer folds, each by the spec that its own inner folds chose, trained on its own training
+    rows: nothing that is scored here has chosen anything."""
+    found = []
+    for outer in bench.protocol.outer:
+        best = selection.rank(bench, specs, outer.inner, select, on_progress)[0].spec if len(specs) > 1 else specs[0]
+        found += bench.run(bench.fits([best], [outer.fold]))
+    selection.check_finite(found)
+    return out_of_fold(len(bench.task.image_ids), found)
+
+
+def _features(store: Store, specs: Sequence[HeadSpec], device: str) -> dict[str, torch.Tensor]:
+    """(n, d) by tap, feature maps flattened."""
+    found = {}
+    for spec in specs:
+        tap = tap_of(spec)
+        if tap not in store.taps:
             raise UsageError(
-                f"{store.path} has {found}; a head needs two classes. Put the images into one folder per class, or "
-                f"give a CSV with a label column, and embed again: labels are not part of what is computed."
+                f"{store.path} has no {tap!r} features, which a {spec.kind} head works on; it has "
+                f"{', '.join(store.taps)}."
             )
-        if positive is not None and positive not in classes:
-            raise UsageError(f"--positive {positive!r} is not one of the classes: {', '.join(classes)}.")
-        number = {text: i for i, text in enumerate(classes)}
-        labels = np.array([number.get(text, -1) for text in texts], dtype=np.int64)
-        left_out = {"no label": int(np.sum(labels < 0))} if (labels < 0).any() else {}
-        chosen = number[positive] if positive is not None else len(classes) - 1
-        return cls(store.image_ids, columns, store.content_sha256, labels, classes, chosen, left_out)
+        if tap not in found:
+            found[tap] = torch.from_numpy(store.features(tap).reshape(len(store), -1)).to(device)
+    return found
 
 
-def choose_split(task: Task, val_fraction: float | None, group_by: str | None, seed: int) -> Split:
-    """The store's own split where it has one, with validation rows carved out of the training rows where it has none.
-
-    Raises:
-        UsageError: an unknown group column, a group or identical image on two sides of the given split, too few groups.
-    """
-    if group_by is not None and group_by not in task.columns:
-        raise UsageError(f"there is no column {group_by!r} to group by; there are {', '.join(task.columns) or 'none'}.")
-    group_column = task.columns.get(group_by or "group", [""] * len(task.labels))
-    groups = splits.merge_groups(group_column, task.content)
-    labelled = np.flatnonzero(task.labels >= 0)
-    given = task.columns.get("split")
-    if given is None or not any(given):
-        train, val = _carve(task, groups, labelled, val_fraction, seed)
-        return Split(train, val, np.array([], dtype=np.int64))
-    side = np.array(given, dtype=object)
-    train, val, test = (labelled[side[labelled] == name] for name in (splits.TRAIN, splits.VAL, splits.TEST))
-    if unassigned := len(labelled) - len(train) - len(val) - len(test):
-        task.left_out["no split"] = unassigned
-    splits.check_nothing_crosses(Split(train, val, test), groups, task.image_ids)
-    if val_fraction is not None or not len(val):
-        train, val = _carve(task, groups, np.sort(np.concatenate([train, val])), val_fraction, seed)
-    if not len(train):
-        raise UsageError("the split column leaves no labelled image to train on.")
-    return Split(train, val, test)
+def _targets(task: Task) -> Targets:
+    return Targets(task.labels[None], len(task.classes), task.positive)
 
 
-def _carve(task: Task, groups: Array, rows: Array, fraction: float | None, seed: int) -> tuple[Array, Array]:
-    if not len(rows):
-        raise UsageError("the split column leaves no labelled image to train on.")
-    fraction = DEFAULT_VAL_FRACTION if fraction is None else fraction
-    names = np.array(task.classes)[task.labels[rows]]
-    kept, held_out = splits.hold_out(names, groups[rows], fraction, seed)
-    return rows[kept], rows[held_out]
+def _positives(task: Task, rows: Array, logits: Array) -> tuple[Array, Array]:
+    """(n,) whether a row is of the positive class, and the probability of that."""
+    return task.labels[rows] == task.positive, metrics.probabilities(logits)[:, task.positive]
 
 
-def _check_classes(task: Task, split: Split) -> None:
-    """A head learns no class that the training rows do not have."""
-    count = {side: np.bincount(task.labels[rows], minlength=len(task.classes)) for side, rows in split.sides().items()}
-    missing = [name for name, n in zip(task.classes, count[splits.TRAIN], strict=True) if n == 0]
-    if missing:
-        held = ", ".join(f"{n} {name}" for name, n in zip(task.classes, count[splits.TRAIN], strict=True))
-        raise UsageError(
-            f"the training rows have no image of class {missing[0]!r} ({held}). Mend the split or the labels."
+# --- what is said of them ---------------------------------------------------------------------------------------------
+
+
+class _Said:
+    """The numbers of the winner. Its construction is the moment at which the rows of `test` are read."""
+
+    def __init__(
+        self, bench: Bench, spec: HeadSpec, made: _Made, nested: tuple[Array, Array] | None, threshold: float | None
+    ) -> None:
+        self._bench, self._task, self.threshold = bench, bench.task, threshold
+        self.sides: dict[str, tuple[Array, Array]] = {
+            TRAIN: (made.train, self._logits(spec, made, made.train)),
+            VAL: (made.val_rows, made.val_logits),
+        }
+        if nested:
+            self.sides[OUTER] = nested
+        test = bench.protocol.test
+        if len(test):
+            self.sides[TEST] = (test, self._logits(spec, made, test))
+        self._made = made
+
+    def _logits(self, spec: HeadSpec, made: _Made, rows: Array) -> Array:
+        x = self._bench.x[tap_of(spec)][torch.from_numpy(rows).to(self._bench.x[tap_of(spec)].device)].cpu().numpy()
+        return scoring.logits(spec, made.final.tensors, x, len(self._task.classes), self._task.positive)
+
+    def metrics(self, chose: list[str]) -> dict[str, Any]:
+        """By side: the numbers at 0.5, with intervals where the side was not learnt from; None without test rows."""
+        found: dict[str, Any] = {TEST: None}
+        for side, (rows, logits) in self.sides.items():
+            found[side] = numbers(self._task, rows, logits)
+            if side != TRAIN:
+                found[side]["intervals"] = spread(self._task, self._bench.protocol, rows, logits)
+            if self._made.temperature is not None:
+                found[side]["calibrated"] = self._calibrated(rows, logits, self._made.temperature)
+        found[VAL]["chose"] = chose
+        return found
+
+    def _calibrated(self, rows: Array, logits: Array, temperature: float) -> dict[str, Any]:
+        cooled = logits / temperature
+        found = numbers(self._task, rows, cooled)
+        points = metrics.reliability(self._task.labels[rows], cooled, self._task.positive)
+        return {**{name: found[name] for name in ("loss", "brier", "ece")}, "reliability": points}
+
+    def at_operating_point(self, rule: Any) -> dict[str, Any]:
+        """The threshold, and the numbers of rows it was chosen on and of those it was not."""
+        found: dict[str, Any] = {"rule": str(rule), "threshold": self.threshold, "chosen_on": VAL}
+        for side, (rows, logits) in self.sides.items():
+            if side in (VAL, TEST):
+                found[side] = numbers(self._task, rows, logits, self.threshold)
+                found[side]["intervals"] = spread(self._task, self._bench.protocol, rows, logits, self.threshold)
+        return found
+
+    def notes(self, ranked: Sequence[Candidate]) -> list[str]:
+        """What a reader of the numbers has to know."""
+        notes = []
+        if ranked and TEST not in self.sides and OUTER not in self.sides:
+            notes.append(
+                f"the val rows chose the best of {len(ranked)} specs, so their numbers are too good; for numbers of "
+                f"rows that chose nothing give a test split, or --nested"
+            )
+        if TEST in self.sides and (words := self._disagreement()):
+            notes.append(words)
+        return notes
+
+    def _disagreement(self) -> str:
+        before = {
+            side: spread(self._task, self._bench.protocol, *self.sides[side]).get("auroc") for side in (VAL, TEST)
+        }
+        val, test = before[VAL], before[TEST]
+        if val is None or test is None or (val[0] <= test[1] and test[0] <= val[1]):
+            return ""
+        at = {side: numbers(self._task, *self.sides[side])["auroc"] for side in (VAL, TEST)}
+        return (
+            f"validation and test disagree beyond their intervals: AUROC {at[VAL]:.3f} [{val[0]:.3f}, {val[1]:.3f}] "
+            f"and {at[TEST]:.3f} [{test[0]:.3f}, {test[1]:.3f}]. The test images are unlike the others, and validation "
+            f"does not say how the head does on them"
         )
 
 
-# --- the fit ----------------------------------------------------------------------------------------------------------
+def _chose(ranked: Sequence[Candidate], rule: Any) -> list[str]:
+    """What the val rows chose, so that their numbers are not those of rows that chose nothing."""
+    return [*(["head"] if ranked else []), *(["operating_point"] if rule else [])]
 
 
-def feature_scale(x: Tensor, scale: str) -> tuple[Tensor, Tensor]:
-    """(d,) offset and (d,) divisor of the features, from the (n, d) training rows alone.
-
-    "rms" is one number for all features: vectors of a random network may have a scale of 1e-5, on which Adam at 0.003
-    learns nothing, while a scale per feature costs 0.04 AUROC on test images of a shifted distribution.
-    """
-    d = x.shape[1]
-    zeros, ones = x.new_zeros(d), x.new_ones(d)
-    if scale == "rms":
-        rms = x.double().square().mean().sqrt().to(x.dtype)
-        return zeros, ones * rms if rms > 0 else ones
-    if scale == "standard":
-        deviation = x.std(dim=0, correction=0)
-        return x.mean(dim=0), torch.where(deviation > 0, deviation, ones)
-    return zeros, ones
-
-
-def fit(spec: HeadSpec, x: Tensor, y: Tensor, split: Split, n_classes: int, positive: int) -> tuple[HeadStack, History]:
-    """Trains a head on the training rows with Adam; after every epoch both sides are evaluated.
-
-    Args:
-        spec: the head.
-        x: (n, d) features, scaled.
-        y: (n,) class numbers; rows outside the split may hold anything.
-        split: row numbers; only `train` is learnt from, `test` is not touched.
-        n_classes: c.
-        positive: as in `metrics.per_epoch`.
-
-    Returns:
-        The stack (k = 1) as it is after the last epoch, and the history.
-    """
-    generator = torch.Generator().manual_seed(spec.seed)
-    stack = HeadStack.fresh(x.shape[1], n_classes, [generator])
-    stack = HeadStack(*(parameter.to(x.device).requires_grad_() for parameter in stack.parameters()))
-    optimizer = Adam(stack.parameters(), spec.lr)
-    weights = _class_weights(spec, y[split.train], n_classes)
-    seen = {side: (x[rows], y[rows]) for side, rows in split.sides().items() if side != splits.TEST and len(rows)}
-    x_train, y_train = seen[splits.TRAIN]
-    history = []
-    batch_rows = min(spec.batch_rows, len(x_train))
-    for epoch in range(1, spec.epochs + 1):
-        for rows in _batches(len(x_train), batch_rows, generator):
-            loss = _loss(stack(x_train[rows]), y_train[rows], weights)
-            optimizer.step(torch.autograd.grad(loss, stack.parameters()))
-        history.append({"epoch": float(epoch), **_curve_point(stack, seen, positive)})
-        if not all(map(math.isfinite, history[-1].values())):
-            raise UsageError(f"the training diverged: the loss of epoch {epoch} is not finite. Lower --lr.")
-    return HeadStack(*(parameter.detach() for parameter in stack.parameters())), history
+def _baselines(bench: Bench, spec: HeadSpec, made: _Made, report: ReportSpec, device: str) -> dict[str, Any]:
+    """Scored on test where there is one, on val otherwise."""
+    protocol = bench.protocol
+    on_test = len(protocol.test) > 0
+    rows = protocol.test if on_test else made.val_rows
+    fold = Fold(made.train, rows, 0, 0) if on_test else protocol.folds[0]
+    final = Fold(made.train, protocol.test, 0, 0)
+    found: dict[str, Any] = {
+        "on": TEST if on_test else VAL,
+        "majority": baselines.majority(bench.task, made.train, rows),
+    }
+    if report.permutations:
+        found["permuted_labels"] = baselines.permuted(bench, spec, fold, report.permutations)
+    for path in report.compare:
+        told = baselines.other_store(path, bench.task, protocol, spec, final, bench.targets, device)
+        found.setdefault("other_stores", []).append(told)
+    return found
 
 
-class Adam:
-    """Adam (Kingma and Ba 2015, algorithm 1) with the defaults of torch.optim.Adam, to whose steps its own are equal.
-
-    Ours because the first optimizer of torch.optim takes three seconds to import what it needs for compiling, longer
-    than a linear head takes to train.
-    """
-
-    beta1, beta2, epsilon = 0.9, 0.999, 1e-8
-
-    def __init__(self, parameters: list[Tensor], lr: float) -> None:
-        self._lr, self._t = lr, 0
-        self._moments = [(p, torch.zeros_like(p), torch.zeros_like(p)) for p in parameters]
-
-    @torch.no_grad()
-    def step(self, gradients: Sequence[Tensor]) -> None:
-        self._t += 1
-        lr = self._lr / (1 - self.beta1**self._t)
-        correction = (1 - self.beta2**self._t) ** 0.5
-        for (parameter, mean, square), gradient in zip(self._moments, gradients, strict=True):
-            mean.lerp_(gradient, 1 - self.beta1)
-            square.mul_(self.beta2).addcmul_(gradient, gradient, value=1 - self.beta2)
-            parameter.addcdiv_(mean, (square.sqrt() / correction).add_(self.epsilon), value=-lr)
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """A step of a head is microseconds of arithmetic: threads that wait for each other cost more than they bring.
-
-    On two cores shared with other work the same head took 48 s with two threads and 2.4 s with one.
-    """
-    n_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(n_threads)
-
-
-def _batches(n: int, batch_rows: int, generator: torch.Generator) -> Iterator[Tensor]:
-    yield from torch.split(torch.randperm(n, generator=generator), batch_rows)
-
-
-def _loss(logits: Tensor, y: Tensor, weights: Tensor) -> Tensor:
-    """Cross entropy of (k, b, c) logits, averaged over the batch by class weight, summed over heads: a head's gradient
-    does not depend on how many stand beside it."""
-    k, b, c = logits.shape
-    each = functional.cross_entropy(logits.reshape(k * b, c), y.repeat(k), weight=weights, reduction="none")
-    return each.sum() / weights[y].sum()
-
-
-def _class_weights(spec: HeadSpec, y: Tensor, n_classes: int) -> Tensor:
-    """(c,); balanced is n / (c n_class), as scikit-learn's compute_class_weight."""
-    if spec.class_weights == "none":
-        return torch.ones(n_classes, device=y.device)
-    counts = torch.bincount(y, minlength=n_classes).clamp(min=1)
-    return len(y) / (n_classes * counts.float())
-
-
-@torch.no_grad()
-def _curve_point(stack: HeadStack, seen: Mapping[str, tuple[Tensor, Tensor]], positive: int) -> dict[str, float]:
-    point = {}
-    for side, (x, y) in seen.items():
-        values = metrics.per_epoch(y.cpu().numpy(), stack(x)[0].cpu().numpy(), positive)
-        point.update({f"{side}_{name}": values[name] for name in _CURVE})
-    return point
+def _tell_near(task: Task, protocol: Protocol, split: SplitSpec, on_note: Callable[[str], None]) -> None:
+    if split.near_duplicates is None:
+        return
+    pairs, cosines = protocol.near
+    shown = "; ".join(
+        f"{task.image_ids[i]} and {task.image_ids[j]} ({cosine:.4f})"
+        for (i, j), cosine in list(zip(pairs.tolist(), cosines.tolist(), strict=True))[:_NEAR_SHOWN]
+    )
+    first = f" The first: {shown}." if len(pairs) else ""
+    on_note(f"{len(pairs):,} pairs of vectors have a cosine of {split.near_duplicates:g} or more.{first}")
 
 
 # --- what is written --------------------------------------------------------------------------------------------------
 
 
-def _key(store: Store, spec: HeadSpec, task: Task, split: Split) -> Json:
+def _key(
+    store: Store, specs: Sequence[HeadSpec], task: Task, protocol: Protocol, split: SplitSpec, report: ReportSpec
+) -> Json:
     """Everything that decides the result of a training: two with the same key are the same Run."""
-    used = {side: [(task.image_ids[i], int(task.labels[i])) for i in rows] for side, rows in split.sides().items()}
+    known = [(task.image_ids[i], task.labels[i].tolist()) for i in task.known]
+    labels = [
+        (name, [None if v != v else v for v in label] if isinstance(label, list) else label) for name, label in known
+    ]
+    asked = {**asdict(report), "compare": [path.name for path in report.compare]}
     return {
-        "head": asdict(spec),
+        "heads": [spec.used() for spec in specs],
         "classes": task.classes,
+        "task": "findings" if task.has_findings else "classes",
         "positive": task.classes[task.positive],
+        "asked": {**asked, "nested": split.nested, "split_seed": split.seed},
         "identity_sha256": store.identity_sha256,
         "content_sha256": digest_json(task.content),
-        "split_sha256": digest_json(split.named(task.image_ids)),
-        "labels_sha256": digest_json(used),
+        "split_sha256": protocol.record(task.image_ids)["sha256"],
+        "labels_sha256": digest_json(labels),
     }
 
 
-def _check_free(run_path: Path, key: Json) -> None:
-    """A Run may be repeated in its place; another Run, or somebody's folder, is never written over."""
-    if not run_path.exists():
-        return
-    if not run_path.is_dir():
-        raise UsageError(f"{run_path} is a file. Choose another place with -o.")
-    names = {path.name for path in run_path.iterdir()}
-    if "run.json" in names:
-        held = Run.open(run_path).record
-        if {name: held.get(name) for name in key} != json.loads(canonical_json(key)):
-            raise UsageError(f"{run_path} holds another Run. Choose another folder with -o, or remove it first.")
-    elif {name for name in names if not (name.startswith(".") and name.endswith(".tmp"))} - set(RUN_FILES):
-        raise UsageError(f"{run_path} is a folder with other files in it. Choose another place with -o.")
+def _tables(
+    bench: Bench, ranked: Sequence[Candidate], report: ReportSpec, made: _Made, said: _Said
+) -> dict[str, Table]:
+    tables = {"predictions.csv": _predictions(bench, made, said)}
+    if history := _mean_history([each.history for each in made.folds]):
+        names = list(history[0])
+        tables["history.csv"] = (names, runs.rounded([[row[name] for name in names] for row in history]))
+    if ranked:
+        tables["sweep.csv"] = _sweep(ranked, report.select)
+    pairs, cosines = bench.protocol.near
+    if len(pairs):
+        ids = bench.task.image_ids
+        rows = [[ids[i], ids[j], c] for (i, j), c in zip(pairs.tolist(), cosines.tolist(), strict=True)]
+        tables["near_duplicates.csv"] = (("image_id", "near", "cosine"), runs.rounded(rows))
+    return tables
 
 
-def _evaluate(task: Task, rows: Array, logits: Array) -> metrics.Metrics | None:
-    return metrics.evaluate(task.labels[rows], logits[rows], task.positive) if len(rows) else None
+def _mean_history(histories: Sequence[Sequence[Mapping[str, float]]]) -> list[dict[str, float]]:
+    """Per epoch the mean over the folds that were still training."""
+    found = []
+    for epoch in range(max(len(history) for history in histories)):
+        points = [history[epoch] for history in histories if epoch < len(history)]
+        found.append({name: float(np.mean([point[name] for point in points])) for name in points[0]})
+    return found
 
 
-def _predictions(task: Task, split: Split, logits: Array) -> list[list[str]]:
-    """A header, and a line per row of the split: image_id, split, label, prediction, probability of each class."""
-    shifted = np.exp(logits.astype(np.float64) - logits.max(axis=1, keepdims=True))
-    probabilities = shifted / shifted.sum(axis=1, keepdims=True)
-    rows = [
-        [
-            *(task.image_ids[i], side, task.classes[task.labels[i]], task.classes[int(logits[i].argmax())]),
-            *(f"{p:.9g}" for p in probabilities[i]),
-        ]
-        for side, numbers in split.sides().items()
-        for i in numbers
-    ]
-    return [["image_id", "split", "label", "prediction", *(f"p_{name}" for name in task.classes)], *rows]
+def _sweep(ranked: Sequence[Candidate], select: str) -> Table:
+    """A line per spec: rank, what differs, the metric that selects over folds and seeds, the means of others."""
+    fields = [name for name in varied([each.spec for each in ranked]) if name != "seed"]
+    sign = -1.0 if select == "loss" else 1.0
+    header = ["rank", *fields, "n_fits", *(f"{select}_{what}" for what in ("mean", "std", "min", "max"))]
+    header += [name for name in selection.SHOWN if name != select]
+    rows = []
+    for place, each in enumerate(ranked, start=1):
+        used, scores = each.spec.used(), sign * np.array(each.scores)
+        finite = np.isfinite(scores).all()
+        about = [float(f(scores)) if finite else "" for f in (np.mean, np.std, np.min, np.max)]
+        chosen = [_cell(used.get(name, "")) for name in fields]
+        rest = [each.means.get(name, "") for name in header[len(fields) + 6 :]]
+        rows.append([place, *chosen, len(scores), *about, *rest])
+    return header, runs.rounded(rows)
 
 
-def _save(run_path: Path, record: Json, head: dict[str, Any], history: History, predictions: list[list[str]]) -> Run:
-    """Each file whole or absent, `run.json` last: a folder with a `run.json` is a finished Run."""
-    try:
-        run_path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise from_os_error(error, "writing", run_path) from error
-    # One key: safetensors writes several in no fixed order, and the same Run should be the same bytes.
-    meta = {"featcache": canonical_json({name: record[name] for name in ("classes", "positive", "identity_sha256")})}
-    names = list(history[0])
-    spec = record["head"]
-    title = (
-        f"{spec['kind']} head on {record['store']['name']}, lr {spec['lr']:g}, class weights {spec['class_weights']}"
-    )
-    durable.write_bytes(run_path / "head.safetensors", safetensors.numpy.save(head, metadata=meta))
-    rounded = [[float(f"{row[name]:.9g}") for name in names] for row in history]
-    durable.write_csv(run_path / "history.csv", names, rounded)
-    durable.write_csv(run_path / "predictions.csv", predictions[0], predictions[1:])
-    durable.write_bytes(run_path / "curves.png", figures.curves(history, title))
-    durable.write_text(run_path / "run.json", json.dumps(record, indent=1, allow_nan=False) + "\n")
-    return Run(run_path, record)
+def _cell(value: Any) -> Any:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else value
+
+
+def _predictions(bench: Bench, made: _Made, said: _Said) -> Table:
+    """A line per row and side: image_id, split, fold, label, prediction, probability of each class or finding."""
+    task = bench.task
+    fold_of = np.full(len(task.image_ids), "", dtype=object)
+    if len(bench.protocol.folds) > 1:
+        for each in bench.protocol.folds:
+            fold_of[each.held] = str(each.number)
+    at = said.threshold
+    header = ["image_id", "split", "fold", "label", "prediction", *(["at_operating_point"] if at is not None else [])]
+    rows: list[list[object]] = []
+    for side, (numbers_of, logits) in said.sides.items():
+        p = expit(logits.astype(np.float64)) if task.has_findings else metrics.probabilities(logits)
+        for j, i in enumerate(numbers_of.tolist()):
+            fold = fold_of[i] if side == VAL else ""
+            names = [task.image_ids[i], side, fold, _label(task, task.labels[i]), _call(task, p[j])]
+            called = [_called(task, p[j], at)] if at is not None else []
+            rows.append([*names, *called, *(f"{value:.9g}" for value in p[j])])
+    return [*header, *(f"p_{name}" for name in task.classes)], rows
+
+
+def _label(task: Task, label: Any) -> str:
+    if not task.has_findings:
+        return task.classes[int(label)]
+    return " ".join("" if v != v else str(int(v)) for v in label)
+
+
+def _call(task: Task, p: Array) -> str:
+    if task.has_findings:
+        return " ".join(str(int(value >= 0.5)) for value in p)
+    return task.classes[int(p.argmax())]
+
+
+def _called(task: Task, p: Array, threshold: float) -> str:
+    return task.classes[task.positive if p[task.positive] >= threshold else 1 - task.positive]
+
+
+def _save(run_path: Path, record: Json, made: _Made, tables: dict[str, Table], bench: Bench) -> Run:
+    spec, protocol = record["head"], bench.protocol
+    files = {"split.json": (json.dumps(protocol.record(bench.task.image_ids)) + "\n").encode()}
+    if "history.csv" in tables:
+        names, rows = tables["history.csv"]
+        history = [dict(zip(names, row, strict=True)) for row in rows]
+        how = f", lr {spec['lr']:g}, class weights {spec['class_weights']}"
+        over = f", mean of {len(protocol.folds)} folds" if len(protocol.folds) > 1 else ""
+        title = f"{spec['kind']} head on {record['store']['name']}{how}{over}"
+        files["curves.png"] = figures.curves(history, title)  # type: ignore[arg-type]
+    return runs.save(run_path, record, made.final.tensors, tables, files)

@@ -1,8 +1,10 @@
 """Shared material: small image folders, a tiny real network, and where the real data is."""
 
 import os
+import shutil
 import signal
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach a network; read when huggingface_hub is imported
 
@@ -15,6 +17,9 @@ from featcache.embed import embed
 from featcache.manifest import Manifest
 from featcache.request import BackboneSpec
 from featcache.store import Part, PartFolder, publish
+
+if TYPE_CHECKING:
+    from tests.test_cli import Done
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are born with it ignored
 
@@ -40,10 +45,8 @@ def draw(path: Path, seed: int, size: tuple[int, int] = (40, 36), mode: str = "L
     Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(path)
 
 
-@pytest.fixture
-def class_folder(tmp_path: Path) -> Path:
+def draw_classes(root: Path) -> Path:
     """12 images: train and test, two classes, three patients a class and side, in PNG and JPEG."""
-    root = tmp_path / "images"
     seed = 0
     for side, n in (("train", 4), ("test", 2)):
         for label in ("normal", "sick"):
@@ -55,12 +58,39 @@ def class_folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def embedded(class_folder: Path, tmp_path: Path) -> Path:
-    """A real store of `class_folder`."""
-    path = tmp_path / "small.h5"
-    manifest = Manifest.read(class_folder, group_pattern=r"/(\w+p\d)")
-    embed(manifest, path, BackboneSpec(SMALL, "random:0", input_size=32))
-    return path
+def class_folder(tmp_path: Path) -> Path:
+    return draw_classes(tmp_path / "images")
+
+
+@pytest.fixture(scope="session")
+def embedded_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real store of the images of `class_folder`. To be copied, never to be changed."""
+    folder = tmp_path_factory.mktemp("embedded")
+    manifest = Manifest.read(draw_classes(folder / "images"), group_pattern=r"/(\w+p\d)")
+    embed(manifest, folder / "small.h5", BackboneSpec(SMALL, "random:0", input_size=32))
+    return folder / "small.h5"
+
+
+@pytest.fixture
+def embedded(embedded_once: Path, class_folder: Path, tmp_path: Path) -> Path:
+    """A real store of `class_folder`, and what was seen when it was made, of the same images elsewhere."""
+    for name in ("small.h5", ".small.h5.seen"):
+        shutil.copy(embedded_once.with_name(name), tmp_path / name)
+    return tmp_path / "small.h5"
+
+
+@pytest.fixture(scope="session")
+def demonstrated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, "Done"]:
+    """A folder in which `featcache demo` ran once, as anybody sees it who has no network, and what it said.
+
+    To be read and added to: whoever repeats a command there must find that it changes nothing.
+    """
+    from tests.test_cli import featcache
+
+    folder = tmp_path_factory.mktemp("demonstrated")
+    with pytest.MonkeyPatch.context() as patch:
+        without_hub(patch, tmp_path_factory.mktemp("hub"))
+        return folder, featcache("demo", cwd=folder)
 
 
 def make_store(
@@ -73,7 +103,7 @@ def make_store(
     with folder.locked():
         folder.write(Part(0, {"pooled": features.astype(np.float32)}, content, np.zeros(n, dtype=np.uint8), {}))
         ids = [f"image{i:05d}" for i in range(n)]
-        publish(path, list(folder.finished().values()), ids, columns, {"made": "for a test"})
+        publish(path, folder.heads(), ids, columns, {"made": "for a test"})
         folder.clear()
     return path
 
@@ -86,14 +116,18 @@ def two_clouds(n: int, d: int, seed: int = 0, apart: float = 1.0) -> tuple[np.nd
     return rng.standard_normal((n, d)) + np.outer(2 * y - 1, centre), ["sick" if label else "normal" for label in y]
 
 
+def without_hub(patch: pytest.MonkeyPatch, cache: Path) -> None:
+    from huggingface_hub import constants
+
+    patch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    patch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+
 @pytest.fixture
 def empty_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A hub cache with nothing in it, and no network."""
-    from huggingface_hub import constants
-
     (tmp_path / "hub").mkdir()
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    without_hub(monkeypatch, tmp_path / "hub")
     return tmp_path / "hub"
 
 

@@ -35,7 +35,7 @@ def make(folder: Path, name: str, n: int, d: int, dtype: str, columns: dict[str,
             why = {i - start: ("damaged", f"image {i}") for i in failed if rows.start <= i < rows.stop}
             features = {"pooled": vectors[rows]}
             parts.write(Part(start, features, contents[rows], origin[rows], why))
-        publish(path, list(parts.finished().values()), ids, columns, IDENTITY, ENVIRONMENTS)
+        publish(path, parts.heads(), ids, columns, IDENTITY, ENVIRONMENTS)
         parts.clear()
     kept = [i for i in range(n) if i not in failed]
     held = {

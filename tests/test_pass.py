@@ -41,6 +41,23 @@ def aged(manifest: Manifest) -> Manifest:
     return manifest
 
 
+@pytest.fixture(scope="module")
+def first_pass(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
+    """Five images, and beside their folder `s.h5` and its memory. To be copied, never to be changed."""
+    folder = tmp_path_factory.mktemp("first")
+    manifest = aged(many(folder / "images", 5))
+    embed(manifest, folder / "s.h5", SPEC)
+    return manifest
+
+
+@pytest.fixture
+def remembered(first_pass: Manifest, tmp_path: Path) -> Manifest:
+    """Five images that lie elsewhere, and in `tmp_path` the store of the first pass over them, with its memory."""
+    for name in ("s.h5", ".s.h5.seen"):
+        shutil.copy(first_pass.source.with_name(name), tmp_path)
+    return first_pass
+
+
 # --- files that were seen ---------------------------------------------------------------------------------------------
 
 
@@ -101,29 +118,23 @@ def test_rehash_reads_every_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     "junk", [b"", b"{", b"[]", b'{"version": 1}', b'{"version": 1, "files": {"a": 1}, "answers": {}}']
 )
-def test_a_broken_memory_costs_time_and_nothing_else(junk: bytes, tmp_path: Path) -> None:
-    manifest = aged(many(tmp_path / "images", 5))
-    embed(manifest, tmp_path / "s.h5", SPEC)
+def test_a_broken_memory_costs_time_and_nothing_else(junk: bytes, remembered: Manifest, tmp_path: Path) -> None:
     (tmp_path / ".s.h5.seen").write_bytes(junk)
-    assert embed(manifest, tmp_path / "s.h5", SPEC).counts.reused == 5
+    assert embed(remembered, tmp_path / "s.h5", SPEC).counts.reused == 5
 
 
 @pytest.mark.parametrize("spoilt", [{"identity": 5}, {"identity": []}, {"identity": {}}, {"dim": "x"}])
-def test_a_spoilt_answer_is_no_answer(spoilt: dict[str, object], tmp_path: Path) -> None:
-    manifest = aged(many(tmp_path / "images", 5))
-    embed(manifest, tmp_path / "s.h5", SPEC)
+def test_a_spoilt_answer_is_no_answer(spoilt: dict[str, object], remembered: Manifest, tmp_path: Path) -> None:
     path = tmp_path / ".s.h5.seen"
     held = json.loads(path.read_text())
     ((_, (answer, _)),) = held["answers"].items()
     answer.update(spoilt)
     path.write_text(json.dumps(held))
-    assert embed(manifest, tmp_path / "s.h5", SPEC).counts.reused == 5
+    assert embed(remembered, tmp_path / "s.h5", SPEC).counts.reused == 5
 
 
-def test_a_network_that_is_not_the_remembered_one_is_learnt_anew(tmp_path: Path) -> None:
+def test_a_network_that_is_not_the_remembered_one_is_learnt_anew(remembered: Manifest, tmp_path: Path) -> None:
     """The memory says what the request stood for; an image is new, the network is loaded, and is another."""
-    manifest = aged(many(tmp_path / "images", 5))
-    embed(manifest, tmp_path / "s.h5", SPEC)
     path = tmp_path / ".s.h5.seen"
     held = json.loads(path.read_text())
     ((key, (answer, hangs_on)),) = held["answers"].items()
@@ -131,7 +142,7 @@ def test_a_network_that_is_not_the_remembered_one_is_learnt_anew(tmp_path: Path)
     held["answers"] = {key: [answer, hangs_on]}
     path.write_text(json.dumps(held))
     (tmp_path / "s.h5").unlink()
-    embed(manifest, tmp_path / "s.h5", SPEC)
+    embed(remembered, tmp_path / "s.h5", SPEC)
     with Store.open(tmp_path / "s.h5") as store:
         assert store.identity == load(SPEC).identity(DecodeSpec(), "float32")
 
@@ -221,6 +232,21 @@ def test_no_worker_outlives_its_pass(tmp_path: Path) -> None:
         embed(manifest, tmp_path / "s.h5", SPEC, n_workers=2)
     assert pids
     assert not [pid for pid in set(pids) if Path(f"/proc/{pid}").exists()]
+
+
+def test_a_worker_that_starts_while_the_pass_ends_is_ended_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoders = Decoders(load(SPEC).transform, DecodeSpec())
+    started = workers._Decoder
+
+    def start(*config: object) -> workers._Decoder:
+        worker = started(*config)
+        decoders.__exit__()
+        return worker
+
+    monkeypatch.setattr(workers, "_Decoder", start)
+    found = decoders.prepare(Path("a.png"), (), ())
+    assert found.failure == ("crashed", "its decoder died (signal 9)")
+    assert decoders.pids == []
 
 
 def test_files_that_change_or_go_between_plan_and_read_fail_by_name(

@@ -10,6 +10,8 @@ from PIL import Image
 from featcache import phantoms
 from featcache.demo import demo
 from featcache.manifest import Manifest
+from featcache.training import Run
+from tests.test_cli import Done
 
 
 def test_the_same_seeds_give_the_same_pixels_and_others_do_not() -> None:
@@ -52,16 +54,20 @@ def test_a_patient_is_in_one_split_and_one_class(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_the_demo_scores_clearly_above_chance_and_below_perfection(tmp_path: Path, empty_hub: Path) -> None:
+@pytest.mark.usefixtures("empty_hub")
+def test_the_demo_scores_clearly_above_chance_and_below_perfection(demonstrated: tuple[Path, Done]) -> None:
     """With random weights, as anybody sees it who has no network."""
-    done = demo(tmp_path / "demo")
-    assert done.has_random_weights
-    assert done.embedded.counts.failed == 0
-    assert done.run.n_parameters == 2562
-    assert 0.75 < done.run.metrics("test")["auroc"] < 0.98
-    assert 0.65 < done.run.metrics("test")["accuracy"] < 0.98
-    before = (tmp_path / "demo" / "phantoms.h5").read_bytes()
-    again = demo(tmp_path / "demo")
+    folder, said = demonstrated[0] / "featcache-demo", demonstrated[1]
+    assert "the backbone has random weights" in said.stdout
+    assert "found 480 = embedded 480 + reused 0 + failed 0" in said.stdout
+    run = Run.open(folder / "linear")
+    assert run.n_parameters == 2562
+    assert 0.75 < run.metrics("test")["auroc"] < 0.98
+    assert 0.65 < run.metrics("test")["accuracy"] < 0.98
+    before = (folder / "phantoms.h5").read_bytes()
+    again = demo(folder)
+    assert again.has_random_weights
     assert (again.embedded.counts.embedded, again.embedded.counts.reused) == (0, 480)
-    assert (tmp_path / "demo" / "phantoms.h5").read_bytes() == before
-    assert again.run.record["metrics"] == done.run.record["metrics"]
+    assert again.embedded.counts.failed == 0
+    assert (folder / "phantoms.h5").read_bytes() == before
+    assert again.run.record["metrics"] == run.record["metrics"]

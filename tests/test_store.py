@@ -62,7 +62,7 @@ def test_failed_rows_are_left_out_and_listed(tmp_path: Path) -> None:
     origin = np.array([EMBEDDED, FAILED, EMBEDDED], dtype=np.uint8)
     with folder.locked():
         folder.write(Part(0, {"pooled": features}, ["a" * 64, "", "c" * 64], origin, {1: ("empty", "zero bytes")}))
-        counts = publish(folder.store_path, list(folder.finished().values()), ["a", "b", "c"], {}, {})
+        counts = publish(folder.store_path, folder.heads(), ["a", "b", "c"], {}, {})
         folder.clear()
     assert counts == Counts(embedded=2, reused=0, failed=1)
     assert counts.found == 3
@@ -290,7 +290,7 @@ def test_a_full_disk_while_publishing_leaves_the_old_store(
         folder.write(part(0))
         monkeypatch.setattr(durable, "write_all", full)
         with pytest.raises(NoSpace, match="no space: writing"):
-            publish(path, list(folder.finished().values()), ["a", "b", "c"], {}, {})
+            publish(path, folder.heads(), ["a", "b", "c"], {}, {})
         monkeypatch.undo()
         folder.clear()
     assert calls
@@ -316,7 +316,7 @@ def test_damage_in_what_is_read_at_opening_is_named_too(tmp_path: Path, name: st
     with folder.locked():
         features = np.array([[1.0], [np.nan]], dtype=np.float32)
         folder.write(Part(0, {"pooled": features}, ["a" * 64, ""], origin, {1: ("empty", "zero bytes")}))
-        publish(path, list(folder.finished().values()), ["a", "b"], {}, {})
+        publish(path, folder.heads(), ["a", "b"], {}, {})
         folder.clear()
     data = bytearray(path.read_bytes())
     with h5py.File(path) as file:
@@ -336,6 +336,52 @@ def test_verify_sees_a_value_whose_checksum_is_right(tmp_path: Path) -> None:
         CorruptStore, match="features/pooled, rows 0 to 299: its values do not have the recorded sha256"
     ):
         store_module.verify(path)
+
+
+@pytest.mark.parametrize(
+    ("plan", "error"),
+    [
+        ('{"identity": {}}', CorruptStore),
+        ('{"identity": {}, "n_rows": 1e999}', StoreNotFound),
+        ('{"identity": {}, "n_rows": null}', StoreNotFound),
+        ("[]", StoreNotFound),
+    ],
+)
+def test_status_of_a_pass_whose_plan_is_none_is_an_error_of_ours(plan: str, error: type, tmp_path: Path) -> None:
+    parts.folder_of(tmp_path / "s.h5").mkdir()
+    (parts.folder_of(tmp_path / "s.h5") / "plan.json").write_text(plan)
+    with pytest.raises(error, match="plan"):
+        store_module.status(tmp_path / "s.h5")
+
+
+def test_a_part_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However often its failures, its contents and its head are asked for; not counting its vectors."""
+    read: list[Path] = []
+    real = parts.read_part
+    monkeypatch.setattr(parts, "read_part", lambda path, **options: read.append(path) or real(path, **options))
+    folder = PartFolder(tmp_path / "s.h5", {"identity": {}})
+    with folder.locked():
+        path = folder.write(part(0))
+        for _ in range(2):
+            assert folder.contents() == real(path).content_sha256
+            assert folder.failures() == {}
+            assert list(folder.heads()) == [path]
+        folder.clear()
+    assert read == [path]
+
+
+def test_a_read_that_fails_only_once_is_an_error_of_ours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Failing:
+        def __getitem__(self, rows: slice) -> None:
+            raise OSError("not now")
+
+    path = make_store(tmp_path / "s.h5", np.ones((3, 2)), {})
+    with Store.open(path) as store:
+        monkeypatch.setattr(Store, "_tap", lambda self, tap: Failing())
+        with pytest.raises(CorruptStore, match=r"features/pooled cannot be read .*not now"):
+            store.features()
+        monkeypatch.undo()
+        assert store.features().shape == (3, 2)
 
 
 def test_a_lock_on_a_file_that_was_removed_is_not_held(tmp_path: Path) -> None:

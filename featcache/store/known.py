@@ -51,8 +51,8 @@ class KnownVectors:
     def vector(self, digest: str) -> Array:
         """(d,) as it was stored."""
         path, row = self._place[digest]
-        size = _BLOCK_ROWS if path is None else 1 << 62
-        vector: Array = self._block(path, row // size)[row % size]
+        block, row = divmod(row, _BLOCK_ROWS) if path is None else (0, row)
+        vector: Array = self._block(path, block)[row]
         return vector
 
     def _add(self, path: Path, part: Part) -> set[str]:

@@ -16,13 +16,14 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
 from featcache import durable
-from featcache.errors import CorruptStore, IdentityMismatch, NoSpace, StoreLocked, StoreNotFound, from_os_error
+from featcache.errors import CorruptStore, IdentityMismatch, NoSpace, StoreLocked, StoreNotFound, in_our_words
 from featcache.provenance import Json, canonical_json, difference, digest_bytes
 from featcache.store.reading import Store
 from featcache.store.schema import (
@@ -33,8 +34,8 @@ from featcache.store.schema import (
     new_file,
     put_rows,
     put_text,
-    read_text,
     set_text,
+    texts,
 )
 from featcache.store.validation import check_part, open_file, reading
 
@@ -73,11 +74,11 @@ def read_part(path: Path, with_features: bool = True) -> Part:
         check_part(path, file)
         with reading(path, "a part"):
             failed = file["failures"]
-            reasons = zip(read_text(failed["code"]), read_text(failed["reason"]), strict=True)
+            reasons = zip(texts(failed["code"][:]), texts(failed["reason"][:]), strict=True)
             return Part(
                 start=int(file.attrs["start"]),
                 features={tap: dataset[:] for tap, dataset in file["features"].items()} if with_features else {},
-                content_sha256=read_text(file["content_sha256"]),
+                content_sha256=texts(file["content_sha256"][:]),
                 origin=file["origin"][:],
                 failures=dict(zip(failed["row"][:].tolist(), reasons, strict=True)),
                 environment=json.loads(get_text(file, "environment")),
@@ -96,6 +97,7 @@ class PartFolder:
         self.path = folder_of(store_path)
         self._plan = plan
         self._finished: dict[int, Path] = {}
+        self._head = cache(partial(read_part, with_features=False))  # the file of a name never changes
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -118,6 +120,10 @@ class PartFolder:
     def finished(self) -> dict[int, Path]:
         """First row -> file of the parts that are whole: the digest in the name is that of the bytes."""
         return dict(sorted(self._finished.items()))
+
+    def heads(self) -> dict[Path, Part]:
+        """File -> the part without its features, of the finished ones, in their order. Each is read once."""
+        return {path: self._head(path) for path in self.finished().values()}
 
     def old(self) -> list[Path]:
         """Whole parts of earlier plans of the same identity."""
@@ -143,16 +149,14 @@ class PartFolder:
 
     def failures(self) -> dict[int, tuple[str, str]]:
         """Row of the plan -> (code, reason), over all finished parts."""
-        parts = (read_part(path, with_features=False) for path in self.finished().values())
-        return {part.start + row: failure for part in parts for row, failure in part.failures.items()}
+        return {head.start + row: failure for head in self.heads().values() for row, failure in head.failures.items()}
 
     def contents(self) -> list[str]:
         """The sha256 of every image of a finished plan; empty for those that failed."""
-        parts = (read_part(path, with_features=False) for path in self.finished().values())
         return [
             "" if origin == FAILED else digest
-            for part in parts
-            for digest, origin in zip(part.content_sha256, part.origin, strict=True)
+            for head in self.heads().values()
+            for digest, origin in zip(head.content_sha256, head.origin, strict=True)
         ]
 
     @property
@@ -230,7 +234,7 @@ def _read_plan(folder: Path) -> Json | None:
     try:
         plan = json.loads((folder / "plan.json").read_text("ascii"))
         is_ours = isinstance(plan, dict) and "identity" in plan and int(plan.get("n_rows", 0)) >= 0
-    except (FileNotFoundError, ValueError, TypeError, RecursionError):
+    except (FileNotFoundError, ValueError, TypeError, OverflowError, RecursionError):
         return None
     return plan if is_ours else None
 
@@ -277,10 +281,8 @@ def _locked(lock_path: Path, store_path: Path) -> Iterator[None]:
         raise StoreLocked(f"{store_path} is being written by this process already.")
     _held_here.add(folder)
     try:
-        try:
+        with in_our_words("writing", lock_path.parent):
             lock = _taken(lock_path, store_path)
-        except OSError as error:
-            raise from_os_error(error, "writing", lock_path.parent) from error
         with lock:
             yield
     finally:
@@ -354,8 +356,9 @@ def status(store_path: Path) -> Status:
     """What a pass has finished, whether it runs, was stopped or is published. Never disturbs a writer.
 
     Raises:
-        StoreNotFound: neither a store nor a pass into it.
-        CorruptStore: the folder of parts has no plan.
+        StoreNotFound: neither a store nor a pass into it, or a pass that has no plan yet.
+        CorruptStore: its plan does not say of how many images.
+        UnknownFormat, UntrustedFile, AccessDenied: the store cannot be opened.
     """
     folder = folder_of(store_path)
     if not folder.is_dir():
@@ -365,6 +368,8 @@ def status(store_path: Path) -> Status:
             return Status("published", n, n, 0, n_failed, "")
     if (plan := _read_plan(folder)) is None:
         raise StoreNotFound(f"{folder} has no plan yet: a pass is starting, or was stopped before it did anything.")
+    if "n_rows" not in plan:
+        raise CorruptStore(f"{folder / 'plan.json'} is damaged: it has no n_rows. Run the same command again.")
     parts = [_read_while_it_lasts(path) for path in sorted(folder.glob("part-*.h5"))]
     done = sum(len(part.origin) for part in parts if part)
     failed = sum(int(np.sum(part.origin == FAILED)) for part in parts if part)

@@ -14,7 +14,7 @@ import numpy as np
 from featcache import durable
 from featcache.errors import CorruptStore, NoSpace
 from featcache.provenance import ArrayDigest, Json, canonical_json, digest_json
-from featcache.store.parts import free_mb, out_of_reach_of_signals, read_part
+from featcache.store.parts import Part, free_mb, out_of_reach_of_signals, read_part
 from featcache.store.schema import (
     EMBEDDED,
     FAILED,
@@ -43,7 +43,7 @@ class Counts:
 
 def publish(
     path: Path,
-    parts: Sequence[Path],
+    parts: Mapping[Path, Part],
     image_ids: Sequence[str],
     columns: Mapping[str, Sequence[str]],
     identity: Json,
@@ -56,7 +56,7 @@ def publish(
 
     Args:
         path: the store.
-        parts: all parts of the plan, in order.
+        parts: all parts of the plan, in order: file -> head (`PartFolder.heads`).
         image_ids: the N names of the plan, failed ones included.
         columns: name -> N texts.
         identity: JSON; compared by every later pass.
@@ -65,7 +65,7 @@ def publish(
     Raises:
         NoSpace, AccessDenied, InputOutputError: the file at `path` is as it was.
     """
-    heads = [read_part(part, with_features=False) for part in parts]
+    heads = parts.values()
     origin = np.concatenate([head.origin for head in heads])
     known = _distinct([*environments, *(head.environment for head in heads if head.environment is not None)])
     kept = np.flatnonzero(origin != FAILED).tolist()
@@ -81,7 +81,7 @@ def publish(
             file.create_group("columns")
             for name, values in columns.items():
                 digests[f"columns/{name}"] = put_text(file, f"columns/{name}", [values[i] for i in kept])
-            digests |= _pack(file, parts, image_ids, len(kept))
+            digests |= _pack(file, list(parts), image_ids, len(kept))
             set_text(file, "datasets_sha256", canonical_json(digests))
 
     try:

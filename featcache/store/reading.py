@@ -14,7 +14,7 @@ import numpy as np
 
 from featcache.errors import CorruptStore, IdentityMismatch, InputsChanged, UsageError
 from featcache.provenance import Json, difference, digest_json
-from featcache.store.schema import POOLED, Array, get_text
+from featcache.store.schema import POOLED, Array, get_text, texts
 from featcache.store.validation import check_store, open_file, reading
 
 _ONLY_PROBE = (
@@ -26,8 +26,8 @@ _ONLY_PROBE = (
 class Store:
     """A published store, open for reading. A context manager; closing twice is harmless.
 
-    Readers take no lock. A store may be handed to forked or spawned workers (it pickles as its path): each process
-    opens the file itself when it first reads, and is refused if another file has been published there since.
+    Readers take no lock. A store may be handed to forked or spawned workers (all of it is pickled but the open file):
+    each process opens the file itself when it first reads, and is refused if another has been published there since.
 
     Attributes:
         path: where it is.
@@ -113,7 +113,8 @@ class Store:
             values = np.asarray(dataset[rows if rows is not None else slice(None)], dtype=np.float32)
         except (OSError, RuntimeError):
             self._read(f"features/{tap}")  # names the rows
-            raise
+            with reading(self.path, f"features/{tap}"):  # this time they all could be read
+                raise
         bad = np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(axis=1))
         if len(bad):
             first = int(np.arange(len(self))[rows if rows is not None else slice(None)][bad[0]])
@@ -181,7 +182,7 @@ class Store:
             raise ValueError("a name stands twice in image_id")
 
     def _texts(self, name: str) -> list[str]:
-        return [value.decode("utf-8", "surrogateescape") for rows in self._read(name) for value in rows.tolist()]
+        return [text for rows in self._read(name) for text in texts(rows)]
 
     def _read(self, name: str) -> list[Array]:
         """The chunks of an array; damage is told with its rows."""

@@ -64,8 +64,9 @@ def put_text(file: h5py.File, name: str, values: Sequence[str]) -> str:
     return ArrayDigest(array.dtype, array.shape).update(array).hexdigest()
 
 
-def read_text(dataset: h5py.Dataset) -> list[str]:
-    return [value.decode("utf-8", "surrogateescape") for value in dataset[:].tolist()]
+def texts(values: Array) -> list[str]:
+    """What `put_text` was given, from the array that it wrote."""
+    return [value.decode("utf-8", "surrogateescape") for value in values.tolist()]
 
 
 def set_text(file: h5py.File, name: str, value: str) -> None:

@@ -45,8 +45,7 @@ def verify(path: Path | str, full: bool = True) -> Verified:
         damages = list(_disagreements(store))
         n_bytes = 0
         for name in names:
-            found = list(_damages(store, name))
-            damages += found
+            damages += _damages(store, name)
             shape, dtype = store.shape(name)
             n_bytes += int(np.prod(shape)) * dtype.itemsize
         if damages:
@@ -59,8 +58,9 @@ def _disagreements(store: Store) -> Iterator[str]:
     """What does not fit together, before the arrays are compared with their digests."""
     if store.identity_sha256 != store.recorded_identity_sha256:
         yield "identity: it does not have the sha256 recorded beside it"
-    for name in sorted(set(store.datasets) ^ set(store.datasets_sha256)):
-        yield f"{name}: {'has no recorded sha256' if name in store.datasets else 'is recorded and not there'}"
+    there = set(store.datasets)
+    for name in sorted(there ^ set(store.datasets_sha256)):
+        yield f"{name}: {'has no recorded sha256' if name in there else 'is recorded and not there'}"
     if both := set(store.failures) & set(store.image_ids):
         yield f"failures/image_id: {sorted(both)[0]!r} has a row and a failure"
 

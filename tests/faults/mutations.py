@@ -55,7 +55,7 @@ def _publish(path: Path, dtype: str, n: int = 600, d: int = 48) -> Path:
     with folder.locked():
         folder.write(Part(0, {"pooled": features}, contents, origin, failed, {"numpy": "2"}))
         names = [f"folder/image {i:04d}.png" for i in range(n)]
-        publish(path, list(folder.finished().values()), names, columns, {"backbone": {"name": "none"}})
+        publish(path, folder.heads(), names, columns, {"backbone": {"name": "none"}})
         folder.clear()
     return path
 

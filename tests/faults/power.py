@@ -10,8 +10,8 @@ whole part; after the pass has returned, the new store is there; the next pass c
 leaves the store of an uninterrupted pass, byte for byte, and nothing else.
 """
 
+import json
 import os
-import pickle
 import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -78,8 +78,7 @@ def _record_here(scene: Scene, folder: Path, log_path: Path, dies_after: str | N
     def hook(call: Call, run: Callable[[], Any]) -> Any:
         result = run()
         if call.kind in CHANGES:
-            call.half = None
-            os.write(log, pickle.dumps(call))
+            os.write(log, _line([call.kind, call.path, call.to, call.data.hex(), call.at]))
         if dies_after and str(call).startswith(dies_after):
             os.kill(os.getpid(), signal.SIGKILL)
         return result
@@ -87,20 +86,25 @@ def _record_here(scene: Scene, folder: Path, log_path: Path, dies_after: str | N
     def prepare(tell: Tell) -> None:
         Tap(folder, hook).install()
 
-    ran = run_pass(scene.manifest, folder / scene.store, prepare, lambda done: os.write(log, pickle.dumps(done)))
+    ran = run_pass(scene.manifest, folder / scene.store, prepare, lambda done: os.write(log, _line(done)))
     os.close(log)
     assert ran.signal == signal.SIGKILL if dies_after else ran.exit_code == 0, ran.message
     with open(log_path, "rb") as file:
-        events = list(_unpickled(file))
+        events = [_event(line) for line in file]
     return [*events, "killed" if dies_after else "returned"]
 
 
-def _unpickled(file: Any) -> Iterator[Any]:
-    while True:
-        try:
-            yield pickle.load(file)
-        except EOFError:
-            return
+def _line(value: list[str | int] | int) -> bytes:
+    return json.dumps(value).encode("ascii") + b"\n"
+
+
+def _event(line: bytes) -> Call | int:
+    """A call, or the number of rows that were reported as safe."""
+    value = json.loads(line)
+    if isinstance(value, int):
+        return value
+    kind, path, to, data, at = value
+    return Call(kind, path, to, bytes.fromhex(data), at)
 
 
 # --- the disk ---------------------------------------------------------------------------------------------------------

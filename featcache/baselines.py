@@ -1,0 +1,98 @@
+"""What a score is worth: the same numbers of a guess, of labels that mean nothing, and of another backbone.
+
+Some data sets are so easy that a network with random weights scores well on them; a reader must be able to see that.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from featcache.errors import UsageError
+from featcache.heads import HeadSpec
+from featcache.protocol import Protocol
+from featcache.selection import Bench, numbers, out_of_fold, spread, tap_of
+from featcache.splits import Fold
+from featcache.store import Store
+from featcache.task import Task
+
+Array = np.ndarray[Any, Any]
+Numbers = dict[str, Any]
+
+_SAID = ("auroc", "accuracy", "balanced_accuracy", "f1")
+_PERCENTILES = (2.5, 97.5)
+
+
+def majority(task: Task, train: Array, rows: Array) -> Numbers:
+    """Always saying how common each class is among the training rows."""
+    if task.has_findings:
+        share = np.nanmean(task.labels[train], axis=0).clip(1e-6, 1 - 1e-6)
+        logits = np.log(share / (1 - share))
+    else:
+        logits = np.log(np.maximum(task.counts(train), 1e-6) / len(train))
+    return _said(numbers(task, rows, np.tile(logits, (len(rows), 1))))
+
+
+def permuted(bench: Bench, spec: HeadSpec, fold: Fold, n_permutations: int) -> Numbers:
+    """The same head on training labels that were shuffled, scored on true labels it has not seen.
+
+    One shuffling says little: where the classes lie far apart any direction ranks them, well or the wrong way round. So
+    it is the mean of many, and the interval holds 95 % of them.
+    """
+    shuffled = [bench.targets.values[0]]
+    for i in range(n_permutations):
+        values = bench.targets.values[0].copy()
+        values[fold.train] = values[np.random.default_rng(i).permutation(fold.train)]
+        shuffled.append(values)
+    bench = replace(bench, targets=replace(bench.targets, values=np.stack(shuffled)))
+    plain = HeadSpec.of(**{**spec.used(), "early_stopping": 0, "schedule": "constant"}) if spec.is_trained else spec
+    fits = [fit for i in range(n_permutations) for fit in bench.fits([plain], [fold], i + 1)]
+    found = [numbers(bench.task, fold.held, each.logits) for each in bench.run(fits)]
+    said: Numbers = {"n_permutations": n_permutations, "intervals": {}}
+    for name in _SAID:
+        values = [each[name] for each in found if each[name] is not None]
+        if values:
+            said[name] = float(np.mean(values))
+            said["intervals"][name] = [float(v) for v in np.percentile(values, _PERCENTILES)]
+    return said
+
+
+def other_store(
+    path: Path, task: Task, protocol: Protocol, spec: HeadSpec, final: Fold, targets: Any, device: str
+) -> Numbers:
+    """The same head on the same rows of another store, found by their names.
+
+    Args:
+        path: a store of the same images, for instance of a backbone with random weights.
+        task, protocol, targets: of this store.
+        spec: the head.
+        final: what the final head of this store learns from, and the rows it is scored on; no rows for out-of-fold
+            scores of the protocol's folds.
+        device: as everywhere.
+
+    Raises:
+        UsageError: the other store lacks rows.
+    """
+    with Store.open(path) as store:
+        row_of = {name: i for i, name in enumerate(store.image_ids)}
+        if lacking := [name for name in task.image_ids if name not in row_of]:
+            raise UsageError(
+                f"{path} has not all images of this store: {len(lacking)} lack, the first is {lacking[0]}."
+            )
+        order = np.array([row_of[name] for name in task.image_ids])
+        tap = tap_of(spec)
+        x = torch.from_numpy(store.features(tap).reshape(len(store), -1)[order]).to(device)
+        about = {"store": path.name, "backbone": store.identity.get("backbone", {})}
+    bench = Bench(task, protocol, {tap: x}, targets)
+    if len(final.held):
+        fitted = bench.run(bench.fits([spec], [final]))[0]
+        rows, logits = final.held, fitted.logits
+    else:
+        rows, logits = out_of_fold(len(task.image_ids), bench.run(bench.fits([spec], protocol.folds)))
+    return {**about, **_said(numbers(task, rows, logits)), "intervals": spread(task, protocol, rows, logits)}
+
+
+def _said(found: Numbers) -> Numbers:
+    return {name: found[name] for name in _SAID}

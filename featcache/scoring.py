@@ -1,0 +1,88 @@
+"""What a finished head makes of features: numpy in, numpy out, no torch.
+
+The tensors are those of `head.safetensors`, which act on features as they are stored.
+Letters: n rows, d features, c classes.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from scipy.special import erf, expit
+
+from featcache.heads import HeadSpec
+
+Array = np.ndarray[Any, Any]
+
+NORM_EPSILON = 1e-5  # that of torch.nn.BatchNorm1d
+_BLOCK = 4096  # rows
+_ACTIVATIONS = {
+    "relu": lambda z: np.maximum(z, 0),
+    "sigmoid": expit,
+    "tanh": np.tanh,
+    "gelu": lambda z: 0.5 * z * (1 + erf(z / np.sqrt(2))),
+}
+
+
+def logits(spec: HeadSpec, tensors: Mapping[str, Array], x: Array, n_classes: int, positive: int) -> Array:
+    """(n, d) features to (n, c) float32 logits: of a softmax over classes, or of a sigmoid per finding.
+
+    Args:
+        spec: the head's.
+        tensors: its weights.
+        x: features as they are stored.
+        n_classes: c.
+        positive: which of two classes the single output of a sigmoid head is about.
+    """
+    if spec.kind == "knn":
+        return _vote(spec, tensors, x, n_classes)
+    blocks = [_forward(spec, tensors, x[start : start + _BLOCK]) for start in range(0, len(x), _BLOCK)]
+    z = np.concatenate(blocks) if blocks else np.zeros((0, len(tensors["bias"])), dtype=np.float32)
+    if z.shape[1] == n_classes:
+        return z
+    pair = np.zeros((len(z), 2), dtype=np.float32)
+    pair[:, positive] = z[:, 0]
+    return pair
+
+
+def _forward(spec: HeadSpec, tensors: Mapping[str, Array], z: Array) -> Array:
+    for i in range(len(spec.widths)):
+        layer = {name.removeprefix(f"hidden.{i}."): t for name, t in tensors.items() if name.startswith(f"hidden.{i}.")}
+        z = z @ layer["weight"].T + layer["bias"]
+        if spec.norm == "batch":
+            z = (z - layer["norm.running_mean"]) / np.sqrt(layer["norm.running_var"] + NORM_EPSILON)
+            z = z * layer["norm.weight"] + layer["norm.bias"]
+        z = _ACTIVATIONS[spec.activation](z)
+    return np.asarray(z @ tensors["weight"].T + tensors["bias"], dtype=np.float32)
+
+
+def unit_rows(x: Array) -> Array:
+    """Each row divided by its length; a row of zeros stays."""
+    length = np.linalg.norm(x, axis=1, keepdims=True)
+    return np.asarray(x / np.where(length > 0, length, 1), dtype=np.float32)
+
+
+def nearest(vectors: Array, x: Array, k: int) -> Array:
+    """(n, k) row numbers of the k vectors (of unit length) with the largest cosine to each row of x, nearest first."""
+    from sklearn.neighbors import NearestNeighbors
+
+    k = min(k, len(vectors))
+    if not len(x):
+        return np.zeros((0, k), dtype=np.int64)
+    search = NearestNeighbors(n_neighbors=k, metric="cosine", algorithm="brute").fit(vectors)
+    return np.asarray(search.kneighbors(unit_rows(x), return_distance=False))
+
+
+def vote(labels: Array, n_classes: int) -> Array:
+    """(n, k) class numbers of neighbours to (n, c) log of (votes + 1/c) / (k + 1), so that no class is impossible; or
+    (n, k, c) findings to log odds, unknown ones not voting."""
+    if labels.ndim == 3:
+        p = (np.nansum(labels, axis=1) + 0.5) / (np.isfinite(labels).sum(axis=1) + 1)
+        return np.asarray(np.log(p / (1 - p)), dtype=np.float32)
+    votes = np.stack([(labels == c).sum(axis=1) for c in range(n_classes)], axis=1)
+    return np.asarray(np.log((votes + 1 / n_classes) / (labels.shape[1] + 1)), dtype=np.float32)
+
+
+def _vote(spec: HeadSpec, tensors: Mapping[str, Array], x: Array, n_classes: int) -> Array:
+    near = nearest(tensors["vectors"], x, spec.neighbors)
+    return vote(tensors["labels"][near], n_classes)

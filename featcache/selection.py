@@ -1,0 +1,182 @@
+"""Specs are tried on folds and ranked by what the held rows say. The rows of `test` are not within reach here.
+
+A spec is scored by its mean over folds and seeds; ties go to the first. Letters: n rows, c classes.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from featcache import intervals, metrics
+from featcache.errors import UsageError
+from featcache.fitting import Fit, Fitted, Pool, Targets, fit_all
+from featcache.heads import HeadSpec
+from featcache.protocol import Protocol, watch_rows
+from featcache.solvers import solve_all
+from featcache.splits import Fold
+from featcache.task import Task
+
+Array = np.ndarray[Any, Any]
+Numbers = dict[str, Any]
+Progress = Callable[[int, int], None]
+
+SELECT = ("auroc", "f1", "balanced_accuracy", "accuracy", "auprc", "loss")
+SHOWN = ("auroc", "accuracy", "balanced_accuracy", "f1", "loss")
+TAPS = {"flatten-mlp": "grid"}
+POOLED = "pooled"
+_NONE = np.array([], dtype=np.int64)
+
+
+def tap_of(spec: HeadSpec) -> str:
+    """The feature array a kind of head works on."""
+    return TAPS.get(spec.kind, POOLED)
+
+
+def numbers(task: Task, rows: Array, logits: Array, threshold: float | None = None) -> Numbers:
+    """Everything said about some rows: `metrics.evaluate`, or `evaluate_findings` where there are several."""
+    if task.has_findings:
+        return metrics.evaluate_findings(task.labels[rows], logits)
+    return metrics.evaluate(task.labels[rows], logits, task.positive, threshold)
+
+
+def spread(
+    task: Task, protocol: Protocol, rows: Array, logits: Array, threshold: float | None = None
+) -> dict[str, list[float]]:
+    """95 % bootstrap intervals of `numbers`, whole groups drawn."""
+    groups = protocol.groups[rows]
+    if task.has_findings:
+        found = intervals.bootstrap_findings(task.labels[rows], logits, groups=groups)
+    else:
+        found = intervals.bootstrap(task.labels[rows], logits, task.positive, threshold=threshold, groups=groups)
+    return {name: [float(low), float(high)] for name, (low, high) in found.items()}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A spec and what the held rows said of it.
+
+    Attributes:
+        spec: with the first of its seeds.
+        scores: of the metric that selects, by seed, then by fold; larger is better; -inf where it diverged.
+        means: of the numbers in `SHOWN`.
+    """
+
+    spec: HeadSpec
+    scores: list[float]
+    means: dict[str, float]
+
+    @property
+    def mean(self) -> float:
+        return float(np.mean(self.scores))
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What heads are tried on: the features on their device, the labels, and the division of the rows.
+
+    Attributes:
+        task: names and labels.
+        protocol: the rows.
+        x: (n, d) features by tap.
+        targets: the task's labels, and further labellings where there are any.
+    """
+
+    task: Task
+    protocol: Protocol
+    x: Mapping[str, torch.Tensor]
+    targets: Targets
+
+    def fits(self, specs: Sequence[HeadSpec], folds: Sequence[Fold], labelling: int = 0) -> list[Fit]:
+        """Every spec on every fold, folds changing fastest."""
+        rows = np.unique(np.concatenate([fold.train for fold in folds]))
+        pool = Pool(rows, float(np.mean([len(fold.train) for fold in folds])) / len(rows), self.protocol.seed)
+        watched: dict[int, tuple[Array, Array]] = {}
+        if any(spec.needs_watch for spec in specs):
+            for i, fold in enumerate(folds):
+                watched[i] = watch_rows(self.task, self.protocol.groups, fold.train, self.protocol.seed)
+        found = []
+        for spec in specs:
+            for i, fold in enumerate(folds):
+                train, watch = watched[i] if spec.needs_watch else (fold.train, _NONE)
+                found.append(Fit(spec, pool, train, fold.held, watch, labelling))
+        return found
+
+    def run(
+        self, fits: Sequence[Fit], *, curves: bool = False, on_progress: Progress = lambda done, total: None
+    ) -> list[Fitted]:
+        """Trains or solves, whatever the kinds; in the order of `fits`."""
+        results: dict[int, Fitted] = {}
+        groups: dict[tuple[str, bool], list[int]] = {}
+        for i, fit in enumerate(fits):
+            groups.setdefault((tap_of(fit.spec), fit.spec.is_trained), []).append(i)
+        for (tap, is_trained), members in groups.items():
+            wanted = [fits[i] for i in members]
+            if is_trained:
+                found = fit_all(wanted, self.x[tap], self.targets, curves=curves, on_progress=on_progress)
+            else:
+                found = solve_all(wanted, self.x[tap], self.targets)
+            results.update(zip(members, found, strict=True))
+        return [results[i] for i in range(len(fits))]
+
+
+def rank(
+    bench: Bench,
+    specs: Sequence[HeadSpec],
+    folds: Sequence[Fold],
+    select: str,
+    on_progress: Progress = lambda done, total: None,
+) -> list[Candidate]:
+    """The specs from best to worst; those that differ in their seed alone are one."""
+    fitted, n_folds = bench.run(bench.fits(specs, folds), on_progress=on_progress), len(folds)
+    seeds: dict[HeadSpec, list[int]] = {}
+    for i, spec in enumerate(specs):
+        seeds.setdefault(replace(spec, seed=0), []).append(i)
+    candidates = []
+    for members in seeds.values():
+        found = [_said(bench, fitted[i * n_folds + f]) for i in members for f in range(n_folds)]
+        means = {name: _mean([each.get(name) for each in found]) for name in SHOWN}
+        scores = [_score(each, select) for each in found]
+        candidates.append(Candidate(specs[members[0]], scores, {k: v for k, v in means.items() if v is not None}))
+    return sorted(candidates, key=lambda candidate: -candidate.mean)
+
+
+def _said(bench: Bench, fitted: Fitted) -> Numbers:
+    return {} if fitted.diverged else numbers(bench.task, fitted.fit.held, fitted.logits)
+
+
+def _score(found: Numbers, select: str) -> float:
+    """Larger is better. A head that diverged, or rows on which the metric does not exist, are worth nothing."""
+    value = found.get(select)
+    if value is None:
+        return -np.inf
+    return -float(value) if select == "loss" else float(value)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def out_of_fold(n: int, fitted: Sequence[Fitted]) -> tuple[Array, Array]:
+    """(rows, logits): each held row's logits by the heads that have not seen it, averaged over repeats.
+
+    Args:
+        n: rows of the store.
+        fitted: one head on each fold.
+    """
+    c = fitted[0].logits.shape[1]
+    total, times = np.zeros((n, c)), np.zeros(n, dtype=np.int64)
+    for each in fitted:
+        total[each.fit.held] += each.logits
+        times[each.fit.held] += 1
+    rows = np.flatnonzero(times)
+    return rows, (total[rows] / times[rows, None]).astype(np.float32)
+
+
+def check_finite(fitted: Sequence[Fitted]) -> None:
+    """Raises UsageError where a head has diverged."""
+    if any(each.diverged for each in fitted):
+        raise UsageError("the training diverged: its numbers are not finite. Lower --lr.")

@@ -1,0 +1,216 @@
+"""What is to be learnt from a store: labels of its rows, from its own columns or from a CSV, as numbers.
+
+One store serves many tasks: labels are joined by name and are no part of what was computed. Knows nothing of vectors.
+Letters: n rows, c classes or findings.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from featcache import splits
+from featcache.errors import UsageError, in_our_words
+from featcache.store import Store
+
+Array = np.ndarray[Any, Any]
+
+_YES_NO = {"1": 1.0, "1.0": 1.0, "true": 1.0, "0": 0.0, "0.0": 0.0, "false": 0.0, "": np.nan, "nan": np.nan}
+
+
+@dataclass(frozen=True)
+class TargetSpec:
+    """Which labels to learn.
+
+    Attributes:
+        columns: one column of class names, or several of findings, each 1, 0 or empty.
+        file: a CSV that has them; None for the store's own columns.
+        on: the column by which the CSV is joined: `image_id`, or one that the store has too.
+        positive: the class that precision, recall and the like are about; None for the last in sorted order.
+    """
+
+    columns: tuple[str, ...] = ("label",)
+    file: Path | None = None
+    on: str = "image_id"
+    positive: str | None = None
+
+    def __post_init__(self) -> None:
+        if not self.columns or len(set(self.columns)) < len(self.columns):
+            raise ValueError(f"label columns must be named once each, got {', '.join(self.columns) or 'none'}")
+
+
+@dataclass(frozen=True)
+class Task:
+    """Labels as numbers, and everything a split needs.
+
+    Attributes:
+        image_ids: the n names.
+        columns: the store's columns.
+        content: digests of the image files.
+        labels: (n,) class numbers, -1 where unknown; or (n, c) with 1, 0, NaN for findings.
+        classes: names of the c classes in sorted order, or of the findings as they were asked for.
+        positive: number of the positive class.
+        left_out: rows that take no part, by reason.
+    """
+
+    image_ids: list[str]
+    columns: dict[str, list[str]]
+    content: list[str]
+    labels: Array
+    classes: list[str]
+    positive: int
+    left_out: dict[str, int]
+
+    @classmethod
+    def of(cls, store: Store, target: TargetSpec = TargetSpec()) -> Self:
+        """The task of a store.
+
+        Raises:
+            UsageError: no labels, one class only, a column or a key that is not there, a finding that is neither 1 nor
+                0, `positive` none of the classes.
+        """
+        columns = store.columns
+        texts = _joined(store, columns, target) if target.file else _own(store, columns, target)
+        several = len(target.columns) > 1
+        labels, classes = _findings(store, texts, target) if several else _classes(store, texts[0])
+        unknown = int((~cls._known(labels)).sum())
+        left_out = {"no label": unknown} if unknown else {}
+        positive = _positive(target.positive, classes, several)
+        return cls(store.image_ids, columns, store.content_sha256, labels, classes, positive, left_out)
+
+    @property
+    def has_findings(self) -> bool:
+        return self.labels.ndim == 2
+
+    @property
+    def known(self) -> Array:
+        """Rows with a label, or with one finding at least that is known."""
+        return np.flatnonzero(self._known(self.labels))
+
+    @staticmethod
+    def _known(labels: Array) -> Array:
+        return np.asarray(np.isfinite(labels).any(axis=1) if labels.ndim == 2 else labels >= 0)
+
+    def strata(self, rows: Array, groups: Array, min_groups: int) -> Array:
+        """What the rows are stratified by: their class, or the rarest of their findings."""
+        if self.has_findings:
+            return splits.stratum(self.labels[rows], groups[rows], min_groups, self.classes)
+        return np.array(self.classes)[self.labels[rows]]
+
+    def counts(self, rows: Array) -> Array:
+        """(c,) rows of each class, or rows that have each finding."""
+        if self.has_findings:
+            return np.asarray(np.nansum(self.labels[rows], axis=0), dtype=np.int64)
+        return np.bincount(self.labels[rows], minlength=len(self.classes))
+
+    def check_learnable(self, rows: Array, which: str) -> None:
+        """A head learns no class, and no finding, of which the rows have no example, and none of whose absence they
+        have no example.
+
+        Raises:
+            UsageError: with the counts.
+        """
+        counts = self.counts(rows)
+        known = np.isfinite(self.labels[rows]).sum(axis=0) if self.has_findings else np.full(len(counts), len(rows))
+        for name, n, of in zip(self.classes, counts, known, strict=True):
+            held = ", ".join(f"{m} {c}" for c, m in zip(self.classes, counts, strict=True))
+            if n == 0:
+                raise UsageError(f"{which} have no image of class {name!r} ({held}). Mend the split or the labels.")
+            if n == of:
+                raise UsageError(f"{which} have no image without {name!r} ({held}). Mend the split or the labels.")
+
+
+def _classes(store: Store, texts: Sequence[str]) -> tuple[Array, list[str]]:
+    classes = sorted({text for text in texts if text})
+    if len(classes) < 2:
+        found = f"only the class {classes[0]!r}" if classes else "no labels"
+        raise UsageError(
+            f"{store.path} has {found}; a head needs two classes. Put the images into one folder per class, or give a "
+            f"CSV with a label column, and embed again, or join labels with --labels FILE.csv: they are not part of "
+            f"what is computed."
+        )
+    number = {text: i for i, text in enumerate(classes)}
+    return np.array([number.get(text, -1) for text in texts], dtype=np.int64), classes
+
+
+def _findings(store: Store, texts: Sequence[Sequence[str]], target: TargetSpec) -> tuple[Array, list[str]]:
+    labels = np.empty((len(store), len(texts)))
+    for c, (name, column) in enumerate(zip(target.columns, texts, strict=True)):
+        for row, text in enumerate(column):
+            value = _YES_NO.get(text.strip().lower())
+            if value is None:
+                raise UsageError(
+                    f"{target.file or store.path}: {name} of {store.image_ids[row]} is {text!r}; several label columns "
+                    f"are findings, each 1, 0 or empty. Give one --label-column to learn classes."
+                )
+            labels[row, c] = value
+    for c, name in enumerate(target.columns):
+        values = {value for value in labels[:, c].tolist() if value == value}
+        if len(values) < 2:
+            found = f"only {values.pop():g}" if values else "no value"
+            raise UsageError(f"the finding {name!r} has {found}; it needs images with it and images without it.")
+    return labels, list(target.columns)
+
+
+def _positive(asked: str | None, classes: list[str], several: bool) -> int:
+    if asked is None:
+        return len(classes) - 1
+    if several:
+        raise UsageError("--positive is for classes; of several findings each is its own positive.")
+    if asked not in classes:
+        raise UsageError(f"--positive {asked!r} is not one of the classes: {', '.join(classes)}.")
+    return classes.index(asked)
+
+
+# --- where the texts come from ----------------------------------------------------------------------------------------
+
+
+def _own(store: Store, columns: dict[str, list[str]], target: TargetSpec) -> list[list[str]]:
+    if target.columns == ("label",):
+        return [columns.get("label", [""] * len(store))]
+    for name in target.columns:
+        if name not in columns:
+            raise UsageError(f"{store.path} has no column {name!r}; it has {', '.join(columns) or 'none'}.")
+    return [columns[name] for name in target.columns]
+
+
+def _joined(store: Store, columns: dict[str, list[str]], target: TargetSpec) -> list[list[str]]:
+    """The columns of the CSV in the order of the store's rows; empty where the CSV has none."""
+    assert target.file is not None
+    if target.on != "image_id" and target.on not in columns:
+        raise UsageError(f"{store.path} has no column {target.on!r} to join on; it has {', '.join(columns) or 'none'}.")
+    table = _read(target.file, (target.on, *target.columns))
+    keys = store.image_ids if target.on == "image_id" else columns[target.on]
+    line_of: dict[str, int] = {}
+    for i, key in enumerate(table[target.on]):
+        if key in line_of and any(table[name][i] != table[name][line_of[key]] for name in target.columns):
+            raise UsageError(
+                f"{target.file}, line {i + 2}: {target.on} {key!r} stands there with other labels than in line "
+                f"{line_of[key] + 2}."
+            )
+        line_of.setdefault(key, i)
+    if not any(key in line_of for key in keys if key):
+        example = next(iter(line_of), "")
+        raise UsageError(
+            f"no {target.on} of {target.file} is in {store.path}: the file has {example!r}, the store "
+            f"{next(iter(keys), '')!r}. Choose the column to join by with --on."
+        )
+    rows = [line_of.get(key) if key else None for key in keys]
+    return [["" if row is None else table[name][row] for row in rows] for name in target.columns]
+
+
+def _read(path: Path, wanted: Sequence[str]) -> dict[str, list[str]]:
+    """Columns of a CSV as texts, stripped."""
+    import pandas as pd
+
+    try:
+        with in_our_words("reading", path):
+            table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+    except (UnicodeDecodeError, ValueError) as error:  # pandas' own errors are ValueErrors
+        raise UsageError(f"{path} is not a CSV in UTF-8: {str(error).strip()}.") from error
+    for name in wanted:
+        if name not in table.columns:
+            raise UsageError(f"{path} has no column {name!r}; it has {', '.join(map(str, table.columns))}.")
+    return {name: table[name].str.strip().tolist() for name in wanted}

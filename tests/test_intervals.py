@@ -1,0 +1,230 @@
+"""Weights against repeated rows, and intervals against what they promise."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from featcache import intervals, metrics
+from featcache.intervals import bootstrap, bootstrap_findings, weighted, weighted_findings
+
+Array = np.ndarray[Any, Any]
+SCORES = {"no ties": None, "ties": 1, "two scores": 0}  # digits kept of the logits
+
+
+def classes(n: int, c: int, seed: int, digits: int | None = None) -> tuple[Array, Array]:
+    """Labels, the last class rare, and logits that know something."""
+    rng = np.random.default_rng(seed)
+    labels = np.minimum(rng.integers(0, c, n), rng.integers(0, c, n))
+    logits = rng.standard_normal((n, c)) + np.eye(c)[labels]
+    return labels, logits if digits is None else np.round(np.clip(logits, 0, 1), digits)
+
+
+def findings(n: int, seed: int) -> tuple[Array, Array]:
+    rng = np.random.default_rng(seed)
+    labels = (rng.random((n, 3)) < [0.08, 0.4, 0.7]).astype(float)
+    logits = np.round(rng.standard_normal((n, 3)) + labels, 1)
+    labels[rng.random((n, 3)) < 0.3] = np.nan
+    return labels, logits
+
+
+def counts(r: int, n: int, seed: int) -> Array:
+    return np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=r)
+
+
+def check_equal(found: dict[str, Array], expected: list[dict[str, Any]]) -> None:
+    """Every number of every weighting, and NaN exactly where the evaluation says None."""
+    assert set(found) == set(metrics.SCALARS)
+    for name, values in found.items():
+        wanted = [np.nan if each[name] is None else each[name] for each in expected]
+        np.testing.assert_allclose(values, wanted, rtol=1e-9, atol=1e-12, err_msg=name)
+
+
+def width(interval: tuple[float, float]) -> float:
+    return interval[1] - interval[0]
+
+
+# --- weights ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("digits", SCORES.values(), ids=SCORES)
+@pytest.mark.parametrize("c", [2, 4])
+@pytest.mark.parametrize("n", [7, 120])
+def test_weighted_rows_equal_repeated_rows(n: int, c: int, digits: int | None) -> None:
+    """With 7 rows many a resample lacks a class."""
+    labels, logits = classes(n, c, seed=n + c, digits=digits)
+    weights = counts(30, n, seed=c)
+    repeated = [np.repeat(np.arange(n), w) for w in weights]
+    expected = [metrics.evaluate(labels[rows], logits[rows], 1) for rows in repeated]
+    check_equal(weighted(labels, logits, 1, weights), expected)
+
+
+@pytest.mark.parametrize("positive", [0, 1])
+def test_weighted_rows_equal_repeated_rows_at_a_threshold(positive: int) -> None:
+    labels, logits = classes(80, 2, seed=1)
+    weights = counts(20, 80, seed=2)
+    repeated = [np.repeat(np.arange(80), w) for w in weights]
+    expected = [metrics.evaluate(labels[rows], logits[rows], positive, 0.3) for rows in repeated]
+    check_equal(weighted(labels, logits, positive, weights, threshold=0.3), expected)
+
+
+@pytest.mark.parametrize("thresholds", [None, [0.2, 0.5, 0.7]])
+@pytest.mark.parametrize("n", [6, 100])
+def test_weighted_findings_equal_repeated_findings(n: int, thresholds: list[float] | None) -> None:
+    labels, logits = findings(n, seed=n)
+    weights = counts(30, n, seed=3)
+    repeated = [np.repeat(np.arange(n), w) for w in weights]
+    expected = [metrics.evaluate_findings(labels[rows], logits[rows], thresholds) for rows in repeated]
+    check_equal(weighted_findings(labels, logits, weights, thresholds), expected)
+
+
+def test_a_finding_that_is_never_known_changes_nothing() -> None:
+    labels, logits = findings(60, seed=4)
+    weights = counts(5, 60, seed=5)
+    found = weighted_findings(labels, logits, weights)
+    more = weighted_findings(np.c_[labels, np.full(60, np.nan)], np.c_[logits, np.zeros(60)], weights)
+    for name, values in found.items():
+        np.testing.assert_allclose(more[name], values, err_msg=name)
+
+
+# --- resampling -------------------------------------------------------------------------------------------------------
+
+
+def test_same_seed_same_intervals() -> None:
+    labels, logits = classes(100, 2, seed=6)
+    assert bootstrap(labels, logits, 1, n_resamples=100, seed=1) == bootstrap(
+        labels, logits, 1, n_resamples=100, seed=1
+    )
+    assert bootstrap(labels, logits, 1, n_resamples=100, seed=1) != bootstrap(
+        labels, logits, 1, n_resamples=100, seed=2
+    )
+
+
+@pytest.mark.parametrize("groups", [None, np.arange(50) // 3])
+def test_the_size_of_a_block_changes_no_interval(groups: Array | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    labels, logits = classes(50, 4, seed=7)
+    at_once = bootstrap(labels, logits, 0, groups=groups, n_resamples=40)
+    monkeypatch.setattr(intervals, "BLOCK_BYTES", 1)
+    one_by_one = bootstrap(labels, logits, 0, groups=groups, n_resamples=40)
+    assert one_by_one == {name: pytest.approx(interval) for name, interval in at_once.items()}
+
+
+def test_interval_is_that_of_a_plain_bootstrap() -> None:
+    labels, logits = classes(150, 2, seed=8)
+    rng = np.random.default_rng(9)
+    drawn = [rng.integers(0, 150, 150) for _ in range(400)]
+    values = [roc_auc_score(labels[rows], metrics.log_odds(logits[rows], 1)) for rows in drawn]
+    low, high = np.percentile(values, [2.5, 97.5])
+    assert bootstrap(labels, logits, 1, n_resamples=5000)["auroc"] == pytest.approx((low, high), abs=0.015)
+
+
+@pytest.mark.parametrize("c", [2, 4])
+def test_the_number_itself_lies_inside(c: int) -> None:
+    """But for `ece`, to which resampling mostly adds."""
+    labels, logits = classes(400, c, seed=10)
+    found, point = bootstrap(labels, logits, 1), metrics.evaluate(labels, logits, 1)
+    assert set(found) == set(metrics.SCALARS)
+    for name in set(found) - {"ece"}:
+        assert found[name][0] < point[name] < found[name][1], name
+    assert found["ece"][1] > point["ece"]
+
+
+def test_findings_have_the_intervals_of_their_summary() -> None:
+    labels, logits = findings(400, seed=11)
+    found, point = bootstrap_findings(labels, logits), metrics.evaluate_findings(labels, logits)
+    assert set(found) == set(metrics.SCALARS)
+    for name in set(found) - {"ece"}:
+        assert found[name][0] < point[name] < found[name][1], name
+
+
+def test_one_finding_has_the_intervals_of_two_classes() -> None:
+    labels, logits = classes(200, 2, seed=12)
+    z = logits[:, 1] - logits[:, 0]
+    found = bootstrap_findings(labels[:, None].astype(float), z[:, None], n_resamples=200, seed=3)
+    two = bootstrap(labels, logits, 1, n_resamples=200, seed=3)
+    assert found == {name: pytest.approx(interval) for name, interval in two.items()}
+
+
+# --- groups -----------------------------------------------------------------------------------------------------------
+
+
+def test_ten_copies_of_every_row_are_no_ten_rows() -> None:
+    labels, logits = classes(200, 2, seed=13)
+    once = bootstrap(labels, logits, 1)
+    labels, logits, groups = np.repeat(labels, 10), np.repeat(logits, 10, axis=0), np.repeat(np.arange(200), 10)
+    blind, grouped = bootstrap(labels, logits, 1), bootstrap(labels, logits, 1, groups=groups)
+    for name in ("accuracy", "auroc", "loss", "f1"):
+        assert width(grouped[name]) > 2 * width(blind[name]), name
+        assert grouped[name] == pytest.approx(once[name], abs=1e-9), name
+
+
+def test_groups_of_one_row_are_rows_whatever_their_numbers() -> None:
+    labels, logits = classes(100, 2, seed=14)
+    numbers = np.arange(100) * 7 - 50
+    grouped = bootstrap(labels, logits, 1, groups=numbers, n_resamples=100)
+    assert grouped == bootstrap(labels, logits, 1, n_resamples=100)
+
+
+def test_a_group_is_drawn_whole() -> None:
+    """Two groups, one all right and one all wrong: a resample is right in none, half or all of its rows."""
+    labels = np.array([0, 1, 0, 1, 0, 1])
+    logits = np.where(np.arange(6)[:, None] < 3, np.eye(2)[labels], 1 - np.eye(2)[labels])
+    rows = intervals._resamples(6, np.array([5, 5, 5, 9, 9, 9]), 50, 0)
+    accuracy = np.concatenate([weighted(labels, logits, 1, w)["accuracy"] for w in rows])
+    assert set(accuracy.tolist()) == {0.0, 0.5, 1.0}
+
+
+def test_findings_are_drawn_by_group_too() -> None:
+    labels, logits = findings(100, seed=15)
+    once = bootstrap_findings(labels, logits, n_resamples=200)
+    groups = np.repeat(np.arange(100), 4)
+    grouped = bootstrap_findings(
+        np.repeat(labels, 4, axis=0), np.repeat(logits, 4, axis=0), groups=groups, n_resamples=200
+    )
+    assert grouped == {name: pytest.approx(interval) for name, interval in once.items()}
+
+
+# --- extremes ---------------------------------------------------------------------------------------------------------
+
+
+def test_every_row_right_is_an_interval_of_no_width() -> None:
+    labels = np.array([0, 1] * 20)
+    found = bootstrap(labels, 5 * np.eye(2)[labels], 1, n_resamples=200)
+    for name in ("accuracy", "balanced_accuracy", "precision", "recall", "specificity", "f1", "auroc", "auprc"):
+        assert found[name] == (1.0, 1.0), name
+
+
+def test_a_number_that_does_not_exist_has_no_interval() -> None:
+    labels, logits = np.ones(30, dtype=int), np.random.default_rng(16).standard_normal((30, 2))
+    found = bootstrap(labels, logits, 1, n_resamples=50)
+    assert set(metrics.SCALARS) - set(found) == {"auroc", "auprc", "specificity"}
+    assert np.isfinite(list(found.values())).all()
+
+
+def test_resamples_without_the_number_are_left_out() -> None:
+    """One positive row of five: a third of the resamples lack it, and AUROC is 1 in all the others."""
+    labels = np.array([0, 0, 0, 0, 1])
+    assert bootstrap(labels, 5 * np.eye(2)[labels], 1, n_resamples=200)["auroc"] == (1.0, 1.0)
+
+
+def test_one_row_is_enough() -> None:
+    found = bootstrap(np.array([1]), np.array([[0.0, 1.0]]), 1, n_resamples=20)
+    assert found["accuracy"] == (1.0, 1.0)
+    assert found["loss"][0] == pytest.approx(np.log1p(np.exp(-1)))
+
+
+def test_nothing_known_has_no_intervals() -> None:
+    assert bootstrap_findings(np.full((5, 2), np.nan), np.zeros((5, 2)), n_resamples=10) == {}
+
+
+def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
+    """200 sets of 150 rows, each row right with probability 0.8; a binomial of 0.95 lies in 0.88 to 0.99 surely."""
+    rng = np.random.default_rng(17)
+    covered = 0
+    for seed in range(200):
+        labels = rng.integers(0, 2, 150)
+        called = np.where(rng.random(150) < 0.8, labels, 1 - labels)
+        low, high = bootstrap(labels, np.eye(2)[called], 1, n_resamples=200, seed=seed)["accuracy"]
+        covered += low <= 0.8 <= high
+    assert 176 <= covered <= 198
