@@ -288,7 +288,8 @@ class _Training:
         rows = self._pool_rows[positions]
         taking = self._own.mask[:, positions]
         z = self._logits(self.stack(self._x[rows], taking, self._draws(len(rows))))
-        gradients = torch.autograd.grad(self._own.loss(z, rows, taking), list(self.stack.parameters.values()))
+        parameters = list(self.stack.parameters.values())
+        gradients = torch.autograd.grad(self._own.loss(z, rows, taking), parameters, materialize_grads=True)
         with torch.no_grad():
             for group in groups:
                 group.step(gradients)
@@ -420,7 +421,8 @@ class _Group:
     steps: list[Tensor]
 
     def step(self, gradients: Sequence[Tensor]) -> None:
-        self.optimize(self.parameters, [t[self.heads] for t in gradients], self.moments, self.steps)
+        # The fused kernels read gradients as if they were contiguous, whatever they are.
+        self.optimize(self.parameters, [t[self.heads].contiguous() for t in gradients], self.moments, self.steps)
 
 
 def _optimizer(spec: HeadSpec, lr: float, weight_decay: float) -> Callable[..., None]:

@@ -136,14 +136,14 @@ class Stack:
                 rate = self.dropout[:, None, None]
                 z = z * (draws[i] >= rate) / (1 - rate)
             following = names[i + 1] if i + 1 < len(names) else ""
-            weight, bias = self.parameters[f"{following}weight"], self.parameters[f"{following}bias"]
+            weight, bias = self.parameters[f"{following}weight"], self._bias(following)
             z = torch.baddbmm(bias[:, None, :], z, weight.transpose(1, 2))
         return z
 
     def _first(self, x: Tensor, name: str) -> Tensor:
         """x W' + b of the first layer on scaled features, (k, b, h): the scale is taken into the weights where it is
         per feature, into the product where it is one number."""
-        weight, bias = self.parameters[f"{name}weight"], self.parameters[f"{name}bias"]
+        weight, bias = self.parameters[f"{name}weight"], self._bias(name)
         k, h, d = weight.shape
         per_feature = self.scale.divisor.shape[1] > 1
         if per_feature:
@@ -153,6 +153,12 @@ class Stack:
         if not per_feature:
             z = z / self.scale.divisor[None]
         return (z + bias).transpose(0, 1)
+
+    def _bias(self, name: str) -> Tensor:
+        """A bias before a batch norm has no effect and a gradient of rounding errors, which Adam would blow up to steps
+        of full size: it stays as it is."""
+        bias = self.parameters[f"{name}bias"]
+        return bias.detach() if f"{name}norm.weight" in self.parameters else bias
 
     def _normed(self, z: Tensor, name: str, taking: Tensor | None) -> Tensor:
         """Batch normalisation (Ioffe and Szegedy 2015) of (k, b, h) with each head's own rows."""

@@ -24,6 +24,7 @@ WIDTHS = {
     "inception_resnet_v2": 1536,
     "xception": 2048,
 }
+LARGE_OR_ALIKE = {"resnet34", "resnet50", "vgg19", "inception_resnet_v2"}
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,9 @@ def state() -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", sorted(WIDTHS))
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.long if name in LARGE_OR_ALIKE else ()) for name in sorted(WIDTHS)]
+)
 def test_backbone_embeds_to_its_width(name: str) -> None:
     backbone = load(BackboneSpec(name, "random:0", input_size=96))
     pixels = torch.randint(0, 256, (2, 3, 96, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

@@ -58,12 +58,14 @@ def test_everything_in_the_readme_runs_in_its_order(
             continue
         for command in commands(block):
             words = {"make demo": ["featcache", "demo"], "make test": []}.get(command, shlex.split(command))
+            if "from-csv.h5" in words:
+                shutil.copy("chest.h5", "from-csv.h5")  # which holds the vectors that are asked for
             if words:
                 done = demo if words == ["featcache", "demo"] else featcache(*words[1:], cwd=folder)
                 assert done.returncode == 0, f"{command}\n{done.stderr}"
                 ran += 1
     assert ran >= 8
-    shutil.copy("featcache-demo/phantoms.h5", "phantoms.h5")  # which holds the vectors that the pipeline asks for
+    shutil.copy("featcache-demo/phantoms.h5", "phantoms.h5")  # so does this one
     for block in blocks("python", (ROOT / "pipelines" / "README.md").read_text("utf-8")):
         run_python(block)
 

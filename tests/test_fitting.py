@@ -1,0 +1,425 @@
+"""Heads that train together: each is the head it would be alone, and the one a plain PyTorch loop would make."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.linear_model import LogisticRegression, RidgeClassifier
+from sklearn.neighbors import KNeighborsClassifier
+
+from featcache import fitting, scoring
+from featcache.fitting import Fit, Fitted, Pool, Targets, fit_all
+from featcache.heads import HeadSpec
+from featcache.solvers import solve_all
+from featcache.stacks import Stack, feature_scale, n_parameters
+
+N, D = 150, 20
+
+
+def data(n_classes: int = 2, n: int = N, d: int = D, seed: int = 0) -> tuple[torch.Tensor, Targets]:
+    rng = np.random.default_rng(seed)
+    y = rng.permutation(np.arange(n) % (n_classes + 1)).clip(max=n_classes - 1)
+    x = rng.standard_normal((n, d)) + y[:, None] * rng.standard_normal(d) * 0.5
+    return torch.from_numpy(x.astype(np.float32)), Targets(y[None], n_classes, n_classes - 1)
+
+
+def findings(n: int = N, d: int = D, c: int = 3) -> tuple[torch.Tensor, Targets]:
+    rng = np.random.default_rng(1)
+    x = rng.standard_normal((n, d)).astype(np.float32)
+    y = (x[:, :c] + 0.3 * rng.standard_normal((n, c)) > 0).astype(float)
+    y[rng.random((n, c)) < 0.3] = np.nan
+    return torch.from_numpy(x), Targets(y[None], c, c - 1)
+
+
+def folds(n: int, k: int) -> list[np.ndarray]:
+    return [np.flatnonzero(np.arange(n) % k == i) for i in range(k)]
+
+
+def one(spec: HeadSpec, n: int = N, held: np.ndarray | None = None) -> Fit:
+    """A fit on all rows but the held ones, alone."""
+    held = np.arange(n)[-30:] if held is None else held
+    train = np.setdiff1d(np.arange(n), held)
+    return Fit(spec, Pool(train), train, held)
+
+
+# --- equal to plain PyTorch -------------------------------------------------------------------------------------------
+
+
+def plain_head(spec: HeadSpec, d: int, c: int) -> torch.nn.Sequential:
+    """The modules anybody would write, initialised by torch itself."""
+    torch.manual_seed(spec.seed)
+    activation = {"relu": torch.nn.ReLU, "sigmoid": torch.nn.Sigmoid, "tanh": torch.nn.Tanh, "gelu": torch.nn.GELU}
+    layers: list[torch.nn.Module] = []
+    for width in spec.widths:
+        layers.append(torch.nn.Linear(d, width))
+        if spec.norm == "batch":
+            layers.append(torch.nn.BatchNorm1d(width))
+        layers.append(activation[spec.activation]())
+        d = width
+    return torch.nn.Sequential(*layers, torch.nn.Linear(d, c))
+
+
+def plain_loop(fit: Fit, x: torch.Tensor, targets: Targets, rate: Any = None) -> torch.nn.Sequential:
+    """CrossEntropyLoss and torch.optim on the same batches, rows of other folds left out of each."""
+    spec, y = fit.spec, torch.from_numpy(targets.values[fit.labelling])
+    head = plain_head(spec, x.shape[1], targets.n_classes)
+    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
+    more = {"momentum": spec.momentum} if spec.optimizer == "sgd" else {}
+    optimizer = kinds[spec.optimizer](head.parameters(), lr=spec.lr, weight_decay=spec.weight_decay, **more)
+    counts = torch.bincount(y[fit.train], minlength=targets.n_classes)
+    weight = len(fit.train) / (targets.n_classes * counts.float()) if spec.class_weights == "balanced" else None
+    loss_of = torch.nn.CrossEntropyLoss(weight=weight, label_smoothing=spec.label_smoothing)
+    learnt = torch.zeros(len(x), dtype=torch.bool)
+    learnt[fit.train] = True
+    scale = x[fit.train].double().square().mean().sqrt().float() if spec.scale == "rms" else 1.0
+    for epoch, batches in zip(range(1, spec.epochs + 1), fit.pool.batches(spec.batch_rows), strict=False):
+        for positions in batches:
+            rows = torch.from_numpy(fit.pool.rows)[positions]
+            rows = rows[learnt[rows]]
+            for group in optimizer.param_groups:
+                group["lr"] = spec.lr * (rate(epoch) if rate else 1.0)
+            optimizer.zero_grad()
+            loss_of(head(x[rows] / scale), y[rows]).backward()
+            optimizer.step()
+    return head.eval()
+
+
+def check_equals_plain(fit: Fit, x: torch.Tensor, targets: Targets, atol: float = 1e-5, rate: Any = None) -> None:
+    (ours,) = fit_all([fit], x, targets)
+    head = plain_loop(fit, x, targets, rate)
+    scale = x[fit.train].double().square().mean().sqrt().float() if fit.spec.scale == "rms" else 1.0
+    with torch.no_grad():
+        theirs = head(x[fit.held] / scale).numpy()
+    np.testing.assert_allclose(ours.logits, theirs, atol=atol)
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+@pytest.mark.parametrize("class_weights", ["none", "balanced"])
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
+def test_a_linear_head_equals_a_plain_pytorch_loop(optimizer: str, class_weights: str, n_classes: int) -> None:
+    x, targets = data(n_classes)
+    how = {"optimizer": optimizer, "class_weights": class_weights, "weight_decay": 0.01, "label_smoothing": 0.1}
+    check_equals_plain(one(HeadSpec(epochs=6, seed=7, schedule="constant", **how)), x, targets)
+
+
+@pytest.mark.parametrize("activation", ["relu", "sigmoid", "tanh", "gelu"])
+@pytest.mark.parametrize("norm", ["none", "batch"])
+def test_an_mlp_equals_a_plain_pytorch_loop(activation: str, norm: str) -> None:
+    x, targets = data(3)
+    how = {"widths": (16, 8), "dropout": 0.0, "activation": activation, "norm": norm, "schedule": "constant"}
+    if norm == "batch":  # Adam makes steps of the rounding errors that are torch's gradient of a bias before the norm
+        how |= {"optimizer": "sgd", "lr": 0.05}
+    check_equals_plain(one(HeadSpec.of("mlp", epochs=5, seed=3, **how)), x, targets, atol=1e-4)
+
+
+def test_a_fold_of_a_stack_equals_a_plain_loop_that_skips_its_held_rows() -> None:
+    x, targets = data(2)
+    held = folds(N, 3)[1]
+    pool = Pool(np.arange(N), 2 / 3)
+    for spec in (HeadSpec(epochs=4), HeadSpec.of("mlp", widths=(8,), norm="none", dropout=0.0, epochs=4)):
+        spec = replace(spec, schedule="constant")
+        check_equals_plain(Fit(spec, pool, np.setdiff1d(pool.rows, held), held), x, targets, atol=1e-4)
+
+
+def test_the_cosine_goes_from_the_rate_to_nothing() -> None:
+    x, targets = data(2)
+    spec = HeadSpec(epochs=5, schedule="cosine")
+    check_equals_plain(one(spec), x, targets, rate=lambda epoch: 0.5 * (1 + np.cos(np.pi * (epoch - 1) / 5)))
+
+
+def test_findings_equal_a_plain_loop_with_binary_cross_entropy_on_known_labels() -> None:
+    x, targets = findings()
+    fit = one(HeadSpec(epochs=6, schedule="constant", weight_decay=0.0))
+    (ours,) = fit_all([fit], x, targets)
+    torch.manual_seed(0)
+    head = torch.nn.Linear(D, 3)
+    optimizer = torch.optim.Adam(head.parameters(), lr=fit.spec.lr)
+    y = torch.from_numpy(targets.values[0]).float()
+    scale = x[fit.train].double().square().mean().sqrt().float()
+    for _, batches in zip(range(6), fit.pool.batches(fit.spec.batch_rows), strict=False):
+        for positions in batches:
+            rows = torch.from_numpy(fit.pool.rows)[positions]
+            z, known = head(x[rows] / scale), ~torch.isnan(y[rows])
+            optimizer.zero_grad()
+            torch.nn.functional.binary_cross_entropy_with_logits(z[known], y[rows][known]).backward()
+            optimizer.step()
+    with torch.no_grad():
+        np.testing.assert_allclose(ours.logits, head(x[fit.held] / scale).numpy(), atol=1e-5)
+
+
+# --- each the head it would be alone ----------------------------------------------------------------------------------
+
+
+def mixed(kind: str) -> list[HeadSpec]:
+    """Heads that differ in everything that heads of one stack may differ in."""
+    hidden = {"widths": (12,)} if kind == "mlp" else {}
+    dropouts = [0.5, 0.0, 0.25] if kind == "mlp" else [0.0] * 3
+    return [
+        HeadSpec.of(
+            kind, lr=lr, weight_decay=decay, seed=seed, class_weights=weights, label_smoothing=smooth, epochs=epochs,
+            schedule=schedule, patience=2, early_stopping=3, **hidden, **({"dropout": dropout} if hidden else {}),
+        )
+        for lr, decay, seed, weights, smooth, epochs, schedule, dropout in (
+            (0.003, 0.0, 0, "none", 0.0, 12, "constant", dropouts[0]),
+            (0.03, 0.01, 1, "balanced", 0.1, 9, "plateau", dropouts[1]),
+            (0.1, 0.0, 0, "none", 0.0, 12, "cosine", dropouts[2]),
+            (0.003, 0.1, 2, "balanced", 0.2, 6, "plateau", dropouts[0]),
+        )
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["linear", "mlp"])
+@pytest.mark.parametrize("stops", [True, False])
+def test_head_i_of_a_stack_equals_head_i_alone(kind: str, stops: bool) -> None:
+    """With batch norm, dropout, folds, class weights, schedules and early stopping."""
+    x, targets = data(2)
+    pool = Pool(np.arange(N), 2 / 3, seed=5)
+    fits = []
+    for spec in mixed(kind):
+        for held in folds(N, 3):
+            train = np.setdiff1d(pool.rows, held)
+            spec = spec if stops else replace(spec, early_stopping=0)
+            fits.append(Fit(spec, pool, train[10:], held, train[:10]))
+    together = fit_all(fits, x, targets, curves=True)
+    assert len({each.epoch for each in together}) > 2
+    for fit, stacked in zip(fits, together, strict=True):
+        (alone,) = fit_all([fit], x, targets, curves=True)
+        assert alone.epoch == stacked.epoch
+        np.testing.assert_allclose(stacked.logits, alone.logits, atol=1e-5)
+        for name, tensor in alone.tensors.items():
+            np.testing.assert_allclose(stacked.tensors[name], tensor, atol=1e-5)
+        for ours, theirs in zip(stacked.history, alone.history, strict=True):
+            assert ours == pytest.approx(theirs, abs=1e-5)
+
+
+def test_a_stack_too_large_for_memory_is_cut_and_gives_the_same() -> None:
+    x, targets = data(2)
+    fit = one(HeadSpec.of("mlp", widths=(8,), epochs=3))
+    fits = [replace(fit, spec=replace(fit.spec, seed=seed)) for seed in range(5)]
+    whole, cut = fit_all(fits, x, targets), fit_all(fits, x, targets, memory_bytes=1)
+    for a, b in zip(whole, cut, strict=True):
+        np.testing.assert_allclose(a.logits, b.logits, atol=1e-5)
+    size = fitting._bytes_of_one(fits[0], D, targets)
+    shares = [len(s) for s in fitting._stacked(fitting._trajectories(fits), D, targets, 2 * size)]
+    assert shares == [2, 2, 1]
+
+
+def test_epochs_of_a_sweep_are_snapshots_of_one_training() -> None:
+    x, targets = data(2)
+    base = one(HeadSpec(schedule="constant"))
+    fits = [replace(base, spec=replace(base.spec, epochs=epochs)) for epochs in (3, 9, 6)]
+    assert len(fitting._trajectories(fits)) == 1
+    for fit, snapshot in zip(fits, fit_all(fits, x, targets), strict=True):
+        (alone,) = fit_all([fit], x, targets)
+        assert snapshot.epoch == fit.spec.epochs == alone.epoch
+        np.testing.assert_allclose(snapshot.logits, alone.logits, atol=1e-6)
+    cosine = [replace(base, spec=replace(base.spec, epochs=epochs, schedule="cosine")) for epochs in (3, 9)]
+    assert len(fitting._trajectories(cosine)) == 2
+
+
+def test_many_labellings_are_learnt_side_by_side() -> None:
+    x, targets = data(2)
+    flipped = replace(targets, values=np.concatenate([targets.values, 1 - targets.values]))
+    fit = one(HeadSpec(epochs=4))
+    straight, other = fit_all([fit, replace(fit, labelling=1)], x, flipped)
+    (alone,) = fit_all([fit], x, Targets(1 - targets.values, 2, 1))
+    np.testing.assert_allclose(other.logits, alone.logits, atol=1e-5)
+    assert np.abs(straight.logits - other.logits).max() > 0.1
+
+
+# --- what may not matter ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["linear", "mlp", "logreg", "ridge", "knn"])
+def test_held_rows_and_their_labels_change_nothing_that_is_learnt(kind: str) -> None:
+    x, targets = data(2)
+    early = {"early_stopping": 2, "schedule": "plateau"} if kind in ("linear", "mlp") else {}
+    spec = HeadSpec.of(kind, **early)
+    fit = one(spec)
+    fit = replace(fit, train=fit.train[20:], watch=fit.train[:20]) if early else fit
+    run = fit_all if early else solve_all
+    (before,) = run([fit], x, targets)
+    x, values = x.clone(), targets.values.copy()
+    x[fit.held], values[:, fit.held] = 1e6, 0
+    (after,) = run([fit], x, replace(targets, values=values))
+    for name, tensor in before.tensors.items():
+        assert np.array_equal(tensor, after.tensors[name]), name
+
+
+@pytest.mark.parametrize("scale", ["rms", "none", "standard"])
+@pytest.mark.parametrize("kind", ["linear", "mlp"])
+def test_a_folded_head_gives_the_same_logits_on_features_as_they_are_stored(kind: str, scale: str) -> None:
+    x, targets = data(3)
+    x = x * 3e-2 + 1e-2
+    (made,) = fit_all([one(HeadSpec.of(kind, scale=scale, epochs=5))], x, targets)
+    again = scoring.logits(made.fit.spec, made.tensors, x.numpy()[made.fit.held], 3, 2)
+    np.testing.assert_allclose(again, made.logits, atol=2e-5)
+
+
+@pytest.mark.parametrize("positive", [0, 1])
+def test_a_sigmoid_output_is_the_log_odds_of_the_positive_class(positive: int) -> None:
+    x, targets = data(2)
+    targets = replace(targets, positive=positive)
+    (made,) = fit_all([one(HeadSpec.of("flatten-mlp", lr=0.01, epochs=30))], x, targets)
+    assert made.tensors["weight"].shape == (1, 256)
+    assert not made.logits[:, 1 - positive].any()
+    right = made.logits.argmax(1) == targets.values[0][made.fit.held]
+    assert right.mean() > 0.7
+    again = scoring.logits(made.fit.spec, made.tensors, x.numpy()[made.fit.held], 2, positive)
+    np.testing.assert_allclose(again, made.logits, atol=2e-5)
+
+
+def test_dropout_drops_the_share_it_says_and_keeps_the_mean() -> None:
+    specs = [HeadSpec.of("mlp", widths=(400,), norm="none", dropout=rate, seed=1) for rate in (0.0, 0.5)]
+    x = torch.randn(64, D, generator=torch.Generator().manual_seed(0))
+    stack = Stack.fresh(specs, feature_scale(x, [torch.arange(64)] * 2, "none"), D, 2)
+    draws = [torch.rand(2, 64, 400, generator=torch.Generator().manual_seed(1))]
+    whole, dropped = stack(x), stack(x, torch.ones(2, 64), draws)
+    torch.testing.assert_close(whole[0], dropped[0])
+    torch.testing.assert_close(whole[0], whole[1])
+    assert (dropped[1] - whole[1]).abs().max() > 0.01
+    assert (dropped[1] - whole[1]).mean().abs() < 0.02
+
+
+@pytest.mark.parametrize(
+    ("spec", "d", "c", "expected"),
+    [
+        (HeadSpec(), 1280, 2, 2562),
+        (HeadSpec.of("mlp"), 1280, 2, 328_962),
+        (HeadSpec.of("flatten-mlp"), 25_088, 1, 6_423_041),
+        (HeadSpec.of("flatten-mlp"), 25_088, 4, 6_423_812),
+        (HeadSpec.of("flatten-mlp"), 100_352, 1, 25_690_625),
+        (HeadSpec.of("flatten-mlp"), 100_352, 4, 25_691_396),
+        (HeadSpec.of("flatten-mlp"), 38_400, 1, 9_830_913),
+        (HeadSpec.of("flatten-mlp"), 38_400, 4, 9_831_684),
+    ],
+)
+def test_parameters_are_counted_to_the_digit(spec: HeadSpec, d: int, c: int, expected: int) -> None:
+    assert n_parameters(spec, d, c) == expected
+
+
+def test_the_count_is_that_of_the_parameters_trained() -> None:
+    x, targets = data(2)
+    for spec in (HeadSpec(epochs=1), HeadSpec.of("mlp", epochs=1), HeadSpec.of("flatten-mlp", epochs=1, widths=(9, 4))):
+        (made,) = fit_all([one(spec)], x, targets)
+        outputs = 1 if spec.kind == "flatten-mlp" else 2
+        assert made.n_parameters == n_parameters(spec, D, outputs)
+        trained = [t for name, t in made.tensors.items() if "running" not in name]
+        assert sum(t.size for t in trained) == made.n_parameters
+
+
+# --- watching ---------------------------------------------------------------------------------------------------------
+
+
+def test_early_stopping_takes_the_best_epoch_of_the_watch_rows() -> None:
+    x, targets = data(2, d=60)
+    fit = one(HeadSpec(lr=0.05, epochs=60, early_stopping=4, schedule="constant"))
+    fit = replace(fit, train=fit.train[:40], watch=fit.train[40:])
+    (made,) = fit_all([fit], x, targets)
+    assert 0 < made.epoch < 56
+    y = targets.values[0]
+
+    def loss(epochs: int) -> float:
+        (cut,) = fit_all([replace(fit, spec=replace(fit.spec, epochs=epochs, early_stopping=0))], x, targets)
+        z = scoring.logits(cut.fit.spec, cut.tensors, x.numpy()[fit.watch], 2, 1)
+        return float(torch.nn.functional.cross_entropy(torch.from_numpy(z), torch.from_numpy(y[fit.watch])))
+
+    losses = [loss(epochs) for epochs in range(1, made.epoch + 5)]
+    assert int(np.argmin(losses)) + 1 == made.epoch
+
+
+def test_plateau_is_that_of_torch() -> None:
+    losses = [1.0, 0.9, 0.91, 0.9, 0.95, 0.89995, 0.8, 0.8, 0.8, 0.8, 0.8, 0.7]
+    spec = HeadSpec(schedule="plateau", patience=2, lr=0.1)
+    watcher = fitting._Watcher(spec)
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=0.1)
+    reference = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=2, factor=0.1)
+    for epoch, loss in enumerate(losses, start=1):
+        assert spec.lr * watcher.factor(epoch) == pytest.approx(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        reference.step(loss)
+        watcher.see(loss, epoch)
+    assert spec.lr * watcher.factor(99) == pytest.approx(optimizer.param_groups[0]["lr"]) == pytest.approx(0.001)
+
+
+def test_a_head_that_diverges_is_told_apart_and_spoils_no_other() -> None:
+    x, targets = data(2)
+    fits = [one(HeadSpec(lr=0.01, weight_decay=decay, epochs=40, optimizer="sgd")) for decay in (0.0, 1000.0)]
+    fine, gone = fit_all(fits, x, targets)
+    (alone,) = fit_all(fits[:1], x, targets)
+    assert gone.diverged
+    assert not fine.diverged
+    np.testing.assert_allclose(fine.logits, alone.logits, atol=1e-5)
+
+
+# --- solved -----------------------------------------------------------------------------------------------------------
+
+
+def solved(spec: HeadSpec, x: torch.Tensor, targets: Targets) -> Fitted:
+    return solve_all([one(spec)], x, targets)[0]
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+@pytest.mark.parametrize("class_weights", ["none", "balanced"])
+@pytest.mark.parametrize("d", [20, 300])
+def test_ridge_is_that_of_scikit_learn(n_classes: int, class_weights: str, d: int) -> None:
+    """With more features than rows, too."""
+    x, targets = data(n_classes, d=d)
+    for alpha in (0.5, 50.0):
+        made = solved(HeadSpec.of("ridge", alpha=alpha, scale="none", class_weights=class_weights), x, targets)
+        fit = made.fit
+        weight = "balanced" if class_weights == "balanced" else None
+        theirs = RidgeClassifier(alpha=alpha, class_weight=weight, solver="cholesky")
+        theirs.fit(x[fit.train].double().numpy(), targets.values[0][fit.train])
+        expected = theirs.decision_function(x[fit.held].double().numpy())
+        ours = made.logits if n_classes > 2 else made.logits[:, 1]
+        np.testing.assert_allclose(ours, expected, atol=2e-4)
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_logreg_is_that_of_scikit_learn_at_every_point_of_the_path(n_classes: int) -> None:
+    x, targets = data(n_classes)
+    fits = [one(HeadSpec.of("logreg", C=C, scale="none", class_weights="balanced")) for C in (1.0, 0.01, 0.1)]
+    for made in solve_all(fits, x, targets):
+        theirs = LogisticRegression(C=made.fit.spec.C, class_weight="balanced", max_iter=1000, tol=1e-8)
+        theirs.fit(x[made.fit.train].numpy(), targets.values[0][made.fit.train])
+        p = np.exp(made.logits) / np.exp(made.logits).sum(1, keepdims=True)
+        np.testing.assert_allclose(p, theirs.predict_proba(x[made.fit.held].numpy()), atol=5e-3)
+
+
+def test_knn_votes_as_scikit_learn_does() -> None:
+    x, targets = data(3)
+    for made in solve_all([one(HeadSpec.of("knn", neighbors=k)) for k in (1, 7)], x, targets):
+        theirs = KNeighborsClassifier(made.fit.spec.neighbors, metric="cosine", algorithm="brute")
+        theirs.fit(x[made.fit.train].numpy(), targets.values[0][made.fit.train])
+        votes = theirs.predict_proba(x[made.fit.held].numpy()) * made.fit.spec.neighbors
+        k = made.fit.spec.neighbors
+        np.testing.assert_allclose(np.exp(made.logits), (votes + 1 / 3) / (k + 1), atol=1e-5)
+        again = scoring.logits(made.fit.spec, made.tensors, x.numpy()[made.fit.held], 3, 2)
+        np.testing.assert_allclose(again, made.logits, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["logreg", "ridge", "knn", "linear", "mlp"])
+def test_findings_are_learnt_by_every_kind(kind: str) -> None:
+    x, targets = findings(n=400, d=6)
+    run = solve_all if kind in ("logreg", "ridge", "knn") else fit_all
+    (made,) = run([one(HeadSpec.of(kind), n=400, held=np.arange(300, 400))], x, targets)
+    y = targets.values[0][300:]
+    for c in range(3):
+        known = np.isfinite(y[:, c])
+        assert np.mean((made.logits[known, c] > 0) == (y[known, c] > 0.5)) > 0.6
+    again = scoring.logits(made.fit.spec, made.tensors, x.numpy()[300:], 3, 2)
+    np.testing.assert_allclose(again, made.logits, atol=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("kind", ["linear", "mlp"])
+def test_a_gpu_trains_the_same_heads(kind: str) -> None:
+    x, targets = data(2)
+    fits = [one(HeadSpec.of(kind, epochs=5, seed=seed)) for seed in range(3)]
+    for here, there in zip(fit_all(fits, x, targets), fit_all(fits, x.cuda(), targets), strict=True):
+        np.testing.assert_allclose(here.logits, there.logits, atol=1e-3)
