@@ -30,6 +30,7 @@ faults: $(STAMP)  ## faults of every kind, long versions: about an hour on two c
 
 bench: $(STAMP)  ## measured ratios; see benchmarks/README.md
 	$(BIN)/python benchmarks/embed.py
+	$(BIN)/python benchmarks/heads.py
 
 venv: $(STAMP)  ## only the environment
 

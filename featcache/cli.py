@@ -6,10 +6,10 @@ modules are imported inside the commands, so that `featcache --help` answers at 
 
 import io
 import json
+import os
 import shutil
 import signal
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -75,7 +75,9 @@ _SCORES = (
 
 def main() -> None:
     """Entry point: an error of ours is one line on stderr and its exit code, never a traceback."""
-    warnings.filterwarnings("ignore", module=r"PIL\..*")  # what is wrong with an image is said by its failure
+    # Threads that spin while they wait take the cores from whatever else runs: a sweep beside two busy processes took
+    # 8.6 s, and 3.3 s with threads that sleep. Read by libgomp when torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal without "…" should not end the program
@@ -151,7 +153,9 @@ def embed_command(
     max_pixels: Annotated[
         int | None, typer.Option(show_default="89478485", help="Per image.", rich_help_panel="Images")
     ] = None,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds per image.", rich_help_panel="Images")] = 60.0,
+    timeout: Annotated[
+        float | None, typer.Option(min=0.1, show_default="60", help="Seconds per image.", rich_help_panel="Images")
+    ] = None,
     strict: Annotated[bool, typer.Option(help="Stop at the first bad image.", rich_help_panel="Images")] = False,
     rehash: Annotated[bool, typer.Option(help="Read every file again.", rich_help_panel="Images")] = False,
     dtype: Annotated[str, typer.Option(help="Stored as float32 or float16.", rich_help_panel="Machine")] = "float32",
@@ -166,6 +170,7 @@ def embed_command(
     from featcache.images import DecodeSpec
     from featcache.manifest import Manifest
     from featcache.request import BackboneSpec
+    from featcache.workers import TIMEOUT_S
 
     asked = {"name": backbone, "weights": weights, "input_size": input_size, "crop_pct": crop_pct}
     scale = {"mean": _numbers("--mean", mean), "std": _numbers("--std", std)}
@@ -184,7 +189,7 @@ def embed_command(
             device=device,
             n_workers=workers,
             part_rows=part_rows,
-            timeout_s=timeout,
+            timeout_s=timeout or TIMEOUT_S,
             rehash=rehash,
             strict=strict,
             on_progress=on_progress,
@@ -283,7 +288,13 @@ def train_head_command(
         grid, {"kinds": head or ["linear"], "options": {name: values for name, values in options.items() if values}}
     )
     labelled = {"columns": tuple(label_column or ()) or None, "file": labels, "on": on, "positive": positive}
-    drawn: dict[str, Any] = {"val_fraction": val_fraction, "folds": folds, "repeats": repeats, "nested": nested, "group_by": group_by}
+    drawn: dict[str, Any] = {
+        "val_fraction": val_fraction,
+        "folds": folds,
+        "repeats": repeats,
+        "nested": nested,
+        "group_by": group_by,
+    }
     drawn |= {"near_duplicates": near_duplicates, "seed": split_seed, "file": split}
     said = {"select": select, "refit_all": refit_all, "operating_point": operating_point, "permutations": permutations}
     target, division = _spec(TargetSpec, labelled), _spec(SplitSpec, drawn)
@@ -559,10 +570,17 @@ def _history_table(history: list[dict[str, float]]) -> Table:
 
 
 def _sweep_table(sweep: list[dict[str, str]]) -> Table:
-    """The best specs: what differs between them, and how they did on held rows."""
-    table = _table(*(_name(name.replace("_", " ")) for name in sweep[0]), left=0)
+    """The best specs: what differs between them, and how they did on held rows (± over folds and seeds)."""
+    names = list(sweep[0])
+    first = names.index("n_fits")
+    select = names[first + 1].removesuffix("_mean")
+    others = names[first + 5 :]
+    table = _table(*(_name(name.replace("_", " ")) for name in (*names[: first + 1], select, *others)), left=0)
     for row in sweep[:_MAX_SPECS]:
-        table.add_row(*(_name(_short(value)) for value in row.values()))
+        spread = f" ± {float(row[f'{select}_std'] or 'nan'):.4f}" if int(row["n_fits"]) > 1 else ""
+        shown = [_short(row[name]) for name in names[: first + 1]]
+        means = [_short(row[f"{select}_mean"]) + spread, *(_short(row[name]) for name in others)]
+        table.add_row(*(_name(value) for value in (*shown, *means)))
     if len(sweep) > _MAX_SPECS:
         table.caption = f"the best {_MAX_SPECS} of {len(sweep):,}; all are in sweep.csv"
     return table
@@ -573,8 +591,8 @@ def _short(text: str) -> str:
     try:
         value = float(text)
     except ValueError:
-        return text
-    return f"{value:g}" if value == int(value) or len(text) < 7 else f"{value:.4f}"
+        return text or "–"
+    return text if len(text) < 7 else f"{value:.4f}"
 
 
 def _score_table(run: Any) -> Table:

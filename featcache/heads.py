@@ -188,9 +188,9 @@ def grid(kinds: Sequence[str], options: Mapping[str, Sequence[Any]]) -> list[Hea
 
 
 def varied(specs: Sequence[HeadSpec]) -> list[str]:
-    """The fields in which the specs differ, in the order of `HeadSpec`."""
+    """The fields in which those specs differ that have them, in the order of `HeadSpec`."""
     used = [spec.used() for spec in specs]
-    return [f.name for f in fields(HeadSpec) if len({str(each.get(f.name, "")) for each in used}) > 1]
+    return [f.name for f in fields(HeadSpec) if len({each[f.name] for each in used if f.name in each}) > 1]
 
 
 def _plain(kind: str) -> dict[str, Any]:

@@ -73,13 +73,25 @@ def test_the_commands_are_exactly_these() -> None:
 
 
 def test_help_shows_the_defaults_of_the_head(tmp_path: Path) -> None:
-    """Options of train-head have no default of their own: what help shows must be HeadSpec's."""
-    from featcache.heads import HeadSpec
+    """Options of train-head have no default of their own: what help shows must be HeadSpec's, for each kind."""
+    from featcache.heads import PATHS, HeadSpec
 
-    text = featcache("train-head", "--help", cwd=tmp_path).stdout
-    spec = HeadSpec()
-    for value in (spec.lr, spec.epochs, spec.batch_rows, spec.class_weights, spec.scale, spec.seed):
+    text = " ".join(featcache("train-head", "--help", cwd=tmp_path).stdout.replace("│", " ").split())
+    spec, mlp = HeadSpec(), HeadSpec.of("mlp")
+    assert f"[default: ({spec.lr}, mlp {mlp.lr}, flatten-mlp" in text
+    assert f"[default: ({spec.weight_decay}, mlp 0, flatten-mlp 0)]" in text
+    for value in (spec.epochs, spec.batch_rows, spec.class_weights, spec.scale, spec.seed):
         assert f"[default: ({value})]" in text
+    assert f"[default: ({' '.join(f'{C:g}' for C in PATHS['logreg']['C'])})]" in text
+
+
+def test_help_shows_the_limits_of_images(tmp_path: Path) -> None:
+    from featcache.images import MAX_PIXELS
+    from featcache.workers import TIMEOUT_S
+
+    text = featcache("embed", "--help", cwd=tmp_path).stdout
+    assert f"[default: ({TIMEOUT_S:g})]" in text
+    assert f"({MAX_PIXELS})" in text
 
 
 def test_embed_answers_scripts_with_one_json_object(class_folder: Path, tmp_path: Path) -> None:
@@ -115,12 +127,58 @@ def test_train_head_answers_scripts_with_one_json_object(embedded: Path, tmp_pat
     done = featcache("train-head", embedded, "--head", "linear", "--epochs", 2, "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
-    assert list(answer) == ["run", "head", "n_parameters", "seconds", "train", "val", "test"]
+    assert list(answer) == [
+        "run", "head", "spec", "n_parameters", "seconds", "epoch", "operating_point", "temperature", "baselines",
+        "notes", "train", "val", "outer", "test", "sweep",
+    ]  # fmt: skip
     assert answer["n_parameters"] == 194
     for side in ("train", "val", "test"):
         assert set(SPLIT_KEYS) <= set(answer[side])
     files = sorted(path.name for path in (tmp_path / answer["run"]).iterdir())
-    assert files == ["curves.png", "head.safetensors", "history.csv", "predictions.csv", "run.json"]
+    assert files == ["curves.png", "head.safetensors", "history.csv", "predictions.csv", "run.json", "split.json"]
+
+
+def test_a_repeated_option_is_a_sweep(embedded: Path, tmp_path: Path) -> None:
+    options = (
+        "--head",
+        "linear",
+        "--head",
+        "knn",
+        "--neighbors",
+        1,
+        "--lr",
+        0.001,
+        "--lr",
+        0.01,
+        "--seed",
+        0,
+        "--seed",
+        1,
+    )
+    done = featcache("train-head", embedded, *options, "--epochs", 3, "--folds", 2, "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert [row["rank"] for row in answer["sweep"]] == ["1", "2", "3"]
+    assert sorted(row["n_fits"] for row in answer["sweep"]) == ["2", "4", "4"]
+    assert sorted(row["lr"] for row in answer["sweep"]) == ["", "0.001", "0.01"]
+    assert answer["val"]["chose"] == ["head"]
+    people = featcache("train-head", embedded, *options, "--epochs", 3, "--folds", 2, cwd=tmp_path)
+    assert "best of 5 heads" in people.stdout
+    assert "chose head" in people.stdout
+
+
+def test_labels_may_come_from_another_file(embedded: Path, tmp_path: Path) -> None:
+    with Store.open(embedded) as store:
+        rows = [f"{name},{'tall' if i % 3 else 'short'},{i % 2},{i // 2 % 2}" for i, name in enumerate(store.image_ids)]
+    (tmp_path / "more.csv").write_text("\n".join(["image_id,height,fluid,mass", *rows]) + "\n")
+    options = ("--labels", "more.csv", "--epochs", 2, "--json", "--split-seed", 1)
+    done = featcache("train-head", embedded, *options, "--label-column", "height", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert set(json.loads(done.stdout)["val"]) >= {"confusion", "intervals"}
+    findings = ("--label-column", "fluid", "--label-column", "mass")
+    done = featcache("train-head", embedded, *options, *findings, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert [each["n"] for each in json.loads(done.stdout)["test"]["per_class"]] == [4, 4]
 
 
 def test_a_person_gets_tables_on_stdout(embedded: Path, tmp_path: Path) -> None:
@@ -154,7 +212,11 @@ def test_failed_images_give_exit_code_3_and_are_named(class_folder: Path, tmp_pa
         (("embed", "images", "-o", "s.h5", *RANDOM, "--input-size", "8"), 0, ""),
         (("backbones", "nothing-like-it"), 2, "no backbone matches"),
         (("train-head", "small.h5", "--lr", "-1"), 2, "lr must be > 0 and at most 1000, got -1.0"),
-        (("train-head", "small.h5", "--head", "deep"), 2, "kind must be one of linear, got 'deep'"),
+        (("train-head", "small.h5", "--head", "deep"), 2, "kind must be one of linear, mlp"),
+        (("train-head", "small.h5", "--dropout", "0.5"), 2, "dropout does not apply to linear heads"),
+        (("train-head", "small.h5", "--head", "mlp", "--widths", "a"), 2, "--widths 'a': whole numbers"),
+        (("train-head", "small.h5", "--operating-point", "best"), 2, "'best' is no rule for an operating point"),
+        (("train-head", "small.h5", "--head", "flatten-mlp"), 2, "has no 'grid' features"),
         (("embed", "images", "-o", "s.h5", *RANDOM, "--float-range", "1"), 2, "--float-range '1': two numbers are"),
         (("embed", "images", "-o", "s.h5", *RANDOM, "--bit-depth", "8"), 2, "bit_depth must be from 9 to 16, got 8"),
         (
@@ -253,9 +315,9 @@ def test_a_folder_that_cannot_be_written_is_said_before_any_work(class_folder: P
     assert len(done.stderr.splitlines()) == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
 def test_stopping_keeps_what_is_finished_and_the_same_command_continues(tmp_path: Path, number: signal.Signals) -> None:
-    for i in range(600):
+    for i in range(320):
         draw(tmp_path / "images" / f"{i:04d}.png", i)
     command = ["embed", "images", "-o", "s.h5", *RANDOM, "--part-rows", "32"]
     process = subprocess.Popen(
@@ -276,8 +338,8 @@ def test_stopping_keeps_what_is_finished_and_the_same_command_continues(tmp_path
     assert not (tmp_path / "s.h5").exists()
     done = featcache(*command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert f"resuming: {n_finished} of 19 parts are done" in done.stderr
-    assert len(Store.open(tmp_path / "s.h5")) == 600
+    assert f"resuming: {n_finished} of 10 parts are done" in done.stderr
+    assert len(Store.open(tmp_path / "s.h5")) == 320
     assert not partial.exists()
 
 

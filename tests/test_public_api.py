@@ -26,8 +26,18 @@ def test_unknown_name_is_an_attribute_error() -> None:
 
 
 @pytest.mark.parametrize(
-    "verb", ["embed.embed", "training.train_head", "demo.demo", "backbones.load", "store.publish", "splits.hold_out", "splits.k_folds",
-     "protocol.divide", "task.Task.of"]
+    "verb",
+    [
+        "embed.embed",
+        "training.train_head",
+        "demo.demo",
+        "backbones.load",
+        "store.publish",
+        "splits.hold_out",
+        "splits.k_folds",
+        "protocol.divide",
+        "task.Task.of",
+    ],
 )
 def test_every_verb_documents_what_it_raises(verb: str) -> None:
     module, *names = verb.split(".")

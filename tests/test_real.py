@@ -61,12 +61,23 @@ def test_vectors_equal_a_plain_timm_loop(kermany: tuple[Path, dict[str, object]]
 
 def test_a_linear_head_scores_as_it_should(kermany: tuple[Path, dict[str, object]]) -> None:
     path, _ = kermany
-    plain = featcache("train-head", path, "--head", "linear", cwd=path.parent)
-    balanced = featcache("train-head", path, "--head", "linear", "--class-weights", "balanced", cwd=path.parent)
-    assert plain["n_parameters"] == balanced["n_parameters"] == 2562
-    assert plain["test"]["n"] == 624
-    assert plain["test"]["auroc"] >= 0.94
-    assert balanced["test"]["accuracy"] >= 0.82
+    how = ("--folds", 5, "--group-by", "group", "--class-weights", "balanced", "--operating-point", "youden")
+    answer = featcache("train-head", path, "--head", "linear", *how, cwd=path.parent)
+    assert answer["n_parameters"] == 2562
+    at_point = answer["operating_point"]["test"]
+    assert answer["test"]["n"] == at_point["n"] == 624
+    assert answer["test"]["auroc"] >= 0.95
+    assert at_point["accuracy"] >= 0.84
+    for numbers, name in ((answer["test"], "auroc"), (at_point, "accuracy")):
+        low, high = numbers["intervals"][name]
+        assert low < numbers[name] < high
+    assert any("validation and test disagree" in note for note in answer["notes"])
+
+
+def test_an_mlp_has_the_parameters_it_should(kermany: tuple[Path, dict[str, object]]) -> None:
+    answer = featcache("train-head", kermany[0], "--head", "mlp", "--epochs", 5, cwd=kermany[0].parent)
+    assert answer["n_parameters"] == 328_962
+    assert answer["test"]["auroc"] >= 0.93
 
 
 def test_h5py_alone_finds_everything(kermany: tuple[Path, dict[str, object]]) -> None:
