@@ -13,7 +13,7 @@ import torch
 from featcache.errors import UsageError
 from featcache.heads import HeadSpec
 from featcache.protocol import Protocol
-from featcache.selection import Bench, numbers, out_of_fold, spread, tap_of
+from featcache.selection import Bench, check_finite, numbers, out_of_fold, spread, tap_of
 from featcache.splits import Fold
 from featcache.store import Store
 from featcache.task import Task
@@ -47,9 +47,10 @@ def permuted(bench: Bench, spec: HeadSpec, fold: Fold, n_permutations: int) -> N
         values[fold.train] = values[np.random.default_rng(i).permutation(fold.train)]
         shuffled.append(values)
     bench = replace(bench, targets=replace(bench.targets, values=np.stack(shuffled)))
-    plain = HeadSpec.of(**{**spec.used(), "early_stopping": 0, "schedule": "constant"}) if spec.is_trained else spec
-    fits = [fit for i in range(n_permutations) for fit in bench.fits([plain], [fold], i + 1)]
-    found = [numbers(bench.task, fold.held, each.logits) for each in bench.run(fits)]
+    fits = [fit for i in range(n_permutations) for fit in bench.fits([_unwatched(spec, i)], [fold], i + 1)]
+    fitted = bench.run(fits)
+    check_finite(fitted)
+    found = [numbers(bench.task, fold.held, each.logits) for each in fitted]
     said: Numbers = {"n_permutations": n_permutations, "intervals": {}}
     for name in _SAID:
         values = [each[name] for each in found if each[name] is not None]
@@ -57,6 +58,15 @@ def permuted(bench: Bench, spec: HeadSpec, fold: Fold, n_permutations: int) -> N
             said[name] = float(np.mean(values))
             said["intervals"][name] = [float(v) for v in np.percentile(values, _PERCENTILES)]
     return said
+
+
+def _unwatched(spec: HeadSpec, i: int) -> HeadSpec:
+    """The head without what needs watched rows, from initial weights of its own: after few epochs heads that began
+    alike rank alike, whatever they learnt."""
+    if not spec.is_trained:
+        return spec
+    schedule = "constant" if spec.schedule == "plateau" else spec.schedule
+    return replace(spec, early_stopping=0, schedule=schedule, seed=(spec.seed + i) % 2**32)
 
 
 def other_store(
@@ -87,10 +97,12 @@ def other_store(
         about = {"store": path.name, "backbone": store.identity.get("backbone", {})}
     bench = Bench(task, protocol, {tap: x}, targets)
     if len(final.held):
-        fitted = bench.run(bench.fits([spec], [final]))[0]
-        rows, logits = final.held, fitted.logits
+        fitted = bench.run(bench.fits([spec], [final]))
+        rows, logits = final.held, fitted[0].logits
     else:
-        rows, logits = out_of_fold(len(task.image_ids), bench.run(bench.fits([spec], protocol.folds)))
+        fitted = bench.run(bench.fits([spec], protocol.folds))
+        rows, logits = out_of_fold(len(task.image_ids), fitted)
+    check_finite(fitted)
     return {**about, **_said(numbers(task, rows, logits)), "intervals": spread(task, protocol, rows, logits)}
 
 

@@ -2,6 +2,7 @@
 
 Heads of one shape that draw batches from the same rows are one stack. A fold is a mask: batches run over all rows, and
 a head learns from those that are not held out for it. So head i is what it would be alone, whatever stands beside it.
+On a CPU the stacks are trained side by side, each on a core of its own: nobody waits for anybody within a step.
 What ends a training or lowers its rate is the loss on `watch` rows, taken from the training rows; the `held` rows are
 only asked for their logits, in the end.
 Letters: k heads, n rows, m rows of the pool, b rows of a batch, d features, c classes.
@@ -10,7 +11,9 @@ Letters: k heads, n rows, m rows of the pool, b rows of a batch, d features, c c
 import itertools
 import math
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -36,9 +39,9 @@ _PLATEAU_FACTOR, _PLATEAU_THRESHOLD = 0.1, 1e-4  # those of torch's ReduceLROnPl
 _ADAM = {"amsgrad": False, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "maximize": False, "fused": True}
 _SGD = {"dampening": 0.0, "nesterov": False, "maximize": False, "fused": True}
 _CURVE = ("loss", "accuracy", "precision", "recall", "f1")
-# Below this many multiplications a step, threads that wait for each other cost more than they bring: on two cores
-# shared with other work a linear head took 48 s with two threads and 2.4 s with one.
-_WORTH_A_THREAD = 20_000_000
+# Below this many multiplications a step, threads that share it wait for each other longer than they work: on two cores
+# shared with other processes a linear head took 48 s with two threads and 2.4 s with one.
+_WORTH_THREADS = 8_000_000
 
 
 @dataclass(frozen=True)
@@ -167,15 +170,27 @@ def fit_all(
     """
     limit = memory_bytes or _memory_for(x.device)
     trajectories = _trajectories(fits)
-    stacks = list(_stacked(trajectories, x.shape[1], targets, limit))
-    total, done = sum(t.epochs for t in trajectories), 0
+    abreast = 1 if x.device.type == "cuda" else max(1, min(torch.get_num_threads(), len(trajectories)))
+    stacks = list(_stacked(trajectories, x.shape[1], targets, limit // abreast, abreast))
+    done, total = dict.fromkeys(range(len(stacks)), 0), sum(t.epochs for t in trajectories)
     results: dict[int, Fitted] = {}
-    for members in stacks:
-        training = _Training(members, x, targets, curves)
-        for finished in training.run(results):
-            on_progress(done + finished, total)
-        done += sum(t.epochs for t in members)
-        on_progress(done, total)
+    stop = threading.Event()
+
+    def train(number: int) -> None:
+        members = stacks[number]
+        for finished in _Training(members, x, targets, curves).run(results, stop):
+            done[number] = finished
+            on_progress(sum(done.values()), total)
+        done[number] = sum(t.epochs for t in members)  # heads that stopped early are done, too
+
+    work = max((_work(members, x.shape[1], targets) for members in stacks), default=0)
+    has_all_cores = abreast == 1 and work >= _WORTH_THREADS
+    with _threads(None if has_all_cores else 1), ThreadPoolExecutor(abreast) as pool:
+        try:
+            list(pool.map(train, range(len(stacks))))
+        except BaseException:
+            stop.set()
+            raise
     return [results[i] for i in range(len(fits))]
 
 
@@ -206,10 +221,10 @@ def _trajectories(fits: Sequence[Fit]) -> list[_Trajectory]:
 
 
 def _stacked(
-    trajectories: Sequence[_Trajectory], n_features: int, targets: Targets, limit: int
+    trajectories: Sequence[_Trajectory], n_features: int, targets: Targets, limit: int, abreast: int
 ) -> Iterator[list[_Trajectory]]:
-    """Trajectories of one shape and pool, in stacks that fit into memory. Within a stack those of equal rates stand
-    side by side, so that one call of the optimizer serves them."""
+    """Trajectories of one shape and pool, in stacks that fit into memory, at least `abreast` of them. Within a stack
+    those of equal rates stand side by side, so that one call of the optimizer serves them."""
 
     def shape(trajectory: _Trajectory) -> Any:
         s = trajectory.fit.spec
@@ -222,7 +237,8 @@ def _stacked(
         groups.setdefault(shape(trajectory), []).append(trajectory)
     for members in groups.values():
         members.sort(key=lambda t: (t.fit.spec.lr, t.fit.spec.weight_decay))
-        size = max(1, limit // _bytes_of_one(members[0].fit, n_features, targets))
+        fitting = max(1, limit // _bytes_of_one(members[0].fit, n_features, targets))
+        size = min(fitting, math.ceil(len(members) / abreast))
         for start in range(0, len(members), size):
             yield members[start : start + size]
 
@@ -235,6 +251,14 @@ def _bytes_of_one(fit: Fit, n_features: int, targets: Targets) -> int:
     batch_rows = min(len(fit.pool.rows), spec.batch_rows / fit.pool.share)
     floats = 6 * n_parameters(spec, n_features, c) + 12 * batch_rows * (sum(spec.widths) + c)
     return int(4 * (floats + len(fit.pool.rows) * (2 + 2 * c + sum(spec.widths[:1]) / 8)))
+
+
+def _work(members: Sequence[_Trajectory], n_features: int, targets: Targets) -> int:
+    """Multiplications of a step, forward."""
+    fit = members[0].fit
+    outputs = n_outputs(fit.spec, targets.n_classes, targets.has_findings)
+    batch_rows = min(len(fit.pool.rows), fit.spec.batch_rows / fit.pool.share)
+    return int(len(members) * n_parameters(fit.spec, n_features, outputs) * batch_rows)
 
 
 def _memory_for(device: torch.device) -> int:
@@ -268,25 +292,26 @@ class _Training:
         self._drops = any(t.fit.spec.dropout > 0 for t in members)
         self._steps = 0
 
-    def run(self, results: dict[int, Fitted]) -> Iterator[int]:
+    def run(self, results: dict[int, Fitted], stop: threading.Event) -> Iterator[int]:
         """Trains, puts what is finished into `results`, and yields the number of (head, epoch) pairs done."""
         done = 0
-        with _threads_for(self._work()):
-            for epoch, batches in enumerate(self._pool.batches(self._spec.batch_rows), start=1):
-                groups = self._groups(epoch)
-                for positions in batches:
-                    self._step(positions.to(self._device), groups)
-                with torch.no_grad():
-                    self._look(epoch)
-                    done += len(self._members)
-                    self._release(epoch, results)
-                yield done
-                if not self._members:
+        for epoch, batches in enumerate(self._pool.batches(self._spec.batch_rows), start=1):
+            groups = self._groups(epoch)
+            for positions in batches:
+                if stop.is_set():
                     return
+                self._step(positions.to(self._device), groups)
+            with torch.no_grad():
+                self._look(epoch)
+                done += len(self._members)
+                self._release(epoch, results)
+            yield done
+            if not self._members:
+                return
 
     def _step(self, positions: Tensor, groups: list["_Group"]) -> None:
         rows = self._pool_rows[positions]
-        taking = self._own.mask[:, positions]
+        taking = self._own.mask[positions].T
         z = self._logits(self.stack(self._x[rows], taking, self._draws(len(rows))))
         parameters = list(self.stack.parameters.values())
         gradients = torch.autograd.grad(self._own.loss(z, rows, taking), parameters, materialize_grads=True)
@@ -405,10 +430,6 @@ class _Training:
     def _seeds(self) -> list[int]:
         return sorted({t.fit.spec.seed for t in self._members})
 
-    def _work(self) -> int:
-        n = sum(t.numel() for t in self.stack.parameters.values())
-        return int(n * min(len(self._pool.rows), self._spec.batch_rows / self._pool.share))
-
 
 @dataclass(frozen=True, eq=False)
 class _Group:
@@ -456,10 +477,10 @@ def _zeros(parameter: Tensor, optimizer: str) -> tuple[Tensor, ...]:
 
 
 @contextmanager
-def _threads_for(work: int) -> Iterator[None]:
-    """One thread for steps too small to share."""
+def _threads(n: int | None) -> Iterator[None]:
+    """Threads of a single operation; None leaves them as they are."""
     n_threads = torch.get_num_threads()
-    torch.set_num_threads(n_threads if work >= _WORTH_A_THREAD else 1)
+    torch.set_num_threads(n or n_threads)
     try:
         yield
     finally:
@@ -474,7 +495,7 @@ class _Own:
     """Per head: which rows it learns from, its labels, the weights of its classes and its smoothing.
 
     Attributes:
-        mask: (k, m), 1 where a head learns from a row of the pool.
+        mask: (m, k), 1 where a head learns from a row of the pool.
         values: (l, n) or (l, n, c), as in `Targets`.
         labelling: (k,) which of the l.
         class_weights: (k, c), or (k, 2, c) for findings: of 0 and of 1.
@@ -493,7 +514,7 @@ class _Own:
         fits = [t.fit for t in members]
         of_fold = {fit.train.tobytes(): fit for fit in fits}
         masks = {key: np.isin(fit.pool.rows, fit.train) for key, fit in of_fold.items()}
-        mask = np.stack([masks[fit.train.tobytes()] for fit in fits]).astype(np.float32)
+        mask = np.stack([masks[fit.train.tobytes()] for fit in fits], axis=1).astype(np.float32)
         weights = np.stack([class_weights(fit, targets) for fit in fits]).astype(np.float32)
         values = targets.values.astype(np.float32) if targets.has_findings else targets.values
         labelling = torch.tensor([fit.labelling for fit in fits], device=device)
@@ -503,8 +524,8 @@ class _Own:
         return cls(mask_t, values_t, labelling, weights_t, smoothing, targets.has_findings)
 
     def __getitem__(self, heads: Tensor) -> "_Own":
-        mine = {name: getattr(self, name)[heads] for name in ("mask", "labelling", "class_weights", "smoothing")}
-        return replace(self, **mine)
+        mine = {name: getattr(self, name)[heads] for name in ("labelling", "class_weights", "smoothing")}
+        return replace(self, mask=self.mask[:, heads], **mine)
 
     def loss(self, z: Tensor, rows: Tensor, taking: Tensor) -> Tensor:
         """Averaged over each head's own rows by class weight, summed over heads: a head's gradient does not depend on

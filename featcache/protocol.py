@@ -192,7 +192,7 @@ def _folds(task: Task, spec: SplitSpec, groups: Array, train: Array, val: Array)
         return [Fold(train, val, 0, 0)]
     strata, fraction = task.strata(pool, groups, 2), spec.val_fraction
     fraction = DEFAULT_VAL_FRACTION if fraction is None else fraction
-    drawn = [splits.hold_out(strata, groups[pool], fraction, spec.seed + r) for r in range(spec.repeats)]
+    drawn = [splits.hold_out(strata, groups[pool], fraction, (spec.seed + r) % 2**32) for r in range(spec.repeats)]
     return [Fold(pool[kept], pool[held], r, 0) for r, (kept, held) in enumerate(drawn)]
 
 

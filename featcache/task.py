@@ -118,7 +118,7 @@ class Task:
             held = ", ".join(f"{m} {c}" for c, m in zip(self.classes, counts, strict=True))
             if n == 0:
                 raise UsageError(f"{which} have no image of class {name!r} ({held}). Mend the split or the labels.")
-            if n == of:
+            if n == of and self.has_findings:
                 raise UsageError(f"{which} have no image without {name!r} ({held}). Mend the split or the labels.")
 
 
@@ -185,7 +185,7 @@ def _joined(store: Store, columns: dict[str, list[str]], target: TargetSpec) -> 
     keys = store.image_ids if target.on == "image_id" else columns[target.on]
     line_of: dict[str, int] = {}
     for i, key in enumerate(table[target.on]):
-        if key in line_of and any(table[name][i] != table[name][line_of[key]] for name in target.columns):
+        if key and key in line_of and any(table[name][i] != table[name][line_of[key]] for name in target.columns):
             raise UsageError(
                 f"{target.file}, line {i + 2}: {target.on} {key!r} stands there with other labels than in line "
                 f"{line_of[key] + 2}."
@@ -207,7 +207,8 @@ def _read(path: Path, wanted: Sequence[str]) -> dict[str, list[str]]:
 
     try:
         with in_our_words("reading", path):
-            table = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+            how: Any = {"dtype": str, "keep_default_na": False, "skip_blank_lines": False}
+            table = pd.read_csv(path, encoding="utf-8-sig", **how)
     except (UnicodeDecodeError, ValueError) as error:  # pandas' own errors are ValueErrors
         raise UsageError(f"{path} is not a CSV in UTF-8: {str(error).strip()}.") from error
     for name in wanted:

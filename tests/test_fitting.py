@@ -202,7 +202,7 @@ def test_a_stack_too_large_for_memory_is_cut_and_gives_the_same() -> None:
     for a, b in zip(whole, cut, strict=True):
         np.testing.assert_allclose(a.logits, b.logits, atol=1e-5)
     size = fitting._bytes_of_one(fits[0], D, targets)
-    shares = [len(s) for s in fitting._stacked(fitting._trajectories(fits), D, targets, 2 * size)]
+    shares = [len(s) for s in fitting._stacked(fitting._trajectories(fits), D, targets, 2 * size, 1)]
     assert shares == [2, 2, 1]
 
 

@@ -1,0 +1,213 @@
+"""Labels as numbers: from the store or a CSV, classes or findings, and what cannot be learnt."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from featcache.errors import InputOutputError, UsageError
+from featcache.store import Store
+from featcache.task import TargetSpec, Task
+from tests.conftest import make_store
+
+N = 6
+LABELS = ["b", "a", "b", "a", "b", ""]
+
+
+def store_of(tmp_path: Path, columns: dict[str, list[str]], n: int = N) -> Store:
+    return Store.open(make_store(tmp_path / "s.h5", np.ones((n, 2)), columns))
+
+
+def joined(tmp_path: Path, text: str | bytes, on: str = "image_id", *columns: str) -> Task:
+    """The task of a store with the patients p0 to p5, by a CSV."""
+    path = tmp_path / "labels.csv"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    store = store_of(tmp_path, {"label": ["own"] * N, "patient": [f"p{i}" for i in range(N)]})
+    return Task.of(store, TargetSpec(columns or ("label",), path, on))
+
+
+def texts(task: Task) -> list[str]:
+    return [task.classes[i] if i >= 0 else "" for i in task.labels]
+
+
+def lines(header: str, labels: list[str], name: str = "image0000") -> str:
+    return "\n".join([header, *(f"{name}{i},{label}" for i, label in enumerate(labels)), ""])
+
+
+# --- the store's own --------------------------------------------------------------------------------------------------
+
+
+def test_classes_are_sorted_and_the_last_is_positive(tmp_path: Path) -> None:
+    task = Task.of(store_of(tmp_path, {"label": LABELS}))
+    assert (task.classes, task.labels.tolist(), task.positive) == (["a", "b"], [1, 0, 1, 0, 1, -1], 1)
+    assert task.known.tolist() == [0, 1, 2, 3, 4]
+    assert task.left_out == {"no label": 1}
+    assert task.counts(np.arange(5)).tolist() == [2, 3]
+
+
+def test_the_positive_class_can_be_named(tmp_path: Path) -> None:
+    store = store_of(tmp_path, {"label": LABELS})
+    assert Task.of(store, TargetSpec(positive="a")).positive == 0
+    with pytest.raises(UsageError, match=r"--positive 'flu' is not one of the classes: a, b\."):
+        Task.of(store, TargetSpec(positive="flu"))
+
+
+def test_any_column_of_the_store_can_be_learnt(tmp_path: Path) -> None:
+    store = store_of(tmp_path, {"label": LABELS, "my sex": list("mfmfmf")})
+    assert texts(Task.of(store, TargetSpec(("my sex",)))) == list("mfmfmf")
+    with pytest.raises(UsageError, match="has no column 'age'; it has label, my sex"):
+        Task.of(store, TargetSpec(("age",)))
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [({}, "has no labels; a head needs two classes"), ({"label": ["a"] * N}, "has only the class 'a'; a head needs")],
+)
+def test_one_class_is_too_few(tmp_path: Path, columns: dict[str, list[str]], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Task.of(store_of(tmp_path, columns))
+
+
+@pytest.mark.parametrize("columns", [(), ("a", "a")])
+def test_label_columns_are_named_once_each(columns: tuple[str, ...]) -> None:
+    with pytest.raises(ValueError, match="label columns must be named once each"):
+        TargetSpec(columns)
+
+
+# --- from a CSV -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        lines("image_id,label", LABELS),
+        "\ufeff" + lines("image_id,label", LABELS),
+        lines("image_id,label", LABELS).replace("\n", "\r\n"),
+        lines("image_id,label", [f'"{label}"' for label in LABELS]),
+        lines("image_id,label", [f" {label} " for label in LABELS]),
+        lines("image_id,label", LABELS) + "elsewhere,c\n,c\n,d\n\n\n",
+        lines("image_id,label", LABELS[:-1]),
+        lines("image_id,label", [*LABELS[:-1], "b"]).replace("image00005,b", "image00005"),
+        lines("image_id,label", LABELS) + "image00000,b\n",
+        lines("image_id,label,age", [f"{label},7" for label in LABELS]),
+    ],
+    ids=["plain", "bom", "crlf", "quoted", "spaces", "extra", "lacking", "short", "twice", "columns"],
+)
+def test_labels_join_by_name_however_the_csv_is_written(tmp_path: Path, text: str) -> None:
+    """Rows that the store has not, empty lines and empty names change nothing, and their labels make no class."""
+    task = joined(tmp_path, text)
+    assert texts(task) == LABELS
+    assert task.left_out == {"no label": 1}
+    assert task.columns["label"] == ["own"] * N
+
+
+def test_labels_join_by_another_column(tmp_path: Path) -> None:
+    assert texts(joined(tmp_path, lines("patient,label", LABELS, "p"), "patient")) == LABELS
+    assert texts(joined(tmp_path, lines("patient,x y", LABELS, "p"), "patient", "x y")) == LABELS
+
+
+def test_an_empty_key_joins_nothing(tmp_path: Path) -> None:
+    (tmp_path / "l.csv").write_text("patient,label\n,c\np0,a\np1,b\n")
+    store = store_of(tmp_path, {"patient": ["", "p0", "p1", "p0", "p1", ""]})
+    task = Task.of(store, TargetSpec(file=tmp_path / "l.csv", on="patient"))
+    assert texts(task) == ["", "a", "b", "a", "b", ""]
+
+
+@pytest.mark.parametrize(
+    ("text", "on", "message"),
+    [
+        (
+            lines("image_id,label", LABELS) + "\nimage00001,b\n",
+            "image_id",
+            "line 9: image_id 'image00001' stands there with other labels than in line 3",
+        ),
+        (lines("image_id,class", LABELS), "image_id", "has no column 'label'; it has image_id, class"),
+        (lines("name,label", LABELS), "image_id", "has no column 'image_id'; it has name, label"),
+        (lines("image_id,label", LABELS), "site", "has no column 'site' to join on; it has label, patient"),
+        (lines("image_id,label", LABELS), "patient", "has no column 'patient'; it has image_id, label"),
+        (
+            lines("image_id,label", LABELS, "scan"),
+            "image_id",
+            "the file has 'scan0', the store 'image00000'. Choose the column to join by with --on",
+        ),
+        ("image_id,label\n", "image_id", "no image_id of"),
+        ("", "image_id", "is not a CSV in UTF-8"),
+        (lines("image_id,label", LABELS).encode("utf-16"), "image_id", "is not a CSV in UTF-8"),
+        (lines("image_id,label", ["ä", "b"]).encode("latin-1"), "image_id", "is not a CSV in UTF-8"),
+        (lines("image_id,label", LABELS) + "a,b,c\n", "image_id", "is not a CSV in UTF-8: .*Expected 2 fields"),
+    ],
+    ids=["disagree", "label", "id", "on", "on file", "no match", "header", "empty", "utf-16", "latin-1", "ragged"],
+)
+def test_a_csv_that_says_nothing_of_the_store_is_refused(
+    tmp_path: Path, text: str | bytes, on: str, message: str
+) -> None:
+    pattern = message if ".*" in message else re.escape(message)
+    with pytest.raises(UsageError, match=pattern):
+        joined(tmp_path, text, on)
+
+
+def test_a_csv_that_is_not_there_is_said_to_be_missing(tmp_path: Path) -> None:
+    with pytest.raises(InputOutputError, match=r"none\.csv: no such file"):
+        Task.of(store_of(tmp_path, {"label": LABELS}), TargetSpec(file=tmp_path / "none.csv"))
+
+
+# --- findings ---------------------------------------------------------------------------------------------------------
+
+
+def test_findings_are_one_zero_or_unknown(tmp_path: Path) -> None:
+    columns = {"Edema": ["1", "0", "1.0", "0.0", "", "nan"], "Mass": [" TRUE", "false", "NaN", "1", "0", ""]}
+    task = Task.of(store_of(tmp_path, columns), TargetSpec(("Mass", "Edema")))
+    nan = np.nan
+    expected = [[1, 1], [0, 0], [nan, 1], [1, 0], [0, nan], [nan, nan]]
+    assert np.array_equal(task.labels, expected, equal_nan=True)
+    assert (task.classes, task.has_findings, task.known.tolist()) == (["Mass", "Edema"], True, [0, 1, 2, 3, 4])
+    assert task.left_out == {"no label": 1}
+    assert task.counts(task.known).tolist() == [2, 2]
+
+
+@pytest.mark.parametrize("text", ["-1", "yes", "2", "positive", "0.5"])
+def test_a_finding_that_is_neither_is_refused_with_the_image(tmp_path: Path, text: str) -> None:
+    columns = {"Edema": ["1", "0", "1", text, "0", "0"], "Mass": list("010101")}
+    with pytest.raises(UsageError, match=f"Edema of image00003 is '{text}'; several label columns are findings"):
+        Task.of(store_of(tmp_path, columns), TargetSpec(("Edema", "Mass")))
+
+
+@pytest.mark.parametrize(("values", "has"), [("1111 1", "only 1"), ("000000", "only 0"), ("      ", "no value")])
+def test_a_finding_that_everybody_or_nobody_has_is_refused(tmp_path: Path, values: str, has: str) -> None:
+    columns = {"Edema": [value.strip() for value in values], "Mass": list("010101")}
+    with pytest.raises(UsageError, match=f"the finding 'Edema' has {has}; it needs images with it and images without"):
+        Task.of(store_of(tmp_path, columns), TargetSpec(("Edema", "Mass")))
+
+
+def test_findings_have_no_positive_class(tmp_path: Path) -> None:
+    columns = {"Edema": list("010110"), "Mass": list("010101")}
+    with pytest.raises(UsageError, match="--positive is for classes"):
+        Task.of(store_of(tmp_path, columns), TargetSpec(("Edema", "Mass"), positive="Mass"))
+
+
+def test_findings_join_by_name(tmp_path: Path) -> None:
+    text = lines("image_id,Edema,Mass", ["1,0", "0,1", "1,", "0,0", ",", "1,1"])
+    task = joined(tmp_path, text, "image_id", "Edema", "Mass")
+    assert np.array_equal(task.labels, [[1, 0], [0, 1], [1, np.nan], [0, 0], [np.nan, np.nan], [1, 1]], equal_nan=True)
+    with pytest.raises(UsageError, match=r"labels\.csv: Mass of image00001 is 'x'"):
+        joined(tmp_path, text.replace("00001,0,1", "00001,0,x"), "image_id", "Edema", "Mass")
+
+
+# --- what can be learnt -----------------------------------------------------------------------------------------------
+
+
+def test_rows_without_an_example_of_a_class_cannot_be_learnt_from(tmp_path: Path) -> None:
+    task = Task.of(store_of(tmp_path, {"label": ["a", "b", "c", "a", "b", "c"]}))
+    task.check_learnable(np.arange(3), "these rows")
+    with pytest.raises(UsageError, match=r"these rows have no image of class 'c' \(2 a, 1 b, 0 c\)"):
+        task.check_learnable(np.array([0, 1, 3]), "these rows")
+
+
+def test_rows_without_an_example_of_the_absence_of_a_finding_cannot_be_learnt_from(tmp_path: Path) -> None:
+    task = Task.of(store_of(tmp_path, {"x": list("010101"), "y": ["1", "0", "1", "", "", "1"]}), TargetSpec(("x", "y")))
+    task.check_learnable(np.arange(3), "these rows")
+    with pytest.raises(UsageError, match=r"these rows have no image without 'y' \(1 x, 2 y\)"):
+        task.check_learnable(np.array([0, 2, 3]), "these rows")
+    with pytest.raises(UsageError, match=r"these rows have no image of class 'y' \(1 x, 0 y\)"):
+        task.check_learnable(np.array([1, 4]), "these rows")
