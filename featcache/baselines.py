@@ -47,8 +47,8 @@ def permuted(bench: Bench, spec: HeadSpec, fold: Fold, n_permutations: int) -> N
         values[fold.train] = values[np.random.default_rng(i).permutation(fold.train)]
         shuffled.append(values)
     bench = replace(bench, targets=replace(bench.targets, values=np.stack(shuffled)))
-    fits = [fit for i in range(n_permutations) for fit in bench.fits([_unwatched(spec, i)], [fold], i + 1)]
-    fitted = bench.run(fits)
+    fits = bench.fits([_unwatched(spec, i) for i in range(n_permutations)], [fold])
+    fitted = bench.run([replace(fit, labelling=i) for i, fit in enumerate(fits, start=1)])
     check_finite(fitted)
     found = [numbers(bench.task, fold.held, each.logits) for each in fitted]
     said: Numbers = {"n_permutations": n_permutations, "intervals": {}}

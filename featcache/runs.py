@@ -131,14 +131,16 @@ def save(
         run_path.mkdir(parents=True, exist_ok=True)
     # One key: safetensors writes several in no fixed order, and the same Run should be the same bytes.
     about = {name: record[name] for name in ("head", "classes", "positive", "identity_sha256")}
-    head = safetensors.numpy.save(dict(tensors), metadata={"featcache": canonical_json(about)})
+    in_rows = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}  # others are written as they lie
+    head = safetensors.numpy.save(in_rows, metadata={"featcache": canonical_json(about)})
     durable.write_bytes(run_path / "head.safetensors", head)
     for name, (header, rows) in tables.items():
         durable.write_csv(run_path / name, header, rows)
     for name, data in files.items():
         durable.write_bytes(run_path / name, data)
-    durable.write_text(run_path / "run.json", json.dumps(record, indent=1, allow_nan=False) + "\n")
-    return Run(run_path, record)
+    text = json.dumps(record, indent=1, allow_nan=False)
+    durable.write_text(run_path / "run.json", text + "\n")
+    return Run(run_path, json.loads(text))
 
 
 def rounded(rows: Sequence[Sequence[object]]) -> list[list[object]]:

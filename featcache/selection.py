@@ -89,7 +89,7 @@ class Bench:
     x: Mapping[str, torch.Tensor]
     targets: Targets
 
-    def fits(self, specs: Sequence[HeadSpec], folds: Sequence[Fold], labelling: int = 0) -> list[Fit]:
+    def fits(self, specs: Sequence[HeadSpec], folds: Sequence[Fold]) -> list[Fit]:
         """Every spec on every fold, folds changing fastest."""
         rows = np.unique(np.concatenate([fold.train for fold in folds]))
         pool = Pool(rows, float(np.mean([len(fold.train) for fold in folds])) / len(rows), self.protocol.seed)
@@ -101,7 +101,7 @@ class Bench:
         for spec in specs:
             for i, fold in enumerate(folds):
                 train, watch = watched[i] if spec.needs_watch else (fold.train, _NONE)
-                found.append(Fit(spec, pool, train, fold.held, watch, labelling))
+                found.append(Fit(spec, pool, train, fold.held, watch))
         return found
 
     def run(
@@ -125,21 +125,35 @@ class Bench:
 def rank(
     bench: Bench,
     specs: Sequence[HeadSpec],
-    folds: Sequence[Fold],
+    groups: Sequence[Sequence[Fold]],
     select: str,
     on_progress: Progress = lambda done, total: None,
-) -> list[Candidate]:
-    """The specs from best to worst; those that differ in their seed alone are one."""
-    fitted, n_folds = bench.run(bench.fits(specs, folds), on_progress=on_progress), len(folds)
-    seeds: dict[HeadSpec, list[int]] = {}
-    for i, spec in enumerate(specs):
-        seeds.setdefault(replace(spec, seed=0), []).append(i)
+) -> list[list[Candidate]]:
+    """For each group of folds the specs from best to worst, all trained together.
+
+    Specs that differ in their seed alone are one candidate.
+    """
+    folds = [fold for group in groups for fold in group]
+    fitted = bench.run(bench.fits(specs, folds), on_progress=on_progress)
+    of_spec = {spec: fitted[i * len(folds) : (i + 1) * len(folds)] for i, spec in enumerate(specs)}
+    ranked, start = [], 0
+    for group in groups:
+        part = {spec: found[start : start + len(group)] for spec, found in of_spec.items()}
+        ranked.append(_ranked(bench, part, select))
+        start += len(group)
+    return ranked
+
+
+def _ranked(bench: Bench, fitted: Mapping[HeadSpec, Sequence[Fitted]], select: str) -> list[Candidate]:
+    seeds: dict[HeadSpec, list[HeadSpec]] = {}
+    for spec in fitted:
+        seeds.setdefault(replace(spec, seed=0), []).append(spec)
     candidates = []
     for members in seeds.values():
-        found = [_said(bench, fitted[i * n_folds + f]) for i in members for f in range(n_folds)]
+        found = [_said(bench, each) for spec in members for each in fitted[spec]]
         means = {name: _mean([each.get(name) for each in found]) for name in SHOWN}
         scores = [_score(each, select) for each in found]
-        candidates.append(Candidate(specs[members[0]], scores, {k: v for k, v in means.items() if v is not None}))
+        candidates.append(Candidate(members[0], scores, {k: v for k, v in means.items() if v is not None}))
     return sorted(candidates, key=lambda candidate: -candidate.mean)
 
 

@@ -105,7 +105,7 @@ def train_head(
     runs.check_free(run_path, key)
 
     bench = Bench(task, protocol, _features(store, tried, device), _targets(task))
-    ranked = selection.rank(bench, tried, protocol.folds, report.select, on_progress) if len(tried) > 1 else []
+    ranked = selection.rank(bench, tried, [protocol.folds], report.select, on_progress)[0] if len(tried) > 1 else []
     spec = ranked[0].spec if ranked else tried[0]
     nested = _nested(bench, tried, report.select, on_progress) if protocol.outer else None
     made = _make(bench, spec, report.refit_all)
@@ -170,10 +170,15 @@ def _make(bench: Bench, spec: HeadSpec, refit_all: bool) -> _Made:
 def _nested(bench: Bench, specs: Sequence[HeadSpec], select: str, on_progress: Progress) -> tuple[Array, Array]:
     """(rows, logits) of the outer folds, each by the spec that its own inner folds chose, trained on its own training
     rows: nothing that is scored here has chosen anything."""
-    found = []
-    for outer in bench.protocol.outer:
-        best = selection.rank(bench, specs, outer.inner, select, on_progress)[0].spec if len(specs) > 1 else specs[0]
-        found += bench.run(bench.fits([best], [outer.fold]))
+    outer = bench.protocol.outer
+    best = [specs[0]] * len(outer)
+    if len(specs) > 1:
+        best = [
+            ranked[0].spec for ranked in selection.rank(bench, specs, [o.inner for o in outer], select, on_progress)
+        ]
+    fits = bench.fits(list(dict.fromkeys(best)), [o.fold for o in outer])
+    wanted = {(best[i], id(o.fold.held)) for i, o in enumerate(outer)}
+    found = bench.run([fit for fit in fits if (fit.spec, id(fit.held)) in wanted])
     selection.check_finite(found)
     return out_of_fold(len(bench.task.image_ids), found)
 

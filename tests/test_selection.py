@@ -1,6 +1,7 @@
 """Specs are ranked by what held rows say, and rows are scored by heads that have not seen them."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,7 @@ def bench_of(
 
 
 def ranked(bench: Bench, specs: Sequence[HeadSpec], select: str = "auroc") -> list[Candidate]:
-    return rank(bench, specs, bench.protocol.folds, select)
+    return rank(bench, specs, [bench.protocol.folds], select)[0]
 
 
 def score(bench: Bench, spec: HeadSpec, fold: Fold, select: str) -> float:
@@ -60,6 +61,33 @@ def test_the_best_mean_over_the_folds_is_first(tmp_path: Path, select: str) -> N
     means = [each.mean for each in found]
     assert means == sorted(means, reverse=True)
     assert means[0] > means[-1]
+
+
+def test_groups_of_folds_are_ranked_each_by_itself(tmp_path: Path) -> None:
+    bench = bench_of(tmp_path, SplitSpec(folds=3, repeats=2))
+    specs = grid(["ridge", "knn"], {"alpha": [1.0, 1e6], "neighbors": [1, 30]})
+    groups = [bench.protocol.folds[:3], bench.protocol.folds[3:5], bench.protocol.folds[5:]]
+    together = rank(bench, specs, groups, "accuracy")
+    assert together == [rank(bench, specs, [group], "accuracy")[0] for group in groups]
+    assert [[len(each.scores) for each in found] for found in together] == [[3] * 4, [2] * 4, [1] * 4]
+
+
+@pytest.mark.parametrize("kind", ["linear", "mlp", "logreg", "ridge", "knn"])
+def test_the_held_rows_of_a_fold_change_nothing_of_its_head(tmp_path: Path, kind: str) -> None:
+    """Neither their vectors nor their labels, also where the best epoch is taken and the rate falls on a plateau."""
+    bench = bench_of(tmp_path)
+    spec = HeadSpec.of(kind)
+    if spec.is_trained:
+        spec = HeadSpec.of(kind, epochs=8, lr=0.05, early_stopping=2, schedule="plateau", patience=1)
+    for fold in bench.protocol.folds:
+        x, labels = bench.x["pooled"].clone(), bench.task.labels.copy()
+        x[fold.held], labels[fold.held] = 1e3, 1 - labels[fold.held]
+        task = replace(bench.task, labels=labels)
+        poisoned = replace(bench, task=task, x={"pooled": x}, targets=_targets(task))
+        (before,), (after,) = (each.run(each.fits([spec], [fold])) for each in (bench, poisoned))
+        assert before.epoch == after.epoch
+        for name, tensor in before.tensors.items():
+            assert np.array_equal(tensor, after.tensors[name]), name
 
 
 def test_of_equals_the_first_wins(tmp_path: Path) -> None:
@@ -102,8 +130,8 @@ def test_held_rows_of_one_class_rank_nothing_by_auroc_and_all_by_accuracy(tmp_pa
     held = np.flatnonzero(bench.task.labels == 1)[:20]
     fold = Fold(np.setdiff1d(np.arange(N), held), held, 0, 0)
     specs = grid(["ridge"], {"alpha": [1e6, 0.1]})
-    assert {each.mean for each in rank(bench, specs, [fold], "auroc")} == {-np.inf}
-    assert all(0 <= each.mean <= 1 for each in rank(bench, specs, [fold], "accuracy"))
+    assert {each.mean for each in rank(bench, specs, [[fold]], "auroc")[0]} == {-np.inf}
+    assert all(0 <= each.mean <= 1 for each in rank(bench, specs, [[fold]], "accuracy")[0])
 
 
 def test_progress_ends_with_everything_done(tmp_path: Path) -> None:
@@ -112,7 +140,7 @@ def test_progress_ends_with_everything_done(tmp_path: Path) -> None:
     rank(
         bench,
         grid(["linear"], {"lr": [0.1, 0.01], "epochs": [3]}),
-        bench.protocol.folds,
+        [bench.protocol.folds],
         "auroc",
         lambda *at: seen.append(at),
     )
