@@ -69,6 +69,21 @@ def _unwatched(spec: HeadSpec, i: int) -> HeadSpec:
     return replace(spec, early_stopping=0, schedule=schedule, seed=(spec.seed + i) % 2**32)
 
 
+def identity_of(path: Path, task: Task) -> str:
+    """The digest of another store's identity, where it has all rows of this one.
+
+    Raises:
+        UsageError: it lacks rows; and whatever opening it raises.
+    """
+    with Store.open(path) as store:
+        there = set(store.image_ids)
+        if lacking := [name for name in task.image_ids if name not in there]:
+            raise UsageError(
+                f"{path} has not all images of this store: {len(lacking):,} lack, the first is {lacking[0]}."
+            )
+        return store.identity_sha256
+
+
 def other_store(
     path: Path, task: Task, protocol: Protocol, spec: HeadSpec, final: Fold, targets: Any, device: str
 ) -> Numbers:
@@ -81,16 +96,9 @@ def other_store(
         final: what the final head of this store learns from, and the rows it is scored on; no rows for out-of-fold
             scores of the protocol's folds.
         device: as everywhere.
-
-    Raises:
-        UsageError: the other store lacks rows.
     """
     with Store.open(path) as store:
         row_of = {name: i for i, name in enumerate(store.image_ids)}
-        if lacking := [name for name in task.image_ids if name not in row_of]:
-            raise UsageError(
-                f"{path} has not all images of this store: {len(lacking)} lack, the first is {lacking[0]}."
-            )
         order = np.array([row_of[name] for name in task.image_ids])
         tap = tap_of(spec)
         x = torch.from_numpy(store.features(tap).reshape(len(store), -1)[order]).to(device)

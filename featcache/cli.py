@@ -714,6 +714,6 @@ def _progress(doing: str, unit: str = "images/s") -> Iterator[tuple[Callable[[in
         def move(done: int, total: int) -> None:
             if bar.tasks[task].total is None:
                 bar.reset(task, start=True, total=total, completed=done, description=doing, at_start=done)
-            bar.update(task, completed=done)
+            bar.update(task, completed=done, total=total)
 
         yield move, note

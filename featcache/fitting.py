@@ -142,7 +142,9 @@ class Fitted:
 
     @property
     def diverged(self) -> bool:
-        return not np.isfinite(self.logits).all() or not all(np.isfinite(t).all() for t in self.tensors.values())
+        """Whether a number of it is not finite. Labels that neighbours vote with may be unknown: they do not count."""
+        weights = self.tensors.values() if self.fit.spec.is_trained else ()
+        return not np.isfinite(self.logits).all() or not all(np.isfinite(t).all() for t in weights)
 
 
 def fit_all(

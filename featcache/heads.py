@@ -48,6 +48,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "schedule": "constant",
     },
 }
+_ONLY_WITH = {"momentum": ("optimizer", "sgd"), "patience": ("schedule", "plateau")}
 # What a solved head tries when nobody says what: one decomposition or search serves all of them.
 PATHS: dict[str, dict[str, tuple[Any, ...]]] = {
     "logreg": {"C": (0.0001, 0.001, 0.01, 0.1, 1.0)},
@@ -173,18 +174,28 @@ def grid(kinds: Sequence[str], options: Mapping[str, Sequence[Any]]) -> list[Hea
     Raises:
         ValueError: a value out of its range, or an option that applies to none of the kinds.
     """
+    options = {name: values for name, values in options.items() if values}
     for kind in kinds:
         _check_choice("kind", kind)
     for name in options:
         if not any(name in _APPLIES[kind] for kind in kinds):
             raise ValueError(f"{name} does not apply to {' or '.join(kinds)} heads")
+    for name, (other, value) in _ONLY_WITH.items():
+        if name in options and value not in options.get(other, ()):
+            raise ValueError(f"{name} is for {other} {value}")
     specs: list[HeadSpec] = []
     for kind in dict.fromkeys(kinds):
         chosen = {name: values for name, values in options.items() if name in _APPLIES[kind]}
         chosen = {**{name: path for name, path in PATHS.get(kind, {}).items() if name not in chosen}, **chosen}
         combined = itertools.product(*chosen.values())
-        specs += [HeadSpec.of(kind, **dict(zip(chosen, values, strict=True))) for values in combined]
+        specs += [HeadSpec.of(kind, **_busy(dict(zip(chosen, values, strict=True)))) for values in combined]
     return list(dict.fromkeys(specs))
+
+
+def _busy(given: dict[str, Any]) -> dict[str, Any]:
+    """Without the fields that do nothing beside the others: two specs that train alike are one."""
+    idle = {name for name, (other, value) in _ONLY_WITH.items() if given.get(other) != value}
+    return {name: value for name, value in given.items() if name not in idle}
 
 
 def varied(specs: Sequence[HeadSpec]) -> list[str]:

@@ -147,7 +147,10 @@ def watch_rows(task: Task, groups: Array, train: Array, seed: int) -> tuple[Arra
     """
     strata = np.full(len(groups), "", dtype=object)
     strata[train] = task.strata(train, groups, 2)
-    kept, watched = splits.carve(strata, groups, train, WATCH_FRACTION, seed)
+    try:
+        kept, watched = splits.carve(strata, groups, train, WATCH_FRACTION, seed)
+    except UsageError as error:
+        raise UsageError(f"early stopping and plateau keep a tenth of a head's training rows aside: {error}") from error
     task.check_learnable(kept, "the training rows left by early stopping")
     return kept, watched
 

@@ -58,6 +58,7 @@ def _forward(spec: HeadSpec, tensors: Mapping[str, Array], z: Array) -> Array:
 
 def unit_rows(x: Array) -> Array:
     """Each row divided by its length; a row of zeros stays."""
+    x = np.asarray(x, dtype=np.float64)  # a square of 1e-30 is nothing in float32
     length = np.linalg.norm(x, axis=1, keepdims=True)
     return np.asarray(x / np.where(length > 0, length, 1), dtype=np.float32)
 

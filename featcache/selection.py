@@ -154,7 +154,13 @@ def _ranked(bench: Bench, fitted: Mapping[HeadSpec, Sequence[Fitted]], select: s
         means = {name: _mean([each.get(name) for each in found]) for name in SHOWN}
         scores = [_score(each, select) for each in found]
         candidates.append(Candidate(members[0], scores, {k: v for k, v in means.items() if v is not None}))
-    return sorted(candidates, key=lambda candidate: -candidate.mean)
+    ranked = sorted(candidates, key=lambda candidate: -candidate.mean)
+    if ranked[0].mean == -np.inf and any(candidate.means for candidate in ranked):
+        raise UsageError(
+            f"{select} does not exist on held rows of one class, so it ranks nothing. Choose --select loss, or other "
+            f"held rows with --val-fraction or --folds."
+        )
+    return ranked
 
 
 def _said(bench: Bench, fitted: Fitted) -> Numbers:

@@ -4,6 +4,7 @@ One store serves many tasks: labels are joined by name and are no part of what w
 Letters: n rows, c classes or findings.
 """
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -205,12 +206,16 @@ def _read(path: Path, wanted: Sequence[str]) -> dict[str, list[str]]:
     """Columns of a CSV as texts, stripped."""
     import pandas as pd
 
+    # Without index_col=False a line with one cell too many would shift all columns by one.
+    how: Any = {"dtype": str, "keep_default_na": False, "skip_blank_lines": False, "index_col": False}
     try:
-        with in_our_words("reading", path):
-            how: Any = {"dtype": str, "keep_default_na": False, "skip_blank_lines": False}
+        with in_our_words("reading", path), warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)
             table = pd.read_csv(path, encoding="utf-8-sig", **how)
+    except pd.errors.ParserWarning as error:
+        raise UsageError(f"{path}: a line has more cells than the header.") from error
     except (UnicodeDecodeError, ValueError) as error:  # pandas' own errors are ValueErrors
-        raise UsageError(f"{path} is not a CSV in UTF-8: {str(error).strip()}.") from error
+        raise UsageError(f"{path} cannot be read as a CSV in UTF-8: {str(error).strip()}.") from error
     for name in wanted:
         if name not in table.columns:
             raise UsageError(f"{path} has no column {name!r}; it has {', '.join(map(str, table.columns))}.")

@@ -99,8 +99,10 @@ def train_head(
     if rule and (task.has_findings or len(task.classes) > 2):
         raise UsageError("--operating-point is for two classes.")
     protocol = divide(task, split, store.features)
+    _check_held(task, protocol, rule)
+    others = [baselines.identity_of(path, task) for path in report.compare]
     _tell_near(task, protocol, split, on_note)
-    key = _key(store, tried, task, protocol, split, report)
+    key = _key(store, tried, task, protocol, split, report, others)
     run_path = run_path or Path("runs") / f"{store.path.stem}-{tried[0].kind}-{digest_json(key)[:8]}"
     runs.check_free(run_path, key)
 
@@ -108,7 +110,7 @@ def train_head(
     ranked = selection.rank(bench, tried, [protocol.folds], report.select, on_progress)[0] if len(tried) > 1 else []
     spec = ranked[0].spec if ranked else tried[0]
     nested = _nested(bench, tried, report.select, on_progress) if protocol.outer else None
-    made = _make(bench, spec, report.refit_all)
+    made = _make(bench, spec, report.refit_all, on_progress)
     threshold = calibration.operating_point(*_positives(task, made.val_rows, made.val_logits), rule) if rule else None
 
     said = _Said(bench, spec, made, nested, threshold)
@@ -153,9 +155,9 @@ class _Made:
     temperature: float | None
 
 
-def _make(bench: Bench, spec: HeadSpec, refit_all: bool) -> _Made:
+def _make(bench: Bench, spec: HeadSpec, refit_all: bool, on_progress: Progress) -> _Made:
     task, protocol = bench.task, bench.protocol
-    fitted = bench.run(bench.fits([spec], protocol.folds), curves=True)
+    fitted = bench.run(bench.fits([spec], protocol.folds), curves=True, on_progress=on_progress)
     selection.check_finite(fitted)
     rows, logits = out_of_fold(len(task.image_ids), fitted)
     train, final = protocol.folds[0].train, fitted[0]
@@ -262,7 +264,7 @@ class _Said:
     def notes(self, ranked: Sequence[Candidate]) -> list[str]:
         """What a reader of the numbers has to know."""
         notes = []
-        if ranked and TEST not in self.sides and OUTER not in self.sides:
+        if len(ranked) > 1 and TEST not in self.sides and OUTER not in self.sides:
             notes.append(
                 f"the val rows chose the best of {len(ranked)} specs, so their numbers are too good; for numbers of "
                 f"rows that chose nothing give a test split, or --nested"
@@ -288,7 +290,7 @@ class _Said:
 
 def _chose(ranked: Sequence[Candidate], rule: Any) -> list[str]:
     """What the val rows chose, so that their numbers are not those of rows that chose nothing."""
-    return [*(["head"] if ranked else []), *(["operating_point"] if rule else [])]
+    return [*(["head"] if len(ranked) > 1 else []), *(["operating_point"] if rule else [])]
 
 
 def _baselines(bench: Bench, spec: HeadSpec, made: _Made, report: ReportSpec, device: str) -> dict[str, Any]:
@@ -310,6 +312,18 @@ def _baselines(bench: Bench, spec: HeadSpec, made: _Made, report: ReportSpec, de
     return found
 
 
+def _check_held(task: Task, protocol: Protocol, rule: Any) -> None:
+    """Before anything is trained: a threshold needs held rows of both classes."""
+    held = np.concatenate([fold.held for fold in protocol.folds])
+    if rule:
+        n = task.counts(held).tolist()
+        if 0 in n:
+            raise UsageError(
+                f"an operating point is chosen on held rows, and those are {n[0]} {task.classes[0]} and {n[1]} "
+                f"{task.classes[1]}. Choose others with --val-fraction or --folds."
+            )
+
+
 def _tell_near(task: Task, protocol: Protocol, split: SplitSpec, on_note: Callable[[str], None]) -> None:
     if split.near_duplicates is None:
         return
@@ -319,27 +333,35 @@ def _tell_near(task: Task, protocol: Protocol, split: SplitSpec, on_note: Callab
         for (i, j), cosine in list(zip(pairs.tolist(), cosines.tolist(), strict=True))[:_NEAR_SHOWN]
     )
     first = f" The first: {shown}." if len(pairs) else ""
-    on_note(f"{len(pairs):,} pairs of vectors have a cosine of {split.near_duplicates:g} or more.{first}")
+    on_note(f"{len(pairs):,} pair(s) of vectors have a cosine of {split.near_duplicates:g} or more.{first}")
 
 
 # --- what is written --------------------------------------------------------------------------------------------------
 
 
 def _key(
-    store: Store, specs: Sequence[HeadSpec], task: Task, protocol: Protocol, split: SplitSpec, report: ReportSpec
+    store: Store,
+    specs: Sequence[HeadSpec],
+    task: Task,
+    protocol: Protocol,
+    split: SplitSpec,
+    report: ReportSpec,
+    others: list[str],
 ) -> Json:
     """Everything that decides the result of a training: two with the same key are the same Run."""
     known = [(task.image_ids[i], task.labels[i].tolist()) for i in task.known]
     labels = [
         (name, [None if v != v else v for v in label] if isinstance(label, list) else label) for name, label in known
     ]
-    asked = {**asdict(report), "compare": [path.name for path in report.compare]}
+    names = [path.name for path in report.compare]
+    asked = {**asdict(report), "compare": dict(zip(names, others, strict=True))}
+    drawn = {name: getattr(split, name) for name in ("nested", "group_by", "near_duplicates", "seed")}
     return {
         "heads": [spec.used() for spec in specs],
         "classes": task.classes,
         "task": "findings" if task.has_findings else "classes",
         "positive": task.classes[task.positive],
-        "asked": {**asked, "nested": split.nested, "split_seed": split.seed},
+        "asked": {**asked, "split": drawn},
         "identity_sha256": store.identity_sha256,
         "content_sha256": digest_json(task.content),
         "split_sha256": protocol.record(task.image_ids)["sha256"],
@@ -398,7 +420,8 @@ def _predictions(bench: Bench, made: _Made, said: _Said) -> Table:
     """A line per row and side: image_id, split, fold, label, prediction, probability of each class or finding."""
     task = bench.task
     fold_of = np.full(len(task.image_ids), "", dtype=object)
-    if len(bench.protocol.folds) > 1:
+    held = np.concatenate([each.held for each in bench.protocol.folds])
+    if len(bench.protocol.folds) > 1 and len(np.unique(held)) == len(held):  # repeats have no one fold for a row
         for each in bench.protocol.folds:
             fold_of[each.held] = str(each.number)
     at = said.threshold

@@ -125,12 +125,13 @@ def test_what_diverges_ranks_last_and_ends_nothing(tmp_path: Path) -> None:
         check_finite(fitted)
 
 
-def test_held_rows_of_one_class_rank_nothing_by_auroc_and_all_by_accuracy(tmp_path: Path) -> None:
+def test_held_rows_of_one_class_can_be_ranked_by_accuracy_alone(tmp_path: Path) -> None:
     bench = bench_of(tmp_path)
     held = np.flatnonzero(bench.task.labels == 1)[:20]
     fold = Fold(np.setdiff1d(np.arange(N), held), held, 0, 0)
     specs = grid(["ridge"], {"alpha": [1e6, 0.1]})
-    assert {each.mean for each in rank(bench, specs, [[fold]], "auroc")[0]} == {-np.inf}
+    with pytest.raises(UsageError, match="auroc does not exist on held rows of one class"):
+        rank(bench, specs, [[fold]], "auroc")
     assert all(0 <= each.mean <= 1 for each in rank(bench, specs, [[fold]], "accuracy")[0])
 
 

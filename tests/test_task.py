@@ -132,10 +132,14 @@ def test_an_empty_key_joins_nothing(tmp_path: Path) -> None:
             "the file has 'scan0', the store 'image00000'. Choose the column to join by with --on",
         ),
         ("image_id,label\n", "image_id", "no image_id of"),
-        ("", "image_id", "is not a CSV in UTF-8"),
-        (lines("image_id,label", LABELS).encode("utf-16"), "image_id", "is not a CSV in UTF-8"),
-        (lines("image_id,label", ["ä", "b"]).encode("latin-1"), "image_id", "is not a CSV in UTF-8"),
-        (lines("image_id,label", LABELS) + "a,b,c\n", "image_id", "is not a CSV in UTF-8: .*Expected 2 fields"),
+        ("", "image_id", "cannot be read as a CSV in UTF-8"),
+        (lines("image_id,label", LABELS).encode("utf-16"), "image_id", "cannot be read as a CSV in UTF-8"),
+        (lines("image_id,label", ["ä", "b"]).encode("latin-1"), "image_id", "cannot be read as a CSV in UTF-8"),
+        (
+            lines("image_id,label", LABELS) + "a,b,c\n",
+            "image_id",
+            "cannot be read as a CSV in UTF-8: .*Expected 2 fields",
+        ),
     ],
     ids=["disagree", "label", "id", "on", "on file", "no match", "header", "empty", "utf-16", "latin-1", "ragged"],
 )
@@ -211,3 +215,12 @@ def test_rows_without_an_example_of_the_absence_of_a_finding_cannot_be_learnt_fr
         task.check_learnable(np.array([0, 2, 3]), "these rows")
     with pytest.raises(UsageError, match=r"these rows have no image of class 'y' \(1 x, 0 y\)"):
         task.check_learnable(np.array([1, 4]), "these rows")
+
+
+def test_a_line_with_a_cell_too_many_shifts_no_label(tmp_path: Path) -> None:
+    """pandas would take the first cell for an index, and every label for the column before it."""
+    store = store_of(tmp_path, {})
+    rows = "".join(f"{name},{label},extra\n" for name, label in zip(store.image_ids, LABELS, strict=True))
+    (tmp_path / "labels.csv").write_text("image_id,label\n" + rows)
+    with pytest.raises(UsageError, match=r"more cells than the header|Expected 2 fields"):
+        Task.of(store, TargetSpec(file=tmp_path / "labels.csv"))
