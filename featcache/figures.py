@@ -16,12 +16,13 @@ _DPI = 150
 _SIDES = {"train": "training", "val": "validation"}
 
 
-def curves(history: Sequence[Mapping[str, float]], title: str) -> bytes:
-    """Loss and four scores per epoch, training and validation in one panel each.
+def curves(history: Sequence[Mapping[str, float]], title: str, kept: int | None = None) -> bytes:
+    """Loss, accuracy and F1 per epoch, training and validation in one panel each.
 
     Args:
         history: a mapping per epoch with `epoch`, and `train_` and `val_` before loss, accuracy, precision, recall, f1.
         title: one line above the panels.
+        kept: the epoch whose weights are kept, which is ringed; None for the last.
     """
     figure = Figure(figsize=(11, 3.6), layout="constrained")
     figure.suptitle(
@@ -31,7 +32,7 @@ def curves(history: Sequence[Mapping[str, float]], title: str) -> bytes:
     for axes, name, label in zip(
         panels, ("loss", "accuracy", "f1"), ("cross entropy (nats)", "accuracy", "F1"), strict=True
     ):
-        _draw_curve(axes, history, name, label)
+        _draw_curve(axes, history, name, label, kept or int(history[-1]["epoch"]))
     panels[0].legend(frameon=False, fontsize=9, labelcolor=_INK)
     canvas = FigureCanvasAgg(figure)
     buffer = io.BytesIO()
@@ -39,7 +40,7 @@ def curves(history: Sequence[Mapping[str, float]], title: str) -> bytes:
     return buffer.getvalue()
 
 
-def _draw_curve(axes: Axes, history: Sequence[Mapping[str, float]], name: str, label: str) -> None:
+def _draw_curve(axes: Axes, history: Sequence[Mapping[str, float]], name: str, label: str, kept: int) -> None:
     epochs = [row["epoch"] for row in history]
     for side, color, width in (("train", _TRAIN, 1.4), ("val", _VAL, 1.8)):
         values = [row[f"{side}_{name}"] for row in history]
@@ -47,7 +48,7 @@ def _draw_curve(axes: Axes, history: Sequence[Mapping[str, float]], name: str, l
             epochs, values, color=color, linewidth=width, label=_SIDES[side], marker="o" if len(epochs) < 3 else ""
         )
         if side == "val":
-            _mark_best(axes, epochs, values, name, color)
+            _mark(axes, kept, values[epochs.index(kept)], 7 if name == "loss" else -13, color)
     axes.set_title(label, fontsize=10, color=_INK, loc="left")
     axes.set_xlabel("epoch", fontsize=9, color=_INK)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -58,13 +59,10 @@ def _draw_curve(axes: Axes, history: Sequence[Mapping[str, float]], name: str, l
         axes.spines[side].set_visible(False)
 
 
-def _mark_best(axes: Axes, epochs: Sequence[float], values: Sequence[float], name: str, color: str) -> None:
-    lowest = name == "loss"
-    best = min(values) if lowest else max(values)
-    epoch = epochs[list(values).index(best)]
-    axes.plot([epoch], [best], "o", color=color, markersize=5, markerfacecolor="white", markeredgewidth=1.5)
-    beside = (0, -13 if lowest else 7)
+def _mark(axes: Axes, epoch: int, value: float, above: int, color: str) -> None:
+    """A ring and the value, a few points above or below it."""
+    axes.plot([epoch], [value], "o", color=color, markersize=5, markerfacecolor="white", markeredgewidth=1.5)
     axes.annotate(
-        f"{best:.3f}", (epoch, best), beside, textcoords="offset points", ha="center", fontsize=8, color=color
+        f"{value:.3f}", (epoch, value), (0, above), textcoords="offset points", ha="center", fontsize=8, color=color
     )
     axes.margins(y=0.12)

@@ -63,8 +63,8 @@ class HeadSpec:
     batches of 32. `HeadSpec.of(kind)` has each kind's defaults.
 
     A few thousand images of 1,280 features are linearly separable: without a penalty a head grows surer with every
-    epoch, and what its last batch did to it stays. So weights decay, and the rate ends at nothing. On X-rays of
-    another hospital's distribution that was worth 0.004 of AUROC and 0.02 of accuracy (see benchmarks/README.md).
+    epoch, and what its last batch did to it stays. So weights decay, and the rate ends at nothing. On X-rays of another
+    distribution than the training ones the decay was worth 0.005 of AUROC and 0.02 of accuracy (benchmarks/README.md).
 
     Attributes:
         kind: "linear", one affine map from d features to c classes: (d + 1) c parameters. "mlp", hidden layers before

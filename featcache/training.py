@@ -8,31 +8,30 @@ Letters: n rows, d features, c classes.
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from scipy.special import expit
 
-from featcache import baselines, calibration, devices, figures, metrics, runs, scoring, selection
+from featcache import baselines, calibration, devices, figures, metrics, runs, selection
 from featcache.errors import UsageError
-from featcache.fitting import Fitted, Targets
-from featcache.heads import HeadSpec, varied
+from featcache.fitting import Targets
+from featcache.heads import HeadSpec
 from featcache.protocol import Protocol, SplitSpec, divide
 from featcache.provenance import Json, digest_json, environment
 from featcache.runs import Run, Table
-from featcache.selection import Bench, Candidate, numbers, out_of_fold, spread, tap_of
+from featcache.selection import Bench, Candidate, out_of_fold, tap_of
 from featcache.splits import Fold
 from featcache.store import Store
+from featcache.summary import TEST, VAL, Made, Said, tables
 from featcache.task import TargetSpec, Task
 
 Array = np.ndarray[Any, Any]
 Progress = Callable[[int, int], None]
 
-TRAIN, VAL, TEST, OUTER = "train", "val", "test", "outer"
 _NONE = np.array([], dtype=np.int64)
 _NEAR_SHOWN = 5
 
@@ -85,7 +84,7 @@ def train_head(
         split: how rows are divided.
         report: what is said of the winner.
         device: "cpu", "cuda", "cuda:N" or "auto".
-        on_progress: called with (heads and epochs done, heads and epochs in all) of the longest stage.
+        on_progress: called with (heads and epochs done, heads and epochs in all) of each stage.
         on_note: called with what a person should know before it happens.
 
     Raises:
@@ -113,7 +112,7 @@ def train_head(
     made = _make(bench, spec, report.refit_all, on_progress)
     threshold = calibration.operating_point(*_positives(task, made.val_rows, made.val_logits), rule) if rule else None
 
-    said = _Said(bench, spec, made, nested, threshold)
+    said = Said(bench, spec, made, nested, threshold)
     record = {
         **key,
         "head": spec.used(),
@@ -129,33 +128,13 @@ def train_head(
         "environment": environment(device),
         "seconds": round(time.perf_counter() - started, 3),
     }
-    return _save(run_path, record, made, _tables(bench, ranked, report, made, said), bench)
+    return _save(run_path, record, made, tables(bench, ranked, report.select, made, said), bench)
 
 
 # --- the heads --------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Made:
-    """The winner, trained.
-
-    Attributes:
-        folds: a head on each fold.
-        final: the head that is kept.
-        train: the rows it may learn from.
-        val_rows, val_logits: rows of the folds by heads that had not seen them.
-        temperature: of those logits; None for findings.
-    """
-
-    folds: list[Fitted]
-    final: Fitted
-    train: Array
-    val_rows: Array
-    val_logits: Array
-    temperature: float | None
-
-
-def _make(bench: Bench, spec: HeadSpec, refit_all: bool, on_progress: Progress) -> _Made:
+def _make(bench: Bench, spec: HeadSpec, refit_all: bool, on_progress: Progress) -> Made:
     task, protocol = bench.task, bench.protocol
     fitted = bench.run(bench.fits([spec], protocol.folds), curves=True, on_progress=on_progress)
     selection.check_finite(fitted)
@@ -166,7 +145,7 @@ def _make(bench: Bench, spec: HeadSpec, refit_all: bool, on_progress: Progress) 
         (final,) = bench.run(bench.fits([spec], [Fold(train, _NONE, 0, 0)]))
         selection.check_finite([final])
     warmth = None if task.has_findings else calibration.temperature(task.labels[rows], logits)
-    return _Made(fitted, final, train, rows, logits, warmth)
+    return Made(fitted, final, train, rows, logits, warmth)
 
 
 def _nested(bench: Bench, specs: Sequence[HeadSpec], select: str, on_progress: Progress) -> tuple[Array, Array]:
@@ -209,83 +188,7 @@ def _positives(task: Task, rows: Array, logits: Array) -> tuple[Array, Array]:
     return task.labels[rows] == task.positive, metrics.probabilities(logits)[:, task.positive]
 
 
-# --- what is said of them ---------------------------------------------------------------------------------------------
-
-
-class _Said:
-    """The numbers of the winner. Its construction is the moment at which the rows of `test` are read."""
-
-    def __init__(
-        self, bench: Bench, spec: HeadSpec, made: _Made, nested: tuple[Array, Array] | None, threshold: float | None
-    ) -> None:
-        self._bench, self._task, self.threshold = bench, bench.task, threshold
-        self.sides: dict[str, tuple[Array, Array]] = {
-            TRAIN: (made.train, self._logits(spec, made, made.train)),
-            VAL: (made.val_rows, made.val_logits),
-        }
-        if nested:
-            self.sides[OUTER] = nested
-        test = bench.protocol.test
-        if len(test):
-            self.sides[TEST] = (test, self._logits(spec, made, test))
-        self._made = made
-
-    def _logits(self, spec: HeadSpec, made: _Made, rows: Array) -> Array:
-        x = self._bench.x[tap_of(spec)][torch.from_numpy(rows).to(self._bench.x[tap_of(spec)].device)].cpu().numpy()
-        return scoring.logits(spec, made.final.tensors, x, len(self._task.classes), self._task.positive)
-
-    def metrics(self, chose: list[str]) -> dict[str, Any]:
-        """By side: the numbers at 0.5, with intervals where the side was not learnt from; None without test rows."""
-        found: dict[str, Any] = {TEST: None}
-        for side, (rows, logits) in self.sides.items():
-            found[side] = numbers(self._task, rows, logits)
-            if side != TRAIN:
-                found[side]["intervals"] = spread(self._task, self._bench.protocol, rows, logits)
-            if self._made.temperature is not None:
-                found[side]["calibrated"] = self._calibrated(rows, logits, self._made.temperature)
-        found[VAL]["chose"] = chose
-        return found
-
-    def _calibrated(self, rows: Array, logits: Array, temperature: float) -> dict[str, Any]:
-        cooled = logits / temperature
-        found = numbers(self._task, rows, cooled)
-        points = metrics.reliability(self._task.labels[rows], cooled, self._task.positive)
-        return {**{name: found[name] for name in ("loss", "brier", "ece")}, "reliability": points}
-
-    def at_operating_point(self, rule: Any) -> dict[str, Any]:
-        """The threshold, and the numbers of rows it was chosen on and of those it was not."""
-        found: dict[str, Any] = {"rule": str(rule), "threshold": self.threshold, "chosen_on": VAL}
-        for side, (rows, logits) in self.sides.items():
-            if side in (VAL, TEST):
-                found[side] = numbers(self._task, rows, logits, self.threshold)
-                found[side]["intervals"] = spread(self._task, self._bench.protocol, rows, logits, self.threshold)
-        return found
-
-    def notes(self, ranked: Sequence[Candidate]) -> list[str]:
-        """What a reader of the numbers has to know."""
-        notes = []
-        if len(ranked) > 1 and TEST not in self.sides and OUTER not in self.sides:
-            notes.append(
-                f"the val rows chose the best of {len(ranked)} specs, so their numbers are too good; for numbers of "
-                f"rows that chose nothing give a test split, or --nested"
-            )
-        if TEST in self.sides and (words := self._disagreement()):
-            notes.append(words)
-        return notes
-
-    def _disagreement(self) -> str:
-        before = {
-            side: spread(self._task, self._bench.protocol, *self.sides[side]).get("auroc") for side in (VAL, TEST)
-        }
-        val, test = before[VAL], before[TEST]
-        if val is None or test is None or (val[0] <= test[1] and test[0] <= val[1]):
-            return ""
-        at = {side: numbers(self._task, *self.sides[side])["auroc"] for side in (VAL, TEST)}
-        return (
-            f"validation and test disagree beyond their intervals: AUROC {at[VAL]:.3f} [{val[0]:.3f}, {val[1]:.3f}] "
-            f"and {at[TEST]:.3f} [{test[0]:.3f}, {test[1]:.3f}]. The test images are unlike the others, and validation "
-            f"does not say how the head does on them"
-        )
+# --- before and after ------------------------------------------------------------------------------------------------
 
 
 def _chose(ranked: Sequence[Candidate], rule: Any) -> list[str]:
@@ -293,7 +196,7 @@ def _chose(ranked: Sequence[Candidate], rule: Any) -> list[str]:
     return [*(["head"] if len(ranked) > 1 else []), *(["operating_point"] if rule else [])]
 
 
-def _baselines(bench: Bench, spec: HeadSpec, made: _Made, report: ReportSpec, device: str) -> dict[str, Any]:
+def _baselines(bench: Bench, spec: HeadSpec, made: Made, report: ReportSpec, device: str) -> dict[str, Any]:
     """Scored on test where there is one, on val otherwise."""
     protocol = bench.protocol
     on_test = len(protocol.test) > 0
@@ -336,9 +239,6 @@ def _tell_near(task: Task, protocol: Protocol, split: SplitSpec, on_note: Callab
     on_note(f"{len(pairs):,} pair(s) of vectors have a cosine of {split.near_duplicates:g} or more.{first}")
 
 
-# --- what is written --------------------------------------------------------------------------------------------------
-
-
 def _key(
     store: Store,
     specs: Sequence[HeadSpec],
@@ -369,91 +269,7 @@ def _key(
     }
 
 
-def _tables(
-    bench: Bench, ranked: Sequence[Candidate], report: ReportSpec, made: _Made, said: _Said
-) -> dict[str, Table]:
-    tables = {"predictions.csv": _predictions(bench, made, said)}
-    if history := _mean_history([each.history for each in made.folds]):
-        names = list(history[0])
-        tables["history.csv"] = (names, runs.rounded([[row[name] for name in names] for row in history]))
-    if ranked:
-        tables["sweep.csv"] = _sweep(ranked, report.select)
-    pairs, cosines = bench.protocol.near
-    if len(pairs):
-        ids = bench.task.image_ids
-        rows = [[ids[i], ids[j], c] for (i, j), c in zip(pairs.tolist(), cosines.tolist(), strict=True)]
-        tables["near_duplicates.csv"] = (("image_id", "near", "cosine"), runs.rounded(rows))
-    return tables
-
-
-def _mean_history(histories: Sequence[Sequence[Mapping[str, float]]]) -> list[dict[str, float]]:
-    """Per epoch the mean over the folds that were still training."""
-    found = []
-    for epoch in range(max(len(history) for history in histories)):
-        points = [history[epoch] for history in histories if epoch < len(history)]
-        found.append({name: float(np.mean([point[name] for point in points])) for name in points[0]})
-    return found
-
-
-def _sweep(ranked: Sequence[Candidate], select: str) -> Table:
-    """A line per spec: rank, what differs, the metric that selects over folds and seeds, the means of others."""
-    fields = [name for name in varied([each.spec for each in ranked]) if name != "seed"]
-    sign = -1.0 if select == "loss" else 1.0
-    header = ["rank", *fields, "n_fits", *(f"{select}_{what}" for what in ("mean", "std", "min", "max"))]
-    header += [name for name in selection.SHOWN if name != select]
-    rows = []
-    for place, each in enumerate(ranked, start=1):
-        used, scores = each.spec.used(), sign * np.array(each.scores)
-        finite = np.isfinite(scores).all()
-        about = [float(f(scores)) if finite else "" for f in (np.mean, np.std, np.min, np.max)]
-        chosen = [_cell(used.get(name, "")) for name in fields]
-        rest = [each.means.get(name, "") for name in header[len(fields) + 6 :]]
-        rows.append([place, *chosen, len(scores), *about, *rest])
-    return header, runs.rounded(rows)
-
-
-def _cell(value: Any) -> Any:
-    return " ".join(map(str, value)) if isinstance(value, tuple) else value
-
-
-def _predictions(bench: Bench, made: _Made, said: _Said) -> Table:
-    """A line per row and side: image_id, split, fold, label, prediction, probability of each class or finding."""
-    task = bench.task
-    fold_of = np.full(len(task.image_ids), "", dtype=object)
-    held = np.concatenate([each.held for each in bench.protocol.folds])
-    if len(bench.protocol.folds) > 1 and len(np.unique(held)) == len(held):  # repeats have no one fold for a row
-        for each in bench.protocol.folds:
-            fold_of[each.held] = str(each.number)
-    at = said.threshold
-    header = ["image_id", "split", "fold", "label", "prediction", *(["at_operating_point"] if at is not None else [])]
-    rows: list[list[object]] = []
-    for side, (numbers_of, logits) in said.sides.items():
-        p = expit(logits.astype(np.float64)) if task.has_findings else metrics.probabilities(logits)
-        for j, i in enumerate(numbers_of.tolist()):
-            fold = fold_of[i] if side == VAL else ""
-            names = [task.image_ids[i], side, fold, _label(task, task.labels[i]), _call(task, p[j])]
-            called = [_called(task, p[j], at)] if at is not None else []
-            rows.append([*names, *called, *(f"{value:.9g}" for value in p[j])])
-    return [*header, *(f"p_{name}" for name in task.classes)], rows
-
-
-def _label(task: Task, label: Any) -> str:
-    if not task.has_findings:
-        return task.classes[int(label)]
-    return " ".join("" if v != v else str(int(v)) for v in label)
-
-
-def _call(task: Task, p: Array) -> str:
-    if task.has_findings:
-        return " ".join(str(int(value >= 0.5)) for value in p)
-    return task.classes[int(p.argmax())]
-
-
-def _called(task: Task, p: Array, threshold: float) -> str:
-    return task.classes[task.positive if p[task.positive] >= threshold else 1 - task.positive]
-
-
-def _save(run_path: Path, record: Json, made: _Made, tables: dict[str, Table], bench: Bench) -> Run:
+def _save(run_path: Path, record: Json, made: Made, tables: dict[str, Table], bench: Bench) -> Run:
     spec, protocol = record["head"], bench.protocol
     files = {"split.json": (json.dumps(protocol.record(bench.task.image_ids)) + "\n").encode()}
     if "history.csv" in tables:
@@ -462,5 +278,6 @@ def _save(run_path: Path, record: Json, made: _Made, tables: dict[str, Table], b
         how = f", lr {spec['lr']:g}, class weights {spec['class_weights']}"
         over = f", mean of {len(protocol.folds)} folds" if len(protocol.folds) > 1 else ""
         title = f"{spec['kind']} head on {record['store']['name']}{how}{over}"
-        files["curves.png"] = figures.curves(history, title)  # type: ignore[arg-type]
+        kept = min(record["epoch"], len(history)) if len(protocol.folds) == 1 else None
+        files["curves.png"] = figures.curves(history, title, kept)  # type: ignore[arg-type]
     return runs.save(run_path, record, made.final.tensors, tables, files)

@@ -19,7 +19,7 @@ FLOORS = {
     "store.publishing": 2.5, "store.verifying": 2.5, "store.describing": 2.5, "store": 2.6,
     "probe": 3, "request": 3, "seen": 3, "workers": 3,
     "task": 3, "scoring": 3, "stacks": 3, "runs": 3.1, "protocol": 3.1, "fitting": 3.2, "solvers": 3.3,
-    "selection": 3.4, "baselines": 3.5, "training": 3.6,
+    "selection": 3.4, "baselines": 3.5, "summary": 3.5, "training": 3.6,
     "backbones": 4, "plan": 4,
     "network": 5,
     "embed": 6,
