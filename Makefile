@@ -16,14 +16,14 @@ demo: $(STAMP)  ## the whole loop on generated images, offline
 test: $(STAMP)  ## the tests, but for the long ones
 	$(BIN)/python -m pytest -m "not real and not long"
 
-test-long: $(STAMP)  ## tests on real X-rays (FEATCACHE_SHARED), and short versions of `make faults`
+test-long: $(STAMP)  ## tests on real X-rays (FEATCACHE_SHARED), the README, short versions of `make faults`
 	$(BIN)/python -m pytest -m "real or long"
 
 check: $(STAMP)  ## format, lint, types, fast tests
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/python -m pytest -q -m "not slow and not real"
+	$(BIN)/python -m pytest -q -m "not slow and not real and not long"
 
 faults: $(STAMP)  ## faults of every kind, long versions: about an hour on two cores
 	$(BIN)/python -m tests.faults

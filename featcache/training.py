@@ -278,6 +278,6 @@ def _save(run_path: Path, record: Json, made: Made, tables: dict[str, Table], be
         how = f", lr {spec['lr']:g}, class weights {spec['class_weights']}"
         over = f", mean of {len(protocol.folds)} folds" if len(protocol.folds) > 1 else ""
         title = f"{spec['kind']} head on {record['store']['name']}{how}{over}"
-        kept = min(record["epoch"], len(history)) if len(protocol.folds) == 1 else None
+        kept = record["epoch"] if len(protocol.folds) == 1 else None if spec["early_stopping"] else len(history)
         files["curves.png"] = figures.curves(history, title, kept)  # type: ignore[arg-type]
     return runs.save(run_path, record, made.final.tensors, tables, files)

@@ -42,7 +42,7 @@ def run_python(code: str) -> None:
     exec(compile(code, "README", "exec"), {"__name__": "__main__"})
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("empty_hub")
 def test_everything_in_the_readme_runs_in_its_order(
     demonstrated: tuple[Path, Done], monkeypatch: pytest.MonkeyPatch

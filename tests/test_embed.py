@@ -213,6 +213,7 @@ def test_a_resumed_pass_equals_an_uninterrupted_one(
     assert not (tmp_path / "s.h5.partial").exists()
 
 
+@pytest.mark.long
 def test_the_size_of_the_parts_changes_no_byte(tmp_path: Path) -> None:
     """Also where images fail, or are the same as others, so that batches are not cut alike."""
     manifest = many(tmp_path / "images", 105)

@@ -315,16 +315,13 @@ print(open("/proc/self/status").read().split("VmHWM:")[1].split()[0])
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("mode", "kind", "orientation"),
     [
         ("RGBA", "PNG", 1),
         ("RGB", "PNG", 6),
-        *(
-            pytest.param(mode, kind, 1, marks=pytest.mark.long)
-            for mode, kind in (("I;16", "PNG"), ("CMYK", "TIFF"), ("P", "PNG"), ("F", "TIFF"))
-        ),
+        *((m, k, 1) for m, k in (("I;16", "PNG"), ("CMYK", "TIFF"), ("P", "PNG"), ("F", "TIFF"))),
     ],
 )
 def test_an_image_at_the_limit_is_decoded_in_less_than_a_gigabyte(

@@ -53,7 +53,7 @@ def test_a_patient_is_in_one_split_and_one_class(tmp_path: Path) -> None:
     assert all(len(places) == 1 for places in where.values())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.usefixtures("empty_hub")
 def test_the_demo_scores_clearly_above_chance_and_below_perfection(demonstrated: tuple[Path, Done]) -> None:
     """With random weights, as anybody sees it who has no network."""

@@ -74,7 +74,9 @@ POISONED = {
 }
 
 
-@pytest.mark.parametrize("case", POISONED)
+@pytest.mark.parametrize(
+    "case", ["folds", *(pytest.param(case, marks=pytest.mark.long) for case in POISONED if case != "folds")]
+)
 def test_nothing_but_the_test_numbers_depends_on_the_test_rows(tmp_path: Path, case: str) -> None:
     """Garbage in place of their features and the opposite of their labels leaves every other byte as it was."""
     x, labels = two_clouds(180, 10)
