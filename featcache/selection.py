@@ -1,4 +1,4 @@
-"""Specs are tried on folds and ranked by what the held rows say. The rows of `test` are not within reach here.
+"""Specs are tried on folds and ranked by what the held rows say. No row of `test` is in a fold.
 
 A spec is scored by its mean over folds and seeds; ties go to the first. Letters: n rows, c classes.
 """
