@@ -41,7 +41,7 @@ _SGD = {"dampening": 0.0, "nesterov": False, "maximize": False, "fused": True}
 _CURVE = ("loss", "accuracy", "precision", "recall", "f1")
 # Below this many multiplications a step, threads that share it wait for each other longer than they work: on two cores
 # shared with other processes a linear head took 48 s with two threads and 2.4 s with one.
-_WORTH_THREADS = 8_000_000
+_WORTH_THREADS = 50_000_000
 
 
 @dataclass(frozen=True)
