@@ -215,6 +215,8 @@ def _outer(task: Task, spec: SplitSpec, groups: Array, folds: list[Fold]) -> lis
 
 
 def _from_file(task: Task, path: Path, left_out: dict[str, int]) -> tuple[Array, list[Fold]]:
+    if not path.exists():
+        raise UsageError(f"{path}: no such file of a split. Every Run has one: split.json.")
     try:
         with in_our_words("reading", path):
             record = json.loads(path.read_text("utf-8"))

@@ -206,6 +206,8 @@ def _read(path: Path, wanted: Sequence[str]) -> dict[str, list[str]]:
     """Columns of a CSV as texts, stripped."""
     import pandas as pd
 
+    if not path.exists():
+        raise UsageError(f"{path}: no such file of labels.")
     # Without index_col=False a line with one cell too many would shift all columns by one.
     how: Any = {"dtype": str, "keep_default_na": False, "skip_blank_lines": False, "index_col": False}
     try:

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from featcache.errors import InputOutputError, UsageError
+from featcache.errors import UsageError
 from featcache.store import Store
 from featcache.task import TargetSpec, Task
 from tests.conftest import make_store
@@ -152,7 +152,7 @@ def test_a_csv_that_says_nothing_of_the_store_is_refused(
 
 
 def test_a_csv_that_is_not_there_is_said_to_be_missing(tmp_path: Path) -> None:
-    with pytest.raises(InputOutputError, match=r"none\.csv: no such file"):
+    with pytest.raises(UsageError, match=r"none\.csv: no such file"):
         Task.of(store_of(tmp_path, {"label": LABELS}), TargetSpec(file=tmp_path / "none.csv"))
 
 
