@@ -21,8 +21,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, PredefinedSplit
 from torch.utils.data import DataLoader, TensorDataset
 
-from featcache.fitting import Fit, Pool, Targets, fit_all
+from featcache.fitting import Fit, Pool, fit_all
 from featcache.heads import HeadSpec, grid
+from featcache.objective import Targets
 from featcache.solvers import solve_all
 from featcache.store import Store
 from featcache.task import Task

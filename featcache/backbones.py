@@ -11,13 +11,13 @@ import re
 import urllib.error
 import urllib.request
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import huggingface_hub
-import numpy as np
 import safetensors.torch
 import timm
 import torch
@@ -26,16 +26,17 @@ from timm.data.config import resolve_data_config
 from timm.models import VGG, is_model, list_models, list_pretrained
 from torch import Tensor, nn
 
-from featcache.errors import InputOutputError, UntrustedFile, UsageError, WeightsUnavailable, from_os_error
+from featcache.augment import ViewSpec
+from featcache.errors import UntrustedFile, UsageError, WeightsUnavailable, from_os_error
 from featcache.images import CROP_MODES, DecodeSpec, TransformSpec
 from featcache.probe import pixels_sha256
 from featcache.provenance import Json, digest_arrays
 from featcache.request import BackboneSpec
-
-Array = np.ndarray[Any, Any]
+from featcache.store import GRID, POOLED
 
 PIPELINE_VERSION = 1  # raised when a change of code changes vectors in a way no other field of the identity shows
-PRECISION = "float32"
+_AUTOCAST = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+_CPU_PRECISIONS = ("float32", "bfloat16")  # a CPU has no units for the others
 
 SUGGESTED = (
     "efficientnet_b1",
@@ -59,7 +60,7 @@ _WAYS_OUT = (
 
 @dataclass(frozen=True)
 class Backbone:
-    """A frozen network in `eval()`: pixels in, vectors out.
+    """A frozen network in `eval()`: pixels in, a vector (and a feature map, if wanted) per image out.
 
     Attributes:
         name: the resolved `arch.tag`; `arch` alone where the weights are a file's or random.
@@ -68,8 +69,9 @@ class Backbone:
         weights_source: "hub", "file" or "random:SEED", for people.
         weights_paths: the files that decided which weights these are; none for random ones.
         weights_sha256: digest of the state dict really loaded (names, dtypes, shapes, bytes).
-        n_features: d, the width of the pooled vector.
+        shapes: tap -> shape of what it gives for one image; `pooled` is (d,).
         pooling: how the vector comes from the feature map.
+        precision: of the arithmetic. "float16" and "bfloat16" are torch's autocast.
     """
 
     name: str
@@ -78,69 +80,50 @@ class Backbone:
     weights_source: str
     weights_paths: tuple[Path, ...]
     weights_sha256: str
-    n_features: int
+    shapes: Mapping[str, tuple[int, ...]]
     pooling: str
+    precision: str
     device: torch.device
-    micro_batch: dict[int, int] = field(default_factory=dict)  # batch rows -> what the device has memory for
 
-    def identity(self, decode: DecodeSpec, dtype: str) -> Json:
+    @property
+    def n_features(self) -> int:
+        """d, the width of the pooled vector."""
+        return self.shapes[POOLED][0]
+
+    def identity(self, decode: DecodeSpec, dtype: str, views: ViewSpec | None = None) -> Json:
         """Everything that changes a vector: not the origin of the weights but their digest; no paths, labels, device or
         library versions.
 
         Args:
             decode: how files become pixels.
             dtype: what the vectors are stored as.
+            views: augmentation views; the field is there only where they are made.
         """
         return {
             "pipeline": PIPELINE_VERSION,
             "backbone": {
                 "name": self.name,
                 "weights_sha256": self.weights_sha256,
-                "tap": "pooled",
+                "tap": "+".join(self.shapes),
                 "pooling": self.pooling,
             },
             "transform": self.transform.identity(),
             "decode": decode.identity(),
-            "probe": pixels_sha256(self.transform, decode),
-            "precision": PRECISION,
+            "probe": pixels_sha256(self.transform, decode, views),
+            **({"views": views.identity()} if views else {}),
+            "precision": self.precision,
             "stored_dtype": dtype,
         }
 
-    def vectors(self, images: Sequence[Array], batch_rows: int, on_note: Callable[[str], None]) -> Array:
-        """(m, d) float32 of m decoded images, (h, w) or (h, w, 3) uint8, m at most `batch_rows`.
+    def __call__(self, pixels: Tensor) -> dict[str, Tensor]:
+        """(b, 3, h, w) uint8, best in channels-last order, to (b, …) float32 by tap, on the backbone's device."""
+        with self._arithmetic():
+            found = _taps(self.module, self.normalize(pixels.to(self.device, non_blocking=True)), GRID in self.shapes)
+        return {tap: values.float() for tap, values in found.items()}
 
-        The network always sees `batch_rows` images, zeros where there are fewer: one shape, so that a vector does not
-        depend on its neighbours. Where the device has no memory for them, it sees half of them at a time, and so on.
-
-        Raises:
-            InputOutputError: no memory even for one image.
-        """
-        height, width = self.transform.input_size
-        pixels = np.zeros((batch_rows, height, width, 3), dtype=np.uint8)
-        for i, image in enumerate(images):
-            pixels[i] = image[..., None] if image.ndim == 2 else image  # gray: the same value three times
-        batch = torch.from_numpy(pixels).permute(0, 3, 1, 2)
-        while True:
-            n = self.micro_batch.get(batch_rows, batch_rows)
-            try:
-                return torch.cat([self(piece).cpu() for piece in torch.split(batch, n)]).numpy()[: len(images)]
-            except torch.OutOfMemoryError as error:
-                if n == 1:
-                    raise InputOutputError(
-                        f"{self.device} has not enough memory for one image of {height} x {width}: choose another "
-                        "--device, or a smaller network."
-                    ) from error
-                self.micro_batch[batch_rows] = n // 2
-                on_note(f"{self.device} has not enough memory for {n} images at a time: going on with {n // 2}.")
-
-    @torch.inference_mode()
-    def __call__(self, pixels: Tensor) -> Tensor:
-        """(b, 3, h, w) uint8, best in channels-last order, to (b, d) float32, on the backbone's device.
-
-        In float32 throughout: torch's own default lets CUDA convolutions round to TF32.
-        """
-        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-            return _pooled(self.module, self.normalize(pixels.to(self.device, non_blocking=True))).float()
+    def _arithmetic(self) -> AbstractContextManager[Any]:
+        lower = _AUTOCAST.get(self.precision)
+        return torch.autocast(self.device.type, dtype=lower) if lower else nullcontext()
 
     def normalize(self, pixels: Tensor) -> Tensor:
         """uint8 0..255 to float32, in the order of operations of torchvision's ToTensor and Normalize."""
@@ -161,6 +144,7 @@ def load(spec: BackboneSpec, device: str = "cpu") -> Backbone:
     """
     name = resolve_name(spec.name)
     arch, _, _ = name.partition(".")
+    _check_precision(spec.precision, device)
     config = _config(name)
     transform = _transform(spec, config)  # before the weights: a wrong option should not cost a download
     paths: tuple[Path, ...] = ()
@@ -184,10 +168,16 @@ def load(spec: BackboneSpec, device: str = "cpu") -> Backbone:
         weights_source=source,
         weights_paths=paths,
         weights_sha256=digest,
-        n_features=_width(module.to(device), transform),
+        shapes=_shapes(module.to(device), transform, spec.taps),
         pooling=_pooling(module),
+        precision=spec.precision,
         device=torch.device(device),
     )
+
+
+def _check_precision(precision: str, device: str) -> None:
+    if device == "cpu" and precision not in _CPU_PRECISIONS:
+        raise UsageError(f"--precision {precision} needs a GPU; on the CPU there are {' and '.join(_CPU_PRECISIONS)}.")
 
 
 # --- names ------------------------------------------------------------------------------------------------------------
@@ -401,12 +391,15 @@ def _pooling(module: nn.Module) -> str:
     return "mean of the feature map" if isinstance(module, VGG) else "as timm with num_classes=0"
 
 
-def _pooled(module: nn.Module, x: Tensor) -> Tensor:
-    """(b, 3, h, w) float to (b, d): what timm gives for num_classes=0; for VGG the mean over its last feature map."""
-    if isinstance(module, VGG):
-        return module.forward_features(x).mean(dim=(2, 3))
-    vectors: Tensor = module(x)
-    return vectors
+def _taps(module: nn.Module, x: Tensor, with_grid: bool) -> dict[str, Tensor]:
+    """(b, 3, h, w) float to (b, …) by tap. `pooled` is (b, d): what timm gives for num_classes=0; for VGG the mean over
+    its last feature map. `grid` is that feature map as the network makes it, (b, channels, rows, columns) for most."""
+    net = cast(Any, module)
+    if not with_grid and not isinstance(module, VGG):
+        return {POOLED: net(x)}
+    grid = net.forward_features(x)
+    pooled = grid.mean(dim=(2, 3)) if isinstance(module, VGG) else net.forward_head(grid)
+    return {POOLED: pooled, GRID: grid} if with_grid else {POOLED: pooled}
 
 
 def _declared_width(module: nn.Module) -> int:
@@ -414,24 +407,25 @@ def _declared_width(module: nn.Module) -> int:
     return int(declared or cast(Any, module).num_features)
 
 
-def _width(module: nn.Module, transform: TransformSpec) -> int:
-    """d, seen rather than believed, from one black image."""
+def _shapes(module: nn.Module, transform: TransformSpec, taps: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """What each tap gives for one image, seen rather than believed, from a black one."""
     device = next(module.parameters()).device
     with torch.inference_mode():
         try:
-            vectors = _pooled(module, torch.zeros(1, 3, *transform.input_size, device=device))
+            found = _taps(module, torch.zeros(1, 3, *transform.input_size, device=device), GRID in taps)
         except (RuntimeError, AssertionError) as error:
             size = "x".join(map(str, transform.input_size))
             raise UsageError(f"this backbone cannot take images of {size}: {str(error).splitlines()[0]}") from error
-    if vectors.ndim != 2:
-        raise UsageError(f"this backbone gives no vector per image but an array of shape {tuple(vectors.shape)}.")
-    return int(vectors.shape[1])
+    if found[POOLED].ndim != 2:
+        raise UsageError(f"this backbone gives no vector per image but an array of shape {tuple(found[POOLED].shape)}.")
+    return {tap: tuple(values.shape[1:]) for tap, values in found.items()}
 
 
 def _transform(spec: BackboneSpec, config: dict[str, Any]) -> TransformSpec:
     """The model's own data configuration, with the overrides of the spec."""
     own = resolve_data_config(pretrained_cfg=config)  # type: ignore[no-untyped-call]
-    given = {key: value for key, value in asdict(spec).items() if key not in ("name", "weights") and value is not None}
+    settings = {key: getattr(spec, key) for key in ("input_size", "crop_pct", "interpolation", "mean", "std")}
+    given = {key: value for key, value in settings.items() if value is not None}
     size = given.pop("input_size", None)
     for key in ("mean", "std"):
         if key in given and len(given[key]) == 1:

@@ -3,17 +3,17 @@
 Some data sets are so easy that a network with random weights scores well on them; a reader must be able to see that.
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
+from featcache import vectors
 from featcache.errors import UsageError
 from featcache.heads import HeadSpec
-from featcache.protocol import Protocol
-from featcache.selection import Bench, check_finite, numbers, out_of_fold, spread, tap_of
+from featcache.selection import Bench, check_finite, numbers, out_of_fold, spread
 from featcache.splits import Fold
 from featcache.store import Store
 from featcache.task import Task
@@ -69,11 +69,11 @@ def _unwatched(spec: HeadSpec, i: int) -> HeadSpec:
     return replace(spec, early_stopping=0, schedule=schedule, seed=(spec.seed + i) % 2**32)
 
 
-def identity_of(path: Path, task: Task) -> str:
-    """The digest of another store's identity, where it has all rows of this one.
+def identity_of(path: Path, task: Task, specs: Sequence[HeadSpec] = (), average_views: bool = False) -> str:
+    """The digest of another store's identity, where it has all rows of this one, and what the heads work on.
 
     Raises:
-        UsageError: it lacks rows; and whatever opening it raises.
+        UsageError: it lacks rows, a feature array or views; and whatever opening it raises.
     """
     with Store.open(path) as store:
         there = set(store.image_ids)
@@ -81,29 +81,28 @@ def identity_of(path: Path, task: Task) -> str:
             raise UsageError(
                 f"{path} has not all images of this store: {len(lacking):,} lack, the first is {lacking[0]}."
             )
+        vectors.check(store, specs, average_views)
         return store.identity_sha256
 
 
-def other_store(
-    path: Path, task: Task, protocol: Protocol, spec: HeadSpec, final: Fold, targets: Any, device: str
-) -> Numbers:
+def other_store(path: Path, bench: Bench, spec: HeadSpec, final: Fold, device: str) -> Numbers:
     """The same head on the same rows of another store, found by their names.
 
     Args:
         path: a store of the same images, for instance of a backbone with random weights.
-        task, protocol, targets: of this store.
+        bench: that of this store.
         spec: the head.
         final: what the final head of this store learns from, and the rows it is scored on; no rows for out-of-fold
             scores of the protocol's folds.
         device: as everywhere.
     """
+    task, protocol = bench.task, bench.protocol
     with Store.open(path) as store:
         row_of = {name: i for i, name in enumerate(store.image_ids)}
-        order = np.array([row_of[name] for name in task.image_ids])
-        tap = tap_of(spec)
-        x = torch.from_numpy(store.features(tap).reshape(len(store), -1)[order]).to(device)
+        order = [row_of[name] for name in task.image_ids]
+        x = {tap: x[order] for tap, x in vectors.load(store, [spec], bench.average_views, device).items()}
         about = {"store": path.name, "backbone": store.identity.get("backbone", {})}
-    bench = Bench(task, protocol, {tap: x}, targets)
+    bench = replace(bench, x=x)
     if len(final.held):
         fitted = bench.run(bench.fits([spec], [final]))
         rows, logits = final.held, fitted[0].logits

@@ -126,8 +126,12 @@ def demo_command(
 @app.command("embed")
 def embed_command(
     images: Annotated[Path, typer.Argument(help="A folder of images, or a CSV with a column path.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The store to write, STORE.h5.")],
-    backbone: Annotated[str, typer.Option(help="arch.tag or arch, see featcache backbones.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The store to write, STORE.h5; a folder for several backbones.")
+    ],
+    backbone: Annotated[
+        list[str], typer.Option(help="arch.tag or arch, see featcache backbones. Repeat it: one decode feeds all.")
+    ],
     weights: Annotated[
         str | None, typer.Option(help="A .safetensors or .pth file, or random:SEED. Default: pretrained, from the hub.")
     ] = None,
@@ -156,49 +160,84 @@ def embed_command(
     timeout: Annotated[
         float | None, typer.Option(min=0.1, show_default="60", help="Seconds per image.", rich_help_panel="Images")
     ] = None,
+    decode: Annotated[
+        str,
+        typer.Option(help="exact, or fast: shortcuts that change pixels a little.", rich_help_panel="Images"),
+    ] = "exact",
     strict: Annotated[bool, typer.Option(help="Stop at the first bad image.", rich_help_panel="Images")] = False,
     rehash: Annotated[bool, typer.Option(help="Read every file again.", rich_help_panel="Images")] = False,
-    dtype: Annotated[str, typer.Option(help="Stored as float32 or float16.", rich_help_panel="Machine")] = "float32",
+    tap: Annotated[
+        list[str] | None,
+        typer.Option(show_default="pooled", help="pooled; with grid the feature map, too.", rich_help_panel="Vectors"),
+    ] = None,
+    views: Annotated[
+        int, typer.Option(help="Augmented views of each image, beside it.", rich_help_panel="Vectors")
+    ] = 0,
+    view_seed: Annotated[int, typer.Option(help="Of the views.", rich_help_panel="Vectors")] = 0,
+    precision: Annotated[
+        str, typer.Option(help="auto, float32, bfloat16; tf32, float16 on a GPU.", rich_help_panel="Vectors")
+    ] = "auto",
+    dtype: Annotated[str, typer.Option(help="Stored as float32 or float16.", rich_help_panel="Vectors")] = "float32",
     device: Device = "auto",
     workers: Annotated[int | None, typer.Option(min=1, max=256, help="Decoders.", rich_help_panel="Machine")] = None,
+    compile: Annotated[  # noqa: A002
+        str, typer.Option(help="auto, on or off: compile the network first.", rich_help_panel="Machine")
+    ] = "auto",
     part_rows: Annotated[int | None, typer.Option(help="Rows per part file.", rich_help_panel="Machine")] = None,
+    dry_run: Annotated[
+        bool, typer.Option(help="Time a few images, say what the pass would take, and write nothing.")
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Run every image once through a frozen backbone, into a store."""
     people = _people(as_json)
-    from featcache.embed import embed
+    from featcache.augment import ViewSpec
+    from featcache.embed import embed_all, store_paths
+    from featcache.forecast import forecast
     from featcache.images import DecodeSpec
     from featcache.manifest import Manifest
     from featcache.request import BackboneSpec
     from featcache.workers import TIMEOUT_S
 
-    asked = {"name": backbone, "weights": weights, "input_size": input_size, "crop_pct": crop_pct}
-    scale = {"mean": _numbers("--mean", mean), "std": _numbers("--std", std)}
-    spec = _spec(BackboneSpec, {**asked, "interpolation": interpolation, **scale})
-    stated = {"bit_depth": bit_depth, "float_range": _numbers("--float-range", float_range, 2)}
-    decode = _spec(DecodeSpec, {**stated, "first_frame": first_frame, "max_pixels": max_pixels})
+    asked: dict[str, Any] = {
+        "weights": weights,
+        "input_size": input_size,
+        "crop_pct": crop_pct,
+        "interpolation": interpolation,
+    }
+    asked |= {"mean": _numbers("--mean", mean), "std": _numbers("--std", std)}
+    asked |= {"taps": tuple(tap) if tap else None, "precision": precision}
+    specs = {path: _spec(BackboneSpec, {"name": name, **asked}) for name, path in store_paths(output, backbone).items()}
+    stated: dict[str, Any] = {"bit_depth": bit_depth, "float_range": _numbers("--float-range", float_range, 2)}
+    stated |= {"first_frame": first_frame, "max_pixels": max_pixels, "fast": _is_fast(decode)}
     with _interruptible(_CONTINUES), _progress("embedding") as (on_progress, on_note):
         manifest = Manifest.read(images, group_pattern, allow_outside)
         _tell_unreadable(manifest.unreadable_folders, on_note)
-        done = embed(
-            manifest,
-            output,
-            spec,
-            decode=decode,
-            dtype=dtype,
-            device=device,
-            n_workers=workers,
-            part_rows=part_rows,
-            timeout_s=timeout or TIMEOUT_S,
-            rehash=rehash,
-            strict=strict,
-            on_progress=on_progress,
-            on_note=on_note,
-        )
+        options: dict[str, Any] = {
+            "decode": _spec(DecodeSpec, stated),
+            "views": _spec(ViewSpec, {"n": views, "seed": view_seed}) if views else None,
+            "dtype": dtype,
+            "device": device,
+            "compile": compile,
+            "n_workers": workers,
+            "part_rows": part_rows,
+            "timeout_s": timeout or TIMEOUT_S,
+            "on_note": on_note,
+        }
+        if dry_run:
+            told = forecast(manifest, specs, **options)
+        else:
+            done = embed_all(manifest, specs, rehash=rehash, strict=strict, on_progress=on_progress, **options)
+    if dry_run:
+        if as_json:
+            _answer(told.as_json())
+        _print_forecast(people, told)
+        return
     if as_json:
-        _answer(done.as_json())
-    _print_embedded(people, done)
-    if done.counts.failed:
+        _answer(done[0].as_json() if len(done) == 1 else {"stores": [each.as_json() for each in done]})
+    for each in done:
+        _print_embedded(people, each)
+    if any(each.counts.failed for each in done):
         raise typer.Exit(EXIT_SOME_FAILED)
 
 
@@ -234,6 +273,9 @@ def train_head_command(
     class_weights: Annotated[list[str] | None, _tried("class_weights", "none or balanced.")] = None,
     scale: Annotated[list[str] | None, _tried("scale", "Features divided by: rms, standard or none.")] = None,
     seed: Annotated[list[int] | None, _tried("seed", "Of initial weights and dropout.")] = None,
+    views: Annotated[
+        bool, typer.Option("--views", help="Learn from augmented views, drawn per epoch.", rich_help_panel=_HEAD)
+    ] = False,
     widths: Annotated[list[str] | None, _tried("widths", "Hidden units of mlp: 256 or 512,256.")] = None,
     activation: Annotated[list[str] | None, _tried("activation", "relu, sigmoid, tanh or gelu.")] = None,
     norm: Annotated[list[str] | None, _tried("norm", "none or batch.")] = None,
@@ -267,6 +309,10 @@ def train_head_command(
     compare: Annotated[
         list[Path] | None, typer.Option(help="Another store, as a baseline.", rich_help_panel="Report")
     ] = None,
+    average_views: Annotated[
+        bool,
+        typer.Option("--average-views", help="Score by the mean logits of all views.", rich_help_panel="Report"),
+    ] = False,
     device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
@@ -281,8 +327,8 @@ def train_head_command(
         "lr": lr, "epochs": epochs, "batch_rows": batch_rows, "optimizer": optimizer, "weight_decay": weight_decay,
         "momentum": momentum, "schedule": schedule, "patience": patience, "early_stopping": early_stopping,
         "label_smoothing": label_smoothing, "class_weights": class_weights, "scale": scale, "seed": seed,
-        "widths": [_widths(text) for text in widths or []], "activation": activation, "norm": norm, "dropout": dropout,
-        "C": C, "alpha": alpha, "neighbors": neighbors,
+        "views": [True] if views else [], "widths": [_widths(text) for text in widths or []], "activation": activation,
+        "norm": norm, "dropout": dropout, "C": C, "alpha": alpha, "neighbors": neighbors,
     }  # fmt: skip
     specs = _spec(
         grid, {"kinds": head or ["linear"], "options": {name: values for name, values in options.items() if values}}
@@ -298,7 +344,7 @@ def train_head_command(
     drawn |= {"near_duplicates": near_duplicates, "seed": split_seed, "file": split}
     said = {"select": select, "refit_all": refit_all, "operating_point": operating_point, "permutations": permutations}
     target, division = _spec(TargetSpec, labelled), _spec(SplitSpec, drawn)
-    report = _spec(ReportSpec, {**said, "compare": tuple(compare or ())})
+    report = _spec(ReportSpec, {**said, "compare": tuple(compare or ()), "average_views": average_views})
     with (
         _interruptible("nothing was written"),
         Store.open(store) as opened,
@@ -422,6 +468,12 @@ def _widths(text: str) -> tuple[int, ...]:
         raise UsageError(f"--widths {text!r}: whole numbers are expected, as in --widths 512,256.") from error
 
 
+def _is_fast(decode: str) -> bool:
+    if decode not in ("exact", "fast"):
+        raise UsageError(f"--decode {decode}: exact or fast is expected.")
+    return decode == "fast"
+
+
 def _numbers(option: str, text: str | None, *lengths: int) -> tuple[float, ...] | None:
     """`0.53` or `0.485,0.456,0.406`."""
     if text is None:
@@ -458,6 +510,7 @@ def _run_answer(run: Any) -> dict[str, Any]:
         "head": run.record["head"]["kind"],
         "spec": run.record["head"],
         "n_parameters": run.n_parameters,
+        "average_views": run.record["asked"]["average_views"],
         **{name: run.record[name] for name in said},
         **{side: run.metrics(side) for side in _SIDES},
         "sweep": run.sweep(),
@@ -529,9 +582,45 @@ def _print_embedded(people: Console, done: Any) -> None:
     rate = f", {done.images_per_second:,.0f} images/s" if done.images_per_second else ""
     took = f"in {done.seconds:.1f} s{rate}" if done.seconds else "were up to date"
     people.print(
-        f"[bold]{_name(done.store)}[/]: {counts.found - counts.failed:,} rows of {done.dim:,} features {took}",
+        f"[bold]{_name(done.store)}[/]: {counts.found - counts.failed:,} rows of {_shapes(done)} {took}",
         highlight=False,
     )
+
+
+def _print_forecast(people: Console, told: Any) -> None:
+    sample = sum(told.formats.values())
+    shown = ", ".join(f"{n / sample:.0%} {_name(kind)}" for kind, n in list(told.formats.items())[:3])
+    more = f" and {len(told.formats) - 3:,} other kinds" if len(told.formats) > 3 else ""
+    known = f", of which {told.n_known:,} are in the store already" if told.n_known else ""
+    lines = [f"{told.n_images:,} images{known}: {shown}{more}"]
+    alone = f"decode alone {told.decode_rate:,.0f} images/s, forward alone {told.forward_rate:,.0f}"
+    together = f"[bold]{told.rate:,.0f} images/s[/]: {_duration(told.seconds)}, beside loading"
+    lines += [f"{alone}, both together {together}"]
+    lines += [f"{_size(told.disk_bytes)} on disk, twice that while it is packed; {_size(told.free_bytes)} are free"]
+    lines += [f"{_size(told.memory_bytes)} of memory, all decoders together"]
+    lines += [f"{told.limit} takes longer; it would be faster with"]
+    for line in [*lines, *(f"  {_name(advice)}" for advice in told.advice)]:
+        people.print(line, highlight=False, soft_wrap=True)
+
+
+def _duration(seconds: float) -> str:
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 120
+        else f"{seconds / 60:.0f} minutes"
+        if seconds < 7200
+        else f"{seconds / 3600:.1f} hours"
+    )
+
+
+def _size(n_bytes: int) -> str:
+    return f"{n_bytes / 1e6:,.1f} MB" if n_bytes < 1e9 else f"{n_bytes / 1e9:,.1f} GB"
+
+
+def _shapes(done: Any) -> str:
+    """`1,280 features`, and what else is kept of each image."""
+    others = [f"{' × '.join(map(str, shape))} {tap}" for tap, shape in done.shapes.items() if tap in ("grid", "views")]
+    return ", ".join([f"{done.dim:,} features", *others])
 
 
 def _print_run(people: Console, run: Any) -> None:
@@ -608,6 +697,8 @@ def _score_table(run: Any) -> Table:
     two = len(record["classes"]) == 2 and record["task"] == "classes"
     means = "macro averages" if record["task"] == "classes" else "averages over findings"
     table.caption = f"positive class: {_name(record['positive'])}" if two else f"{means}; each is in run.json"
+    if record["asked"]["average_views"]:
+        table.caption += "; of the mean over each image and its views"
     return table
 
 

@@ -12,29 +12,29 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cache, cached_property, partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from featcache import durable
-from featcache.errors import FeatcacheError, InputOutputError, NoSpace, UsageError, in_our_words
-from featcache.images import DecodeSpec
+from featcache.augment import ViewSpec
+from featcache.errors import FeatcacheError, NoSpace, UsageError, from_os_error, in_our_words
+from featcache.filling import Filling, Submit
+from featcache.images import DecodeSpec, TransformSpec
 from featcache.manifest import Manifest
-from featcache.network import BATCH_ROWS, Network, Outdated
+from featcache.network import COMPILE, DRIFT, Array, Machine, Network, Note, Outdated
 from featcache.plan import Plan
+from featcache.precision import Canaries, held_precision, settle
 from featcache.provenance import Json, digest_json
 from featcache.request import BackboneSpec, Request
-from featcache.seen import Answer, Seen
+from featcache.seen import Seen
 from featcache.store import (
-    EMBEDDED,
-    FAILED,
     POOLED,
-    REUSED,
     STORED_DTYPES,
     Counts,
     KnownVectors,
@@ -46,17 +46,17 @@ from featcache.store import (
 )
 from featcache.workers import TIMEOUT_S, Decoders, Prepared
 
-Array = np.ndarray[Any, Any]
+if TYPE_CHECKING:
+    from featcache.forward import Streams
+
 Progress = Callable[[int, int], None]  # rows done, rows in all
-Note = Callable[[str], None]  # a sentence for people, while it happens
 
 _PART_BYTES = 16 << 20
 _PART_ROWS = (32, 256)
 _MAX_NAME = 220  # bytes; file systems stop at 255, and `.failures.csv` and the temporary name come on top
-_MAX_NOT_FINITE = 0.01  # share of rows; beyond it the network or its weights are broken, not the images
 _ROWS_WORTH_A_DECODER = 32  # a process takes a quarter of a second to start
+_READ_AHEAD = 64  # images decoded before anybody asks for them, beside those that are being decoded
 _HOPELESS = 200  # images that fail one after another from the start: this is not what was meant
-_MAX_ROUNDING = 2**-10  # of a vector by float16, relative; where values are not too small for it, it is below 2**-11
 
 
 @dataclass(frozen=True)
@@ -68,6 +68,7 @@ class Embedded:
             whose bytes it held already.
         n_duplicates: rows whose image has the same bytes as an earlier row's: one forward pass served both.
         n_dropped: images the store held before that are not among these.
+        shapes: array of the store -> shape of its rows.
     """
 
     store: Path
@@ -79,10 +80,15 @@ class Embedded:
     n_dropped: int
     backbone: str
     weights: str
-    dim: int
+    shapes: Mapping[str, Sequence[int]]
     identity: Json
     seconds: float
     failures: dict[str, tuple[str, str]] = field(default_factory=dict)
+
+    @property
+    def dim(self) -> int:
+        """d, the width of the pooled vector."""
+        return self.shapes[POOLED][0]
 
     @property
     def images_per_second(self) -> float:
@@ -105,6 +111,7 @@ class Embedded:
             "duplicates": self.n_duplicates,
             "dropped": self.n_dropped,
             "dim": self.dim,
+            "shapes": {tap: list(shape) for tap, shape in self.shapes.items()},
             "backbone": self.backbone,
             "weights_sha256": self.weights_sha256,
             "identity": digest_json(self.identity),
@@ -114,22 +121,7 @@ class Embedded:
         }
 
 
-def embed(
-    manifest: Manifest,
-    store_path: Path,
-    spec: BackboneSpec,
-    *,
-    decode: DecodeSpec = DecodeSpec(),
-    dtype: str = "float32",
-    device: str = "auto",
-    n_workers: int | None = None,
-    part_rows: int | None = None,
-    timeout_s: float = TIMEOUT_S,
-    rehash: bool = False,
-    strict: bool = False,
-    on_progress: Progress = lambda done, total: None,
-    on_note: Note = lambda text: None,
-) -> Embedded:
+def embed(manifest: Manifest, store_path: Path, spec: BackboneSpec, **options: Any) -> Embedded:
     """Embeds the images of a manifest into a store. Images whose bytes the store already holds are not computed again,
     and files that have not changed since they were last read are not read again.
 
@@ -138,50 +130,130 @@ def embed(
         store_path: the `.h5` to write; next to it `STORE.h5.partial/` while the pass runs, `STORE.h5.failures.csv` if
             images failed, and `.STORE.h5.seen`, which only saves time.
         spec: which backbone.
+        options: as in `embed_all`, which this is for one store.
+
+    Raises:
+        FeatcacheError: what `embed_all` raises.
+    """
+    return embed_all(manifest, {store_path: spec}, **options)[0]
+
+
+def embed_all(
+    manifest: Manifest,
+    specs: Mapping[Path, BackboneSpec],
+    *,
+    decode: DecodeSpec = DecodeSpec(),
+    views: ViewSpec | None = None,
+    dtype: str = "float32",
+    device: str = "auto",
+    compile: str = "auto",  # noqa: A002  # what it is called everywhere
+    n_workers: int | None = None,
+    part_rows: int | None = None,
+    timeout_s: float = TIMEOUT_S,
+    rehash: bool = False,
+    strict: bool = False,
+    on_progress: Progress = lambda done, total: None,
+    on_note: Note = lambda text: None,
+) -> list[Embedded]:
+    """Embeds the images of a manifest into several stores, each of its own backbone; every image is decoded once.
+
+    Args:
+        manifest: what to embed.
+        specs: store -> backbone.
         decode: how files become pixels.
+        views: augmentation views whose vectors are kept beside that of the clean image.
         dtype: what vectors are stored as, float32 or float16.
         device: "auto" (CUDA if there is one), "cpu", "cuda" or "cuda:N".
+        compile: "on", "off" or "auto": whether the network is compiled before the pass, see `forward`.
         n_workers: decoding processes; None for one per core.
-        part_rows: rows per part file; None chooses by width. Changes no byte of the store; below 16, the network takes
-            as long as for 16.
+        part_rows: rows per part file; None chooses by width. Changes no byte of the store; less than a batch, the
+            network takes as long as for one.
         timeout_s: what one image may take to be read and decoded.
         rehash: read every file, whatever its times say.
         strict: the first image that fails ends the pass.
-        on_progress: called when rows are safely on disk.
+        on_progress: called when rows are safely on disk, in all stores.
         on_note: called with what a person should know while it happens.
 
+    Returns:
+        What became of each store, in the order of `specs`.
+
     Raises:
-        IdentityMismatch: the store at this path holds other vectors.
+        IdentityMismatch: a store at one of the paths holds other vectors.
         StoreLocked: another process is writing it.
         WeightsUnavailable, UsageError: before anything is written.
         NoSpace, AccessDenied, InputOutputError: everything finished is kept; the same call continues.
     """
     if part_rows is not None and part_rows < 1:
         raise UsageError(f"--part-rows must be at least 1, got {part_rows}.")
-    if dtype not in STORED_DTYPES:
-        raise UsageError(f"--dtype {dtype}: {' or '.join(STORED_DTYPES)} is expected.")
-    request, seen = Request(spec, decode, dtype), Seen.read(store_path)
+    canaries = Canaries(manifest, decode, timeout_s)
+    machine = Machine(device, compile, len(manifest.paths), canaries)
+    seen = {path: Seen.read(path) for path in specs}
 
-    def attempt() -> Embedded:
-        _check_name(store_path)
-        network = Network(request, device, seen, on_note)
-        plan = Plan.of(manifest, Seen() if rehash else seen)
-        if plan.is_published(store_path, network.answer.identity):
-            return _nothing_new(store_path, plan, network, on_note)
-        n_decoders, rows = n_workers or os.cpu_count() or 1, part_rows or default_part_rows(network.answer.dim)
-        work = _Pass(store_path, plan, network, decode, rows, n_decoders, timeout_s, strict, on_progress, on_note)
-        done = work.run()
-        plan.remember(seen, work.planned_ns)
-        network.remember(seen)
-        seen.write(store_path)
-        return done
+    def attempt() -> list[Embedded]:
+        networks = networks_of(specs, decode, views, dtype, machine, canaries, seen, on_note)
+        plans = {path: Plan.of(manifest, Seen() if rehash else seen[path]) for path in specs}
+        is_new = {path: not plans[path].is_published(path, networks[path].answer.identity) for path in specs}
+        targets = [_Target(path, plans[path], networks[path], views) for path in specs if is_new[path]]
+        rows = part_rows or min((default_part_rows(t.network.row_bytes) for t in targets), default=1)
+        options = _Options(decode, views, rows, n_workers or os.cpu_count() or 1, timeout_s, strict)
+        made = _Pass(manifest, targets, options, on_progress, on_note).run() if targets else {}
+        for target in targets:
+            target.remember(seen[target.store_path])
+        return [
+            made[path] if is_new[path] else _nothing_new(path, plans[path], networks[path], on_note) for path in specs
+        ]
 
-    with in_our_words("writing", store_path):
+    with in_our_words("writing", next(iter(specs))):
         try:
             return attempt()
         except Outdated:  # the weights of a name are others now, and no file told so: forget, and learn it by loading
-            seen.answers.clear()
+            for each in seen.values():
+                each.answers.clear()
             return attempt()
+
+
+def networks_of(
+    specs: Mapping[Path, BackboneSpec],
+    decode: DecodeSpec,
+    views: ViewSpec | None,
+    dtype: str,
+    machine: Machine,
+    canaries: Canaries,
+    seen: Mapping[Path, Seen],
+    on_note: Note,
+) -> dict[Path, Network]:
+    """Store -> what is asked of its network, with "auto" settled."""
+    if dtype not in STORED_DTYPES:
+        raise UsageError(f"--dtype {dtype}: {' or '.join(STORED_DTYPES)} is expected.")
+    if machine.compile not in COMPILE:
+        raise UsageError(f"--compile {machine.compile}: {', '.join(COMPILE)} is expected.")
+    networks = {}
+    for path, spec in specs.items():
+        _check_name(path)
+        settled = settle(spec, held_precision(path), machine.device, canaries, on_note)
+        networks[path] = Network(Request(settled, decode, dtype, views), machine, seen[path], on_note)
+    return networks
+
+
+def store_paths(output: Path, names: Sequence[str]) -> dict[str, Path]:
+    """Backbone -> its store: `output` for one; `NAME.h5` in that folder for several, which is made if need be.
+
+    Raises:
+        UsageError: a backbone twice, or a file where a folder is needed.
+    """
+    if len(names) == 1:
+        return {names[0]: output}
+    if len(set(names)) < len(names):
+        raise UsageError(f"--backbone: each once, got {', '.join(names)}.")
+    if output.suffix in (".h5", ".hdf5") or output.is_file():
+        raise UsageError(f"-o {output}: {len(names)} backbones make as many stores; give the name of a folder.")
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except NotADirectoryError as error:
+        raise UsageError(f"-o {output}: a folder of that name cannot be made, a file is in its place.") from error
+    except OSError as error:
+        raise from_os_error(error, "making", output) from error
+    return {name: output / f"{name.replace('/', '_')}.h5" for name in names}
 
 
 def _check_name(store_path: Path) -> None:
@@ -192,120 +264,227 @@ def _check_name(store_path: Path) -> None:
         raise UsageError(f"-o: the name {store_path.name[:40]}… is longer than {_MAX_NAME} bytes.")
 
 
-def default_part_rows(n_features: int) -> int:
-    """Rows per part: about 16 MiB of vectors, from 32 to 256 rows, so that a stop costs seconds and not minutes."""
+def default_part_rows(row_bytes: int) -> int:
+    """Rows per part: about 16 MiB, from 32 to 256 rows, so that a stop costs seconds and not minutes."""
     low, high = _PART_ROWS
-    return max(low, min(high, _PART_BYTES // (4 * n_features) // low * low))
+    return max(low, min(high, _PART_BYTES // row_bytes // low * low))
 
 
 # --- the work ---------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _Options:
+    """What holds for all stores of a pass."""
+
+    decode: DecodeSpec
+    views: ViewSpec | None
+    part_rows: int
+    n_decoders: int
+    timeout_s: float
+    strict: bool
+
+
 @dataclass
-class _Pass:
-    """One pass, from lock to published store.
+class _Target:
+    """One store of a pass.
 
     Attributes:
+        folder: its finished parts.
+        known: the vectors there are.
+        missing: first rows of the parts that are to be made.
+        n_resumed: rows that an earlier pass had finished.
         planned_ns: when the plan that is being worked on was made, on the clock of the store's file system.
+        filling: the part that is being filled.
     """
 
     store_path: Path
     plan: Plan
     network: Network
-    decode: DecodeSpec
-    part_rows: int
-    n_decoders: int
-    timeout_s: float
-    strict: bool
-    on_progress: Progress
-    on_note: Note
+    views: ViewSpec | None
+    missing: set[int] = field(default_factory=set)
+    n_resumed: int = 0
     planned_ns: int = 0
-
-    def run(self) -> Embedded:
-        """Computes what is missing and publishes."""
-        manifest, identity = self.plan.manifest, self.network.answer.identity
-        folder = PartFolder(self.store_path, self.plan.record(identity, self.part_rows))
-        with folder.locked(), self._known(folder) as known:
-            self.planned_ns = folder.planned_ns
-            _check_space(self.store_path, len(self.plan), self.network.answer)
-            self._tell_what_is_there(folder, known)
-            n_resumed, seconds = self._fill(folder, known)
-            failures = _report_failures(self.store_path, manifest, folder)
-            self.plan.contents = folder.contents()
-            n_dropped = known.n_not_among(set(self.plan.contents))
-            counts = publish(
-                self.store_path, folder.heads(), manifest.image_ids, manifest.columns, identity, known.environments
-            )
-            folder.clear()
-        done = _embedded(self.store_path, self.plan, self.network, counts)
-        return replace(done, n_resumed=n_resumed, n_dropped=n_dropped, seconds=seconds, failures=failures)
+    filling: Filling | None = None
 
     @contextmanager
-    def _known(self, folder: PartFolder) -> Iterator[KnownVectors]:
+    def opened(self, part_rows: int, on_note: Note) -> Iterator[None]:
+        """Locked, with what is there already looked at, and told."""
+        self.folder = PartFolder(self.store_path, self.plan.record(self.network.answer.identity, part_rows))
+        with self.folder.locked(), self._known() as self.known:
+            self.planned_ns = self.folder.planned_ns
+            self._tell_what_is_there(part_rows, on_note)
+            n, finished = len(self.plan), self.folder.finished()
+            self.missing = {start for start in range(0, n, part_rows) if start not in finished}
+            self.n_resumed = n - sum(min(part_rows, n - start) for start in self.missing)
+            yield
+
+    def begin(self, rows: range, submit: Submit) -> Filling:
+        """The next part."""
+        self.filling = Filling(
+            rows, self.network, self.views, self.network.answer.identity["stored_dtype"], submit, self.filling
+        )
+        return self.filling
+
+    def write(self, filling: Filling) -> tuple[Path, Part]:
+        """Puts a part on disk once its batches are back: in a thread of its own, while the next one fills."""
+        part = filling.part()
+        return self.folder.write(part), part
+
+    def publish(self, manifest: Manifest, seconds: float) -> Embedded:
+        """Packs the parts into the store."""
+        failures = _report_failures(self.store_path, manifest, self.folder)
+        self.plan.contents = self.folder.contents()
+        n_dropped = self.known.n_not_among(set(self.plan.contents))
+        heads, identity = self.folder.heads(), self.network.answer.identity
+        counts = publish(
+            self.store_path, heads, manifest.image_ids, manifest.columns, identity, self.known.environments
+        )
+        self.folder.clear()
+        done = _embedded(self.store_path, self.plan, self.network, counts)
+        return replace(done, n_resumed=self.n_resumed, n_dropped=n_dropped, seconds=seconds, failures=failures)
+
+    def remember(self, seen: Seen) -> None:
+        """Keeps what was seen, for the next pass."""
+        self.plan.remember(seen, self.planned_ns)
+        self.network.remember(seen)
+        seen.write(self.store_path)
+
+    @contextmanager
+    def _known(self) -> Iterator[KnownVectors]:
         """The vectors that are there already."""
         if not self.store_path.exists():
-            yield KnownVectors(None, folder.old())
+            yield KnownVectors(None, self.folder.old())
             return
         with Store.open(self.store_path) as store:
             check_identity(self.store_path, store.identity, self.network.answer.identity)
-            yield KnownVectors(store, folder.old())
+            yield KnownVectors(store, self.folder.old())
 
-    def _tell_what_is_there(self, folder: PartFolder, known: KnownVectors) -> None:
-        environments = list(known.environments)
-        for path, head in folder.heads().items():
-            known.add_finished(path, head)
+    def _tell_what_is_there(self, part_rows: int, on_note: Note) -> None:
+        environments = list(self.known.environments)
+        for path, head in self.folder.heads().items():
+            self.known.add_finished(path, head)
             environments += [head.environment] if head.environment else []
-        if n_finished := len(folder.finished()):
-            n_parts = -(-len(self.plan) // self.part_rows)
-            self.on_note(f"resuming: {n_finished:,} of {n_parts:,} parts are done")
-        _tell_of_other_environments(self.store_path, environments, self.network, self.on_note)
+        if n_finished := len(self.folder.finished()):
+            n_parts = -(-len(self.plan) // part_rows)
+            on_note(f"resuming: {n_finished:,} of {n_parts:,} parts are done")
+        _tell_of_other_environments(self.store_path, environments, self.network, on_note)
 
-    def _fill(self, folder: PartFolder, known: KnownVectors) -> tuple[int, float]:
-        """Writes the parts that are missing. Returns (rows that were there already, seconds)."""
-        started = time.perf_counter()
-        n = len(self.plan)
-        finished = folder.finished()
-        missing = [range(i, min(i + self.part_rows, n)) for i in range(0, n, self.part_rows) if i not in finished]
-        done = n_resumed = n - sum(map(len, missing))
+
+@dataclass
+class _Pass:
+    """One pass over the images, from locks to published stores."""
+
+    manifest: Manifest
+    targets: Sequence[_Target]
+    options: _Options
+    on_progress: Progress
+    on_note: Note
+
+    def run(self) -> dict[Path, Embedded]:
+        """Computes what is missing and publishes."""
+        with ExitStack() as stack:
+            for target in self.targets:
+                stack.enter_context(target.opened(self.options.part_rows, self.on_note))
+            _check_space(self.targets, len(self.manifest.paths))
+            started = time.perf_counter()
+            self._fill()
+            seconds = time.perf_counter() - started
+            return {target.store_path: target.publish(self.manifest, seconds) for target in self.targets}
+
+    def _fill(self) -> None:
+        """Writes the parts that are missing. While one is written, the next one fills."""
+        n, step = len(self.manifest.paths), self.options.part_rows
+        missing = sorted(set().union(*(target.missing for target in self.targets)))
+        ranges = [range(start, min(start + step, n)) for start in missing]
+        done = n - sum(map(len, ranges))
         self.on_progress(done, n)
-        with self._prepared([row for rows in missing for row in rows], known) as prepared:
-            for rows in missing:
-                part = self._part(rows.start, islice(prepared, len(rows)), len(rows), known)
-                known.add_finished(folder.write(part), part)
-                done += len(rows)
-                self.on_progress(done, n)
-        return n_resumed, time.perf_counter() - started
+        with (
+            self._prepared([row for rows in ranges for row in rows]) as prepared,
+            self._computing() as submit,
+            ThreadPoolExecutor(1, thread_name_prefix="write") as writer,
+        ):
+            written: list[tuple[_Target, Future[tuple[Path, Part]]]] = []
+            for rows in ranges:
+                takers = [target for target in self.targets if rows.start in target.missing]
+                fillings = [target.begin(rows, submit) for target in takers]
+                for image in islice(prepared, len(rows)):
+                    for target, filling in zip(takers, fillings, strict=True):
+                        filling.take(image, self._pixels(target, image), target.known)
+                done += self._collect(written, done, n)
+                pairs = zip(takers, fillings, strict=True)
+                written = [(target, writer.submit(target.write, filling)) for target, filling in pairs]
+            self._collect(written, done, n)
+
+    def _collect(self, written: Sequence[tuple[_Target, "Future[tuple[Path, Part]]"]], done: int, n: int) -> int:
+        """Waits until a part is on disk in every store that lacked it. Returns its rows."""
+        n_rows = 0
+        for target, future in written:
+            path, part = future.result()
+            target.known.add_finished(path, part)
+            n_rows = len(part.origin)
+        if n_rows:
+            self.on_progress(done + n_rows, n)
+        return n_rows
 
     @contextmanager
-    def _prepared(self, rows: Sequence[int], known: KnownVectors) -> Iterator[Iterator[Prepared]]:
-        """The images of these rows, in their order, decoded at most four batches ahead of whoever takes them."""
-        n_decoders = min(self.n_decoders, -(-len(rows) // _ROWS_WORTH_A_DECODER) or 1)
+    def _computing(self) -> Iterator[Submit]:
+        """Starts forward passes. Torch is imported with the first of them, and not at all where none is needed."""
+        with ExitStack() as stack:
+
+            @cache
+            def streams() -> "Streams":
+                from featcache.forward import Streams
+
+                return stack.enter_context(Streams())
+
+            yield lambda network, images: streams().submit(network.forward, network.vectors, images)
+
+    # --- decoded images
+
+    @cached_property
+    def _transforms(self) -> list[TransformSpec]:
+        """Each once, however many networks have it."""
+        return list(dict.fromkeys(target.network.transform for target in self.targets))
+
+    def _pixels(self, target: _Target, image: Prepared) -> Array | None:
+        return image.pixels[self._transforms.index(target.network.transform)] if image.pixels is not None else None
+
+    @contextmanager
+    def _prepared(self, rows: Sequence[int]) -> Iterator[Iterator[Prepared]]:
+        """The images of these rows, in their order, decoded ahead of whoever takes them."""
+        options = self.options
+        n_decoders = min(options.n_decoders, -(-len(rows) // _ROWS_WORTH_A_DECODER) or 1)
         pool = ThreadPoolExecutor(n_decoders, thread_name_prefix="decode")
         try:
-            with Decoders(self.network.transform, self.decode, self.timeout_s) as decoders:
-                work = partial(self._prepare, decoders=decoders, known=known)
-                yield self._watched(rows, _in_order(pool, work, iter(rows), 4 * BATCH_ROWS + n_decoders))
+            with Decoders(self._transforms, options.decode, options.views, options.timeout_s) as decoders:
+                work = partial(self._prepare, decoders=decoders)
+                yield self._watched(rows, _in_order(pool, work, iter(rows), _READ_AHEAD + n_decoders))
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _prepare(self, row: int, decoders: Decoders, known: KnownVectors) -> Prepared:
+    def _prepare(self, row: int, decoders: Decoders) -> Prepared:
         """One image, in a thread that waits for its worker. One bad image is a failed row, never the end."""
-        manifest, content = self.plan.manifest, self.plan.contents[row]
+        manifest = self.manifest
+        start = row - row % self.options.part_rows
+        takers = [target for target in self.targets if start in target.missing]
+        known = _KnownToAll([target.known for target in takers])
+        content = next((content for target in takers if (content := target.plan.contents[row])), "")
         if reason := manifest.refused.get(manifest.image_ids[row]):
             return Prepared(failure=("outside", reason))
         if content in known:
             return Prepared(content)
-        return decoders.prepare(manifest.paths[row], self.plan.stamps[row], known)
+        return decoders.prepare(manifest.paths[row], takers[0].plan.stamps[row], known)
 
     def _watched(self, rows: Sequence[int], prepared: Iterator[Prepared]) -> Iterator[Prepared]:
         """Passes images on, and ends a pass that is strict, or hopeless from its start."""
         failed: Counter[str] = Counter()
-        any_good = len(rows) < len(self.plan)
+        any_good = len(rows) < len(self.manifest.paths)
         for row, image in zip(rows, prepared, strict=True):
             if image.failure is None:
                 any_good = True
-            elif self.strict:
-                name = self.plan.manifest.image_ids[row]
+            elif self.options.strict:
+                name = self.manifest.image_ids[row]
                 raise FeatcacheError(f"--strict: {name!r}: {image.failure[1]}. What was finished before it is kept.")
             else:
                 failed[image.failure[1]] += 1
@@ -314,16 +493,15 @@ class _Pass:
                 raise FeatcacheError(f"the first {_HOPELESS} images all failed, {n} with: {reason}. Nothing was kept.")
             yield image
 
-    def _part(self, start: int, prepared: Iterable[Prepared], m: int, known: KnownVectors) -> Part:
-        """The m rows from `start` on, computed in batches of one shape; no batch reaches into the next part, so where a
-        pass was stopped changes no vector. Images with the same bytes are computed once."""
-        rows = _Rows(m, self.network.answer.dim)
-        for row, image in enumerate(prepared):
-            rows.take(row, image, known)
-            if len(rows.batch) == BATCH_ROWS:
-                rows.compute(self.network)
-        rows.compute(self.network)
-        return rows.part(start, self.network)
+
+@dataclass(frozen=True)
+class _KnownToAll:
+    """The digests whose vectors are at hand for every store."""
+
+    each: Sequence[KnownVectors]
+
+    def __contains__(self, digest: object) -> bool:
+        return all(digest in known for known in self.each)
 
 
 def _in_order(
@@ -335,92 +513,6 @@ def _in_order(
         result = pending.popleft().result()
         pending.extend(pool.submit(work, row) for row in islice(rows, 1))
         yield result
-
-
-class _Rows:
-    """The rows of a part while they fill.
-
-    Attributes:
-        vectors: (m, d) float32, NaN where there is none yet.
-        batch: row -> pixels that wait for the network.
-    """
-
-    def __init__(self, m: int, d: int) -> None:
-        self.vectors = np.full((m, d), np.nan, dtype=np.float32)
-        self.batch: dict[int, Array] = {}
-        self._digests: list[str] = []
-        self._origin = np.full(m, EMBEDDED, dtype=np.uint8)
-        self._failures: dict[int, tuple[str, str]] = {}
-        self._first: dict[str, int] = {}  # digest -> the first row of this part that has it
-        self._twin: dict[int, int] = {}  # row -> the first row with the same bytes
-        self._computed = 0
-
-    def take(self, row: int, image: Prepared, known: KnownVectors) -> None:
-        """Notes an image: its failure, its known vector, its twin in this part, or its pixels for the next batch."""
-        self._digests.append(image.digest)
-        if image.failure is not None:
-            self._failures[row] = image.failure
-        elif image.digest in known:
-            self.vectors[row] = known.vector(image.digest)
-            self._origin[row] = REUSED if known.is_reused(image.digest) else EMBEDDED
-        elif image.digest in self._first:
-            self._twin[row] = self._first[image.digest]
-        else:
-            assert image.pixels is not None
-            self._first[image.digest] = row
-            self.batch[row] = image.pixels
-
-    def compute(self, network: Network) -> None:
-        """Puts the waiting pixels through the network."""
-        if self.batch:
-            self.vectors[list(self.batch)] = network.vectors(list(self.batch.values()))
-            self._computed += len(self.batch)
-            self.batch = {}
-
-    def part(self, start: int, network: Network) -> Part:
-        """The finished part."""
-        for row, first in self._twin.items():
-            self.vectors[row] = self.vectors[first]
-        self._failures.update(_not_finite(self.vectors, self._failures))
-        self._origin[list(self._failures)] = FAILED
-        features = {POOLED: _stored(self.vectors, network.answer.identity["stored_dtype"])}
-        environment = network.environment if self._computed else None
-        return Part(start, features, self._digests, self._origin, self._failures, environment)
-
-
-def _not_finite(vectors: Array, failures: Mapping[int, object]) -> dict[int, tuple[str, str]]:
-    bad = [int(row) for row in np.flatnonzero(~np.isfinite(vectors).all(axis=1)) if row not in failures]
-    if len(bad) > max(1, _MAX_NOT_FINITE * len(vectors)):
-        raise InputOutputError(
-            f"the network gave values that are not finite for {len(bad)} of {len(vectors)} images: its weights or "
-            f"--mean and --std are broken. Nothing of this part was kept."
-        )
-    return dict.fromkeys(bad, ("not-finite", "the network gave a value that is not finite"))
-
-
-def _stored(vectors: Array, dtype: str) -> Array:
-    """The vectors as they will lie in the store.
-
-    Raises:
-        UsageError: float16 cannot hold them: h5py would write infinities, or dust, without a word.
-    """
-    if dtype == "float32":
-        return vectors
-    with np.errstate(over="ignore"):
-        stored = vectors.astype(dtype)
-    good = np.isfinite(vectors).all(axis=1)
-    size = np.linalg.norm(vectors[good], axis=1)
-    lost = np.linalg.norm(vectors[good] - stored[good].astype(np.float32), axis=1)
-    if not np.isfinite(stored[good]).all():
-        raise UsageError(
-            f"float16 ends at 65,504, and these vectors reach {np.abs(vectors[good]).max():,.0f}. Use --dtype float32."
-        )
-    if (lost > _MAX_ROUNDING * size).any():
-        raise UsageError(
-            f"float16 would lose up to {np.max(lost / np.maximum(size, 1e-45)):.1%} of these vectors: their values are "
-            f"too small for it (the median is {np.median(np.abs(vectors[good])):.1g}). Use --dtype float32."
-        )
-    return stored
 
 
 # --- what is told -----------------------------------------------------------------------------------------------------
@@ -439,7 +531,7 @@ def _embedded(store_path: Path, plan: Plan, network: Network, counts: Counts) ->
         n_dropped=0,
         backbone=answer.backbone,
         weights=answer.weights,
-        dim=answer.dim,
+        shapes=network.shapes,
         identity=answer.identity,
         seconds=0.0,
     )
@@ -455,24 +547,31 @@ def _tell_of_other_environments(store_path: Path, held: Iterable[Json], network:
     """Versions or a device that are not those of the vectors there: worth a word, and no more."""
     here = network.environment
     others = {
-        f"{name} {environment.get(name, 'unknown')} (here {here[name]})": None
+        f"{name} {environment.get(name, 'unknown')} (here {here.get(name, 'unknown')})": None
         for environment in held
         for name in here
-        if environment.get(name) != here[name]
+        if name != DRIFT and environment.get(name) != here.get(name)
     }
     if others:
         on_note(f"{store_path} has vectors made with {', '.join(others)}: they may differ in the last digits.")
 
 
-def _check_space(store_path: Path, n: int, answer: Answer) -> None:
+def store_bytes(network: Network, n: int) -> int:
+    """About what a store of n images takes: its arrays, names and labels."""
+    values = int(np.dtype(network.answer.identity["stored_dtype"]).itemsize)
+    return n * (network.row_bytes * values // 4 + 512)
+
+
+def _check_space(targets: Sequence[_Target], n: int) -> None:
     """The parts and the store they are packed into exist side by side for a moment."""
-    value_bytes = np.dtype(answer.identity["stored_dtype"]).itemsize
-    needed = 2 * n * (value_bytes * answer.dim + 512)
-    free = shutil.disk_usage(store_path.parent).free
+    needed = 2 * sum(store_bytes(target.network, n) for target in targets)
+    folder = targets[0].store_path.parent
+    free = shutil.disk_usage(folder).free
     if needed > free:
+        n_features = sum(target.network.row_bytes // 4 for target in targets)
         raise NoSpace(
-            f"no space: {n:,} images of {answer.dim:,} features need about {needed / 1e6:,.1f} MB, "
-            f"{free / 1e6:,.1f} MB are free on {store_path.parent}. Nothing was computed."
+            f"no space: {n:,} images of {n_features:,} features need about {needed / 1e6:,.1f} MB, "
+            f"{free / 1e6:,.1f} MB are free on {folder}. Nothing was computed."
         )
 
 

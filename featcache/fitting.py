@@ -4,7 +4,8 @@ Heads of one shape that draw batches from the same rows are one stack. A fold is
 a head learns from those that are not held out for it. So head i is what it would be alone, whatever stands beside it.
 On a CPU the stacks are trained side by side, each on a core of its own: nobody waits for anybody within a step.
 What ends a training or lowers its rate is the loss on `watch` rows, taken from the training rows; the `held` rows are
-only asked for their logits, in the end.
+only asked for their logits, in the end. A row may have vectors of augmented views beside its own: which one is learnt
+from is drawn epoch by epoch, with the order of the batches.
 Letters: k heads, n rows, m rows of the pool, b rows of a batch, d features, c classes.
 """
 
@@ -21,57 +22,23 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
-from torch.optim.adam import adam
-from torch.optim.adamw import adamw
-from torch.optim.sgd import sgd
 
-from featcache import metrics
 from featcache.heads import HeadSpec
+from featcache.objective import Objective, Targets
+from featcache.pace import Step, Watcher, moments_of, optimizer
 from featcache.stacks import Stack, feature_scale, n_outputs, n_parameters
+from featcache.vectors import clean, scored
 
 Array = np.ndarray[Any, Any]
 History = list[dict[str, float]]
 Progress = Callable[[int, int], None]
 
 _NONE = np.array([], dtype=np.int64)
-_PLATEAU_FACTOR, _PLATEAU_THRESHOLD = 0.1, 1e-4  # those of torch's ReduceLROnPlateau
-_ADAM = {"amsgrad": False, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "maximize": False, "fused": True}
-_SGD = {"dampening": 0.0, "nesterov": False, "maximize": False, "fused": True}
-_CURVE = ("loss", "accuracy", "precision", "recall", "f1")
+_VIEW_STREAM = 1  # of a pool's seed
+_DROPOUT_STREAM = 1 << 40  # seeds of dropout are not those of initial weights
 # Below this many multiplications a step, threads that share it wait for each other longer than they work: on two cores
 # shared with other processes a linear head took 48 s with two threads and 2.4 s with one.
 _WORTH_THREADS = 50_000_000
-
-
-@dataclass(frozen=True)
-class Targets:
-    """What is to be learnt.
-
-    Attributes:
-        values: (l, n) class numbers of l labellings of the same rows (the true one, permuted ones), or (l, n, c) with
-            1, 0 or NaN (unknown) for c findings that are learnt side by side.
-        n_classes: c.
-        positive: the class that the numbers of a curve are about.
-    """
-
-    values: Array
-    n_classes: int
-    positive: int
-
-    @property
-    def has_findings(self) -> bool:
-        return self.values.ndim == 3
-
-    def curve_point(self, labelling: int, rows: Array, logits: Array) -> dict[str, float]:
-        """Loss, accuracy, precision, recall and F1 of some rows."""
-        labels = self.values[labelling][rows]
-        found = (
-            metrics.per_epoch_findings(labels, logits)
-            if self.has_findings
-            else metrics.per_epoch(labels, logits, self.positive)
-        )
-        return {name: found[name] for name in _CURVE}
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +64,13 @@ class Pool:
         while True:
             order = torch.randperm(m, generator=generator)
             yield iter(torch.tensor_split(order, n_batches))
+
+    def views(self, n_vectors: int) -> Iterator[Tensor]:
+        """Epoch by epoch (m,) numbers from 0 to `n_vectors` - 1, each as likely: which of its vectors stands for a row.
+        As the order, they are the same for every head that draws from the pool."""
+        generator = np.random.default_rng((self.seed, _VIEW_STREAM))
+        while True:
+            yield torch.from_numpy(generator.integers(n_vectors, size=len(self.rows)))
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,6 +126,7 @@ def fit_all(
     x: Tensor,
     targets: Targets,
     *,
+    average_views: bool = False,
     curves: bool = False,
     memory_bytes: int | None = None,
     on_progress: Progress = lambda done, total: None,
@@ -160,8 +135,11 @@ def fit_all(
 
     Args:
         fits: what is wanted, all of trained kinds.
-        x: (n, d) float32 features, on the device to train on.
+        x: float32 features, on the device to train on: (n, d), or (n, 1 + K, d) with K views of each row after the
+            vector of the image as it is.
         targets: labels.
+        average_views: whatever a head says of a row, also of one that is watched, is the mean of its logits of all
+            1 + K vectors, as in `scoring.averaged`; otherwise what it says of the image as it is.
         curves: evaluate training and held rows after every epoch: costs more than the training of a large sweep.
         memory_bytes: what a stack may take; a larger one is cut into several. None for
             half of what a GPU has free, or a quarter of the machine's memory.
@@ -173,19 +151,19 @@ def fit_all(
     limit = memory_bytes or _memory_for(x.device)
     trajectories = _trajectories(fits)
     abreast = 1 if x.device.type == "cuda" else max(1, min(torch.get_num_threads(), len(trajectories)))
-    stacks = list(_stacked(trajectories, x.shape[1], targets, limit // abreast, abreast))
+    stacks = list(_stacked(trajectories, x.shape[-1], targets, limit // abreast, abreast))
     done, total = dict.fromkeys(range(len(stacks)), 0), sum(t.epochs for t in trajectories)
     results: dict[int, Fitted] = {}
     stop = threading.Event()
 
     def train(number: int) -> None:
         members = stacks[number]
-        for finished in _Training(members, x, targets, curves).run(results, stop):
+        for finished in _Training(members, x, targets, average_views, curves).run(results, stop):
             done[number] = finished
             on_progress(sum(done.values()), total)
         done[number] = sum(t.epochs for t in members)  # heads that stopped early are done, too
 
-    work = max((_work(members, x.shape[1], targets) for members in stacks), default=0)
+    work = max((_work(members, x.shape[-1], targets) for members in stacks), default=0)
     has_all_cores = abreast == 1 and work >= _WORTH_THREADS
     with _threads(None if has_all_cores else 1), ThreadPoolExecutor(abreast) as pool:
         try:
@@ -231,7 +209,7 @@ def _stacked(
     def shape(trajectory: _Trajectory) -> Any:
         s = trajectory.fit.spec
         layers = (s.kind, s.widths, s.activation, s.norm, s.output, s.scale)
-        training = (s.optimizer, s.momentum, s.batch_rows, s.early_stopping > 0)
+        training = (s.optimizer, s.momentum, s.batch_rows, s.early_stopping > 0, s.views)
         return layers, training, id(trajectory.fit.pool)
 
     groups: dict[Any, list[_Trajectory]] = {}
@@ -276,33 +254,45 @@ def _memory_for(device: torch.device) -> int:
 class _Training:
     """A stack from its first epoch to its last. Heads leave it when they have finished."""
 
-    def __init__(self, members: list[_Trajectory], x: Tensor, targets: Targets, curves: bool) -> None:
-        self._members, self._x, self._targets, self._curves = members, x, targets, curves
+    def __init__(
+        self, members: list[_Trajectory], x: Tensor, targets: Targets, average_views: bool, curves: bool
+    ) -> None:
+        self._members, self._targets, self._curves = members, targets, curves
         fit = members[0].fit
+        self._learnt = x if fit.spec.views else clean(x)
+        self._scored = scored(x, average_views)
         self._spec, self._pool, self._device = fit.spec, fit.pool, x.device
         self._pool_rows = torch.from_numpy(fit.pool.rows).to(x.device)
         train = [torch.from_numpy(t.fit.train).to(x.device) for t in members]
-        scale = feature_scale(x, train, self._spec.scale)
+        scale = feature_scale(self._learnt, train, self._spec.scale)
         outputs = n_outputs(self._spec, targets.n_classes, targets.has_findings)
-        self.stack = Stack.fresh([t.fit.spec for t in members], scale, x.shape[1], outputs).trainable()
-        self._own = _Own.of(members, targets, self._device)
-        self._moments = {name: _zeros(t, self._spec.optimizer) for name, t in self.stack.parameters.items()}
-        self._watchers = [_Watcher(t.fit.spec) for t in members]
+        self.stack = Stack.fresh([t.fit.spec for t in members], scale, x.shape[-1], outputs).trainable()
+        self._objective = Objective.of(
+            [t.fit.spec for t in members],
+            [t.fit.train for t in members],
+            [t.fit.labelling for t in members],
+            fit.pool.rows,
+            targets,
+            self._device,
+        )
+        self._moments = {name: moments_of(t, self._spec.optimizer) for name, t in self.stack.parameters.items()}
+        self._watchers = [Watcher(t.fit.spec) for t in members]
         self._best = self.stack[self._all()] if self._spec.early_stopping else None
         self._histories: list[History] = [[] for _ in members]
         self._generators = {seed: torch.Generator().manual_seed(_DROPOUT_STREAM + seed) for seed in self._seeds()}
         self._drops = any(t.fit.spec.dropout > 0 for t in members)
-        self._steps = 0
+        self._n_steps = 0
 
     def run(self, results: dict[int, Fitted], stop: threading.Event) -> Iterator[int]:
         """Trains, puts what is finished into `results`, and yields the number of (head, epoch) pairs done."""
         done = 0
+        views = self._pool.views(self._learnt.shape[1]) if self._spec.views else None
         for epoch, batches in enumerate(self._pool.batches(self._spec.batch_rows), start=1):
-            groups = self._groups(epoch)
+            steps, drawn = self._steps(epoch), next(views).to(self._device) if views else None
             for positions in batches:
                 if stop.is_set():
                     return
-                self._step(positions.to(self._device), groups)
+                self._learn(positions.to(self._device), drawn, steps)
             with torch.no_grad():
                 self._look(epoch)
                 done += len(self._members)
@@ -311,33 +301,34 @@ class _Training:
             if not self._members:
                 return
 
-    def _step(self, positions: Tensor, groups: list["_Group"]) -> None:
+    def _learn(self, positions: Tensor, drawn: Tensor | None, steps: Sequence[Step]) -> None:
         rows = self._pool_rows[positions]
-        taking = self._own.mask[positions].T
-        z = self._logits(self.stack(self._x[rows], taking, self._draws(len(rows))))
+        x = self._learnt[rows] if drawn is None else self._learnt[rows, drawn[positions]]  # (b, d)
+        taking = self._objective.mask[positions].T
+        z = self._logits(self.stack(x, taking, self._draws(len(rows))))
         parameters = list(self.stack.parameters.values())
-        gradients = torch.autograd.grad(self._own.loss(z, rows, taking), parameters, materialize_grads=True)
+        gradients = torch.autograd.grad(self._objective.loss(z, rows, taking), parameters, materialize_grads=True)
         with torch.no_grad():
-            for group in groups:
-                group.step(gradients)
-        self._steps += 1
+            for step in steps:
+                step.take(gradients)
+        self._n_steps += 1
 
-    def _groups(self, epoch: int) -> list["_Group"]:
+    def _steps(self, epoch: int) -> list[Step]:
         """Runs of neighbouring heads with the same rate and decay in this epoch."""
         each = [
             (t.fit.spec.lr * watcher.factor(epoch), t.fit.spec.weight_decay)
             for t, watcher in zip(self._members, self._watchers, strict=True)
         ]
-        groups, start = [], 0
+        found, start = [], 0
         for (lr, weight_decay), run in itertools.groupby(each):
             heads = slice(start, start + len(list(run)))
             parameters = [t.detach()[heads] for t in self.stack.parameters.values()]
             moments = [[t[heads] for t in tensors] for tensors in zip(*self._moments.values(), strict=True)]
-            steps = [torch.tensor(float(self._steps), device=self._device) for _ in parameters]
-            how = _optimizer(self._spec, lr, weight_decay)
-            groups.append(_Group(how, heads, parameters, moments, steps))
+            n_steps = [torch.tensor(float(self._n_steps), device=self._device) for _ in parameters]
+            how = optimizer(self._spec, lr, weight_decay)
+            found.append(Step(how, heads, parameters, moments, n_steps))
             start = heads.stop
-        return groups
+        return found
 
     def _draws(self, n_rows: int) -> list[Tensor]:
         """Uniform numbers for dropout: heads of one seed share them, whatever their rates."""
@@ -354,8 +345,8 @@ class _Training:
         """After an epoch: what the watch rows say, and the curves."""
         watching = [i for i, t in enumerate(self._members) if t.fit.spec.needs_watch]
         for heads, rows in self._by_rows(watching, lambda fit: fit.watch):
-            z = self._logits(self.stack[heads](self._x[rows]))
-            losses = self._own.plain_loss(z, rows, heads)
+            z = self._said(self.stack[heads], rows)
+            losses = self._objective.plain_loss(z, rows, heads)
             improved = [i for i, loss in zip(heads.tolist(), losses, strict=True) if self._watchers[i].see(loss, epoch)]
             if self._best is not None and improved:
                 self._best.put(torch.tensor(improved, device=self._device), self.stack)
@@ -367,7 +358,7 @@ class _Training:
         fit, point, head = self._members[i].fit, {}, self.stack[torch.tensor([i], device=self._device)]
         for side, rows in (("train", fit.train), ("val", fit.held)):
             if len(rows):
-                logits = self._logits(head(self._x[torch.from_numpy(rows).to(self._device)]))[0].cpu().numpy()
+                logits = self._said(head, torch.from_numpy(rows).to(self._device))[0].cpu().numpy()
                 values = self._targets.curve_point(fit.labelling, rows, logits)
                 point.update({f"{side}_{name}": value for name, value in values.items()})
         return point
@@ -380,7 +371,7 @@ class _Training:
         due = [i for i, t in enumerate(self._members) if stopped[i] or epoch in t.snapshots]
         for heads, rows in self._by_rows(due, lambda fit: fit.held):
             taken = self._state(heads)
-            logits = self._logits(taken(self._x[rows])).cpu().numpy()
+            logits = self._said(taken, rows).cpu().numpy()
             for j, i in enumerate(heads.tolist()):
                 self._snapshot(i, taken.folded(j), logits[j], epoch, stopped[i], results)
         if any(stopped):
@@ -406,7 +397,7 @@ class _Training:
         self._watchers = [self._watchers[i] for i in numbers]
         self._histories = [self._histories[i] for i in numbers]
         self._moments = {name: tuple(t[heads] for t in moments) for name, moments in self._moments.items()}
-        self._own = self._own[heads]
+        self._objective = self._objective[heads]
         self._best = self._best[heads] if self._best is not None else None
         self.stack = self.stack[heads].trainable()
 
@@ -418,6 +409,13 @@ class _Training:
         for members in groups.values():
             rows = rows_of(self._members[members[0]].fit)
             yield torch.tensor(members, device=self._device), torch.from_numpy(rows).to(self._device)
+
+    def _said(self, stack: Stack, rows: Tensor) -> Tensor:
+        """(k, r, c) logits of r rows."""
+        if self._scored.ndim == 2:
+            return self._logits(stack(self._scored[rows]))
+        each = [self._logits(stack(self._scored[rows, i])) for i in range(self._scored.shape[1])]
+        return torch.stack(each).mean(0)
 
     def _logits(self, z: Tensor) -> Tensor:
         """(k, b, c) of outputs: a single one z becomes the two logits 0 and z, z of the positive class."""
@@ -433,51 +431,6 @@ class _Training:
         return sorted({t.fit.spec.seed for t in self._members})
 
 
-@dataclass(frozen=True, eq=False)
-class _Group:
-    """Neighbouring heads of a stack that take the same step: views of their parameters and moments."""
-
-    optimize: Callable[..., None]
-    heads: slice
-    parameters: list[Tensor]
-    moments: list[list[Tensor]]
-    steps: list[Tensor]
-
-    def step(self, gradients: Sequence[Tensor]) -> None:
-        # The fused kernels read gradients as if they were contiguous, whatever they are.
-        self.optimize(self.parameters, [t[self.heads].contiguous() for t in gradients], self.moments, self.steps)
-
-
-def _optimizer(spec: HeadSpec, lr: float, weight_decay: float) -> Callable[..., None]:
-    """A step of torch's own functional optimizers. The classes around them cost three seconds to import what they need
-    for compiling, longer than a linear head takes to train."""
-    if spec.optimizer == "sgd":
-
-        def by_sgd(
-            parameters: list[Tensor], gradients: list[Tensor], moments: list[list[Tensor]], _: list[Tensor]
-        ) -> None:
-            how: Any = {**_SGD, "lr": lr, "weight_decay": weight_decay, "momentum": spec.momentum}
-            sgd(parameters, gradients, list(moments[0]), **how)
-
-        return by_sgd
-    adaptive: Any = adamw if spec.optimizer == "adamw" else adam
-
-    def by_adam(
-        parameters: list[Tensor], gradients: list[Tensor], moments: list[list[Tensor]], steps: list[Tensor]
-    ) -> None:
-        adaptive(parameters, gradients, *moments, [], steps, lr=lr, weight_decay=weight_decay, **_ADAM)
-
-    return by_adam
-
-
-_DROPOUT_STREAM = 1 << 40  # seeds of dropout are not those of initial weights
-
-
-def _zeros(parameter: Tensor, optimizer: str) -> tuple[Tensor, ...]:
-    """What an optimizer remembers of a parameter: one moment (sgd) or two."""
-    return tuple(torch.zeros_like(parameter).detach() for _ in range(1 if optimizer == "sgd" else 2))
-
-
 @contextmanager
 def _threads(n: int | None) -> Iterator[None]:
     """Threads of a single operation; None leaves them as they are."""
@@ -487,142 +440,3 @@ def _threads(n: int | None) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(n_threads)
-
-
-# --- what is each head's own ------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, eq=False)
-class _Own:
-    """Per head: which rows it learns from, its labels, the weights of its classes and its smoothing.
-
-    Attributes:
-        mask: (m, k), 1 where a head learns from a row of the pool.
-        values: (l, n) or (l, n, c), as in `Targets`.
-        labelling: (k,) which of the l.
-        class_weights: (k, c), or (k, 2, c) for findings: of 0 and of 1.
-        smoothing: (k,).
-    """
-
-    mask: Tensor
-    values: Tensor
-    labelling: Tensor
-    class_weights: Tensor
-    smoothing: Tensor
-    has_findings: bool
-
-    @classmethod
-    def of(cls, members: Sequence[_Trajectory], targets: Targets, device: torch.device) -> "_Own":
-        fits = [t.fit for t in members]
-        of_fold = {fit.train.tobytes(): fit for fit in fits}
-        masks = {key: np.isin(fit.pool.rows, fit.train) for key, fit in of_fold.items()}
-        mask = np.stack([masks[fit.train.tobytes()] for fit in fits], axis=1).astype(np.float32)
-        weights = np.stack([class_weights(fit, targets) for fit in fits]).astype(np.float32)
-        values = targets.values.astype(np.float32) if targets.has_findings else targets.values
-        labelling = torch.tensor([fit.labelling for fit in fits], device=device)
-        smoothing = torch.tensor([fit.spec.label_smoothing for fit in fits], device=device)
-        tensors = (torch.from_numpy(array).to(device) for array in (mask, values, weights))
-        mask_t, values_t, weights_t = tensors
-        return cls(mask_t, values_t, labelling, weights_t, smoothing, targets.has_findings)
-
-    def __getitem__(self, heads: Tensor) -> "_Own":
-        mine = {name: getattr(self, name)[heads] for name in ("labelling", "class_weights", "smoothing")}
-        return replace(self, mask=self.mask[:, heads], **mine)
-
-    def loss(self, z: Tensor, rows: Tensor, taking: Tensor) -> Tensor:
-        """Averaged over each head's own rows by class weight, summed over heads: a head's gradient does not depend on
-        how many stand beside it. The average is that of torch's cross entropy with weights and smoothing."""
-        labels = self._labels(rows, torch.arange(len(z), device=z.device))
-        each = self._of_findings if self.has_findings else self._of_classes
-        total, weight = each(z, labels, self.class_weights, self.smoothing, taking)
-        return (total / weight.clamp(min=1e-12)).sum()
-
-    @torch.no_grad()
-    def plain_loss(self, z: Tensor, rows: Tensor, heads: Tensor) -> list[float]:
-        """Per head, unweighted and not smoothed."""
-        taking = z.new_ones(z.shape[:2])
-        weights, smoothing = torch.ones_like(self.class_weights[heads]), torch.zeros_like(self.smoothing[heads])
-        each = self._of_findings if self.has_findings else self._of_classes
-        total, weight = each(z, self._labels(rows, heads), weights, smoothing, taking)
-        losses: list[float] = (total / weight.clamp(min=1e-12)).tolist()
-        return losses
-
-    def _labels(self, rows: Tensor, heads: Tensor) -> Tensor:
-        """(k, b) or (k, b, c)."""
-        if len(self.values) == 1:
-            return self.values[0][rows].expand(len(heads), *[-1] * (self.values.ndim - 1))
-        return self.values[self.labelling[heads]][:, rows]
-
-    @staticmethod
-    def _of_classes(z: Tensor, y: Tensor, weights: Tensor, smoothing: Tensor, taking: Tensor) -> tuple[Tensor, Tensor]:
-        """Cross entropy: (k,) weighted sums and (k,) sums of weights."""
-        log_p = functional.log_softmax(z, dim=2)
-        y = y.clamp(min=0)
-        weight = taking * weights.gather(1, y)
-        total = -(weight * log_p.gather(2, y[:, :, None]).squeeze(2)).sum(1)
-        if bool((smoothing > 0).any()):
-            spread = -(taking * (log_p * weights[:, None, :]).mean(2)).sum(1)
-            total = (1 - smoothing) * total + smoothing * spread
-        return total, weight.sum(1)
-
-    @staticmethod
-    def _of_findings(z: Tensor, y: Tensor, weights: Tensor, smoothing: Tensor, taking: Tensor) -> tuple[Tensor, Tensor]:
-        """Binary cross entropy of each known finding."""
-        known = ~torch.isnan(y)
-        y = torch.where(known, y, 0.0)
-        weight = taking[:, :, None] * known * torch.where(y > 0.5, weights[:, None, 1], weights[:, None, 0])
-        target = y * (1 - smoothing)[:, None, None] + 0.5 * smoothing[:, None, None]
-        each = functional.softplus(z) - z * target
-        return (weight * each).sum((1, 2)), weight.sum((1, 2))
-
-
-def class_weights(fit: Fit, targets: Targets) -> Array:
-    """Weights of the classes in a head's loss: (c,), or (2, c) for findings, absent and present. Balanced is
-    n / (c n_class), as scikit-learn's compute_class_weight."""
-    y = targets.values[fit.labelling][fit.train]
-    if targets.has_findings:
-        counts = np.stack([np.sum(y == value, axis=0) for value in (0, 1)])
-    else:
-        counts = np.bincount(y, minlength=targets.n_classes)
-    if fit.spec.class_weights == "none":
-        return np.ones(counts.shape)
-    return np.asarray(counts.sum(0) / (counts.shape[0] * np.maximum(counts, 1)))
-
-
-class _Watcher:
-    """Follows one head's loss on its watch rows: lowers its rate on a plateau, says when to stop."""
-
-    def __init__(self, spec: HeadSpec) -> None:
-        self._spec = spec
-        self._best, self.best_epoch = math.inf, 0
-        self._since_stop = self._since_plateau = 0
-        self._plateau_best, self._reductions = math.inf, 0
-
-    @property
-    def stopped(self) -> bool:
-        return 0 < self._spec.early_stopping <= self._since_stop
-
-    def factor(self, epoch: int) -> float:
-        """Of the learning rate, in an epoch."""
-        if self._spec.schedule == "cosine":
-            return 0.5 * (1 + math.cos(math.pi * (epoch - 1) / self._spec.epochs))
-        return _PLATEAU_FACTOR**self._reductions
-
-    def see(self, loss: float, epoch: int) -> bool:
-        """Takes the loss after an epoch; True if it is the best so far."""
-        if self._spec.schedule == "plateau":
-            self._see_plateau(loss)
-        improved = loss < self._best
-        if improved:
-            self._best, self.best_epoch, self._since_stop = loss, epoch, 0
-        else:
-            self._since_stop += 1
-        return improved
-
-    def _see_plateau(self, loss: float) -> None:
-        if loss < self._plateau_best * (1 - _PLATEAU_THRESHOLD):
-            self._plateau_best, self._since_plateau = loss, 0
-            return
-        self._since_plateau += 1
-        if self._since_plateau > self._spec.patience:
-            self._reductions, self._since_plateau = self._reductions + 1, 0

@@ -14,6 +14,8 @@ TRAINED = ("linear", "mlp", "flatten-mlp")
 SOLVED = ("logreg", "ridge", "knn")
 KINDS = TRAINED + SOLVED
 
+NORM_EPSILON = 1e-5  # of a batch norm, that of torch.nn.BatchNorm1d
+
 _CHOICES = {
     "kind": KINDS,
     "activation": ("relu", "sigmoid", "tanh", "gelu"),
@@ -30,8 +32,8 @@ _TRAINING = {
     "early_stopping", "class_weights", "scale", "seed",
 }  # fmt: skip
 _APPLIES = {
-    "linear": _TRAINING,
-    "mlp": _TRAINING | _HIDDEN,
+    "linear": _TRAINING | {"views"},
+    "mlp": _TRAINING | _HIDDEN | {"views"},
     "flatten-mlp": _TRAINING | _HIDDEN | {"output"},
     "logreg": {"C", "class_weights", "scale"},
     "ridge": {"alpha", "class_weights", "scale"},
@@ -87,8 +89,12 @@ class HeadSpec:
             taken; 0 trains all epochs and takes the last.
         class_weights: "balanced" weighs each class of the loss by n / (c n_class), as scikit-learn does.
         scale: what features are divided by: "rms", one number, the root mean square of the training rows; "standard",
-            each feature's standard deviation after its mean was taken off; "none".
-        seed: of the initial weights and of dropout. The order of the batches belongs to the split.
+            each feature's standard deviation after its mean was taken off; "none". Numbers of the vectors that are
+            learnt from: with `views` of all of them.
+        seed: of the initial weights and of dropout. The order of the batches, and which views are drawn, belong to
+            the split.
+        views: learn in each epoch, instead of a row's own vector, from one drawn of it and of those of its augmented
+            views, each as likely.
         C: inverse penalty of logreg, as in scikit-learn.
         alpha: penalty of ridge, as in scikit-learn.
         neighbors: of knn.
@@ -113,6 +119,7 @@ class HeadSpec:
     class_weights: str = "none"
     scale: str = "rms"
     seed: int = 0
+    views: bool = False
     C: float = 1.0
     alpha: float = 1.0
     neighbors: int = 5
@@ -143,6 +150,7 @@ class HeadSpec:
             _check(name, getattr(self, name), lambda v: v >= 1, "at least 1")
         _check("early_stopping", self.early_stopping, lambda v: v >= 0, "at least 0")
         _check("seed", self.seed, lambda v: 0 <= v < 2**32, "from 0 to 2^32 - 1")
+        _check("views", self.views, lambda v: isinstance(v, bool), "true or false")
         for width in self.widths:
             _check("widths", width, lambda v: 1 <= v <= 65536, "from 1 to 65536")
         if self.kind.endswith("mlp") and not self.widths:

@@ -2,7 +2,8 @@
 
 The result of `TransformSpec` equals timm's own evaluation transform bit for bit (`tests/test_images.py`), with one
 liberty that changes no value: a grayscale image is resized in one channel and repeated afterwards, which saves a third
-of the time on large X-rays. Normalisation happens later, on the device. Knows nothing of networks; needs no torch.
+of the time on large X-rays. `DecodeSpec.fast` takes shortcuts that do change values, and says so in the identity.
+Normalisation happens later, on the device. Knows nothing of networks; needs no torch.
 
 Everything that is converted is converted in bands of rows, so that decoding holds the image twice at most.
 """
@@ -33,6 +34,8 @@ FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF")  # what Pillow may try; 
 MAX_PIXELS = 89_478_485  # Pillow's own warning level (1 GiB of RGB / 4 / 3), here an error
 MAX_BYTES = 1 << 30  # of a file, before it is read
 MAX_ASPECT = 50  # longer side / shorter side: beyond it a crop shows next to nothing of the image
+MARGIN = 2  # fast: the shorter side is decoded at no less than this many times what it is resized to
+REDUCING_GAP = 2.0  # fast: boxes are averaged until this many times the result is left, which is then resampled
 
 _INTERPOLATION = {
     "nearest": Image.Resampling.NEAREST,
@@ -54,6 +57,11 @@ _BITS_PER_SAMPLE, _SAMPLE_FORMAT, _SIGNED = 258, 339, 2  # TIFF 6.0, sections 4 
 _NATIVE = {"F;32BF": "F;32NF", "I;16BS": "I;16NS", "I;32BS": "I;32NS"}
 _PNG_GRAY_ALPHA = 4  # the colour type
 _BAND_PIXELS = 1 << 22
+_SCALES = (8, 4, 2)  # libjpeg divides sides by them in the inverse cosine transform, so that less is computed
+_SHORTCUTS = (
+    f"jpeg in gray or rgb at 1/2, 1/4 or 1/8 while its shorter side stays at least {MARGIN} times what it is resized "
+    f"to; resized with a reducing gap of {REDUCING_GAP}"
+)
 CROP_MODES = ("center", "squash")
 
 
@@ -68,12 +76,17 @@ class DecodeSpec:
             float pixels: nothing in the file says what is black.
         first_frame: take the first frame of an animation, a multi-page TIFF or a multi-frame DICOM file.
         max_pixels: images of more are refused before they are decoded.
+        fast: take shortcuts that change pixels a little: a JPEG is decoded at 1/2, 1/4 or 1/8 of its size where twice
+            what is needed remains, and what shrinks to a quarter or less is averaged in boxes before it is resampled.
+            Where the size of a JPEG does not divide, its right and lower edge move by less than half a pixel of the
+            result.
     """
 
     bit_depth: int | None = None
     float_range: tuple[float, float] | None = None
     first_frame: bool = False
     max_pixels: int = MAX_PIXELS
+    fast: bool = False
 
     def __post_init__(self) -> None:
         if self.bit_depth is not None and not 9 <= self.bit_depth <= 16:
@@ -90,9 +103,10 @@ class DecodeSpec:
         """The rules as JSON. A change here is a change of every vector.
 
         `first_frame` and `max_pixels` are not among them: they decide whether an image has a vector, never which.
+        `shortcuts` is there only where they are taken.
         """
         bits = "12 bit if the maximum is below 4096, else 16 bit" if self.bit_depth is None else f"{self.bit_depth} bit"
-        return {
+        rules = {
             "decoder": "pillow",
             "orientation": "exif applied",
             "alpha": "composited on black",
@@ -105,6 +119,7 @@ class DecodeSpec:
             "frames": "one, the first",
             "dicom": dict(dicom.RULES),
         }
+        return {**rules, "shortcuts": _SHORTCUTS} if self.fast else rules
 
 
 @dataclass(frozen=True)
@@ -145,12 +160,29 @@ class TransformSpec:
         """The fields as JSON; those of `DecodeSpec` stand beside them in an identity."""
         return {**asdict(self), "input_size": list(self.input_size), "mean": list(self.mean), "std": list(self.std)}
 
-    def __call__(self, image: Image.Image) -> Array:
-        """(h, w) uint8 for mode L, (h, w, 3) for RGB: resized and cropped."""
-        return np.asarray(self._crop(self._resize(image)))
+    @property
+    def shorter_side(self) -> int:
+        """Pixels that the shorter side of an image is resized to; under squash, the longer side of the result."""
+        return max(self._resized_size())
 
-    def _resize(self, image: Image.Image) -> Image.Image:
-        height, width = (math.floor(side / self.crop_pct) for side in self.input_size)
+    def __call__(self, image: Image.Image, fast: bool = False) -> Array:
+        """(h, w) uint8 for mode L, (h, w, 3) for RGB: resized and cropped."""
+        return np.asarray(self.crop(self.resize(image, fast)))
+
+    def resize(self, image: Image.Image, fast: bool = False) -> Image.Image:
+        """The whole image at the scale of the result, not cropped: no side is shorter than the crop.
+
+        What has been resized stays as it is.
+
+        Args:
+            image: of mode L or RGB.
+            fast: average boxes before resampling, see `DecodeSpec`; changes nothing unless a side shrinks to a quarter
+                or less.
+
+        Raises:
+            ImageError: `too-large`: a thin image would be enormous once enlarged.
+        """
+        height, width = self._resized_size()
         if self.crop_mode == "center":
             shorter, longer = sorted(image.size)
             stretched = int(height * longer / shorter)
@@ -159,13 +191,19 @@ class TransformSpec:
             return image
         if width * height > MAX_PIXELS:
             raise ImageError("too-large", f"resized it would be {width} x {height}, more than {MAX_PIXELS:,} pixels")
-        return image.resize((width, height), _INTERPOLATION[self.interpolation])
+        gap = REDUCING_GAP if fast else None
+        return image.resize((width, height), _INTERPOLATION[self.interpolation], reducing_gap=gap)
 
-    def _crop(self, image: Image.Image) -> Image.Image:
-        """The centre, rounded as torchvision's CenterCrop does it; `_resize` leaves no side shorter than the crop."""
+    def crop(self, image: Image.Image) -> Image.Image:
+        """The centre of a resized image, in input_size, rounded as torchvision's CenterCrop does it."""
         height, width = self.input_size
         top, left = round((image.height - height) / 2), round((image.width - width) / 2)
         return image.crop((left, top, left + width, top + height))
+
+    def _resized_size(self) -> tuple[int, int]:
+        """(height, width) before the crop, of an image with the aspect ratio of the result."""
+        height, width = (math.floor(side / self.crop_pct) for side in self.input_size)
+        return height, width
 
 
 def stamp(found: os.stat_result) -> Stamp:
@@ -201,6 +239,18 @@ def read(path: Path, expected: Sequence[int] | None = None) -> bytes:
         raise ImageError("unreadable", (error.strerror or str(error)).lower()) from error
 
 
+def header(path: Path) -> str:
+    """What a file says of itself, for people: `PNG 2048 x 2496 L`; `unreadable` or `other` where it says nothing."""
+    try:
+        _check_regular(os.stat(path))
+        with _undisturbed(MAX_PIXELS), Image.open(path, formats=FORMATS) as image:
+            return f"{image.format} {image.width} x {image.height} {image.mode}"
+    except (ImageError, PermissionError, FileNotFoundError):
+        return "unreadable"
+    except Exception:  # as with pixels, Pillow raises nearly anything
+        return "other"
+
+
 def _check_regular(found: os.stat_result) -> None:
     if not stat.S_ISREG(found.st_mode):
         raise ImageError("not-a-file", "not a regular file")
@@ -211,8 +261,41 @@ def _check_unchanged(expected: Sequence[int] | None, found: os.stat_result) -> N
         raise ImageError("changed", "changed since the pass was planned; run again")
 
 
-def decode(data: bytes, spec: DecodeSpec = DecodeSpec()) -> Image.Image:
+def pixels(data: bytes, transform: TransformSpec, spec: DecodeSpec = DecodeSpec()) -> Array:
+    """An image file's bytes as what a network sees of them: decoded and transformed, with the shortcuts of `spec`.
+
+    Returns:
+        (h, w) uint8 of gray, or (h, w, 3) of RGB.
+
+    Raises:
+        ImageError: as `decode`, or `too-large` once resized.
+    """
+    return transform(decode(data, spec, transform.shorter_side), spec.fast)
+
+
+def decode_each(data: bytes, transforms: Sequence[TransformSpec], spec: DecodeSpec = DecodeSpec()) -> list[Image.Image]:
+    """An image for each transform: the one that it would get alone, whatever the others need.
+
+    It is decoded once where all need the same, which they do unless `spec` is fast and the file a large JPEG; images
+    that are the same are one object.
+
+    Raises:
+        ImageError: as `decode`.
+    """
+    sides = [transform.shorter_side for transform in transforms]
+    scales = _scales(data, spec, sides)
+    decoded = {scale: decode(data, spec, side) for scale, side in dict(zip(scales, sides, strict=True)).items()}
+    return [decoded[scale] for scale in scales]
+
+
+def decode(data: bytes, spec: DecodeSpec = DecodeSpec(), at_least: int | None = None) -> Image.Image:
     """An image file's bytes as an 8-bit image of mode L or RGB, by the rules of `spec`.
+
+    Args:
+        data: of the file.
+        spec: the rules.
+        at_least: pixels of the shorter side that the caller needs, `TransformSpec.shorter_side`. Where `spec` is fast,
+            a JPEG may come smaller than it is, but never with less than `MARGIN` times these. None: the full size.
 
     Raises:
         ImageError: and nothing else, whatever the bytes. `empty`, `format` (not an accepted one), `too-large`,
@@ -225,7 +308,7 @@ def decode(data: bytes, spec: DecodeSpec = DecodeSpec()) -> Image.Image:
         with _undisturbed(spec.max_pixels):
             if dicom.is_dicom(data):
                 return dicom.decode(data, spec.first_frame, spec.max_pixels, check_size)
-            return _upright(*_decode(data, spec))
+            return _upright(*_decode(data, spec, at_least))
     except ImageError:
         raise
     except UnidentifiedImageError as error:
@@ -271,7 +354,7 @@ def _undisturbed(max_pixels: int) -> Iterator[None]:
                 _Undisturbed.filters.__exit__(None, None, None)
 
 
-def _decode(data: bytes, spec: DecodeSpec) -> tuple[Image.Image, int]:
+def _decode(data: bytes, spec: DecodeSpec, at_least: int | None) -> tuple[Image.Image, int]:
     """The 8-bit image as it lies in the file, and its orientation; what it was converted from is free on return."""
     data, inverted = containers.black_is_zero(data)
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
@@ -280,10 +363,30 @@ def _decode(data: bytes, spec: DecodeSpec) -> tuple[Image.Image, int]:
         if (n_frames := getattr(image, "n_frames", 1)) != 1 and not spec.first_frame:
             raise ImageError("frames", f"{n_frames} frames or pages, one is expected; --first-frame takes the first")
         _mend_byte_order(image)
+        if (scale := _scale(image, spec, at_least)) > 1:
+            image.draft(None, (image.width // scale, image.height // scale))
         image.load()
         _check_last_row(image, data)
         flat = _to_8_bit(image, spec, data)
         return (_in_bands(flat, flat.mode, ImageOps.invert) if inverted else flat), _orientation(image)
+
+
+def _scale(image: Image.Image, spec: DecodeSpec, at_least: int | None) -> int:
+    """By how much a file's sides are divided while it is decoded: 1, or what libjpeg offers for gray and YCbCr."""
+    if not spec.fast or at_least is None or image.format != "JPEG" or image.mode not in ("L", "RGB"):
+        return 1
+    return next((scale for scale in _SCALES if min(image.size) >= scale * MARGIN * at_least), 1)
+
+
+def _scales(data: bytes, spec: DecodeSpec, sides: Sequence[int]) -> list[int]:
+    """Equal for those of `sides` that one decoded image serves. Bytes that cannot be opened are left to `decode`."""
+    if not spec.fast or len(set(sides)) == 1 or containers.kind_of(data) != "JPEG":
+        return [1] * len(sides)
+    try:
+        with _undisturbed(spec.max_pixels), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+            return [_scale(image, spec, side) for side in sides]
+    except Exception:
+        return [1] * len(sides)
 
 
 def _check_last_row(image: Image.Image, data: bytes) -> None:

@@ -5,42 +5,66 @@ remembers it. A pass that finds every vector there never loads the network; one 
 that it is the one that was remembered.
 """
 
-import ctypes
-import platform
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from featcache import augment
 from featcache.images import TransformSpec
 from featcache.probe import pixels_sha256
 from featcache.provenance import Json, environment, from_json
 from featcache.request import Request
 from featcache.seen import Answer, Seen
+from featcache.store import VIEW_PARAMETERS, VIEWS
 
 if TYPE_CHECKING:
     from featcache.backbones import Backbone
+    from featcache.forward import Forward
 
 Array = np.ndarray[Any, Any]
-BATCH_ROWS = 16  # as fast as 32 on two cores (163 and 156 images/s, MobileNetV2), with 100 MB less
-_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h
+Note = Callable[[str], None]  # a sentence for people, while it happens
+BOUND = 0.9999  # cosine of the worst of some images with float32, from which a precision is as good
+DRIFT = "drift"  # of an environment: measured, and no reason for a warning
+COMPILE = ("auto", "on", "off")
 
 
 class Outdated(Exception):
     """The network that was loaded is not the one that was remembered. Never leaves `embed`."""
 
 
+@dataclass(frozen=True)
+class Machine:
+    """How the arithmetic is done: nothing here changes a vector beyond its last digits.
+
+    Attributes:
+        device: "auto" (CUDA if there is one), "cpu", "cuda" or "cuda:N".
+        compile: "on", "off", or "auto", which compiles where so many images are worth it.
+        n_images: of the pass.
+        canaries: gives some of its images, to measure what a lower precision costs.
+    """
+
+    device: str = "auto"
+    compile: str = "auto"
+    n_images: int = 0
+    canaries: Callable[[TransformSpec], Sequence[Array]] = lambda transform: ()
+
+
 class Network:
     """The frozen network of a pass. It is loaded when an image needs it, or when nothing is remembered of it.
 
     Attributes:
-        answer: identity, resolved name and width.
+        answer: identity, resolved name, and the shapes of what it gives.
     """
 
-    def __init__(self, request: Request, device: str, seen: Seen, on_note: Callable[[str], None]) -> None:
-        self._request, self._device, self._on_note = request, device, on_note
+    def __init__(self, request: Request, machine: Machine, seen: Seen, on_note: Callable[[str], None]) -> None:
+        self._request, self._machine, self._on_note = request, machine, on_note
         self._key = request.digest(environment())
         self._backbone: Backbone | None = None
+        self._forward: Forward | None = None
+        self._drift: float | None = None
         recalled = seen.answer(self._key)
         if recalled is not None and recalled.identity["probe"] != self._probe(recalled.identity):
             recalled = None
@@ -52,56 +76,84 @@ class Network:
         return from_json(TransformSpec, self.answer.identity["transform"])
 
     @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Array of the store -> shape of its rows; views and their parameters are among them."""
+        shapes = {tap: tuple(shape) for tap, shape in self.answer.shapes.items()}
+        if views := self._request.views:
+            shapes |= {VIEWS: (views.n, self.answer.dim), VIEW_PARAMETERS: (views.n, len(augment.PARAMETERS))}
+        return shapes
+
+    @property
+    def row_bytes(self) -> int:
+        """What a row takes in memory, in all its arrays."""
+        return sum(4 * math.prod(shape) for shape in self.shapes.values())
+
+    @property
     def environment(self) -> Json:
         """Of this process; without the device as long as none was needed."""
         if self._backbone is None:
             return {name: value for name, value in environment().items() if name != "device"}
         from featcache.devices import describe
 
-        return environment(describe(self._backbone.device))
+        here = environment(describe(self._backbone.device))
+        if self._forward is not None and self._forward.is_compiled:
+            here["compiled"] = "inductor"
+        if self._drift is not None:
+            here[DRIFT] = f"cosine of {self._drift:.6f} with float32, at least, on some of the images"
+        return here
 
-    def vectors(self, images: Sequence[Array]) -> Array:
-        """(m, d) float32 of up to `BATCH_ROWS` decoded images.
+    @property
+    def forward(self) -> "Forward":
+        """The network at work, loaded if it is not.
 
         Raises:
-            Outdated: the network is not what the answer says.
+            Outdated: it is not what the answer says.
+        """
+        if self._forward is None:
+            backbone = self._load()
+            if not self._is_checked and self._answer(backbone) != self.answer:
+                raise Outdated
+            self._is_checked = True
+            from featcache.forward import Forward
+
+            self._forward = Forward(backbone, self._machine.compile, self._machine.n_images, self._on_note)
+            if backbone.precision != "float32":
+                self._measure_drift(self._forward)
+        return self._forward
+
+    def vectors(self, images: Sequence[Array]) -> Mapping[str, Array]:
+        """(m, …) float32 by tap of up to `forward.batch_rows` decoded images.
+
+        Raises:
             InputOutputError: the device has no memory for one image.
         """
-        backbone = self._load()
-        if not self._is_checked and self._answer(backbone) != self.answer:
-            raise Outdated
-        self._is_checked = True
-        return backbone.vectors(images, BATCH_ROWS, self._on_note)
+        return self.forward.vectors(images)
 
     def remember(self, seen: Seen) -> None:
         """Keeps the answer for the next pass, if it was learnt in this one."""
         if self._backbone is not None:
             seen.keep_answer(self._key, self.answer, self._backbone.weights_paths)
 
+    def _measure_drift(self, forward: "Forward") -> None:
+        """What the precision costs, on some of the images: told, and recorded with the environment."""
+        self._drift = forward.drift(self._machine.canaries(self.transform))
+        if self._drift is not None:
+            what = (
+                "" if self._drift >= BOUND else f", below {BOUND}: the vectors are others, --precision float32 is exact"
+            )
+            precision = self.answer.identity["precision"]
+            self._on_note(f"{precision}: cosine with float32 at least {self._drift:.6f} on some of the images{what}.")
+
     def _probe(self, identity: Json) -> str:
-        return pixels_sha256(from_json(TransformSpec, identity["transform"]), self._request.decode)
+        return pixels_sha256(from_json(TransformSpec, identity["transform"]), self._request.decode, self._request.views)
 
     def _answer(self, backbone: "Backbone") -> Answer:
-        identity = backbone.identity(self._request.decode, self._request.dtype)
-        return Answer(identity, backbone.name, backbone.weights_source, backbone.n_features)
+        identity = backbone.identity(self._request.decode, self._request.dtype, self._request.views)
+        return Answer(identity, backbone.name, backbone.weights_source, dict(backbone.shapes))
 
     def _load(self) -> "Backbone":
         if self._backbone is None:
             from featcache import backbones, devices
 
-            _keep_freed_memory()
-            self._backbone = backbones.load(self._request.backbone, devices.choose(self._device))
+            self._backbone = backbones.load(self._request.backbone, devices.choose(self._machine.device))
         return self._backbone
-
-
-def _keep_freed_memory() -> None:
-    """Tells glibc to keep what a forward pass frees, for the next one, instead of handing it back to the kernel.
-
-    A network's activations are allocated and freed hundreds of times a second. Returned each time, their pages are
-    zeroed again by the kernel: of 51 images/s (MobileNetV2, two cores) this makes 308.
-    """
-    if platform.libc_ver()[0] != "glibc":
-        return
-    glibc = ctypes.CDLL(None)
-    for parameter, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 256 << 20)):
-        glibc.mallopt(parameter, value)

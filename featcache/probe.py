@@ -3,7 +3,8 @@
 A library update that changes how files are decoded or resized changes vectors without a change of any setting. So a few
 images built in here, whose bytes no installed encoder had a hand in, are decoded and transformed, and the sha256 of
 what comes out stands in the identity: after such an update the old store says that it was made otherwise. Needs neither
-torch nor timm, and no file. DICOM is not probed: its gray is computed here, its codecs may be absent.
+torch nor timm, and no file. DICOM is not probed: its gray is computed here, its codecs may be absent. Where shortcuts
+are taken, the images are also shrunk so far that every shortcut has something to do.
 """
 
 import base64
@@ -13,12 +14,14 @@ from dataclasses import replace
 
 import numpy as np
 
-from featcache import images
+from featcache import augment, images
+from featcache.augment import ViewSpec
 from featcache.errors import ImageError
 from featcache.images import MAX_PIXELS, Array, DecodeSpec, TransformSpec
 from featcache.provenance import digest_arrays
 
 _SIDE = 61  # pixels; odd, and smaller than any input size, so that resizing has something to do
+_SHRUNK = 6  # pixels; a quarter of the shorter side of every image, at most
 _GRAY, _RGB, _PALETTE, _RGBA = 0, 2, 3, 6  # colour types of PNG
 _EXIF_TURNED = b"Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0"  # orientation 6
 _JPEG_GRAY = """
@@ -36,16 +39,29 @@ irQnGjrJMy4FbGa6xspOo6RMhEu7jQqXaMfEFxO6diuDspeMG6gJK832cLg/Rt3AiKTlGTrU3wviYrH+
 """
 
 
-def pixels_sha256(transform: TransformSpec, decode: DecodeSpec) -> str:
-    """The digest of the built-in images, decoded and transformed: equal as long as preprocessing is."""
+def pixels_sha256(transform: TransformSpec, decode: DecodeSpec, views: ViewSpec | None = None) -> str:
+    """The digest of the built-in images, decoded and transformed, and of a view of each where views are made: equal as
+    long as preprocessing is."""
     decode = replace(decode, max_pixels=MAX_PIXELS)  # which images are refused for their size changes no vector
-    return digest_arrays({name: _pixels(data, transform, decode) for name, data in _images().items()})
+    transforms = {"": transform}
+    if decode.fast:
+        transforms["shrunk "] = replace(transform, input_size=(_SHRUNK, _SHRUNK), crop_pct=1.0)
+    found = {
+        f"{prefix}{name}": _pixels(data, spec, decode)
+        for prefix, spec in transforms.items()
+        for name, data in _images().items()
+    }
+    if views:
+        one = replace(views, n=1)
+        gray, colour = (images.decode(base64.b64decode(jpeg), decode) for jpeg in (_JPEG_GRAY, _JPEG_COLOUR))
+        found |= {f"view {image.mode}": augment.views(image, transform, one, "0" * 64) for image in (gray, colour)}
+    return digest_arrays(found)
 
 
 def _pixels(data: bytes, transform: TransformSpec, decode: DecodeSpec) -> Array:
     """What becomes of one image; where it is refused (16 bits, if 12 are stated), the word for why."""
     try:
-        return transform(images.decode(data, decode))
+        return images.pixels(data, transform, decode)
     except ImageError as error:
         return np.frombuffer(error.code.encode("ascii"), dtype=np.uint8)
 

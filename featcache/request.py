@@ -9,9 +9,13 @@ import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from featcache.augment import ViewSpec
 from featcache.images import DecodeSpec
 from featcache.provenance import Json, digest_json
-from featcache.store import STORED_DTYPES
+from featcache.store import GRID, POOLED, STORED_DTYPES
+
+TAPS = (POOLED, GRID)
+PRECISIONS = ("auto", "float32", "tf32", "float16", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,8 @@ class BackboneSpec:
         name: `arch.tag` or `arch`, as timm spells it.
         weights: None for those the name stands for, a `.safetensors`, `.pth` or `.pt` file, or `random:SEED`.
         input_size, crop_pct, interpolation, mean, std: None for the model's own data configuration.
+        taps: what is kept of it: `pooled`, the vector, and with `grid` the feature map before pooling, too.
+        precision: of the arithmetic; "auto" is settled by `precision.settled` before a network is loaded.
     """
 
     name: str
@@ -31,8 +37,14 @@ class BackboneSpec:
     interpolation: str | None = None
     mean: tuple[float, ...] | None = None
     std: tuple[float, ...] | None = None
+    taps: tuple[str, ...] = (POOLED,)
+    precision: str = "float32"
 
     def __post_init__(self) -> None:
+        if POOLED not in self.taps or not set(self.taps) <= set(TAPS):
+            raise ValueError(f"tap must be pooled, or pooled and grid, got {', '.join(self.taps) or 'none'}")
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
         numbers = {"crop_pct": (self.crop_pct,), "mean": self.mean, "std": self.std}
         for name, values in numbers.items():
             if not all(value is None or math.isfinite(value) for value in values or ()):
@@ -53,11 +65,13 @@ class Request:
         backbone: the network.
         decode: how files become pixels.
         dtype: what vectors are stored as, float32 or float16.
+        views: augmentation views beside the clean image; None for none.
     """
 
     backbone: BackboneSpec
     decode: DecodeSpec = field(default_factory=DecodeSpec)
     dtype: str = "float32"
+    views: ViewSpec | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in STORED_DTYPES:
@@ -67,4 +81,6 @@ class Request:
         """Under which its answer is remembered, with the versions of the libraries that gave it."""
         weights = self.backbone.weights_path
         asked = {**asdict(self.backbone), "weights": str(weights) if weights else self.backbone.weights}
-        return digest_json({"backbone": asked, "decode": self.decode.identity(), "dtype": self.dtype, "by": libraries})
+        views = self.views.identity() if self.views else None
+        rest = {"decode": self.decode.identity(), "dtype": self.dtype, "views": views, "by": libraries}
+        return digest_json({"backbone": asked, **rest})

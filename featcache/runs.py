@@ -74,7 +74,8 @@ class Run:
         return safetensors.numpy.load_file(self.path / "head.safetensors")
 
     def logits(self, features: Array) -> Array:
-        """(n, d) features as they are stored to (n, c) logits, before the temperature."""
+        """(n, d) features as they are stored to (n, c) logits, before the temperature; of (n, v, d), v vectors of each
+        row, the mean logits."""
         classes = self.record["classes"]
         positive = classes.index(self.record["positive"])
         return scoring.logits(self.spec, self.weights(), features, len(classes), positive)

@@ -4,17 +4,16 @@ The tensors are those of `head.safetensors`, which act on features as they are s
 Letters: n rows, d features, c classes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from scipy.special import erf, expit
 
-from featcache.heads import HeadSpec
+from featcache.heads import NORM_EPSILON, HeadSpec
 
 Array = np.ndarray[Any, Any]
 
-NORM_EPSILON = 1e-5  # that of torch.nn.BatchNorm1d
 _BLOCK = 4096  # rows
 _ACTIVATIONS = {
     "relu": lambda z: np.maximum(z, 0),
@@ -25,15 +24,34 @@ _ACTIVATIONS = {
 
 
 def logits(spec: HeadSpec, tensors: Mapping[str, Array], x: Array, n_classes: int, positive: int) -> Array:
-    """(n, d) features to (n, c) float32 logits: of a softmax over classes, or of a sigmoid per finding.
+    """Features to (n, c) float32 logits: of a softmax over classes, or of a sigmoid per finding.
 
     Args:
         spec: the head's.
         tensors: its weights.
-        x: features as they are stored.
+        x: (n, d) features as they are stored; or (n, v, d), v vectors of each row, over which `averaged` averages.
         n_classes: c.
         positive: which of two classes the single output of a sigmoid head is about.
     """
+    return averaged(lambda each: _logits(spec, tensors, each, n_classes, positive), x)
+
+
+def averaged(logits_of: Callable[[Array], Array], x: Array) -> Array:
+    """(n, c) logits of (n, d) vectors, or of (n, v, d) the mean of each row's v logits.
+
+    Test-time augmentation averages probabilities or logits. Logits are what is scaled by a temperature afterwards and
+    what is averaged over repeated folds, too; the mean is the log of the geometric mean of the probabilities (of the
+    odds, for findings), and for an affine head the logits of the mean vector.
+    """
+    if x.ndim == 2:
+        return logits_of(x)
+    n, v, d = x.shape
+    z = logits_of(x.reshape(n * v, d))
+    return np.asarray(z.reshape(n, v, z.shape[1]).mean(axis=1))
+
+
+def _logits(spec: HeadSpec, tensors: Mapping[str, Array], x: Array, n_classes: int, positive: int) -> Array:
+    """(n, d) to (n, c)."""
     if spec.kind == "knn":
         return _vote(spec, tensors, x, n_classes)
     blocks = [_forward(spec, tensors, x[start : start + _BLOCK]) for start in range(0, len(x), _BLOCK)]

@@ -21,7 +21,7 @@ from featcache.errors import FeatcacheError
 from featcache.images import stamp
 from featcache.provenance import Json, canonical_json
 
-_VERSION = 1
+_VERSION = 2
 _TICK_NS = 100_000_000  # a file changed again within one tick of its file system's clock may keep its times
 _COARSE_TICK_NS = 2_000_000_000  # of file systems that keep whole seconds, or two of them
 
@@ -30,16 +30,27 @@ Stamp = Sequence[int]  # size, mtime, ctime (ns), inode; empty where there is no
 
 @dataclass(frozen=True)
 class Answer:
-    """What a request stood for: its identity, and what of the network is told to people."""
+    """What a request stood for: its identity, and what of the network is told to people.
+
+    Attributes:
+        shapes: tap -> shape of what it gives for one image; `pooled` is [d].
+    """
 
     identity: Json
     backbone: str
     weights: str
-    dim: int
+    shapes: Mapping[str, Sequence[int]]
 
     def __post_init__(self) -> None:
-        if not isinstance(self.dim, int) or not {"probe", "transform", "backbone"} <= dict(self.identity).keys():
+        is_shaped = all(isinstance(n, int) for shape in dict(self.shapes).values() for n in shape)
+        if not is_shaped or not {"probe", "transform", "backbone"} <= dict(self.identity).keys():
             raise ValueError("not the answer to a request")
+        object.__setattr__(self, "shapes", {tap: list(shape) for tap, shape in self.shapes.items()})
+
+    @property
+    def dim(self) -> int:
+        """d, the width of the pooled vector."""
+        return self.shapes["pooled"][0]
 
 
 @dataclass

@@ -12,12 +12,14 @@ import torch
 
 from featcache import intervals, metrics
 from featcache.errors import UsageError
-from featcache.fitting import Fit, Fitted, Pool, Targets, fit_all
+from featcache.fitting import Fit, Fitted, Pool, fit_all
 from featcache.heads import HeadSpec
+from featcache.objective import Targets
 from featcache.protocol import Protocol, watch_rows
 from featcache.solvers import solve_all
 from featcache.splits import Fold
 from featcache.task import Task
+from featcache.vectors import scored, tap_of
 
 Array = np.ndarray[Any, Any]
 Numbers = dict[str, Any]
@@ -25,14 +27,7 @@ Progress = Callable[[int, int], None]
 
 SELECT = ("auroc", "f1", "balanced_accuracy", "accuracy", "auprc", "loss")
 SHOWN = ("auroc", "accuracy", "balanced_accuracy", "f1", "loss")
-TAPS = {"flatten-mlp": "grid"}
-POOLED = "pooled"
 _NONE = np.array([], dtype=np.int64)
-
-
-def tap_of(spec: HeadSpec) -> str:
-    """The feature array a kind of head works on."""
-    return TAPS.get(spec.kind, POOLED)
 
 
 def numbers(task: Task, rows: Array, logits: Array, threshold: float | None = None) -> Numbers:
@@ -80,14 +75,16 @@ class Bench:
     Attributes:
         task: names and labels.
         protocol: the rows.
-        x: (n, d) features by tap.
+        x: features by tap, as `vectors.load` gives them.
         targets: the task's labels, and further labellings where there are any.
+        average_views: a row is scored by the mean of the logits of its image as it is and of its views.
     """
 
     task: Task
     protocol: Protocol
     x: Mapping[str, torch.Tensor]
     targets: Targets
+    average_views: bool = False
 
     def fits(self, specs: Sequence[HeadSpec], folds: Sequence[Fold]) -> list[Fit]:
         """Every spec on every fold, folds changing fastest."""
@@ -108,6 +105,7 @@ class Bench:
         self, fits: Sequence[Fit], *, curves: bool = False, on_progress: Progress = lambda done, total: None
     ) -> list[Fitted]:
         """Trains or solves, whatever the kinds; in the order of `fits`."""
+        how = {"average_views": self.average_views}
         results: dict[int, Fitted] = {}
         groups: dict[tuple[str, bool], list[int]] = {}
         for i, fit in enumerate(fits):
@@ -115,11 +113,16 @@ class Bench:
         for (tap, is_trained), members in groups.items():
             wanted = [fits[i] for i in members]
             if is_trained:
-                found = fit_all(wanted, self.x[tap], self.targets, curves=curves, on_progress=on_progress)
+                found = fit_all(wanted, self.x[tap], self.targets, **how, curves=curves, on_progress=on_progress)
             else:
-                found = solve_all(wanted, self.x[tap], self.targets)
+                found = solve_all(wanted, self.x[tap], self.targets, **how)
             results.update(zip(members, found, strict=True))
         return [results[i] for i in range(len(fits))]
+
+    def scored(self, spec: HeadSpec, rows: Array) -> Array:
+        """What a head scores some rows by: (r, d), or (r, 1 + K, d) of which the logits are averaged."""
+        x = scored(self.x[tap_of(spec)], self.average_views)
+        return x[torch.from_numpy(rows).to(x.device)].cpu().numpy()
 
 
 def rank(

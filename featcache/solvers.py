@@ -8,6 +8,7 @@ Letters: n rows, d features, c classes.
 
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,16 +16,19 @@ import torch
 from torch import Tensor
 
 from featcache import scoring
-from featcache.fitting import Fit, Fitted, Targets, class_weights
+from featcache.fitting import Fit, Fitted
+from featcache.objective import Targets, class_weights
 from featcache.stacks import feature_scale
+from featcache.vectors import clean, scored
 
 Array = np.ndarray[Any, Any]
 
 _LOGREG_ITERATIONS = 300
 
 
-def solve_all(fits: Sequence[Fit], x: Tensor, targets: Targets) -> list[Fitted]:
-    """Solves heads of solved kinds; the arguments and the answer are those of `fitting.fit_all`.
+def solve_all(fits: Sequence[Fit], x: Tensor, targets: Targets, *, average_views: bool = False) -> list[Fitted]:
+    """Solves heads of solved kinds, on the vectors of images as they are; the arguments and the answer are those of
+    `fitting.fit_all`.
 
     A head of scikit-learn's or of ours ends as `weight` and `bias` that act on features as they are stored; "knn" keeps
     the training rows (unit length) and their labels.
@@ -37,19 +41,19 @@ def solve_all(fits: Sequence[Fit], x: Tensor, targets: Targets) -> list[Fitted]:
     for numbers in groups.values():
         members = [fits[i] for i in numbers]
         solve = {"logreg": _logreg, "ridge": _ridge, "knn": _knn}[members[0].spec.kind]
-        results.update(zip(numbers, solve(members, x, targets), strict=True))
+        results.update(zip(numbers, solve(members, x, targets, average_views), strict=True))
     return [results[i] for i in range(len(fits))]
 
 
 # --- affine heads -----------------------------------------------------------------------------------------------------
 
 
-def _logreg(fits: Sequence[Fit], x: Tensor, targets: Targets) -> list[Fitted]:
+def _logreg(fits: Sequence[Fit], x: Tensor, targets: Targets, average_views: bool) -> list[Fitted]:
     """L2-penalised logistic regression, from strong to weak penalty, each starting where the last ended."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
-    problem = _Problem(fits[0], x, targets)
+    problem = _Problem(fits[0], x, targets, average_views)
     model = LogisticRegression(max_iter=_LOGREG_ITERATIONS, warm_start=True)
     found: dict[int, tuple[Array, Array]] = {}
     for finding in problem.findings():
@@ -64,10 +68,10 @@ def _logreg(fits: Sequence[Fit], x: Tensor, targets: Targets) -> list[Fitted]:
     return [problem.affine(fit, *_two_sided(*found[i], problem)) for i, fit in enumerate(fits)]
 
 
-def _ridge(fits: Sequence[Fit], x: Tensor, targets: Targets) -> list[Fitted]:
+def _ridge(fits: Sequence[Fit], x: Tensor, targets: Targets, average_views: bool) -> list[Fitted]:
     """Weighted least squares on -1 and 1 with penalty alpha |w|^2 and a free intercept, as scikit-learn's
     RidgeClassifier: (X'WX + alpha I) w = X'W y on centred X and y. With X'WX = V S V' every alpha is a division."""
-    problem = _Problem(fits[0], x, targets)
+    problem = _Problem(fits[0], x, targets, average_views)
     found: dict[int, tuple[Array, Array]] = {}
     for finding in problem.findings():
         rows, y, weights = problem.known(finding)
@@ -101,14 +105,15 @@ def _dual(a: Array, t: Array) -> Any:
 class _Problem:
     """The training rows of a fold, scaled, with labels and weights."""
 
-    def __init__(self, fit: Fit, x: Tensor, targets: Targets) -> None:
+    def __init__(self, fit: Fit, x: Tensor, targets: Targets, average_views: bool) -> None:
         train = torch.from_numpy(fit.train).to(x.device)
+        self._scored, x = scored(x, average_views), clean(x)
         scale = feature_scale(x, [train], fit.spec.scale)
         self._offset, self._divisor = scale.offset[0].cpu().double().numpy(), scale.divisor[0].cpu().double().numpy()
         self.x: Array = ((x[train] - scale.offset[0]) / scale.divisor[0]).cpu().numpy()
         self.y = targets.values[fit.labelling][fit.train]
-        self._all, self._targets = x, targets
-        self._class_weights = class_weights(fit, targets)
+        self._targets = targets
+        self._class_weights = class_weights(self.y, targets.n_classes, fit.spec.class_weights)
 
     def findings(self) -> list[int | None]:
         """The findings one by one, or None for classes, which are learnt together."""
@@ -135,8 +140,7 @@ class _Problem:
         weight = weight / self._divisor
         bias = bias - (weight * self._offset).sum(1)
         tensors = {"weight": weight.astype(np.float32), "bias": bias.astype(np.float32)}
-        held = self._all[torch.from_numpy(fit.held).to(self._all.device)].cpu().numpy()
-        logits = held @ tensors["weight"].T + tensors["bias"]
+        logits = scoring.averaged(lambda x: x @ tensors["weight"].T + tensors["bias"], _rows(self._scored, fit.held))
         return Fitted(fit, tensors, logits, 0, weight.size + bias.size)
 
 
@@ -158,13 +162,23 @@ def _two_sided(weight: Array, bias: Array, problem: _Problem) -> tuple[Array, Ar
 # --- nearest neighbours -----------------------------------------------------------------------------------------------
 
 
-def _knn(fits: Sequence[Fit], x: Tensor, targets: Targets) -> list[Fitted]:
+def _knn(fits: Sequence[Fit], x: Tensor, targets: Targets, average_views: bool) -> list[Fitted]:
     """The vote of the nearest training rows, as `scoring.vote` counts it; one search serves all k."""
     fit = fits[0]
-    train, held = (x[torch.from_numpy(rows).to(x.device)].cpu().numpy() for rows in (fit.train, fit.held))
-    vectors = scoring.unit_rows(train)
+    vectors = scoring.unit_rows(_rows(clean(x), fit.train))
     labels = targets.values[fit.labelling][fit.train]
-    near = scoring.nearest(vectors, held, max(f.spec.neighbors for f in fits))
+    held = _rows(scored(x, average_views), fit.held)
+    near = scoring.nearest(vectors, held.reshape(-1, x.shape[-1]), max(f.spec.neighbors for f in fits))
+    near = near.reshape(*held.shape[:-1], near.shape[1])  # (m, k), or (m, v, k)
     tensors = {"vectors": vectors, "labels": labels.astype(np.float32)}
-    logits = (scoring.vote(labels[near[:, : each.spec.neighbors]], targets.n_classes) for each in fits)
-    return [Fitted(each, tensors, z, 0, 0) for each, z in zip(fits, logits, strict=True)]
+    votes = (partial(_votes, labels, targets.n_classes, each.spec.neighbors) for each in fits)
+    return [Fitted(each, tensors, scoring.averaged(vote, near), 0, 0) for each, vote in zip(fits, votes, strict=True)]
+
+
+def _votes(labels: Array, n_classes: int, k: int, near: Array) -> Array:
+    """(m, c) logits of the k nearest of the rows found."""
+    return scoring.vote(labels[near[:, :k]], n_classes)
+
+
+def _rows(x: Tensor, rows: Array) -> Array:
+    return x[torch.from_numpy(rows).to(x.device)].cpu().numpy()

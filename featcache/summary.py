@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from scipy.special import expit
 
 from featcache import metrics, runs, scoring, selection
 from featcache.fitting import Fitted
 from featcache.heads import HeadSpec, varied
 from featcache.runs import Table
-from featcache.selection import Bench, Candidate, numbers, spread, tap_of
+from featcache.selection import Bench, Candidate, numbers, spread
 from featcache.task import Task
 
 Array = np.ndarray[Any, Any]
@@ -63,7 +62,7 @@ class Said:
         self._made = made
 
     def _logits(self, spec: HeadSpec, made: Made, rows: Array) -> Array:
-        x = self._bench.x[tap_of(spec)][torch.from_numpy(rows).to(self._bench.x[tap_of(spec)].device)].cpu().numpy()
+        x = self._bench.scored(spec, rows)
         return scoring.logits(spec, made.final.tensors, x, len(self._task.classes), self._task.positive)
 
     def metrics(self, chose: list[str]) -> dict[str, Any]:

@@ -14,16 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from featcache import baselines, calibration, devices, figures, metrics, runs, selection
+from featcache import baselines, calibration, devices, figures, metrics, runs, selection, vectors
 from featcache.errors import UsageError
-from featcache.fitting import Targets
 from featcache.heads import HeadSpec
+from featcache.objective import Targets
 from featcache.protocol import Protocol, SplitSpec, divide
 from featcache.provenance import Json, digest_json, environment
 from featcache.runs import Run, Table
-from featcache.selection import Bench, Candidate, out_of_fold, tap_of
+from featcache.selection import Bench, Candidate, out_of_fold
 from featcache.splits import Fold
 from featcache.store import Store
 from featcache.summary import TEST, VAL, Made, Said, tables
@@ -46,6 +45,9 @@ class ReportSpec:
         operating_point: a rule of `calibration.parse_rule`, for two classes.
         permutations: how many shuffled labellings to train on, for comparison.
         compare: other stores of the same images, for comparison.
+        average_views: every score, wherever it is used, is of the mean of the logits of an image as it is and of its
+            augmented views (see `scoring.averaged`): those of rows that were not learnt from, and for the sake of one
+            measure those of training rows, of watched ones and of the curves.
     """
 
     select: str = "auroc"
@@ -53,6 +55,7 @@ class ReportSpec:
     operating_point: str | None = None
     permutations: int = 0
     compare: tuple[Path, ...] = field(default=())
+    average_views: bool = False
 
     def __post_init__(self) -> None:
         if self.select not in selection.SELECT:
@@ -88,7 +91,8 @@ def train_head(
         on_note: called with what a person should know before it happens.
 
     Raises:
-        UsageError: labels, groups or the given split do not allow it, with counts; another Run is at `run_path`.
+        UsageError: labels, groups or the given split do not allow it, with counts; the store lacks the features or the
+            views that are asked for; another Run is at `run_path`.
     """
     started = time.perf_counter()
     tried = [specs] if isinstance(specs, HeadSpec) else list(specs) or [HeadSpec()]
@@ -99,13 +103,16 @@ def train_head(
         raise UsageError("--operating-point is for two classes.")
     protocol = divide(task, split, store.features)
     _check_held(task, protocol, rule)
-    others = [baselines.identity_of(path, task) for path in report.compare]
+    needed = tried, report.average_views
+    vectors.check(store, *needed)
+    others = [baselines.identity_of(path, task, *needed) for path in report.compare]
     _tell_near(task, protocol, split, on_note)
-    key = _key(store, tried, task, protocol, split, report, others)
+    division = protocol.record(task.image_ids)
+    key = _key(store, tried, task, division, split, report, others)
     run_path = run_path or Path("runs") / f"{store.path.stem}-{tried[0].kind}-{digest_json(key)[:8]}"
     runs.check_free(run_path, key)
 
-    bench = Bench(task, protocol, _features(store, tried, device), _targets(task))
+    bench = Bench(task, protocol, vectors.load(store, *needed, device), _targets(task), report.average_views)
     ranked = selection.rank(bench, tried, [protocol.folds], report.select, on_progress)[0] if len(tried) > 1 else []
     spec = ranked[0].spec if ranked else tried[0]
     nested = _nested(bench, tried, report.select, on_progress) if protocol.outer else None
@@ -128,7 +135,7 @@ def train_head(
         "environment": environment(device),
         "seconds": round(time.perf_counter() - started, 3),
     }
-    return _save(run_path, record, made, tables(bench, ranked, report.select, made, said), bench)
+    return _save(run_path, record, division, made, tables(bench, ranked, report.select, made, said))
 
 
 # --- the heads --------------------------------------------------------------------------------------------------------
@@ -164,21 +171,6 @@ def _nested(bench: Bench, specs: Sequence[HeadSpec], select: str, on_progress: P
     return out_of_fold(len(bench.task.image_ids), found)
 
 
-def _features(store: Store, specs: Sequence[HeadSpec], device: str) -> dict[str, torch.Tensor]:
-    """(n, d) by tap, feature maps flattened."""
-    found = {}
-    for spec in specs:
-        tap = tap_of(spec)
-        if tap not in store.taps:
-            raise UsageError(
-                f"{store.path} has no {tap!r} features, which a {spec.kind} head works on; it has "
-                f"{', '.join(store.taps)}."
-            )
-        if tap not in found:
-            found[tap] = torch.from_numpy(store.features(tap).reshape(len(store), -1)).to(device)
-    return found
-
-
 def _targets(task: Task) -> Targets:
     return Targets(task.labels[None], len(task.classes), task.positive)
 
@@ -210,7 +202,7 @@ def _baselines(bench: Bench, spec: HeadSpec, made: Made, report: ReportSpec, dev
     if report.permutations:
         found["permuted_labels"] = baselines.permuted(bench, spec, fold, report.permutations)
     for path in report.compare:
-        told = baselines.other_store(path, bench.task, protocol, spec, final, bench.targets, device)
+        told = baselines.other_store(path, bench, spec, final, device)
         found.setdefault("other_stores", []).append(told)
     return found
 
@@ -243,7 +235,7 @@ def _key(
     store: Store,
     specs: Sequence[HeadSpec],
     task: Task,
-    protocol: Protocol,
+    division: Json,
     split: SplitSpec,
     report: ReportSpec,
     others: list[str],
@@ -264,20 +256,20 @@ def _key(
         "asked": {**asked, "split": drawn},
         "identity_sha256": store.identity_sha256,
         "content_sha256": digest_json(task.content),
-        "split_sha256": protocol.record(task.image_ids)["sha256"],
+        "split_sha256": division["sha256"],
         "labels_sha256": digest_json(labels),
     }
 
 
-def _save(run_path: Path, record: Json, made: Made, tables: dict[str, Table], bench: Bench) -> Run:
-    spec, protocol = record["head"], bench.protocol
-    files = {"split.json": (json.dumps(protocol.record(bench.task.image_ids)) + "\n").encode()}
+def _save(run_path: Path, record: Json, division: Json, made: Made, tables: dict[str, Table]) -> Run:
+    spec, n_folds = record["head"], len(made.folds)
+    files = {"split.json": (json.dumps(division) + "\n").encode()}
     if "history.csv" in tables:
-        names, rows = tables["history.csv"]
-        history = [dict(zip(names, row, strict=True)) for row in rows]
+        names, points = tables["history.csv"]
+        history = [dict(zip(names, point, strict=True)) for point in points]
         how = f", lr {spec['lr']:g}, class weights {spec['class_weights']}"
-        over = f", mean of {len(protocol.folds)} folds" if len(protocol.folds) > 1 else ""
+        over = f", mean of {n_folds} folds" if n_folds > 1 else ""
         title = f"{spec['kind']} head on {record['store']['name']}{how}{over}"
-        kept = record["epoch"] if len(protocol.folds) == 1 else None if spec["early_stopping"] else len(history)
+        kept = record["epoch"] if n_folds == 1 else None if spec["early_stopping"] else len(history)
         files["curves.png"] = figures.curves(history, title, kept)  # type: ignore[arg-type]
     return runs.save(run_path, record, made.final.tensors, tables, files)

@@ -1,8 +1,9 @@
 """Decoding in processes of their own: an image that crashes or hangs a decoder takes its worker with it, not the pass.
 
 A worker is a plain Python process that reads a file once, hashes those bytes, and decodes those bytes if the vector of
-that digest is not known. It imports Pillow and numpy, never torch. Processes are not made by `multiprocessing`, which
-would run the caller's script a second time. A pair of sockets joins both ends: lines of JSON, and pixels as they are.
+that digest is not known: once, for every network and every augmented view that is made of it. It imports Pillow and
+numpy, never torch. Processes are not made by `multiprocessing`, which would run the caller's script a second time. A
+pair of sockets joins both ends: lines of JSON, and pixels as they are.
 """
 
 import json
@@ -13,14 +14,16 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Container, Sequence
+from collections.abc import Container, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from featcache import images
+from featcache import augment, images
+from featcache.augment import ViewSpec
 from featcache.errors import ImageError, InputOutputError
 from featcache.images import DecodeSpec, TransformSpec
 from featcache.provenance import Json, digest_bytes, from_json
@@ -42,20 +45,30 @@ class Prepared:
 
     Attributes:
         digest: sha256 of the file's bytes; empty where they could not be read.
-        pixels: (h, w) or (h, w, 3) uint8.
+        pixels: for each transform (1 + K, h, w) or (1 + K, h, w, 3) uint8: the image, and its K views.
         failure: (code, reason).
     """
 
     digest: str = ""
-    pixels: Array | None = None
+    pixels: Sequence[Array] | None = None
     failure: tuple[str, str] | None = None
 
 
 class Decoders:
     """Workers for the threads of a pass: each call takes an idle one, or starts one. A context manager."""
 
-    def __init__(self, transform: TransformSpec, decode: DecodeSpec, timeout_s: float = TIMEOUT_S) -> None:
-        self._config = {"transform": asdict(transform), "decode": asdict(decode)}
+    def __init__(
+        self,
+        transforms: Sequence[TransformSpec],
+        decode: DecodeSpec,
+        views: ViewSpec | None = None,
+        timeout_s: float = TIMEOUT_S,
+    ) -> None:
+        self._config = {
+            "transforms": [asdict(transform) for transform in transforms],
+            "decode": asdict(decode),
+            "views": asdict(views) if views else None,
+        }
         self._timeout_s = timeout_s
         self._idle: queue.LifoQueue[_Decoder] = queue.LifoQueue()
         self._all: list[_Decoder] = []
@@ -74,6 +87,17 @@ class Decoders:
     def pids(self) -> list[int]:
         """The processes there are."""
         return [worker.pid for worker in self._all if worker.is_alive]
+
+    @property
+    def memory_bytes(self) -> int:
+        """What the processes have taken at most, together; 0 where the system does not say. (`getrusage` would count
+        what this process held when it started them.)"""
+        total = 0
+        for pid in self.pids:
+            with suppress(OSError):
+                status = Path(f"/proc/{pid}/status").read_text("ascii", "replace")
+                total += sum(1024 * int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
+        return total
 
     def prepare(self, path: Path, expected: Sequence[int], known: Container[str]) -> Prepared:
         """Reads, hashes and decodes one file; does not decode what is known by its digest.
@@ -163,10 +187,11 @@ class _Decoder:
 
     def _pixels(self, digest: str, until: float) -> Prepared:
         found = self._channel.line(until)
-        if "shape" not in found:
+        if "shapes" not in found:
             return _without_pixels(found, digest)
-        pixels = np.empty(found["shape"], dtype=np.uint8)
-        self._channel.fill(pixels.reshape(-1).data, until)
+        pixels = [np.empty(shape, dtype=np.uint8) for shape in found["shapes"]]
+        for array in pixels:
+            self._channel.fill(array.reshape(-1).data, until)
         return Prepared(digest, pixels)
 
 
@@ -224,19 +249,42 @@ def serve(descriptor: int) -> None:
     """The life of a worker: answers until the pass closes its end, or is gone."""
     with socket.socket(fileno=descriptor) as end, end.makefile("rwb") as stream:
         config = json.loads(stream.readline())
-        transform, decode = from_json(TransformSpec, config["transform"]), from_json(DecodeSpec, config["decode"])
+        work = _Work(
+            [from_json(TransformSpec, fields) for fields in config["transforms"]],
+            from_json(DecodeSpec, config["decode"]),
+            from_json(ViewSpec, config["views"]) if config["views"] else None,
+        )
         _send(stream, {"ready": True})
         while line := stream.readline():
-            _answer(stream, json.loads(line), transform, decode)
+            _answer(stream, json.loads(line), work)
 
 
-def _answer(stream: Any, asked: Json, transform: TransformSpec, decode: DecodeSpec) -> None:
+@dataclass(frozen=True)
+class _Work:
+    """What is made of a file."""
+
+    transforms: Sequence[TransformSpec]
+    decode: DecodeSpec
+    views: ViewSpec | None
+
+    def pixels(self, data: bytes, digest: str) -> Iterator[Array]:
+        """For each transform (1 + K, h, w) or (1 + K, h, w, 3) uint8."""
+        decoded = images.decode_each(data, self.transforms, self.decode)
+        for transform, image in zip(self.transforms, decoded, strict=True):
+            resized = transform.resize(image, self.decode.fast)
+            clean = np.asarray(transform.crop(resized))[None]
+            views = [augment.views(resized, transform, self.views, digest)] if self.views else []
+            yield np.concatenate([clean, *views])
+
+
+def _answer(stream: Any, asked: Json, work: _Work) -> None:
     try:
         data = images.read(Path(os.fsdecode(asked["path"].encode("latin-1"))), asked["expected"])
-        _send(stream, {"digest": digest_bytes(data)})
+        digest = digest_bytes(data)
+        _send(stream, {"digest": digest})
         if json.loads(stream.readline() or b"false"):
-            pixels = np.ascontiguousarray(transform(images.decode(data, decode)))
-            _send(stream, {"shape": list(pixels.shape)}, pixels.reshape(-1).data)
+            pixels = list(work.pixels(data, digest))
+            _send(stream, {"shapes": [list(array.shape) for array in pixels]}, *pixels)
     except ImageError as error:
         _send(stream, {"failure": [error.code, str(error)]})
     except MemoryError:
@@ -247,7 +295,8 @@ def _answer(stream: Any, asked: Json, transform: TransformSpec, decode: DecodeSp
         _send(stream, {"bug": traceback.format_exc()})
 
 
-def _send(stream: Any, value: Json, payload: memoryview | bytes = b"") -> None:
+def _send(stream: Any, value: Json, *payload: Array) -> None:
     stream.write(json.dumps(value).encode("ascii") + b"\n")
-    stream.write(payload)
+    for array in payload:
+        stream.write(array.reshape(-1).data)
     stream.flush()

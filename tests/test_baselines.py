@@ -98,7 +98,7 @@ def other_store(tmp_path: Path, x: np.ndarray, rows: np.ndarray) -> Path:
 
 
 def compared(bench: Bench, path: Path, spec: HeadSpec, final: Fold) -> dict[str, Any]:
-    return baselines.other_store(path, bench.task, bench.protocol, spec, final, bench.targets, "cpu")
+    return baselines.other_store(path, bench, spec, final, "cpu")
 
 
 @pytest.mark.parametrize("spec", [HeadSpec(epochs=3), HeadSpec.of("ridge"), HeadSpec.of("knn")])

@@ -109,6 +109,7 @@ def test_embed_answers_scripts_with_one_json_object(class_folder: Path, tmp_path
             "duplicates",
             "dropped",
             "dim",
+            "shapes",
             "backbone",
             "weights_sha256",
             "identity",
@@ -128,8 +129,8 @@ def test_train_head_answers_scripts_with_one_json_object(embedded: Path, tmp_pat
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
     assert list(answer) == [
-        "run", "head", "spec", "n_parameters", "seconds", "epoch", "operating_point", "temperature", "baselines",
-        "notes", "train", "val", "outer", "test", "sweep",
+        "run", "head", "spec", "n_parameters", "average_views", "seconds", "epoch", "operating_point", "temperature",
+        "baselines", "notes", "train", "val", "outer", "test", "sweep",
     ]  # fmt: skip
     assert answer["n_parameters"] == 194
     for side in ("train", "val", "test"):

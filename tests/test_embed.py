@@ -22,8 +22,9 @@ from featcache import embed as module
 from featcache.backbones import load
 from featcache.embed import default_part_rows, embed
 from featcache.errors import FeatcacheError, IdentityMismatch, InputOutputError, NoSpace, UsageError
+from featcache.forward import Forward
 from featcache.manifest import Manifest
-from featcache.network import BATCH_ROWS, Network
+from featcache.network import Network
 from featcache.plan import Plan
 from featcache.provenance import digest_bytes
 from featcache.request import BackboneSpec
@@ -234,8 +235,8 @@ def test_parts_have_rows(tmp_path: Path, rows: int) -> None:
 
 @pytest.mark.parametrize("n_features", [1, 512, 1280, 25_088, 10**7])
 def test_default_parts_hold_whole_batches(n_features: int) -> None:
-    rows = default_part_rows(n_features)
-    assert rows % BATCH_ROWS == 0
+    rows = default_part_rows(4 * n_features)
+    assert rows % Forward(load(SPEC), "off", 0, print).batch_rows == 0
     assert 32 <= rows <= 256
 
 
@@ -272,9 +273,10 @@ def test_decoders_stay_within_their_lead(tmp_path: Path, monkeypatch: pytest.Mon
     taken: list[np.ndarray] = []
     prepare, vectors = Decoders.prepare, Network.vectors
 
-    def watched(network: Network, images: list[np.ndarray]) -> np.ndarray:
+    def watched(network: Network, images: list[np.ndarray]) -> dict[str, np.ndarray]:
         taken.extend(images)
-        assert len(begun) - len(taken) <= 5 * BATCH_ROWS + 4
+        batches = (network.forward.n_streams + 2) * network.forward.batch_rows
+        assert len(begun) - len(taken) <= module._READ_AHEAD + 2 * 3 + batches
         return vectors(network, images)
 
     monkeypatch.setattr(Decoders, "prepare", lambda self, path, *rest: begun.append(path) or prepare(self, path, *rest))
@@ -313,7 +315,7 @@ def check_rows_are_their_images(path: Path, manifest: Manifest) -> None:
             assert digest == digest_bytes(data)
             pixels = backbone.transform(images.decode(data))
             pixels = pixels if pixels.ndim == 3 else np.repeat(pixels[..., None], 3, axis=2)
-            expected = backbone(torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None])[0].numpy()
+            expected = backbone(torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None])["pooled"][0].numpy()
             assert np.abs(vector - expected).max() <= 1e-5 * np.abs(expected).max()
 
 

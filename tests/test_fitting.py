@@ -10,8 +10,10 @@ from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.neighbors import KNeighborsClassifier
 
 from featcache import fitting, scoring
-from featcache.fitting import Fit, Fitted, Pool, Targets, fit_all
+from featcache.fitting import Fit, Fitted, Pool, fit_all
 from featcache.heads import HeadSpec
+from featcache.objective import Targets
+from featcache.pace import Watcher
 from featcache.solvers import solve_all
 from featcache.stacks import Stack, feature_scale, n_parameters
 
@@ -149,6 +151,29 @@ def test_findings_equal_a_plain_loop_with_binary_cross_entropy_on_known_labels()
         np.testing.assert_allclose(ours.logits, head(x[fit.held] / scale).numpy(), atol=1e-5)
 
 
+def test_a_head_that_draws_views_equals_a_plain_loop_that_draws_them() -> None:
+    """A row's vector of an epoch is one of its own three, divided by the root mean square of all that may be drawn."""
+    x, targets = data(3)
+    each = beside(x)
+    fit = one(HeadSpec(epochs=6, schedule="constant", weight_decay=0.0, views=True))
+    (ours,) = fit_all([fit], each, targets)
+    head, y = plain_head(fit.spec, D, 3), torch.from_numpy(targets.values[0])
+    optimizer = torch.optim.Adam(head.parameters(), lr=fit.spec.lr)
+    scale = each[fit.train].double().square().mean().sqrt().float()
+    rows = torch.from_numpy(fit.pool.rows)
+    for _, batches, drawn in zip(range(6), fit.pool.batches(fit.spec.batch_rows), fit.pool.views(3), strict=False):
+        for positions in batches:
+            seen = torch.stack([each[rows[i], drawn[i]] for i in positions])
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(head(seen / scale), y[rows[positions]]).backward()
+            optimizer.step()
+    with torch.no_grad():
+        np.testing.assert_allclose(ours.logits, head(x[fit.held] / scale).numpy(), atol=1e-5)
+    (averaged,) = fit_all([fit], each, targets, average_views=True)
+    with torch.no_grad():
+        np.testing.assert_allclose(averaged.logits, head(each[fit.held] / scale).mean(1).numpy(), atol=1e-5)
+
+
 # --- each the head it would be alone ----------------------------------------------------------------------------------
 
 
@@ -170,22 +195,31 @@ def mixed(kind: str) -> list[HeadSpec]:
     ]  # fmt: skip
 
 
+def beside(x: torch.Tensor, n_views: int = 2) -> torch.Tensor:
+    """(n, 1 + K, d): the vectors, and noisy views of them."""
+    noise = torch.randn((len(x), n_views, x.shape[1]), generator=torch.Generator().manual_seed(8))
+    return torch.cat([x[:, None], x[:, None] + noise], dim=1)
+
+
+@pytest.mark.parametrize("views", [False, True])
 @pytest.mark.parametrize("kind", ["linear", "mlp"])
 @pytest.mark.parametrize("stops", [True, False])
-def test_head_i_of_a_stack_equals_head_i_alone(kind: str, stops: bool) -> None:
-    """With batch norm, dropout, folds, class weights, schedules and early stopping."""
+def test_head_i_of_a_stack_equals_head_i_alone(kind: str, stops: bool, views: bool) -> None:
+    """With batch norm, dropout, folds, class weights, schedules, early stopping, and views drawn and averaged."""
     x, targets = data(2)
+    x = beside(x) if views else x
     pool = Pool(np.arange(N), 2 / 3, seed=5)
     fits = []
-    for spec in mixed(kind):
+    for i, spec in enumerate(mixed(kind)):
         for held in folds(N, 3):
             train = np.setdiff1d(pool.rows, held)
             spec = spec if stops else replace(spec, early_stopping=0)
+            spec = replace(spec, views=views and i != 1)  # one of them stands beside, in a stack of its own
             fits.append(Fit(spec, pool, train[10:], held, train[:10]))
-    together = fit_all(fits, x, targets, curves=True)
+    together = fit_all(fits, x, targets, average_views=views, curves=True)
     assert len({each.epoch for each in together}) > 2
     for fit, stacked in zip(fits, together, strict=True):
-        (alone,) = fit_all([fit], x, targets, curves=True)
+        (alone,) = fit_all([fit], x, targets, average_views=views, curves=True)
         assert alone.epoch == stacked.epoch
         np.testing.assert_allclose(stacked.logits, alone.logits, atol=1e-5)
         for name, tensor in alone.tensors.items():
@@ -333,7 +367,7 @@ def test_early_stopping_takes_the_best_epoch_of_the_watch_rows() -> None:
 def test_plateau_is_that_of_torch() -> None:
     losses = [1.0, 0.9, 0.91, 0.9, 0.95, 0.89995, 0.8, 0.8, 0.8, 0.8, 0.8, 0.7]
     spec = HeadSpec(schedule="plateau", patience=2, lr=0.1)
-    watcher = fitting._Watcher(spec)
+    watcher = Watcher(spec)
     parameter = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([parameter], lr=0.1)
     reference = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=2, factor=0.1)
@@ -423,3 +457,12 @@ def test_a_gpu_trains_the_same_heads(kind: str) -> None:
     fits = [one(HeadSpec.of(kind, epochs=5, seed=seed)) for seed in range(3)]
     for here, there in zip(fit_all(fits, x, targets), fit_all(fits, x.cuda(), targets), strict=True):
         np.testing.assert_allclose(here.logits, there.logits, atol=1e-3)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_a_gpu_draws_the_same_views() -> None:
+    x, targets = data(2)
+    x, fit = beside(x), one(HeadSpec(epochs=5, views=True))
+    here, there = (fit_all([fit], each, targets, average_views=True)[0] for each in (x, x.cuda()))
+    np.testing.assert_allclose(here.logits, there.logits, atol=1e-3)

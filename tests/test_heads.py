@@ -11,7 +11,7 @@ SET = {  # a value of each field that is nobody's default
     "widths": (7,), "activation": "gelu", "norm": "batch", "dropout": 0.125, "output": "sigmoid", "optimizer": "sgd",
     "lr": 0.7, "weight_decay": 0.6, "momentum": 0.4, "label_smoothing": 0.05, "epochs": 3, "batch_rows": 5,
     "schedule": "plateau", "patience": 4, "early_stopping": 2, "class_weights": "balanced", "scale": "standard",
-    "seed": 9, "C": 0.3, "alpha": 0.2, "neighbors": 8,
+    "seed": 9, "views": True, "C": 0.3, "alpha": 0.2, "neighbors": 8,
 }  # fmt: skip
 
 

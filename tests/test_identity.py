@@ -29,11 +29,12 @@ FIELDS = dict(flatten(IDENTITY))
 # decoding, or a constant of the code. A field that is added has no place here yet, and fails the test below.
 KNOBS: dict[str, Any] = {
     "pipeline": (backbones, "PIPELINE_VERSION", 2),
-    "precision": (backbones, "PRECISION", "bfloat16"),
+    "precision": {"precision": "bfloat16"},
     "probe": (images, "_INTERPOLATION", {"bilinear": Image.Resampling.BOX}),
     "backbone.name": {"name": "test_efficientnet"},
     "backbone.weights_sha256": {"weights": "random:1"},
     "backbone.pooling": {"name": "vgg11"},
+    "backbone.tap": {"taps": ("pooled", "grid")},
     "transform.input_size": {"input_size": 48},
     "transform.crop_pct": {"crop_pct": 0.5},
     "transform.interpolation": {"interpolation": "nearest"},
@@ -44,7 +45,7 @@ KNOBS: dict[str, Any] = {
     "stored_dtype": "float16",
 }
 FIXED = {  # rules that have no option: only a change of the code changes them
-    "backbone.tap", "transform.crop_mode",
+    "transform.crop_mode",
     *(f"decode.{rule}" for rule in ("decoder", "orientation", "alpha", "palette", "cmyk", "white_is_zero", "frames")),
     "decode.colour16", *(name for name in FIELDS if name.startswith("decode.dicom.")),
 }  # fmt: skip

@@ -10,6 +10,7 @@ import threading
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -17,6 +18,8 @@ import numpy as np
 import pytest
 import timm.data
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from featcache import images
@@ -274,6 +277,137 @@ def test_bands_leave_no_seam(monkeypatch: pytest.MonkeyPatch, mode: str) -> None
     whole = np.asarray(decode(data, spec))
     monkeypatch.setattr(images, "_BAND_PIXELS", 7 * 40)
     assert np.array_equal(np.asarray(decode(data, spec)), whole)
+
+
+@given(st.integers(2, 90), st.integers(2, 90), st.sampled_from([0.7, 0.875, 1.0]), st.sampled_from(images.CROP_MODES))
+def test_what_has_been_resized_stays_as_it_is(width: int, height: int, crop_pct: float, crop_mode: str) -> None:
+    spec = TransformSpec((31, 31), crop_pct, "bicubic", crop_mode=crop_mode, **IMAGENET)
+    resized = spec.resize(Image.new("L", (width, height)))
+    assert spec.resize(resized) is resized
+    assert min(resized.size) >= 31
+
+
+# --- shortcuts --------------------------------------------------------------------------------------------------------
+
+FAST = DecodeSpec(fast=True)
+SMALL = TransformSpec((240, 240), 1.0, "bicubic", **IMAGENET)
+
+
+def smooth(width: int, height: int, mode: str) -> Image.Image:
+    """Waves of a tenth of the picture and longer, of another phase in each channel, from black to white."""
+    y, x = np.mgrid[0:height, 0:width] / min(width, height)
+    waves = [np.sin(9 * x + 4 * y + phase) + np.sin(30 * x * y + 40 * y - phase) for phase in range(3)]  # -2 to 2
+    levels = np.round(np.stack(waves, axis=-1) * 63.75 + 127.5).astype(np.uint8)
+    return Image.fromarray(levels if mode == "RGB" else levels[..., 0])
+
+
+def test_shortcuts_are_in_the_identity_only_where_they_are_taken() -> None:
+    plain, fast = DecodeSpec().identity(), FAST.identity()
+    assert "shortcuts" not in plain
+    assert fast == {**plain, "shortcuts": fast["shortcuts"]}
+    assert all(number in fast["shortcuts"] for number in ("1/2, 1/4 or 1/8", "2 times", "gap of 2.0"))
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+@pytest.mark.parametrize(
+    ("width", "height", "kind", "levels"),
+    [(1300, 1000, "JPEG", 0.5), (2048, 2496, "PNG", 0.5), (1303, 2005, "JPEG", 2.0)],  # the last does not divide
+)
+def test_shortcuts_move_a_smooth_picture_by_a_level_or_two(
+    width: int, height: int, kind: str, levels: float, mode: str
+) -> None:
+    data = encoded(smooth(width, height, mode), kind, **({"quality": 90} if kind == "JPEG" else {"compress_level": 1}))
+    exact, fast = (images.pixels(data, SMALL, spec).astype(int) for spec in (DecodeSpec(), FAST))
+    assert exact.shape == fast.shape == (240, 240, 3)[: exact.ndim]
+    assert 0 < np.abs(exact - fast).mean() < levels  # of 8 bits
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(20, 900), st.integers(20, 900), st.integers(1, 120))
+def test_a_reduced_image_has_at_least_twice_what_is_needed(width: int, height: int, needed: int) -> None:
+    shorter = min(width, height)
+    reduced = decode(encoded(Image.new("L", (width, height)), "JPEG"), FAST, needed)
+    scale = next((scale for scale in (8, 4, 2) if shorter >= scale * 2 * needed), 1)
+    assert reduced.size == (-(-width // scale), -(-height // scale))
+    assert min(reduced.size) >= min(2 * needed, shorter)
+
+
+@pytest.mark.parametrize(
+    ("image", "kind"),
+    [
+        (smooth(959, 959, "RGB"), "JPEG"),  # a pixel short of half
+        (smooth(959, 900, "L"), "PNG"),
+        (smooth(100, 120, "RGB"), "JPEG"),
+    ],
+)
+def test_without_room_to_reduce_shortcuts_change_nothing(image: Image.Image, kind: str) -> None:
+    data = encoded(image, kind)
+    assert np.array_equal(images.pixels(data, SMALL, FAST), images.pixels(data, SMALL))
+
+
+def test_what_libjpeg_offers_is_taken_for_gray_and_rgb_only() -> None:
+    large = noise(800, 640, "RGB")
+    for mode, kind, size in (("L", "JPEG", (200, 160)), ("RGB", "JPEG", (200, 160)), ("CMYK", "JPEG", (800, 640))):
+        reduced = decode(encoded(large.convert(mode), kind), FAST, 80)
+        assert (reduced.mode, reduced.size) == ("L" if mode == "L" else "RGB", size)
+    assert decode(encoded(large, "JPEG"), FAST).size == large.size
+    assert decode(encoded(large, "JPEG"), DecodeSpec(), 80).size == large.size
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6, 8])
+def test_a_turned_jpeg_is_upright_with_shortcuts_too(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(smooth(1300, 1000, "L"), "JPEG", exif=exif)
+    exact, fast = (images.pixels(data, SMALL, spec).astype(int) for spec in (DecodeSpec(), FAST))
+    assert decode(data, FAST, 240).size == ((500, 650) if orientation >= 6 else (650, 500))
+    assert np.abs(exact - fast).mean() < 1.0
+
+
+@pytest.mark.parametrize("cut", [2, 400, 20_000])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_cut_short_is_refused_with_shortcuts_too(cut: int, progressive: bool) -> None:
+    data = encoded(noise(640, 480, "RGB"), "JPEG", progressive=progressive)
+    assert decode(data, FAST, 30).size == (80, 60)
+    with pytest.raises(ImageError) as caught:
+        images.pixels(data[:-cut], SMALL, FAST)
+    assert caught.value.code == "damaged"
+
+
+@pytest.mark.parametrize("spec", [DecodeSpec(), FAST])
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+def test_several_transforms_share_a_decoded_image_only_where_each_would_get_the_same(
+    spec: DecodeSpec, kind: str
+) -> None:
+    data = encoded(smooth(800, 640, "L"), kind)
+    transforms = [TransformSpec((side, side), 1.0, "bicubic", **IMAGENET) for side in (150, 40, 155, 150)]
+    shared = images.decode_each(data, transforms, spec)
+    for transform, image in zip(transforms, shared, strict=True):
+        assert np.array_equal(transform(image, spec.fast), images.pixels(data, transform, spec))
+    assert len({id(image) for image in shared}) == (2 if spec.fast and kind == "JPEG" else 1)
+
+
+def test_several_transforms_of_what_is_refused_are_refused_as_one_is() -> None:
+    transforms = [replace(SMALL, input_size=(side, side)) for side in (40, 80)]
+    for data in (b"", b"\xff\xd8\xffnothing", encoded(noise(640, 480, "L"), "JPEG")[:-40], b"GIF8"):
+        with pytest.raises(ImageError) as alone:
+            images.pixels(data, SMALL, FAST)
+        with pytest.raises(ImageError) as shared:
+            images.decode_each(data, transforms, FAST)
+        assert (shared.value.code, str(shared.value)) == (alone.value.code, str(alone.value))
+
+
+@pytest.mark.parametrize(
+    ("crop_mode", "input_size", "expected"), [("center", (224, 224), 256), ("squash", (100, 224), 256)]
+)
+def test_the_shorter_side_is_what_an_image_is_resized_to(
+    crop_mode: str, input_size: tuple[int, int], expected: int
+) -> None:
+    spec = TransformSpec(input_size, 0.875, "bicubic", crop_mode=crop_mode, **IMAGENET)
+    assert spec.shorter_side == expected
+    resized = spec.resize(noise(700, 500, "L"))
+    assert (min if crop_mode == "center" else max)(resized.size) == expected
+    assert spec.crop(resized).size == input_size[::-1]
 
 
 # --- limits and peace -------------------------------------------------------------------------------------------------

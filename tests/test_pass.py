@@ -18,9 +18,11 @@ from featcache import embed as module
 from featcache.backbones import load
 from featcache.embed import embed
 from featcache.errors import FeatcacheError, InputOutputError, StoreLocked, UsageError
+from featcache.filling import stored
+from featcache.forward import Forward
 from featcache.images import DecodeSpec
 from featcache.manifest import Manifest
-from featcache.network import BATCH_ROWS, Network
+from featcache.network import Network
 from featcache.request import BackboneSpec
 from featcache.store import Part, PartFolder, Store, status
 from featcache.workers import Decoders
@@ -235,7 +237,7 @@ def test_no_worker_outlives_its_pass(tmp_path: Path) -> None:
 
 
 def test_a_worker_that_starts_while_the_pass_ends_is_ended_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    decoders = Decoders(load(SPEC).transform, DecodeSpec())
+    decoders = Decoders([load(SPEC).transform], DecodeSpec())
     started = workers._Decoder
 
     def start(*config: object) -> workers._Decoder:
@@ -316,7 +318,12 @@ def test_float16_that_cannot_hold_the_vectors_is_refused_before_anything_is_writ
     values: float, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = Network.vectors
-    monkeypatch.setattr(Network, "vectors", lambda self, x: values * real(self, x) / np.abs(real(self, x)).max())
+
+    def scaled(self: Network, images: list[np.ndarray]) -> dict[str, np.ndarray]:
+        vectors = real(self, images)["pooled"]
+        return {"pooled": values * vectors / np.abs(vectors).max()}
+
+    monkeypatch.setattr(Network, "vectors", scaled)
     with pytest.raises(UsageError, match=message) as caught:
         embed(many(tmp_path / "images", 5), tmp_path / "s.h5", SPEC, dtype="float16")
     assert "--dtype float32" in str(caught.value)
@@ -333,7 +340,7 @@ def test_a_random_efficientnet_b1_is_too_small_for_float16(tmp_path: Path) -> No
 def test_zeros_are_no_loss_to_float16() -> None:
     vectors = np.zeros((3, 4), dtype=np.float32)
     vectors[1] = np.nan
-    assert module._stored(vectors, "float16").dtype == np.float16
+    assert stored(vectors, "float16").dtype == np.float16
 
 
 class Scarce(torch.nn.Module):
@@ -351,17 +358,22 @@ class Scarce(torch.nn.Module):
 
 def test_too_little_device_memory_halves_the_micro_batch_and_says_so() -> None:
     backbone, notes = load(SPEC), []
-    images = [np.full((32, 32), i, dtype=np.uint8) for i in range(12)]
-    expected = backbone.vectors(images, BATCH_ROWS, notes.append)
-    scarce = replace(backbone, module=Scarce(backbone.module, 5))
-    assert np.allclose(scarce.vectors(images, BATCH_ROWS, notes.append), expected, rtol=1e-4, atol=1e-7)
-    assert scarce.micro_batch == {BATCH_ROWS: 4}
+
+    def forward(n: int | None) -> Forward:
+        module = backbone.module if n is None else Scarce(backbone.module, n)
+        return Forward(replace(backbone, module=module), "off", 12, notes.append)
+
+    images = [np.full((32, 32), i, dtype=np.uint8) for i in range(7)]
+    expected = forward(None).vectors(images)["pooled"]
+    scarce = forward(3)
+    for _ in range(2):  # what was learnt is kept
+        assert np.allclose(scarce.vectors(images)["pooled"], expected, rtol=1e-4, atol=1e-7)
     assert notes == [
-        "cpu has not enough memory for 16 images at a time: going on with 8.",
         "cpu has not enough memory for 8 images at a time: going on with 4.",
+        "cpu has not enough memory for 4 images at a time: going on with 2.",
     ]
     with pytest.raises(InputOutputError, match="not enough memory for one image of 32 x 32"):
-        replace(backbone, module=Scarce(backbone.module, 0)).vectors(images, BATCH_ROWS, notes.append)
+        forward(0).vectors(images)
 
 
 # --- status, and one writer -------------------------------------------------------------------------------------------

@@ -54,11 +54,23 @@ def test_another_resampling_filter_under_the_same_name_is_noticed(monkeypatch: p
 def test_a_decoder_that_is_off_by_one_in_one_image_is_noticed(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     decode, data = images.decode, probe._images()[name]
 
-    def off_by_one(given: bytes, spec: DecodeSpec) -> Image.Image:
-        return Image.fromarray(np.asarray(decode(given, spec)) ^ np.uint8(given == data))
+    def off_by_one(given: bytes, spec: DecodeSpec, at_least: int | None) -> Image.Image:
+        return Image.fromarray(np.asarray(decode(given, spec, at_least)) ^ np.uint8(given == data))
 
     monkeypatch.setattr(images, "decode", off_by_one)
     assert pixels_sha256(SPEC, DECODE) != PINNED
+
+
+def test_shortcuts_change_it_and_so_does_each_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The images are smaller than an input of a network: shrunk ones stand beside them, or nothing would be noticed."""
+    fast = replace(DECODE, fast=True)
+    digests = {PINNED, pixels_sha256(SPEC, fast)}
+    monkeypatch.setattr(images, "REDUCING_GAP", 3.0)
+    digests.add(pixels_sha256(SPEC, fast))
+    monkeypatch.setattr(images, "_SCALES", ())
+    digests.add(pixels_sha256(SPEC, fast))
+    assert len(digests) == 4
+    assert pixels_sha256(SPEC, DECODE) == PINNED
 
 
 def test_the_jpegs_are_small() -> None:

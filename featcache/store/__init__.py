@@ -16,19 +16,32 @@ that it keeps and compares. Opening costs milliseconds; vectors are read when as
 
 from featcache.store.describing import describe
 from featcache.store.known import KnownVectors
-from featcache.store.parts import Part, PartFolder, Status, folder_of, read_part, status
+from featcache.store.parts import Part, PartFolder, Status, folder_of, held_identity, read_part, status
 from featcache.store.publishing import Counts, publish
 from featcache.store.reading import Store, check_identity
-from featcache.store.schema import EMBEDDED, FAILED, POOLED, REUSED, STORED_DTYPES, VERSION
+from featcache.store.schema import (
+    EMBEDDED,
+    FAILED,
+    GRID,
+    POOLED,
+    REUSED,
+    STORED_DTYPES,
+    VERSION,
+    VIEW_PARAMETERS,
+    VIEWS,
+)
 from featcache.store.verifying import Verified, verify
 
 __all__ = [
     "EMBEDDED",
     "FAILED",
+    "GRID",
     "POOLED",
     "REUSED",
     "STORED_DTYPES",
     "VERSION",
+    "VIEWS",
+    "VIEW_PARAMETERS",
     "Counts",
     "KnownVectors",
     "Part",
@@ -39,6 +52,7 @@ __all__ = [
     "check_identity",
     "describe",
     "folder_of",
+    "held_identity",
     "publish",
     "read_part",
     "status",

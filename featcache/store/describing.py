@@ -25,13 +25,18 @@ def describe(path: Path | str) -> Json:
             "failures": dict(Counter(code for code, _ in store.failures.values()).most_common()),
             "identical_images": sum(map(len, identical)),
             "sets_of_identical_images": len(identical),
-            "features": {tap: {"dim": store.width(tap), "dtype": store.dtype(tap)} for tap in store.taps},
+            "features": {tap: _array(store, tap) for tap in store.taps},
             "columns": {name: _column(values) for name, values in store.columns.items()},
             "identity_sha256": store.identity_sha256,
             "content_sha256": digest_json(store.datasets_sha256),
             "identity": store.identity,
             "environments": store.environments,
         }
+
+
+def _array(store: Store, tap: str) -> Json:
+    shape = store.row_shape(tap)
+    return {"dim": shape[0] if len(shape) == 1 else list(shape), "dtype": store.dtype(tap)}
 
 
 def _column(values: list[str]) -> Json:

@@ -1,16 +1,17 @@
 """Vectors by the sha256 of their image's bytes, wherever they lie: what was computed once is not computed again."""
 
+from collections import OrderedDict
 from collections.abc import Collection, Sequence
-from functools import lru_cache
 from pathlib import Path
 
 from featcache.provenance import Json
 from featcache.store.parts import Part, read_part
 from featcache.store.reading import Store
-from featcache.store.schema import FAILED, POOLED, Array
+from featcache.store.schema import FAILED, Array
 
-_BLOCK_ROWS = 256  # of a store, read at once: neighbours are asked for one after another
-_BLOCKS_KEPT = 8
+_BLOCK_ROWS = 64  # of a store, read at once: a chunk; neighbours are asked for one after another
+_KEPT_BLOCKS = 32
+_KEPT_BYTES = 64 << 20  # of feature maps, fewer blocks are kept, but for the last two
 
 
 class KnownVectors:
@@ -25,7 +26,7 @@ class KnownVectors:
         self._place: dict[str, tuple[Path | None, int]] = {}  # digest -> (part, None for the store; row in it)
         self._of_this_pass: set[str] = set()
         self.environments: list[Json] = list(store.environments) if store is not None else []
-        self._block = lru_cache(_BLOCKS_KEPT)(self._read_block)
+        self._kept: OrderedDict[tuple[Path | None, int], dict[str, Array]] = OrderedDict()  # the last used come last
         if store is not None:
             self._place.update({digest: (None, row) for row, digest in enumerate(store.content_sha256)})
         for path in old_parts:
@@ -48,12 +49,11 @@ class KnownVectors:
         """How many images of the store have none of these contents: what a new store without them would lose."""
         return sum(path is None and digest not in contents for digest, (path, _) in self._place.items())
 
-    def vector(self, digest: str) -> Array:
-        """(d,) as it was stored."""
+    def features(self, digest: str) -> dict[str, Array]:
+        """Its row of every array, as it was stored."""
         path, row = self._place[digest]
         block, row = divmod(row, _BLOCK_ROWS) if path is None else (0, row)
-        vector: Array = self._block(path, block)[row]
-        return vector
+        return {tap: values[row] for tap, values in self._block(path, block).items()}
 
     def _add(self, path: Path, part: Part) -> set[str]:
         rows = enumerate(zip(part.content_sha256, part.origin, strict=True))
@@ -61,8 +61,21 @@ class KnownVectors:
         self._place.update(new)
         return set(new)
 
-    def _read_block(self, path: Path | None, block: int) -> Array:
+    def _block(self, path: Path | None, block: int) -> dict[str, Array]:
+        if (path, block) not in self._kept:
+            self._kept[path, block] = self._read_block(path, block)
+        self._kept.move_to_end((path, block))
+        while len(self._kept) > 2 and (len(self._kept) > _KEPT_BLOCKS or self._kept_bytes > _KEPT_BYTES):
+            self._kept.popitem(last=False)
+        return self._kept[path, block]
+
+    @property
+    def _kept_bytes(self) -> int:
+        return sum(values.nbytes for block in self._kept.values() for values in block.values())
+
+    def _read_block(self, path: Path | None, block: int) -> dict[str, Array]:
         if path is not None:
-            return read_part(path).features[POOLED]
+            return read_part(path).features
         assert self._store is not None
-        return self._store.features(POOLED, slice(block * _BLOCK_ROWS, (block + 1) * _BLOCK_ROWS))
+        rows = slice(block * _BLOCK_ROWS, (block + 1) * _BLOCK_ROWS)
+        return {tap: self._store.features(tap, rows) for tap in self._store.taps}

@@ -23,7 +23,15 @@ from typing import BinaryIO
 import numpy as np
 
 from featcache import durable
-from featcache.errors import CorruptStore, IdentityMismatch, NoSpace, StoreLocked, StoreNotFound, in_our_words
+from featcache.errors import (
+    CorruptStore,
+    FeatcacheError,
+    IdentityMismatch,
+    NoSpace,
+    StoreLocked,
+    StoreNotFound,
+    in_our_words,
+)
 from featcache.provenance import Json, canonical_json, difference, digest_bytes
 from featcache.store.reading import Store
 from featcache.store.schema import (
@@ -209,6 +217,17 @@ class PartFolder:
                 f"{self.path} holds parts of a stopped pass, of other vectors than the ones asked for:\n  {fields}\n"
                 f"Finish it with its own options, write to another path, or drop its parts: rm -r {self.path}"
             )
+
+
+def held_identity(store_path: Path) -> Json | None:
+    """That of the store at a path, else that of the stopped pass into it; None where there is neither, or none that can
+    be read: whoever opens it then will say why."""
+    with suppress(FeatcacheError):
+        if store_path.exists():
+            with Store.open(store_path) as store:
+                return store.identity
+    plan = _read_plan(folder_of(store_path))
+    return plan["identity"] if plan else None
 
 
 def folder_of(store_path: Path) -> Path:

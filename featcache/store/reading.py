@@ -1,6 +1,7 @@
 """A published store, open for reading: vectors, names, columns, and where they came from."""
 
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -94,15 +95,19 @@ class Store:
         return sorted(self._opened()["features"])
 
     def width(self, tap: str = POOLED) -> int:
-        """d, the number of features of a row."""
-        return int(self._tap(tap).shape[1])
+        """The number of features of a row: d, or that of all places of a feature map together."""
+        return math.prod(self.row_shape(tap))
+
+    def row_shape(self, tap: str = POOLED) -> tuple[int, ...]:
+        """What a row of an array is: (d,), or for a feature map (channels, rows, columns)."""
+        return tuple(int(n) for n in self._tap(tap).shape[1:])
 
     def dtype(self, tap: str = POOLED) -> str:
         """What the vectors are stored as: float32 or float16."""
         return str(self._tap(tap).dtype.name)
 
     def features(self, tap: str = POOLED, rows: slice | None = None) -> Array:
-        """(n, d) float32 vectors, or those of a slice of the rows.
+        """(n, d) float32 vectors, or those of a slice of the rows; other taps have further axes.
 
         Raises:
             CorruptStore: a checksum does not match, or a row was never written (NaN).

@@ -1,0 +1,276 @@
+"""The arithmetic of a pass: batches of decoded images through a frozen network, as fast as the machine does it.
+
+On a CPU several batches run side by side, each on a core of its own: no thread waits for another within a layer, and a
+decoder that takes a core away delays one batch and not all. On a GPU two run side by side, so that one is copied while
+the other is computed. A batch always has the same shape, zeros where images are missing, so that a vector does not
+depend on its neighbours. Compiled or not is the machine's affair: vectors agree to about 1e-6.
+"""
+
+import ctypes
+import os
+import platform
+import shutil
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from featcache.backbones import Backbone
+from featcache.errors import InputOutputError, UsageError
+from featcache.store import POOLED
+
+Array = np.ndarray[Any, Any]
+Note = Callable[[str], None]
+T = TypeVar("T")
+R = TypeVar("R")
+
+_BATCH_ROWS = {"cpu": 8, "cuda": 128}  # on a CPU 8 are as fast as 16, in two thirds of the memory
+_MAX_STREAMS = 8  # of a CPU: each holds the activations of a batch, 200 MB for EfficientNet-B1
+_GPU_STREAMS = 2
+# Compiling takes half a minute to a minute, and saves a quarter to a third of the time. It pays from so much work on:
+_WORTH_COMPILING = {"cpu": 7e12, "cuda": 5e14}  # multiplications and additions per core, or per GPU
+_M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h
+
+
+class Forward:
+    """A backbone at work. Calls may come from several threads, each of which was made ready by `enter_thread`.
+
+    Attributes:
+        batch_rows: images per batch.
+        n_streams: batches to run side by side.
+        is_compiled: whether inductor's code runs instead of torch's own kernels.
+    """
+
+    def __init__(self, backbone: Backbone, compile_: str, n_images: int, on_note: Note) -> None:
+        """Args:
+        backbone: the network.
+        compile_: "on", "off", or "auto", which compiles where that is shorter than what it saves.
+        n_images: of the whole pass, whatever of it is done already: a resumed pass must compute as the first did.
+        on_note: told what was decided, and why.
+        """
+        self._backbone, self._on_note = backbone, on_note
+        self._kind = backbone.device.type
+        self.batch_rows = _BATCH_ROWS.get(self._kind, _BATCH_ROWS["cuda"])
+        self.n_streams, self._threads = _streams(self._kind)
+        self._micro_batch = self.batch_rows
+        self._is_asked = compile_ == "on"
+        self.is_compiled = _is_to_be_compiled(backbone, compile_, n_images, on_note)
+        self._network: Callable[[Tensor], dict[str, Tensor]] = _compiled(backbone) if self.is_compiled else backbone
+        self._is_warm = False
+        self._warming = threading.Lock()
+        _keep_freed_memory()
+
+    def enter_thread(self) -> None:
+        """Makes a thread ready: so many cores are its own; on a GPU, a stream of its own."""
+        torch.set_num_threads(self._threads)
+        if self._kind == "cuda":
+            torch.cuda.set_stream(torch.cuda.Stream(self._backbone.device))  # type: ignore[no-untyped-call]
+
+    def vectors(self, images: Sequence[Array]) -> dict[str, Array]:
+        """(m, …) float32 by tap of m decoded images, (h, w) or (h, w, 3) uint8, m at most `batch_rows`.
+
+        Where the device has no memory for a batch, it sees half of it at a time, and so on.
+
+        Raises:
+            InputOutputError: no memory even for one image.
+            UsageError: it cannot be compiled here, and that was asked for.
+        """
+        batch = self._batch(images)
+        while True:
+            n = self._micro_batch
+            try:
+                pieces = [self._pass(piece) for piece in torch.split(batch, n)]
+                return {tap: np.concatenate([p[tap] for p in pieces])[: len(images)] for tap in pieces[0]}
+            except torch.OutOfMemoryError as error:
+                self._halve(n, error)
+
+    def drift(self, images: Sequence[Array]) -> float | None:
+        """The smallest cosine of the images' pooled vectors with those in float32; None without images."""
+        if not images:
+            return None
+        exact, own = (
+            Forward(replace(self._backbone, precision=precision), "off", 0, self._on_note)
+            for precision in ("float32", self._backbone.precision)
+        )
+        n = self.batch_rows
+        batches = [images[i : i + n] for i in range(0, len(images), n)]
+        found, wanted = (
+            np.concatenate([forward.vectors(batch)[POOLED] for batch in batches]).astype(np.float64)
+            for forward in (own, exact)
+        )
+        norms = np.linalg.norm(found, axis=1) * np.linalg.norm(wanted, axis=1)
+        cosines = (found * wanted).sum(axis=1) / np.maximum(norms, np.finfo(np.float64).tiny)
+        return float(np.nan_to_num(cosines, nan=-1.0).min())
+
+    def _batch(self, images: Sequence[Array]) -> Tensor:
+        height, width = self._backbone.transform.input_size
+        empty = torch.zeros((self.batch_rows, height, width, 3), dtype=torch.uint8, pin_memory=self._kind == "cuda")
+        pixels = empty.numpy()
+        for i, image in enumerate(images):
+            pixels[i] = image[..., None] if image.ndim == 2 else image  # gray: the same value three times
+        return empty.permute(0, 3, 1, 2)
+
+    def _pass(self, batch: Tensor) -> dict[str, Array]:
+        warming = nullcontext() if self._is_warm else self._warming  # what is compiled is compiled once
+        launching = _launching if self._kind == "cuda" else nullcontext()
+        with warming, launching:
+            if self._kind == "cuda":
+                _set_tf32(self._backbone.precision == "tf32")
+            # Frozen constants cannot be made in inference mode.
+            with torch.no_grad() if self.is_compiled else torch.inference_mode():
+                found = self._first(batch) if not self._is_warm else self._network(batch)
+            self._is_warm = True
+        return {tap: values.cpu().numpy() for tap, values in found.items()}
+
+    def _first(self, batch: Tensor) -> dict[str, Tensor]:
+        """The first batch, with which a network is compiled; uncompiled where the machine cannot do it."""
+        if not self.is_compiled:
+            return self._network(batch)
+        try:
+            return self._network(batch)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # dynamo, inductor and a C++ compiler in all their words
+            reason = " ".join(str(error).split())[:200]
+            if self._is_asked:
+                raise UsageError(f"--compile on: {self._backbone.name} cannot be compiled here: {reason}") from error
+            self._on_note(f"going on without compiling, which failed: {reason}")
+            self._network, self.is_compiled = self._backbone, False
+            return self._network(batch)
+
+    def _halve(self, n: int, error: Exception) -> None:
+        height, width = self._backbone.transform.input_size
+        device = self._backbone.device
+        if n == 1:
+            raise InputOutputError(
+                f"{device} has not enough memory for one image of {height} x {width}: choose another --device, or a "
+                "smaller network."
+            ) from error
+        with self._warming:
+            if self._micro_batch == n:  # another thread may have said it
+                self._micro_batch = n // 2
+                self._on_note(f"{device} has not enough memory for {n} images at a time: going on with {n // 2}.")
+
+
+def _streams(kind: str) -> tuple[int, int]:
+    """(batches side by side, threads of each)."""
+    if kind != "cpu":
+        return _GPU_STREAMS, 1
+    n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    n = min(n_cores, _MAX_STREAMS)
+    return n, n_cores // n
+
+
+# --- compiled or not --------------------------------------------------------------------------------------------------
+
+
+def _is_to_be_compiled(backbone: Backbone, compile_: str, n_images: int, on_note: Note) -> bool:
+    if compile_ == "off":
+        return False
+    kind = backbone.device.type
+    has_compiler = kind != "cpu" or any(map(shutil.which, filter(None, (os.environ.get("CXX"), "g++", "clang++"))))
+    if compile_ == "on":
+        if not has_compiler:
+            raise UsageError("--compile on needs a C++ compiler (Debian: apt install g++); none was found.")
+        on_note("compiling the network, which takes half a minute or more (less where it was compiled before).")
+        return True
+    if not has_compiler or kind not in _WORTH_COMPILING:
+        return False
+    flops = _flops(backbone)
+    n_cores = (os.cpu_count() or 1) if kind == "cpu" else 1
+    if n_images * flops / n_cores < _WORTH_COMPILING[kind]:
+        return False
+    on_note(
+        f"compiling the network first: {n_images:,} images of {flops / 1e9:.1f} billion operations are worth the "
+        "minute it takes (--compile off does without)."
+    )
+    return True
+
+
+def _flops(backbone: Backbone) -> int:
+    """Multiplications and additions for one image, counted by torch while one goes through."""
+    from torch.utils.flop_counter import FlopCounterMode
+
+    counter = FlopCounterMode(display=False)
+    with counter, torch.inference_mode():
+        backbone(torch.zeros(1, 3, *backbone.transform.input_size, dtype=torch.uint8))
+    return int(counter.get_total_flops())
+
+
+def _compiled(backbone: Backbone) -> Callable[[Tensor], dict[str, Tensor]]:
+    """The backbone through inductor, with its weights as constants. What is compiled is kept for later runs, in the
+    user's cache and not in a folder that others can write."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "featcache" / "inductor"
+    named = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR", ""))
+    if named.name.startswith("torchinductor_") or not named.name:  # torch's own, in /tmp: set when timm is imported
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache)
+    options: dict[str, Any] | None = {"freezing": True} if backbone.device.type == "cpu" else None
+    compiled: Callable[[Tensor], dict[str, Tensor]] = torch.compile(backbone.__call__, dynamic=False, options=options)
+    return compiled
+
+
+# --- the process ------------------------------------------------------------------------------------------------------
+
+
+_launching = threading.Lock()  # of a GPU's kernels, which are many networks' and have one setting of TF32
+
+
+def _set_tf32(allowed: bool) -> None:
+    """Torch's own default lets CUDA's convolutions, and not its matrix products, round to TF32. Here both, or none."""
+    torch.backends.cudnn.allow_tf32 = allowed
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+
+
+def _keep_freed_memory() -> None:
+    """Tells glibc to keep what a forward pass frees, for the next one, instead of handing it back to the kernel.
+
+    A network's activations are allocated and freed hundreds of times a second. Returned each time, their pages are
+    zeroed again by the kernel: of 51 images/s (MobileNetV2, two cores) this makes 308.
+    """
+    if platform.libc_ver()[0] != "glibc":
+        return
+    glibc = ctypes.CDLL(None)
+    for parameter, value in ((_M_MMAP_MAX, 0), (_M_TRIM_THRESHOLD, 2**31 - 1), (_M_TOP_PAD, 256 << 20)):
+        glibc.mallopt(parameter, value)
+
+
+class Streams:
+    """Threads in which forward passes run side by side; those of several networks share them. A context manager.
+
+    At most one batch more than there are threads is under way: whoever submits another waits.
+    """
+
+    def __init__(self) -> None:
+        self._pool: ThreadPoolExecutor | None = None
+        self._running: deque[Future[Any]] = deque()
+        self._n_threads_before = torch.get_num_threads()
+
+    def __enter__(self) -> "Streams":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+            torch.set_num_threads(self._n_threads_before)  # partly a setting of the whole process
+
+    def submit(self, forward: Forward, work: Callable[[T], R], images: T) -> "Future[R]":
+        """`work(images)` in one of the threads that `forward` wants.
+
+        Raises:
+            What an earlier piece of work has raised.
+        """
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(forward.n_streams, "forward", initializer=forward.enter_thread)
+        while len(self._running) > forward.n_streams:
+            self._running.popleft().result()
+        future = self._pool.submit(work, images)
+        self._running.append(future)
+        return future
