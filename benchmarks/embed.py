@@ -196,7 +196,8 @@ def process(images: Path, n: int, backbone: str, who: str) -> Measured:
 def peer(images: Path, n: int, backbone: str) -> Measured:
     """thingsvision, through timm, as its documentation says: images/s after the first batch."""
     code = Path(__file__).with_name("peer_thingsvision.py")
-    command = ["uv", "run", "-q", "--isolated", "--no-project", "--with", "thingsvision", "python", str(code)]
+    uv = str(Path(sys.executable).with_name("uv"))
+    command = [uv, "run", "-q", "--isolated", "--no-project", "--with", "thingsvision", "python", str(code)]
     done = subprocess.run([*command, str(images), str(n), backbone], capture_output=True, text=True, check=False)
     if done.returncode:
         return {"rate": None, "why": done.stderr.strip().splitlines()[-1:]}

@@ -42,10 +42,11 @@ class Answer:
     shapes: Mapping[str, Sequence[int]]
 
     def __post_init__(self) -> None:
-        is_shaped = all(isinstance(n, int) for shape in dict(self.shapes).values() for n in shape)
+        shapes = dict(self.shapes)
+        is_shaped = len(shapes["pooled"]) == 1 and all(isinstance(n, int) for shape in shapes.values() for n in shape)
         if not is_shaped or not {"probe", "transform", "backbone"} <= dict(self.identity).keys():
             raise ValueError("not the answer to a request")
-        object.__setattr__(self, "shapes", {tap: list(shape) for tap, shape in self.shapes.items()})
+        object.__setattr__(self, "shapes", {tap: list(shape) for tap, shape in shapes.items()})
 
     @property
     def dim(self) -> int:

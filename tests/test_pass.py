@@ -125,7 +125,13 @@ def test_a_broken_memory_costs_time_and_nothing_else(junk: bytes, remembered: Ma
     assert embed(remembered, tmp_path / "s.h5", SPEC).counts.reused == 5
 
 
-@pytest.mark.parametrize("spoilt", [{"identity": 5}, {"identity": []}, {"identity": {}}, {"dim": "x"}])
+@pytest.mark.parametrize(
+    "spoilt",
+    [
+        {"identity": 5}, {"identity": []}, {"identity": {}}, {"shapes": 5}, {"shapes": {}}, {"shapes": {"pooled": []}},
+        {"shapes": {"pooled": ["x"]}}, {"dim": 512},
+    ],
+)  # fmt: skip
 def test_a_spoilt_answer_is_no_answer(spoilt: dict[str, object], remembered: Manifest, tmp_path: Path) -> None:
     path = tmp_path / ".s.h5.seen"
     held = json.loads(path.read_text())
