@@ -27,7 +27,7 @@ from featcache.errors import FeatcacheError, NoSpace, UsageError, from_os_error,
 from featcache.filling import Filling, Submit
 from featcache.images import DecodeSpec, TransformSpec
 from featcache.manifest import Manifest
-from featcache.network import COMPILE, DRIFT, Array, Machine, Network, Note, Outdated
+from featcache.network import COMPILE, Array, Machine, Network, Note, Outdated
 from featcache.plan import Plan
 from featcache.precision import Canaries, held_precision, settle
 from featcache.provenance import Json, digest_json
@@ -550,7 +550,7 @@ def _tell_of_other_environments(store_path: Path, held: Iterable[Json], network:
         f"{name} {environment.get(name, 'unknown')} (here {here.get(name, 'unknown')})": None
         for environment in held
         for name in here
-        if name != DRIFT and environment.get(name) != here.get(name)
+        if environment.get(name) != here.get(name)
     }
     if others:
         on_note(f"{store_path} has vectors made with {', '.join(others)}: they may differ in the last digits.")

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 Note = Callable[[str], None]  # a sentence for people, while it happens
 BOUND = 0.9999  # cosine of the worst of some images with float32, from which a precision is as good
-DRIFT = "drift"  # of an environment: measured, and no reason for a warning
 COMPILE = ("auto", "on", "off")
 
 
@@ -99,7 +98,7 @@ class Network:
         if self._forward is not None and self._forward.is_compiled:
             here["compiled"] = "inductor"
         if self._drift is not None:
-            here[DRIFT] = f"cosine of {self._drift:.6f} with float32, at least, on some of the images"
+            here["drift"] = f"cosine of {self._drift:.6f} with float32, at least, on some of the images"
         return here
 
     @property

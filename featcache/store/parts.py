@@ -72,8 +72,9 @@ class Part:
     environment: Json | None = None
 
 
-def read_part(path: Path, with_features: bool = True) -> Part:
-    """A part as it was written, or all of it but the features. Its digest was checked when the folder was locked.
+def read_part(path: Path, with_features: bool = True, only: str | None = None) -> Part:
+    """A part as it was written, or all of it but the features, or with one of them alone. Its digest was checked when
+    the folder was locked.
 
     Raises:
         CorruptStore, UntrustedFile: it was not written by featcache.
@@ -85,7 +86,11 @@ def read_part(path: Path, with_features: bool = True) -> Part:
             reasons = zip(texts(failed["code"][:]), texts(failed["reason"][:]), strict=True)
             return Part(
                 start=int(file.attrs["start"]),
-                features={tap: dataset[:] for tap, dataset in file["features"].items()} if with_features else {},
+                features={
+                    tap: dataset[:]
+                    for tap, dataset in file["features"].items()
+                    if with_features and only in (None, tap)
+                },
                 content_sha256=texts(file["content_sha256"][:]),
                 origin=file["origin"][:],
                 failures=dict(zip(failed["row"][:].tolist(), reasons, strict=True)),

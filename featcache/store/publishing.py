@@ -81,7 +81,7 @@ def publish(
             file.create_group("columns")
             for name, values in columns.items():
                 digests[f"columns/{name}"] = put_text(file, f"columns/{name}", [values[i] for i in kept])
-            digests |= _pack(file, list(parts), image_ids, len(kept))
+            digests |= _pack(file, parts, image_ids, len(kept))
             set_text(file, "datasets_sha256", canonical_json(digests))
 
     try:
@@ -100,32 +100,41 @@ def _distinct(environments: Sequence[Json]) -> list[Json]:
     return [known for i, known in enumerate(environments) if known not in environments[:i]]
 
 
-def _pack(file: h5py.File, parts: Sequence[Path], image_ids: Sequence[str], n: int) -> dict[str, str]:
-    """Copies the arrays part by part, so that memory holds one part and never the store. Returns their sha256."""
+def _pack(file: h5py.File, parts: Mapping[Path, Part], image_ids: Sequence[str], n: int) -> dict[str, str]:
+    """Copies the arrays one after another, part by part, so that memory holds one part and never the store. Returns
+    their sha256."""
     contents: list[str] = []
     failures: list[tuple[str, str, str]] = []
-    sha256: dict[str, ArrayDigest] = {}
     next_row = 0
-    for path in parts:
-        part = read_part(path)
-        if part.start != next_row:
+    for path, head in parts.items():
+        if head.start != next_row:
             raise CorruptStore(
-                f"{path} holds the rows from {part.start} on, not from {next_row}. Remove it and run again."
+                f"{path} holds the rows from {head.start} on, not from {next_row}. Remove it and run again."
             )
-        next_row += len(part.origin)
-        good = part.origin != FAILED
-        for tap, values in part.features.items():
-            name, shape = f"features/{tap}", (n, *values.shape[1:])
-            dataset = file[name] if name in file else create_rows(file, name, shape, values.dtype)
-            dataset[len(contents) : len(contents) + int(good.sum())] = values[good]
-            sha256.setdefault(name, ArrayDigest(values.dtype, shape)).update(values[good])
-        contents += [digest for digest, is_good in zip(part.content_sha256, good, strict=True) if is_good]
-        failures += [(image_ids[part.start + row], code, reason) for row, (code, reason) in part.failures.items()]
+        next_row += len(head.origin)
+        contents += [digest for digest, kind in zip(head.content_sha256, head.origin, strict=True) if kind != FAILED]
+        failures += [(image_ids[head.start + row], code, reason) for row, (code, reason) in head.failures.items()]
+    taps = read_part(next(iter(parts))).features if parts else {}
+    digests = {f"features/{tap}": _pack_tap(file, tap, list(parts), n) for tap in list(taps)}
     texts = {"content_sha256": contents}
     texts |= {f"failures/{name}": [row[i] for row in failures] for i, name in enumerate(("image_id", "code", "reason"))}
-    return {name: digest.hexdigest() for name, digest in sha256.items()} | {
-        name: put_text(file, name, values) for name, values in texts.items()
-    }
+    return digests | {name: put_text(file, name, values) for name, values in texts.items()}
+
+
+def _pack_tap(file: h5py.File, tap: str, parts: Sequence[Path], n: int) -> str:
+    """One array from first to last row: HDF5 gives chunks their places as they come, and no part may show in that."""
+    name, sha256, start = f"features/{tap}", None, 0
+    for path in parts:
+        part = read_part(path, only=tap)
+        values = part.features[tap][part.origin != FAILED]
+        if sha256 is None:
+            shape = (n, *values.shape[1:])
+            dataset, sha256 = create_rows(file, name, shape, values.dtype), ArrayDigest(values.dtype, shape)
+        dataset[start : start + len(values)] = values
+        sha256.update(values)
+        start += len(values)
+    assert sha256 is not None
+    return sha256.hexdigest()
 
 
 class _Unbreakable(io.RawIOBase):
