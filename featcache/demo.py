@@ -8,10 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from featcache import phantoms
-from featcache.embed import Embedded, Progress, embed
+from featcache.embed import Progress, embed
 from featcache.errors import WeightsUnavailable, from_os_error
 from featcache.heads import HeadSpec
 from featcache.manifest import Manifest
+from featcache.output import Embedded
 from featcache.request import BackboneSpec
 from featcache.runs import Run
 from featcache.store import Store

@@ -7,43 +7,29 @@ there imports no torch and ends within a second or two.
 """
 
 import os
-import shutil
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from functools import cache, cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
-from featcache import durable
 from featcache.augment import ViewSpec
-from featcache.errors import FeatcacheError, NoSpace, UsageError, from_os_error, in_our_words
-from featcache.filling import Filling, Submit
+from featcache.errors import FeatcacheError, UsageError, from_os_error, in_our_words
+from featcache.filling import Submit
 from featcache.images import DecodeSpec, TransformSpec
 from featcache.manifest import Manifest
 from featcache.network import COMPILE, Array, Machine, Network, Note, Outdated
+from featcache.output import Embedded, Output, check_space, nothing_new
 from featcache.plan import Plan
 from featcache.precision import Canaries, held_precision, settle
-from featcache.provenance import Json, digest_json
 from featcache.request import BackboneSpec, Request
 from featcache.seen import Seen
-from featcache.store import (
-    POOLED,
-    STORED_DTYPES,
-    Counts,
-    KnownVectors,
-    Part,
-    PartFolder,
-    Store,
-    check_identity,
-    publish,
-)
+from featcache.store import STORED_DTYPES, KnownVectors, Part
 from featcache.workers import TIMEOUT_S, Decoders, Prepared
 
 if TYPE_CHECKING:
@@ -57,68 +43,6 @@ _MAX_NAME = 220  # bytes; file systems stop at 255, and `.failures.csv` and the 
 _ROWS_WORTH_A_DECODER = 32  # a process takes a quarter of a second to start
 _READ_AHEAD = 64  # images decoded before anybody asks for them, beside those that are being decoded
 _HOPELESS = 200  # images that fail one after another from the start: this is not what was meant
-
-
-@dataclass(frozen=True)
-class Embedded:
-    """What a pass did. The counts add up: found = embedded + reused + failed.
-
-    Attributes:
-        counts: embedded are those computed for this store, also by the passes that this one continued; reused those
-            whose bytes it held already.
-        n_duplicates: rows whose image has the same bytes as an earlier row's: one forward pass served both.
-        n_dropped: images the store held before that are not among these.
-        shapes: array of the store -> shape of its rows.
-    """
-
-    store: Path
-    counts: Counts
-    skipped: dict[str, int]
-    n_ungrouped: int
-    n_resumed: int
-    n_duplicates: int
-    n_dropped: int
-    backbone: str
-    weights: str
-    shapes: Mapping[str, Sequence[int]]
-    identity: Json
-    seconds: float
-    failures: dict[str, tuple[str, str]] = field(default_factory=dict)
-
-    @property
-    def dim(self) -> int:
-        """d, the width of the pooled vector."""
-        return self.shapes[POOLED][0]
-
-    @property
-    def images_per_second(self) -> float:
-        """Of this pass; what an earlier one had finished does not count."""
-        return max(0, self.counts.embedded - self.n_resumed) / self.seconds if self.seconds else 0.0
-
-    @property
-    def weights_sha256(self) -> str:
-        return str(self.identity["backbone"]["weights_sha256"])
-
-    def as_json(self) -> Json:
-        """The answer of `featcache embed --json`."""
-        return {
-            "store": str(self.store),
-            "found": self.counts.found,
-            "skipped": sum(self.skipped.values()),
-            "embedded": self.counts.embedded,
-            "reused": self.counts.reused,
-            "failed": self.counts.failed,
-            "duplicates": self.n_duplicates,
-            "dropped": self.n_dropped,
-            "dim": self.dim,
-            "shapes": {tap: list(shape) for tap, shape in self.shapes.items()},
-            "backbone": self.backbone,
-            "weights_sha256": self.weights_sha256,
-            "identity": digest_json(self.identity),
-            "precision": self.identity["precision"],
-            "seconds": round(self.seconds, 3),
-            "images_per_second": round(self.images_per_second, 2),
-        }
 
 
 def embed(manifest: Manifest, store_path: Path, spec: BackboneSpec, **options: Any) -> Embedded:
@@ -191,16 +115,18 @@ def embed_all(
 
     def attempt() -> list[Embedded]:
         networks = networks_of(specs, decode, views, dtype, machine, canaries, seen, on_note)
+        if len(specs) > 1:
+            _make_folders({path.parent for path in specs})
         plans = {path: Plan.of(manifest, Seen() if rehash else seen[path]) for path in specs}
         is_new = {path: not plans[path].is_published(path, networks[path].answer.identity) for path in specs}
-        targets = [_Target(path, plans[path], networks[path], views) for path in specs if is_new[path]]
-        rows = part_rows or min((default_part_rows(t.network.row_bytes) for t in targets), default=1)
+        outputs = [Output(path, plans[path], networks[path], views) for path in specs if is_new[path]]
+        rows = part_rows or min((default_part_rows(t.network.row_bytes) for t in outputs), default=1)
         options = _Options(decode, views, rows, n_workers or os.cpu_count() or 1, timeout_s, strict)
-        made = _Pass(manifest, targets, options, on_progress, on_note).run() if targets else {}
-        for target in targets:
-            target.remember(seen[target.store_path])
+        made = _Pass(manifest, outputs, options, on_progress, on_note).run() if outputs else {}
+        for output in outputs:
+            output.remember(seen[output.store_path])
         return [
-            made[path] if is_new[path] else _nothing_new(path, plans[path], networks[path], on_note) for path in specs
+            made[path] if is_new[path] else nothing_new(path, plans[path], networks[path], on_note) for path in specs
         ]
 
     with in_our_words("writing", next(iter(specs))):
@@ -236,10 +162,10 @@ def networks_of(
 
 
 def store_paths(output: Path, names: Sequence[str]) -> dict[str, Path]:
-    """Backbone -> its store: `output` for one; `NAME.h5` in that folder for several, which is made if need be.
+    """Backbone -> its store: `output` for one; `NAME.h5` in that folder for several.
 
     Raises:
-        UsageError: a backbone twice, or a file where a folder is needed.
+        UsageError: a backbone twice, or the name of a file where that of a folder is needed.
     """
     if len(names) == 1:
         return {names[0]: output}
@@ -247,13 +173,17 @@ def store_paths(output: Path, names: Sequence[str]) -> dict[str, Path]:
         raise UsageError(f"--backbone: each once, got {', '.join(names)}.")
     if output.suffix in (".h5", ".hdf5") or output.is_file():
         raise UsageError(f"-o {output}: {len(names)} backbones make as many stores; give the name of a folder.")
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except NotADirectoryError as error:
-        raise UsageError(f"-o {output}: a folder of that name cannot be made, a file is in its place.") from error
-    except OSError as error:
-        raise from_os_error(error, "making", output) from error
     return {name: output / f"{name.replace('/', '_')}.h5" for name in names}
+
+
+def _make_folders(folders: Iterable[Path]) -> None:
+    for folder in folders:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except NotADirectoryError as error:
+            raise UsageError(f"-o {folder}: a folder of that name cannot be made, a file is in its place.") from error
+        except OSError as error:
+            raise from_os_error(error, "making", folder) from error
 
 
 def _check_name(store_path: Path) -> None:
@@ -286,97 +216,11 @@ class _Options:
 
 
 @dataclass
-class _Target:
-    """One store of a pass.
-
-    Attributes:
-        folder: its finished parts.
-        known: the vectors there are.
-        missing: first rows of the parts that are to be made.
-        n_resumed: rows that an earlier pass had finished.
-        planned_ns: when the plan that is being worked on was made, on the clock of the store's file system.
-        filling: the part that is being filled.
-    """
-
-    store_path: Path
-    plan: Plan
-    network: Network
-    views: ViewSpec | None
-    missing: set[int] = field(default_factory=set)
-    n_resumed: int = 0
-    planned_ns: int = 0
-    filling: Filling | None = None
-
-    @contextmanager
-    def opened(self, part_rows: int, on_note: Note) -> Iterator[None]:
-        """Locked, with what is there already looked at, and told."""
-        self.folder = PartFolder(self.store_path, self.plan.record(self.network.answer.identity, part_rows))
-        with self.folder.locked(), self._known() as self.known:
-            self.planned_ns = self.folder.planned_ns
-            self._tell_what_is_there(part_rows, on_note)
-            n, finished = len(self.plan), self.folder.finished()
-            self.missing = {start for start in range(0, n, part_rows) if start not in finished}
-            self.n_resumed = n - sum(min(part_rows, n - start) for start in self.missing)
-            yield
-
-    def begin(self, rows: range, submit: Submit) -> Filling:
-        """The next part."""
-        self.filling = Filling(
-            rows, self.network, self.views, self.network.answer.identity["stored_dtype"], submit, self.filling
-        )
-        return self.filling
-
-    def write(self, filling: Filling) -> tuple[Path, Part]:
-        """Puts a part on disk once its batches are back: in a thread of its own, while the next one fills."""
-        part = filling.part()
-        return self.folder.write(part), part
-
-    def publish(self, manifest: Manifest, seconds: float) -> Embedded:
-        """Packs the parts into the store."""
-        failures = _report_failures(self.store_path, manifest, self.folder)
-        self.plan.contents = self.folder.contents()
-        n_dropped = self.known.n_not_among(set(self.plan.contents))
-        heads, identity = self.folder.heads(), self.network.answer.identity
-        counts = publish(
-            self.store_path, heads, manifest.image_ids, manifest.columns, identity, self.known.environments
-        )
-        self.folder.clear()
-        done = _embedded(self.store_path, self.plan, self.network, counts)
-        return replace(done, n_resumed=self.n_resumed, n_dropped=n_dropped, seconds=seconds, failures=failures)
-
-    def remember(self, seen: Seen) -> None:
-        """Keeps what was seen, for the next pass."""
-        self.plan.remember(seen, self.planned_ns)
-        self.network.remember(seen)
-        seen.write(self.store_path)
-
-    @contextmanager
-    def _known(self) -> Iterator[KnownVectors]:
-        """The vectors that are there already."""
-        if not self.store_path.exists():
-            yield KnownVectors(None, self.folder.old())
-            return
-        with Store.open(self.store_path) as store:
-            check_identity(self.store_path, store.identity, self.network.answer.identity)
-            yield KnownVectors(store, self.folder.old())
-
-    def _tell_what_is_there(self, part_rows: int, on_note: Note) -> None:
-        environments = list(self.known.environments)
-        for path, head in self.folder.heads().items():
-            self.known.add_finished(path, head)
-            environments += [head.environment] if head.environment else []
-        if n_finished := len(self.folder.finished()):
-            n_parts = -(-len(self.plan) // part_rows)
-            on_note(f"resuming: {n_finished:,} of {n_parts:,} parts are done")
-        _tell_of_other_environments(self.store_path, environments, self.network, on_note)
-
-
-@dataclass
 class _Pass:
     """One pass over the images, from locks to published stores."""
 
     manifest: Manifest
-    targets: Sequence[_Target]
+    outputs: Sequence[Output]
     options: _Options
     on_progress: Progress
     on_note: Note
@@ -384,18 +228,18 @@ class _Pass:
     def run(self) -> dict[Path, Embedded]:
         """Computes what is missing and publishes."""
         with ExitStack() as stack:
-            for target in self.targets:
-                stack.enter_context(target.opened(self.options.part_rows, self.on_note))
-            _check_space(self.targets, len(self.manifest.paths))
+            for output in self.outputs:
+                stack.enter_context(output.opened(self.options.part_rows, self.on_note))
+            check_space(self.outputs, len(self.manifest.paths))
             started = time.perf_counter()
             self._fill()
             seconds = time.perf_counter() - started
-            return {target.store_path: target.publish(self.manifest, seconds) for target in self.targets}
+            return {output.store_path: output.publish(self.manifest, seconds) for output in self.outputs}
 
     def _fill(self) -> None:
         """Writes the parts that are missing. While one is written, the next one fills."""
         n, step = len(self.manifest.paths), self.options.part_rows
-        missing = sorted(set().union(*(target.missing for target in self.targets)))
+        missing = sorted(set().union(*(output.missing for output in self.outputs)))
         ranges = [range(start, min(start + step, n)) for start in missing]
         done = n - sum(map(len, ranges))
         self.on_progress(done, n)
@@ -404,24 +248,24 @@ class _Pass:
             self._computing() as submit,
             ThreadPoolExecutor(1, thread_name_prefix="write") as writer,
         ):
-            written: list[tuple[_Target, Future[tuple[Path, Part]]]] = []
+            written: list[tuple[Output, Future[tuple[Path, Part]]]] = []
             for rows in ranges:
-                takers = [target for target in self.targets if rows.start in target.missing]
-                fillings = [target.begin(rows, submit) for target in takers]
+                takers = [output for output in self.outputs if rows.start in output.missing]
+                fillings = [output.begin(rows, submit) for output in takers]
                 for image in islice(prepared, len(rows)):
-                    for target, filling in zip(takers, fillings, strict=True):
-                        filling.take(image, self._pixels(target, image), target.known)
+                    for output, filling in zip(takers, fillings, strict=True):
+                        filling.take(image, self._pixels(output, image), output.known)
                 done += self._collect(written, done, n)
                 pairs = zip(takers, fillings, strict=True)
-                written = [(target, writer.submit(target.write, filling)) for target, filling in pairs]
+                written = [(output, writer.submit(output.write, filling)) for output, filling in pairs]
             self._collect(written, done, n)
 
-    def _collect(self, written: Sequence[tuple[_Target, "Future[tuple[Path, Part]]"]], done: int, n: int) -> int:
+    def _collect(self, written: Sequence[tuple[Output, "Future[tuple[Path, Part]]"]], done: int, n: int) -> int:
         """Waits until a part is on disk in every store that lacked it. Returns its rows."""
         n_rows = 0
-        for target, future in written:
+        for output, future in written:
             path, part = future.result()
-            target.known.add_finished(path, part)
+            output.known.add_finished(path, part)
             n_rows = len(part.origin)
         if n_rows:
             self.on_progress(done + n_rows, n)
@@ -445,10 +289,10 @@ class _Pass:
     @cached_property
     def _transforms(self) -> list[TransformSpec]:
         """Each once, however many networks have it."""
-        return list(dict.fromkeys(target.network.transform for target in self.targets))
+        return list(dict.fromkeys(output.network.transform for output in self.outputs))
 
-    def _pixels(self, target: _Target, image: Prepared) -> Array | None:
-        return image.pixels[self._transforms.index(target.network.transform)] if image.pixels is not None else None
+    def _pixels(self, output: Output, image: Prepared) -> Array | None:
+        return image.pixels[self._transforms.index(output.network.transform)] if image.pixels is not None else None
 
     @contextmanager
     def _prepared(self, rows: Sequence[int]) -> Iterator[Iterator[Prepared]]:
@@ -467,9 +311,9 @@ class _Pass:
         """One image, in a thread that waits for its worker. One bad image is a failed row, never the end."""
         manifest = self.manifest
         start = row - row % self.options.part_rows
-        takers = [target for target in self.targets if start in target.missing]
-        known = _KnownToAll([target.known for target in takers])
-        content = next((content for target in takers if (content := target.plan.contents[row])), "")
+        takers = [output for output in self.outputs if start in output.missing]
+        known = _KnownToAll([output.known for output in takers])
+        content = next((content for output in takers if (content := output.plan.contents[row])), "")
         if reason := manifest.refused.get(manifest.image_ids[row]):
             return Prepared(failure=("outside", reason))
         if content in known:
@@ -513,85 +357,3 @@ def _in_order(
         result = pending.popleft().result()
         pending.extend(pool.submit(work, row) for row in islice(rows, 1))
         yield result
-
-
-# --- what is told -----------------------------------------------------------------------------------------------------
-
-
-def _embedded(store_path: Path, plan: Plan, network: Network, counts: Counts) -> Embedded:
-    contents = [content for content in plan.contents if content]
-    answer = network.answer
-    return Embedded(
-        store=store_path,
-        counts=counts,
-        skipped=plan.manifest.skipped,
-        n_ungrouped=plan.manifest.n_ungrouped,
-        n_resumed=0,
-        n_duplicates=len(contents) - len(set(contents)),
-        n_dropped=0,
-        backbone=answer.backbone,
-        weights=answer.weights,
-        shapes=network.shapes,
-        identity=answer.identity,
-        seconds=0.0,
-    )
-
-
-def _nothing_new(store_path: Path, plan: Plan, network: Network, on_note: Note) -> Embedded:
-    with Store.open(store_path) as store:
-        _tell_of_other_environments(store_path, store.environments, network, on_note)
-    return _embedded(store_path, plan, network, Counts(embedded=0, reused=len(plan), failed=0))
-
-
-def _tell_of_other_environments(store_path: Path, held: Iterable[Json], network: Network, on_note: Note) -> None:
-    """Versions or a device that are not those of the vectors there: worth a word, and no more."""
-    here = network.environment
-    others = {
-        f"{name} {environment.get(name, 'unknown')} (here {here.get(name, 'unknown')})": None
-        for environment in held
-        for name in here
-        if environment.get(name) != here.get(name)
-    }
-    if others:
-        on_note(f"{store_path} has vectors made with {', '.join(others)}: they may differ in the last digits.")
-
-
-def store_bytes(network: Network, n: int) -> int:
-    """About what a store of n images takes: its arrays, names and labels."""
-    values = int(np.dtype(network.answer.identity["stored_dtype"]).itemsize)
-    return n * (network.row_bytes * values // 4 + 512)
-
-
-def _check_space(targets: Sequence[_Target], n: int) -> None:
-    """The parts and the store they are packed into exist side by side for a moment."""
-    needed = 2 * sum(store_bytes(target.network, n) for target in targets)
-    folder = targets[0].store_path.parent
-    free = shutil.disk_usage(folder).free
-    if needed > free:
-        n_features = sum(target.network.row_bytes // 4 for target in targets)
-        raise NoSpace(
-            f"no space: {n:,} images of {n_features:,} features need about {needed / 1e6:,.1f} MB, "
-            f"{free / 1e6:,.1f} MB are free on {folder}. Nothing was computed."
-        )
-
-
-def failures_path(store_path: Path) -> Path:
-    """`STORE.h5.failures.csv`, beside the store; there only while the last pass had failures."""
-    return store_path.with_name(store_path.name + ".failures.csv")
-
-
-def _report_failures(store_path: Path, manifest: Manifest, folder: PartFolder) -> dict[str, tuple[str, str]]:
-    """Writes the list of failed images, and stops before an empty store would be published."""
-    rows = sorted(folder.failures().items())
-    failures = {manifest.image_ids[row]: failure for row, failure in rows}
-    path = failures_path(store_path)
-    if not failures:
-        if path.is_file():
-            path.unlink()
-        return failures
-    table = [[os.fspath(manifest.paths[row]), *failure, manifest.image_ids[row]] for row, failure in rows]
-    durable.write_csv(path, ["path", "code", "reason", "image_id"], table)
-    if len(failures) == len(manifest):
-        image_id, (_, reason) = next(iter(failures.items()))
-        raise FeatcacheError(f"none of {len(manifest)} images could be embedded. {image_id!r}: {reason}. See {path}.")
-    return failures

@@ -17,11 +17,12 @@ from pathlib import Path
 import numpy as np
 
 from featcache.augment import ViewSpec
-from featcache.embed import default_part_rows, networks_of, store_bytes
+from featcache.embed import default_part_rows, networks_of
 from featcache.errors import FeatcacheError
 from featcache.images import DecodeSpec, header
 from featcache.manifest import Manifest
 from featcache.network import Array, Machine, Network, Note
+from featcache.output import store_bytes
 from featcache.plan import Plan
 from featcache.precision import Canaries
 from featcache.provenance import Json
@@ -121,7 +122,7 @@ def forecast(
         forward_rate=1 / forward_s,
         rate=1 / (max(decode_s, forward_s) if on_gpu else decode_s + forward_s),
         disk_bytes=sum(store_bytes(network, len(manifest.paths)) for network in networks.values()),
-        free_bytes=shutil.disk_usage(folder).free,
+        free_bytes=shutil.disk_usage(next(each for each in (folder, *folder.absolute().parents) if each.exists())).free,
         memory_bytes=_peak() + decoder_bytes + 2 * rows * row_bytes,
         limit="decode" if decode_s > forward_s else "forward",
         advice=_advice(decode_s > forward_s, decode, list(networks.values()), n_decoders),

@@ -8,6 +8,7 @@ that it is the one that was remembered.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -70,7 +71,7 @@ class Network:
         self._is_checked = recalled is None
         self.answer = recalled or self._answer(self._load())
 
-    @property
+    @cached_property
     def transform(self) -> TransformSpec:
         return from_json(TransformSpec, self.answer.identity["transform"])
 

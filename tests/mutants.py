@@ -125,7 +125,7 @@ MUTANTS = (
            "test_embed.py::test_images_with_the_same_bytes_are_computed_once"),
     Mutant("twins in the part before", "filling.py", "for filling in (self, self._before):", "for filling in (self,):",
            "test_several.py::test_twins_in_neighbouring_parts_are_computed_once_while_the_first_is_being_written"),
-    Mutant("twins in a pass", "embed.py", "            target.known.add_finished(path, part)\n", "",
+    Mutant("twins in a pass", "embed.py", "            output.known.add_finished(path, part)\n", "",
            "test_pass.py::test_identical_images_are_computed_once_and_each_has_its_row"),
     Mutant("a device is no damage", "store/validation.py",
            'if f"errno = {errno.EIO}," in str(error) or getattr(error, "errno", None) == errno.EIO:', "if False:",

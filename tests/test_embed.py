@@ -245,7 +245,7 @@ def test_default_parts_hold_whole_batches(n_features: int) -> None:
 
 def test_too_little_space_is_told_before_anything_is_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = shutil.disk_usage(tmp_path)
-    monkeypatch.setattr(module.shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
     with pytest.raises(NoSpace, match=r"no space: 3 images of 96 features need about .* MB, 0.0 MB are free"):
         embed(many(tmp_path / "images", 3), tmp_path / "s.h5", SPEC)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images"]

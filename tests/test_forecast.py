@@ -73,6 +73,15 @@ def test_a_dry_run_refuses_what_the_pass_would_refuse(manifest: Manifest, tmp_pa
         told(manifest, tmp_path / "t.h5", compile="sometimes")
 
 
+def test_a_dry_run_of_several_backbones_adds_them_up_and_makes_no_folder(manifest: Manifest, tmp_path: Path) -> None:
+    paths = {tmp_path / "out" / f"{name}.h5": replace(SPEC, name=name) for name in ("test_resnet", "test_efficientnet")}
+    both = forecast(manifest, paths)
+    each = [told(manifest, path, spec).disk_bytes for path, spec in paths.items()]
+    assert both.disk_bytes == sum(each)
+    assert both.free_bytes > 0
+    assert not (tmp_path / "out").exists()
+
+
 def test_images_that_cannot_be_decoded_are_no_basis_for_a_forecast(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     for i in range(3):

@@ -22,7 +22,7 @@ FLOORS = {
     "fitting": 3.2, "solvers": 3.3,
     "selection": 3.4, "baselines": 3.5, "summary": 3.5, "training": 3.6,
     "backbones": 4, "plan": 4, "forward": 4.5,
-    "network": 5, "precision": 5.1, "filling": 5.1,
+    "network": 5, "precision": 5.1, "filling": 5.1, "output": 5.2,
     "embed": 6, "forecast": 6.1,
     "demo": 7,
     "cli": 8,

@@ -61,7 +61,7 @@ def _filled_later(ballast: Path, free_kib: int) -> Callable[[Tell], None]:
     """Leaves so much space, once the pass has found that there is enough."""
 
     def prepare(tell: Tell) -> None:
-        check = module._check_space
+        check = module.check_space
 
         def fill(*arguments: object) -> None:
             check(*arguments)
@@ -69,6 +69,6 @@ def _filled_later(ballast: Path, free_kib: int) -> Callable[[Tell], None]:
                 found = os.statvfs(ballast)
                 os.posix_fallocate(file.fileno(), 0, found.f_bavail * found.f_frsize - free_kib * 1024)
 
-        module._check_space = fill
+        module.check_space = fill
 
     return prepare
