@@ -48,7 +48,7 @@ PART_ROWS = 32  # of the pass: when it says how far it is
 CORES = os.cpu_count() or 1
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 COMPARED = 64  # rows whose vectors are compared
-THREE = ("efficientnet_b1", "resnet50", "mobilenetv2_100")
+THREE = ("mobilenetv2_100", "efficientnet_b0", "resnet18")
 Measured = dict[str, Any]
 
 # --- inputs -----------------------------------------------------------------------------------------------------------

@@ -258,7 +258,7 @@ def _read_plan(folder: Path) -> Json | None:
     try:
         plan = json.loads((folder / "plan.json").read_text("ascii"))
         is_ours = isinstance(plan, dict) and "identity" in plan and int(plan.get("n_rows", 0)) >= 0
-    except (FileNotFoundError, ValueError, TypeError, OverflowError, RecursionError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, OverflowError, RecursionError):
         return None
     return plan if is_ours else None
 
