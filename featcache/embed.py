@@ -2,8 +2,8 @@
 
 Worker processes read, hash and decode ahead while the network runs; finished rows go to disk in parts, so that a
 stopped pass loses at most one of them; at the end the parts are packed into the store in one step. Memory holds the
-images in flight (workers and read-ahead) and one part, whatever the number of images. A pass that finds every vector
-there imports no torch and ends within a second or two.
+images in flight (workers and read-ahead) and two parts (one fills while one is written), whatever the number of images.
+A pass that finds every vector there imports no torch and ends within a second or two.
 """
 
 import os

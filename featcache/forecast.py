@@ -102,12 +102,12 @@ def forecast(
     """
     canaries = Canaries(manifest, decode, timeout_s)
     machine = Machine(device, compile, len(manifest.paths), canaries)
-    seen = {path: Seen.read(path) for path in specs}
-    networks = networks_of(specs, decode, views, dtype, machine, canaries, seen, on_note)
-    n_known = min(_n_known(path, Plan.of(manifest, seen[path]), networks[path]) for path in specs)
+    # Nothing is recalled of the networks: they are loaded to be timed.
+    networks = networks_of(specs, decode, views, dtype, machine, canaries, {path: Seen() for path in specs}, on_note)
+    n_known = min(_n_known(path, Plan.of(manifest, Seen.read(path)), networks[path]) for path in specs)
     n_decoders, n_views = n_workers or os.cpu_count() or 1, 1 + (views.n if views else 0)
 
-    decode_s, decoder_bytes, pixels = _decoding(canaries, list(networks.values()), n_decoders)
+    decode_s, decoder_bytes, pixels = _decoding(canaries, list(networks.values()), views, n_decoders)
     forward_s = sum(_computing(network, images) for network, images in zip(networks.values(), pixels, strict=True))
     forward_s *= n_views
     on_gpu = any(network.environment["device"] != "cpu" for network in networks.values())
@@ -138,23 +138,21 @@ def _n_known(path: Path, plan: Plan, network: Network) -> int:
     return sum(content in there for content in plan.contents if content)
 
 
-def _decoding(canaries: Canaries, networks: Sequence[Network], n_decoders: int) -> tuple[float, int, list[list[Array]]]:
-    """(seconds per image, bytes of the decoders, pixels for each network). The first images, during which workers
-    start, are not timed."""
+def _decoding(
+    canaries: Canaries, networks: Sequence[Network], views: ViewSpec | None, n_decoders: int
+) -> tuple[float, int, list[list[Array]]]:
+    """(seconds per image, bytes of the decoders, pixels for each network). The first images, during which decoders
+    start, are not timed, unless there are no others."""
     transforms = list(dict.fromkeys(network.transform for network in networks))
-    pixels: dict[object, list[Array]] = {}
-    seconds, n_bytes = 0.0, 0
-    for transform in transforms:
-        found, taken = canaries.timed(transform, N_TIMED, n_decoders)
-        n_bytes = max(n_bytes, taken)
-        if not found:
-            raise FeatcacheError("none of the images that were tried can be decoded: embed without --dry-run says why.")
-        moments = sorted(when for when, _ in found)
-        warm = min(n_decoders, len(moments) - 1)
-        if len(moments) > 1:
-            seconds += (moments[-1] - moments[warm - 1]) / max(1, len(moments) - warm)
-        pixels[transform] = [image for _, image in found]
-    return max(seconds / len(transforms), 1e-6), n_bytes, [pixels[network.transform] for network in networks]
+    started = time.perf_counter()
+    found, n_bytes = canaries.timed(transforms, views, N_TIMED, n_decoders)
+    if not found:
+        raise FeatcacheError("none of the images that were tried can be decoded: embed without --dry-run says why.")
+    moments = [started] * n_decoders + sorted(when for when, _ in found)
+    n_timed = len(found) - n_decoders if len(found) > n_decoders else len(found)
+    seconds = (moments[-1] - moments[-1 - n_timed]) / n_timed
+    pixels = {transform: [each[i][0] for _, each in found] for i, transform in enumerate(transforms)}
+    return seconds, n_bytes, [pixels[network.transform] for network in networks]
 
 
 def _computing(network: Network, images: Sequence[Array]) -> float:
@@ -205,5 +203,5 @@ def _advice(decoding: bool, decode: DecodeSpec, networks: Sequence[Network], n_d
         if any(network.answer.identity["precision"] == "float32" for network in networks):
             advice.append("--precision bfloat16: other vectors, its drift is measured")
     if not all(network.forward.is_compiled for network in networks):
-        advice.append("--compile on: a quarter to a third less, after a minute")
+        advice.append("--compile on: a tenth to a third less, after a minute")
     return [*advice, "a smaller --input-size or backbone: other vectors"]

@@ -35,7 +35,7 @@ R = TypeVar("R")
 _BATCH_ROWS = {"cpu": 8, "cuda": 128}  # on a CPU 8 are as fast as 16, in two thirds of the memory
 _MAX_STREAMS = 8  # of a CPU: each holds the activations of a batch, 200 MB for EfficientNet-B1
 _GPU_STREAMS = 2
-# Compiling takes half a minute to a minute, and saves a quarter to a third of the time. It pays from so much work on:
+# Compiling takes half a minute to a minute, and saves a tenth to a third of the time. It pays from so much work on:
 _WORTH_COMPILING = {"cpu": 7e12, "cuda": 5e14}  # multiplications and additions per core, or per GPU
 _M_TRIM_THRESHOLD, _M_TOP_PAD, _M_MMAP_MAX = -1, -2, -4  # malloc.h
 
@@ -164,9 +164,14 @@ def _streams(kind: str) -> tuple[int, int]:
     """(batches side by side, threads of each)."""
     if kind != "cpu":
         return _GPU_STREAMS, 1
-    n_cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    n_cores = _n_cores()
     n = min(n_cores, _MAX_STREAMS)
     return n, n_cores // n
+
+
+def _n_cores() -> int:
+    """Those that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 # --- compiled or not --------------------------------------------------------------------------------------------------
@@ -185,7 +190,7 @@ def _is_to_be_compiled(backbone: Backbone, compile_: str, n_images: int, on_note
     if not has_compiler or kind not in _WORTH_COMPILING:
         return False
     flops = _flops(backbone)
-    n_cores = (os.cpu_count() or 1) if kind == "cpu" else 1
+    n_cores = _n_cores() if kind == "cpu" else 1
     if n_images * flops / n_cores < _WORTH_COMPILING[kind]:
         return False
     on_note(

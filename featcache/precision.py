@@ -6,6 +6,7 @@ canaries have a cosine of at least `BOUND` with those of float32.
 """
 
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache
@@ -13,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from featcache.augment import ViewSpec
 from featcache.images import DecodeSpec, TransformSpec
 from featcache.manifest import Manifest
 from featcache.network import BOUND, Array, Note
@@ -36,23 +38,25 @@ class Canaries:
 
     def __call__(self, transform: TransformSpec) -> list[Array]:
         """At most `N_CANARIES` arrays, (h, w) or (h, w, 3) uint8."""
-        return [image for _, image in self.timed(transform, N_CANARIES, 1)[0]]
+        return [pixels[0][0] for _, pixels in self.timed([transform], None, N_CANARIES, 1)[0]]
 
-    def timed(self, transform: TransformSpec, n: int, n_workers: int) -> tuple[list[tuple[float, Array]], int]:
-        """Each with the moment at which it was decoded, on the clock of `time.perf_counter`; and what the decoders took
-        of memory, in bytes."""
-        rows = np.unique(np.linspace(0, len(self.manifest.paths) - 1, n).astype(int)).tolist() if n else []
+    def timed(
+        self, transforms: Sequence[TransformSpec], views: ViewSpec | None, n: int, n_workers: int
+    ) -> tuple[list[tuple[float, Sequence[Array]]], int]:
+        """At most n of them as `Decoders` makes them, each with the moment at which it was decoded, on the clock of
+        `time.perf_counter`; and what the decoders took of memory, in bytes."""
+        rows = np.unique(np.linspace(0, len(self.manifest.paths) - 1, n).astype(int)).tolist()
         paths = [self.manifest.paths[i] for i in rows if self.manifest.image_ids[i] not in self.manifest.refused]
         with (
-            Decoders([transform], self.decode, None, self.timeout_s) as decoders,
+            Decoders(transforms, self.decode, views, self.timeout_s) as decoders,
             ThreadPoolExecutor(n_workers) as pool,
         ):
 
-            def decode(path: Path) -> tuple[float, Array | None]:
-                found = decoders.prepare(path, stamp_of(path), ()).pixels
-                return time.perf_counter(), found[0][0] if found else None
+            def decode(path: Path) -> tuple[float, Sequence[Array] | None]:
+                pixels = decoders.prepare(path, stamp_of(path), ()).pixels
+                return time.perf_counter(), pixels
 
-            found = [(when, image) for when, image in pool.map(decode, paths) if image is not None]
+            found = [(when, pixels) for when, pixels in pool.map(decode, paths) if pixels is not None]
             return found, decoders.memory_bytes
 
 

@@ -15,6 +15,7 @@ from featcache.forecast import Forecast, forecast
 from featcache.images import DecodeSpec, header
 from featcache.manifest import Manifest
 from featcache.request import BackboneSpec
+from featcache.workers import Decoders, Prepared
 from tests.conftest import draw
 from tests.test_cli import featcache
 
@@ -82,6 +83,35 @@ def test_a_dry_run_of_several_backbones_adds_them_up_and_makes_no_folder(manifes
     assert not (tmp_path / "out").exists()
 
 
+def test_what_is_timed_is_the_decoding_of_the_pass_itself(
+    manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One decoding for all networks, with their resizes and views."""
+    made: list[list[tuple[int, ...]]] = []
+    real = Decoders.prepare
+
+    def prepare(self: Decoders, *arguments: object) -> Prepared:
+        found = real(self, *arguments)
+        made.append([pixels.shape[:3] for pixels in found.pixels or ()])
+        return found
+
+    monkeypatch.setattr(Decoders, "prepare", prepare)
+    specs = {tmp_path / "a.h5": SPEC, tmp_path / "b.h5": replace(SPEC, input_size=48)}
+    forecast(manifest, specs, views=ViewSpec(2))
+    assert made == [[(3, 32, 32), (3, 48, 48)]] * len(manifest.paths)
+
+
+def test_a_memory_of_other_weights_does_not_disturb_a_dry_run(manifest: Manifest, tmp_path: Path) -> None:
+    embed(manifest, tmp_path / "s.h5", SPEC)
+    path = tmp_path / ".s.h5.seen"
+    held = json.loads(path.read_text())
+    ((_, (answer, _)),) = held["answers"].items()
+    answer["identity"]["backbone"]["weights_sha256"] = "0" * 64
+    path.write_text(json.dumps(held))
+    (tmp_path / "s.h5").unlink()
+    assert told(manifest, tmp_path / "s.h5").n_known == 0
+
+
 def test_images_that_cannot_be_decoded_are_no_basis_for_a_forecast(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     for i in range(3):
@@ -92,7 +122,8 @@ def test_images_that_cannot_be_decoded_are_no_basis_for_a_forecast(tmp_path: Pat
 
 def test_one_image_is_enough(tmp_path: Path) -> None:
     draw(tmp_path / "images" / "a.png", 1)
-    assert told(Manifest.read(tmp_path / "images"), tmp_path / "s.h5").rate > 0
+    found = told(Manifest.read(tmp_path / "images"), tmp_path / "s.h5")
+    assert 0 < found.decode_rate < 100  # with the start of its decoder, there being nothing else to time
 
 
 def test_advice_does_not_name_what_is_asked_already(manifest: Manifest, tmp_path: Path) -> None:

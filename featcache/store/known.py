@@ -30,7 +30,7 @@ class KnownVectors:
         if store is not None:
             self._place.update({digest: (None, row) for row, digest in enumerate(store.content_sha256)})
         for path in old_parts:
-            part = read_part(path, with_features=False)
+            part = read_part(path, taps=())
             self._add(path, part)
             self.environments += [part.environment] if part.environment else []
 

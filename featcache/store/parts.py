@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -72,9 +72,9 @@ class Part:
     environment: Json | None = None
 
 
-def read_part(path: Path, with_features: bool = True, only: str | None = None) -> Part:
-    """A part as it was written, or all of it but the features, or with one of them alone. Its digest was checked when
-    the folder was locked.
+def read_part(path: Path, taps: Container[str] | None = None) -> Part:
+    """A part as it was written, with those of its features that are in `taps`; all where that is None. Its digest was
+    checked when the folder was locked.
 
     Raises:
         CorruptStore, UntrustedFile: it was not written by featcache.
@@ -86,11 +86,7 @@ def read_part(path: Path, with_features: bool = True, only: str | None = None) -
             reasons = zip(texts(failed["code"][:]), texts(failed["reason"][:]), strict=True)
             return Part(
                 start=int(file.attrs["start"]),
-                features={
-                    tap: dataset[:]
-                    for tap, dataset in file["features"].items()
-                    if with_features and only in (None, tap)
-                },
+                features={tap: rows[:] for tap, rows in file["features"].items() if taps is None or tap in taps},
                 content_sha256=texts(file["content_sha256"][:]),
                 origin=file["origin"][:],
                 failures=dict(zip(failed["row"][:].tolist(), reasons, strict=True)),
@@ -110,7 +106,7 @@ class PartFolder:
         self.path = folder_of(store_path)
         self._plan = plan
         self._finished: dict[int, Path] = {}
-        self._head = cache(partial(read_part, with_features=False))  # the file of a name never changes
+        self._head = cache(partial(read_part, taps=()))  # the file of a name never changes
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -405,7 +401,7 @@ def status(store_path: Path) -> Status:
 def _read_while_it_lasts(path: Path) -> Part | None:
     """A part without its features; None if it was published and removed meanwhile, or is damaged: it does not count."""
     try:
-        return read_part(path, with_features=False)
+        return read_part(path, taps=())
     except (StoreNotFound, CorruptStore):
         return None
 

@@ -125,7 +125,7 @@ def _pack_tap(file: h5py.File, tap: str, parts: Sequence[Path], n: int) -> str:
     """One array from first to last row: HDF5 gives chunks their places as they come, and no part may show in that."""
     name, sha256, start = f"features/{tap}", None, 0
     for path in parts:
-        part = read_part(path, only=tap)
+        part = read_part(path, taps=(tap,))
         values = part.features[tap][part.origin != FAILED]
         if sha256 is None:
             shape = (n, *values.shape[1:])

@@ -285,7 +285,7 @@ def contents_at_hand(store_path: Path) -> set[str]:
     held: set[str] = set()
     folder = store_path.with_name(store_path.name + ".partial")
     for path in whole_parts(folder) if (folder / "plan.json").exists() else []:
-        part = read_part(path, with_features=False)
+        part = read_part(path, taps=())
         held |= {digest for digest, origin in zip(part.content_sha256, part.origin, strict=True) if origin != FAILED}
     if store_path.exists():
         with Store.open(store_path) as store:
