@@ -16,6 +16,7 @@ from PIL import Image
 
 from featcache.images import TransformSpec
 from featcache.provenance import Json, digest_json
+from featcache.recipe import AugmentSpec
 
 Array = np.ndarray[Any, Any]
 
@@ -76,8 +77,7 @@ class ViewSpec:
 
     def _draw(self, content_sha256: str, view: int) -> Array:
         """(5,) float64, uniform in [0, 1): of one view alone, so that no other view and no option moves it."""
-        entropy = int(digest_json([content_sha256, self.seed, view]), 16)
-        return np.random.Generator(np.random.PCG64(entropy)).random(len(PARAMETERS))
+        return _uniform([content_sha256, self.seed, view], len(PARAMETERS))
 
 
 def views(
@@ -115,6 +115,36 @@ def apply(image: Image.Image, parameters: Sequence[float] | Array) -> Image.Imag
     view = _scaled(view, contrast, about=float(np.asarray(view.convert("L")).mean()))
     view = _saturated(view, saturation)
     return view.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else view
+
+
+def show(
+    resized: Image.Image, spec: AugmentSpec, transform: TransformSpec, content_sha256: str, seed: int, epoch: int
+) -> Array:
+    """What a network sees of an image in an epoch: the same for the same bytes, seed and epoch, and nothing else.
+
+    Args:
+        resized: of mode L or RGB, resized and not yet cropped.
+        spec: how it is augmented.
+        transform: how it is cropped.
+        content_sha256: of the file's bytes.
+        seed: of the training.
+        epoch: counted from 1.
+
+    Returns:
+        (h, w) uint8 for mode L, (h, w, 3) for RGB.
+    """
+    drawn = _uniform([content_sha256, seed, "epoch", epoch], len(PARAMETERS) + 3)
+    signed = 2.0 * drawn[:4] - 1.0
+    image = apply(resized, [spec.rotation * signed[0], *(1.0 + spec.jitter * signed[1:]), drawn[4] < spec.flip])
+    if spec.crop == 1.0:
+        return np.asarray(transform.crop(image))
+    side = (spec.crop + (1.0 - spec.crop) * drawn[5]) ** 0.5
+    return np.asarray(transform.zoom(image, side, float(drawn[6]), float(drawn[7])))
+
+
+def _uniform(key: list[Any], n: int) -> Array:
+    """(n,) float64, uniform in [0, 1): those of a key alone."""
+    return np.random.Generator(np.random.PCG64(int(digest_json(key), 16))).random(n)
 
 
 def _scaled(image: Image.Image, factor: float, about: float) -> Image.Image:

@@ -7,6 +7,7 @@ are an error: a network with random weights is made only when `random:SEED` asks
 
 import difflib
 import fnmatch
+import math
 import re
 import urllib.error
 import urllib.request
@@ -23,16 +24,18 @@ import timm
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 from timm.data.config import resolve_data_config
-from timm.models import VGG, is_model, list_models, list_pretrained
+from timm.models import VGG, InceptionResnetV2, Xception, group_parameters, is_model, list_models, list_pretrained
 from torch import Tensor, nn
 
+from featcache import networks
 from featcache.augment import ViewSpec
 from featcache.errors import UntrustedFile, UsageError, WeightsUnavailable, from_os_error
+from featcache.graph import Cut, cut
 from featcache.images import CROP_MODES, DecodeSpec, TransformSpec
 from featcache.probe import pixels_sha256
 from featcache.provenance import Json, digest_arrays
 from featcache.request import BackboneSpec
-from featcache.store import GRID, POOLED
+from featcache.store import BOUNDARY, GRID, POOLED
 
 PIPELINE_VERSION = 1  # raised when a change of code changes vectors in a way no other field of the identity shows
 _AUTOCAST = {"float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -48,8 +51,21 @@ SUGGESTED = (
     "inception_resnet_v2",
     "legacy_xception",
     "mobilenetv2_100",
+    *networks.DENSE,
 )
 _HUB_TIMEOUT_S = 5
+# Stages of families whose matcher knows none: of Inception-ResNet-v2 by resolution (Szegedy et al. 2017, figure 3), of
+# Xception its three flows (Chollet 2017, figure 5). In the form of timm's matchers.
+_STAGES: dict[type[nn.Module], dict[str, str]] = {
+    InceptionResnetV2: {
+        "stem": r"^conv2d_[1-4]",
+        "35": r"^mixed_5b|^repeat\.",
+        "17": r"^mixed_6a|^repeat_1\.",
+        "8": r"^mixed_7a|^repeat_2\.|^block8|^conv2d_7b",
+    },
+    Xception: {"entry": r"^conv[12]|^bn[12]|^block[123]\.", "middle": r"^block(?:[4-9]|10|11)\.", "exit": r"."},
+}
+_WITH_THE_GROUP_BEFORE = 99999.0  # timm's MATCH_PREV_GROUP
 # What timm's conversions of foreign state dicts raise.
 _DO_NOT_FIT = (RuntimeError, KeyError, AttributeError, IndexError, ValueError, TypeError, AssertionError)
 _WAYS_OUT = (
@@ -60,7 +76,7 @@ _WAYS_OUT = (
 
 @dataclass(frozen=True)
 class Backbone:
-    """A frozen network in `eval()`: pixels in, a vector (and a feature map, if wanted) per image out.
+    """A frozen network in `eval()`: pixels in, a vector (and a feature map or a boundary, if wanted) per image out.
 
     Attributes:
         name: the resolved `arch.tag`; `arch` alone where the weights are a file's or random.
@@ -72,6 +88,8 @@ class Backbone:
         shapes: tap -> shape of what it gives for one image; `pooled` is (d,).
         pooling: how the vector comes from the feature map.
         precision: of the arithmetic. "float16" and "bfloat16" are torch's autocast.
+        cut: the network in two parts, before its last stage, where the boundary is a tap.
+        last_stage: the name of its first parameter, there too.
     """
 
     name: str
@@ -84,6 +102,8 @@ class Backbone:
     pooling: str
     precision: str
     device: torch.device
+    cut: Cut | None = None
+    last_stage: str | None = None
 
     @property
     def n_features(self) -> int:
@@ -106,6 +126,7 @@ class Backbone:
                 "weights_sha256": self.weights_sha256,
                 "tap": "+".join(self.shapes),
                 "pooling": self.pooling,
+                **({"boundary": self.last_stage} if self.last_stage else {}),
             },
             "transform": self.transform.identity(),
             "decode": decode.identity(),
@@ -118,7 +139,8 @@ class Backbone:
     def __call__(self, pixels: Tensor) -> dict[str, Tensor]:
         """(b, 3, h, w) uint8, best in channels-last order, to (b, …) float32 by tap, on the backbone's device."""
         with self._arithmetic():
-            found = _taps(self.module, self.normalize(pixels.to(self.device, non_blocking=True)), GRID in self.shapes)
+            x = self.normalize(pixels.to(self.device, non_blocking=True))
+            found = _taps(self.module, self.cut, x, GRID in self.shapes)
         return {tap: values.float() for tap, values in found.items()}
 
     def _arithmetic(self) -> AbstractContextManager[Any]:
@@ -160,19 +182,28 @@ def load(spec: BackboneSpec, device: str = "cpu") -> Backbone:
         paths = (cached, _revision(cached))
         module = _with_state(name, _read_weights(cached), name)
     module = _frozen(module).to(memory_format=torch.channels_last)
-    digest = digest_arrays({key: _bytes_of(value) for key, value in module.state_dict().items()})
+    digest = weights_digest(module)
+    module = module.to(device)
+    last_stage, divided = _divided(module) if BOUNDARY in spec.taps else (None, None)
     return Backbone(
         name=name,
-        module=module.to(device),
+        module=module,
         transform=transform,
         weights_source=source,
         weights_paths=paths,
         weights_sha256=digest,
-        shapes=_shapes(module.to(device), transform, spec.taps),
+        shapes=_shapes(module, divided, transform, spec.taps),
         pooling=_pooling(module),
         precision=spec.precision,
         device=torch.device(device),
+        cut=divided,
+        last_stage=last_stage,
     )
+
+
+def weights_digest(module: nn.Module) -> str:
+    """sha256 of a network's state dict: names, dtypes, shapes, bytes."""
+    return digest_arrays({key: _bytes_of(value) for key, value in module.state_dict().items()})
 
 
 def _check_precision(precision: str, device: str) -> None:
@@ -190,7 +221,7 @@ def resolve_name(name: str) -> str:
         UsageError: no such architecture or tag, with the nearest names.
     """
     arch, _, tag = name.partition(".")
-    if not is_model(arch):
+    if not is_model(arch) and arch not in networks.DENSE:
         raise UsageError(f"no backbone is named {arch!r}. {_near(arch)}See: featcache backbones '*{arch[:6]}*'")
     default = _config(arch)  # of the successor, where timm has renamed an architecture
     arch = default["architecture"]
@@ -212,7 +243,7 @@ def listing(pattern: str | None = None) -> Iterator[dict[str, Any]]:
     if pattern is None:
         archs: Sequence[str] = SUGGESTED
     else:
-        archs = [arch for arch in list_models() if fnmatch.fnmatch(arch, pattern) or pattern in arch]
+        archs = [arch for arch in _known() if fnmatch.fnmatch(arch, pattern) or pattern in arch]
     for arch in archs:
         module = _frozen(_sketch(arch))
         config = _config(arch)
@@ -226,15 +257,88 @@ def listing(pattern: str | None = None) -> Iterator[dict[str, Any]]:
         }
 
 
+def sketch(name: str) -> tuple[str, nn.Module, tuple[int, ...]]:
+    """A network without memory for its weights: (its resolved name, the module, height and width of its images).
+
+    Raises:
+        UsageError: unknown name.
+    """
+    name = resolve_name(name)
+    return name, _frozen(_sketch(name)), _transform(BackboneSpec(name), _config(name)).input_size
+
+
+def _known() -> list[str]:
+    return [*list_models(), *networks.DENSE]
+
+
 def _near(arch: str) -> str:
-    near = difflib.get_close_matches(arch, list_models(), n=3)
+    near = difflib.get_close_matches(arch, _known(), n=3)
     return f"Near it: {', '.join(near)}. " if near else ""
+
+
+# --- blocks -----------------------------------------------------------------------------------------------------------
+
+
+def groups(module: nn.Module, coarse: bool) -> list[list[str]]:
+    """Names of the parameters of each block, first to last; with `coarse` of each stage. Stem and head belong to none:
+    the stem is a group of its own, and what follows the last block (a convolution, a norm) is part of the last group.
+
+    They are those of timm's own matchers, by which it scales learning rates, with three exceptions: in a VGG or a
+    network of ours a block is a convolution with its norm, and a stage is what lies between two poolings; Xception and
+    Inception-ResNet-v2 have stages. In a transformer without stages, a stage is a block.
+
+    Args:
+        module: of a `Backbone`.
+
+    Raises:
+        UsageError: timm does not say what a block of this network is.
+    """
+    if isinstance(module, VGG | networks.ConvNet):
+        return _convolutions(module.features, coarse)
+    found = group_parameters(module, _with_rest(_matcher(module, coarse)))
+    return [names for names in found.values() if names]
+
+
+def _matcher(module: nn.Module, coarse: bool) -> Any:
+    if coarse and type(module) in _STAGES:
+        return _STAGES[type(module)]
+    try:
+        return cast(Any, module).group_matcher(coarse=coarse)
+    except (AttributeError, AssertionError, NotImplementedError) as error:  # it has none; or not this one
+        kind = "stages" if coarse else "blocks"
+        raise UsageError(
+            f"timm does not say what the {kind} of {type(module).__name__} are: name parameters by a pattern, or all."
+        ) from error
+
+
+def _with_rest(matcher: Any) -> Any:
+    """A matcher by which what it knows nothing of (norms and layers after the last block) goes with the last group."""
+    if not callable(matcher):
+        return {**matcher, "rest": [(r".", (_WITH_THE_GROUP_BEFORE,))]}
+
+    def with_rest(name: str) -> Any:
+        found = matcher(name)
+        return (math.inf, _WITH_THE_GROUP_BEFORE) if found == math.inf else found
+
+    return with_rest
+
+
+def _convolutions(features: nn.Module, coarse: bool) -> list[list[str]]:
+    """Those of a plain row of layers."""
+    found: list[list[str]] = [[]]
+    for i, layer in features.named_children():
+        if isinstance(layer, nn.MaxPool2d if coarse else nn.Conv2d):
+            found.append([])
+        found[-1] += [f"features.{i}.{name}" for name, _ in layer.named_parameters()]
+    return [names for names in found if names]
 
 
 # --- weights ----------------------------------------------------------------------------------------------------------
 
 
 def _create(arch: str) -> nn.Module:
+    if arch in networks.DENSE:
+        return networks.build(arch)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # timm's own deprecations concern its developers
         return timm.create_model(arch, pretrained=False, num_classes=0)
@@ -289,6 +393,10 @@ def _with_state(name: str, state: Mapping[str, Tensor], origin: str) -> nn.Modul
 
 def _strictly(name: str, state: Mapping[str, Tensor], overlay: dict[str, Any]) -> nn.Module:
     """timm's own conversion and loading, made strict: it is lenient where the classes of weights and network differ."""
+    if name in networks.DENSE:
+        module = networks.build(name)
+        module.load_state_dict(dict(state))
+        return module
     overlay = {**overlay, "state_dict": dict(state), "custom_load": False}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -336,7 +444,10 @@ def _fetch(name: str, config: Mapping[str, Any]) -> Path:
     """The file of pretrained weights in the local hub cache, brought there through the network if need be."""
     repository = config.get("hf_hub_id")
     if not repository:
-        raise WeightsUnavailable(f"{name} has no pretrained weights on the hub. {_WAYS_OUT}")
+        raise WeightsUnavailable(
+            f"{name} has no pretrained weights. Pass a local file with --weights FILE.safetensors, or ask for random "
+            "weights with --weights random:0."
+        )
     where = {"repo_id": repository, "filename": config.get("hf_hub_filename") or "model.safetensors"}
     try:
         return Path(huggingface_hub.hf_hub_download(**where, local_files_only=True))
@@ -379,21 +490,52 @@ def _bytes_of(tensor: Tensor) -> Any:
 # --- vectors ----------------------------------------------------------------------------------------------------------
 
 
+class _MeanOfMap(nn.Module):
+    """(b, d, rows, columns) to (b, d)."""
+
+    def forward(self, grid: Tensor) -> Tensor:
+        return grid.mean(dim=(2, 3))
+
+
 def _frozen(module: nn.Module) -> nn.Module:
+    """Without classifier: called with an image, it gives the pooled vector."""
     if isinstance(module, VGG):
         module.register_module(
             "pre_logits", nn.Identity()
         )  # its two dense layers are classifier: 120 of 138 million parameters
+        module.register_module("head", _MeanOfMap())
     return module.eval().requires_grad_(False)
 
 
 def _pooling(module: nn.Module) -> str:
+    if isinstance(module, networks.ConvNet):
+        return "none: the flattened feature map"
     return "mean of the feature map" if isinstance(module, VGG) else "as timm with num_classes=0"
 
 
-def _taps(module: nn.Module, x: Tensor, with_grid: bool) -> dict[str, Tensor]:
+def _divided(module: nn.Module) -> tuple[str, Cut]:
+    """The name of the first parameter of the last stage, and the network cut before it.
+
+    Raises:
+        UsageError: what its stages are is not known, or there is nothing before the last.
+    """
+    try:
+        last_stage = groups(module, coarse=True)[-1]
+        divided = cut(module, last_stage)
+    except UsageError as error:
+        raise UsageError(f"--tap boundary: the last stage of this backbone is not known. {error}") from error
+    if divided.trunk is None:
+        raise UsageError("--tap boundary: nothing lies before the last stage of this backbone.")
+    return last_stage[0], divided
+
+
+def _taps(module: nn.Module, divided: Cut | None, x: Tensor, with_grid: bool) -> dict[str, Tensor]:
     """(b, 3, h, w) float to (b, …) by tap. `pooled` is (b, d): what timm gives for num_classes=0; for VGG the mean over
-    its last feature map. `grid` is that feature map as the network makes it, (b, channels, rows, columns) for most."""
+    its last feature map. `grid` is that feature map as the network makes it, (b, channels, rows, columns) for most;
+    `boundary`, of a divided network, what its trunk hands to its tail."""
+    if divided is not None and divided.trunk is not None:
+        boundary = divided.trunk(x)
+        return {POOLED: divided.tail(boundary), BOUNDARY: boundary}
     net = cast(Any, module)
     if not with_grid and not isinstance(module, VGG):
         return {POOLED: net(x)}
@@ -407,12 +549,14 @@ def _declared_width(module: nn.Module) -> int:
     return int(declared or cast(Any, module).num_features)
 
 
-def _shapes(module: nn.Module, transform: TransformSpec, taps: Sequence[str]) -> dict[str, tuple[int, ...]]:
+def _shapes(
+    module: nn.Module, divided: Cut | None, transform: TransformSpec, taps: Sequence[str]
+) -> dict[str, tuple[int, ...]]:
     """What each tap gives for one image, seen rather than believed, from a black one."""
     device = next(module.parameters()).device
     with torch.inference_mode():
         try:
-            found = _taps(module, torch.zeros(1, 3, *transform.input_size, device=device), GRID in taps)
+            found = _taps(module, divided, torch.zeros(1, 3, *transform.input_size, device=device), GRID in taps)
         except (RuntimeError, AssertionError) as error:
             size = "x".join(map(str, transform.input_size))
             raise UsageError(f"this backbone cannot take images of {size}: {str(error).splitlines()[0]}") from error

@@ -5,13 +5,14 @@ modules are imported inside the commands, so that `featcache --help` answers at 
 """
 
 import io
+import itertools
 import json
 import os
 import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar
@@ -26,6 +27,7 @@ from rich.text import Text
 from featcache import __version__
 from featcache.errors import EXIT_SOME_FAILED, FeatcacheError, Interrupted, UsageError, from_os_error
 from featcache.heads import KINDS, PATHS, HeadSpec
+from featcache.recipe import PRESETS, AugmentSpec, Recipe, Stage, recipe
 
 app = typer.Typer(
     name="featcache",
@@ -62,6 +64,54 @@ def _plain(value: Any) -> str:
 
 
 _HEAD = "Head (repeat an option to try several values)"
+
+
+def _of_recipe(name: str, says: str, default: str | None = None, panel: str = "Recipe") -> Any:
+    """An option that is a field of `Recipe`, or of its augmentation, shown with its default."""
+    shown = default or _plain(getattr(Recipe(), name, getattr(AugmentSpec(), name, None)))
+    return typer.Option(f"--{name.replace('_', '-')}", help=says, show_default=shown, rich_help_panel=panel)
+
+
+Preset = Annotated[
+    str | None, typer.Option(help=f"A published recipe: {', '.join(PRESETS)}.", rich_help_panel="Recipe")
+]
+Unfreeze = Annotated[
+    list[str] | None,
+    typer.Option(
+        show_default="last-block, all for train",
+        help="last-block, last-stage, N blocks, all, or a REGEX of parameters. Repeat it for stages.",
+        rich_help_panel="Recipe",
+    ),
+]
+Epochs = Annotated[
+    list[int] | None, typer.Option(show_default="10", help="Of each --unfreeze, in turn.", rich_help_panel="Recipe")
+]
+Optimizer = Annotated[str | None, _of_recipe("optimizer", "adam, adamw or sgd.")]
+WeightDecay = Annotated[float | None, _of_recipe("weight_decay", "Of all that learns.")]
+Schedule = Annotated[str | None, _of_recipe("schedule", "plateau, constant or cosine.")]
+Patience = Annotated[int | None, _of_recipe("patience", "Epochs of plateau.")]
+EarlyStopping = Annotated[int | None, _of_recipe("early_stopping", "Epochs without a better loss; 0: off.")]
+ClassWeights = Annotated[str | None, _of_recipe("class_weights", "none or balanced.")]
+LabelSmoothing = Annotated[float | None, _of_recipe("label_smoothing", "Share spread over the classes.")]
+BatchRows = Annotated[int | None, _of_recipe("batch_rows", "Images per step, of all processes.")]
+Accumulate = Annotated[int | None, _of_recipe("accumulate", "Pieces of a batch, for less memory.")]
+LearningPrecision = Annotated[str | None, _of_recipe("precision", "float32, bfloat16; tf32, float16 on a GPU.")]
+Seed = Annotated[int | None, _of_recipe("seed", "Of everything that is drawn.")]
+SelectEpoch = Annotated[str | None, _of_recipe("select", "Validation metric that keeps an epoch.")]
+Augment = Annotated[bool, typer.Option(help="Show images differently in each epoch.", rich_help_panel="Augmentation")]
+Rotation = Annotated[float | None, _of_recipe("rotation", "Degrees, to either side.", panel="Augmentation")]
+Jitter = Annotated[float | None, _of_recipe("jitter", "Of brightness and contrast.", panel="Augmentation")]
+Flip = Annotated[float | None, _of_recipe("flip", "Probability of mirroring.", panel="Augmentation")]
+Crop = Annotated[float | None, _of_recipe("crop", "Smallest share of the area shown.", panel="Augmentation")]
+OperatingPoint = Annotated[
+    str | None, typer.Option(help="youden, f1, sensitivity=S, specificity=S.", rich_help_panel="Report")
+]
+Timeout = Annotated[
+    float | None, typer.Option(min=0.1, show_default="60", help="Seconds per image.", rich_help_panel="Machine")
+]
+CompileTrunk = Annotated[
+    str, typer.Option("--compile", help="auto, on or off: compile the frozen part.", rich_help_panel="Machine")
+]
 
 _MAX_HISTORY_ROWS = 12
 _SIDES = ("train", "val", "outer", "test")
@@ -168,7 +218,11 @@ def embed_command(
     rehash: Annotated[bool, typer.Option(help="Read every file again.", rich_help_panel="Images")] = False,
     tap: Annotated[
         list[str] | None,
-        typer.Option(show_default="pooled", help="pooled; with grid the feature map, too.", rich_help_panel="Vectors"),
+        typer.Option(
+            show_default="pooled",
+            help="pooled; with grid the last feature map, or with boundary what enters the last stage, too.",
+            rich_help_panel="Vectors",
+        ),
     ] = None,
     views: Annotated[
         int, typer.Option(help="Augmented views of each image, beside it.", rich_help_panel="Vectors")
@@ -366,6 +420,183 @@ def train_head_command(
     _print_run(_people(as_json), run)
 
 
+@app.command("fine-tune")
+def fine_tune_command(
+    run: Annotated[Path, typer.Argument(help="The Run of train-head, or of fine-tune, to start from.")],
+    images: Annotated[Path | None, typer.Option(help="The folder or CSV that was embedded.")] = None,
+    from_cache: Annotated[
+        Path | None, typer.Option(help="Instead, a store with --tap boundary: no trunk, no pixels.")
+    ] = None,
+    views: Annotated[bool, typer.Option("--views", help="Learn from the views of that store, too.")] = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Run folder. Default: RUN-tuned-DIGEST.")
+    ] = None,
+    weights: Annotated[str | None, typer.Option(help="Of the backbone, where the store had them from a file.")] = None,
+    preset: Preset = None,
+    unfreeze: Unfreeze = None,
+    epochs: Epochs = None,
+    lr: Annotated[float | None, _of_recipe("lr", "Of the head.")] = None,
+    backbone_lr: Annotated[float | None, _of_recipe("backbone_lr", "Of the backbone.", "a tenth of lr")] = None,
+    optimizer: Optimizer = None,
+    weight_decay: WeightDecay = None,
+    schedule: Schedule = None,
+    patience: Patience = None,
+    early_stopping: EarlyStopping = None,
+    class_weights: ClassWeights = None,
+    label_smoothing: LabelSmoothing = None,
+    dropout: Annotated[float | None, _of_recipe("dropout", "Of the head's hidden units.", "that of the Run")] = None,
+    batch_rows: BatchRows = None,
+    accumulate: Accumulate = None,
+    precision: LearningPrecision = None,
+    augment: Augment = True,
+    rotation: Rotation = None,
+    jitter: Jitter = None,
+    flip: Flip = None,
+    crop: Crop = None,
+    seed: Seed = None,
+    select: SelectEpoch = None,
+    operating_point: OperatingPoint = None,
+    allow_outside: Annotated[bool, typer.Option(help="Follow links and CSV paths out of the folder.")] = False,
+    timeout: Timeout = None,
+    compile: CompileTrunk = "auto",  # noqa: A002
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Phase 2: go back to the images, and train a part of the backbone together with the head."""
+    from featcache.finetune import fine_tune
+    from featcache.manifest import Manifest
+    from featcache.runs import Run
+    from featcache.store import Store
+    from featcache.telling import Machine
+
+    asked = {
+        "lr": lr, "backbone_lr": backbone_lr, "optimizer": optimizer, "weight_decay": weight_decay,
+        "schedule": schedule, "patience": patience, "early_stopping": early_stopping, "class_weights": class_weights,
+        "label_smoothing": label_smoothing, "dropout": dropout, "batch_rows": batch_rows, "accumulate": accumulate,
+        "precision": precision, "seed": seed, "select": select,
+    }  # fmt: skip
+    shown = {"rotation": rotation, "jitter": jitter, "flip": flip, "crop": crop}
+    how = _recipe(preset, unfreeze or [], epochs or [], asked, shown, augment)
+    with _training() as (telling, opened):
+        done = fine_tune(
+            Run.open(run),
+            how,
+            output,
+            images=Manifest.read(images, allow_outside=allow_outside) if images else None,
+            store=opened.enter_context(Store.open(from_cache)) if from_cache else None,
+            views=views,
+            weights=weights,
+            operating_point=operating_point,
+            machine=_spec(Machine, {"device": device, "compile": compile, "timeout_s": timeout}),
+            telling=telling,
+        )
+    _tell_tuned(as_json, done)
+
+
+@app.command("train")
+def train_command(
+    images: Annotated[Path, typer.Argument(help="A folder of classes, or a CSV with columns path and label.")],
+    model: Annotated[str, typer.Option(help="As --backbone of embed; also simple-cnn and covid-cnn.")],
+    weights: Annotated[
+        str | None, typer.Option(help="random:SEED for from scratch, or a file. Default: pretrained, from the hub.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Run folder. Default: runs/IMAGES-MODEL-DIGEST.")
+    ] = None,
+    head: Annotated[
+        str | None, typer.Option(show_default="linear; that of simple-cnn and covid-cnn", help="linear or mlp.")
+    ] = None,
+    widths: Annotated[str | None, typer.Option(show_default="256", help="Hidden units of mlp: 256 or 512,256.")] = None,
+    dropout: Annotated[float | None, typer.Option(show_default="0.5", help="Of hidden units.")] = None,
+    preset: Preset = None,
+    unfreeze: Unfreeze = None,
+    epochs: Epochs = None,
+    lr: Annotated[float | None, _of_recipe("lr", "Of everything.")] = None,
+    backbone_lr: Annotated[float | None, _of_recipe("backbone_lr", "Of the backbone.", "lr")] = None,
+    optimizer: Optimizer = None,
+    weight_decay: WeightDecay = None,
+    schedule: Schedule = None,
+    patience: Patience = None,
+    early_stopping: EarlyStopping = None,
+    class_weights: ClassWeights = None,
+    label_smoothing: LabelSmoothing = None,
+    batch_rows: BatchRows = None,
+    accumulate: Accumulate = None,
+    precision: LearningPrecision = None,
+    augment: Augment = True,
+    rotation: Rotation = None,
+    jitter: Jitter = None,
+    flip: Flip = None,
+    crop: Crop = None,
+    seed: Seed = None,
+    select: SelectEpoch = None,
+    operating_point: OperatingPoint = None,
+    input_size: Annotated[int | None, typer.Option(help="Pixels.", rich_help_panel="Transform")] = None,
+    crop_pct: Annotated[float | None, typer.Option(help="Share kept.", rich_help_panel="Transform")] = None,
+    mean: Annotated[str | None, typer.Option(help="One or three numbers: 0.53", rich_help_panel="Transform")] = None,
+    std: Annotated[str | None, typer.Option(help="One or three numbers: 0.19", rich_help_panel="Transform")] = None,
+    labels: Annotated[Path | None, typer.Option(help="A CSV with labels.", rich_help_panel="Labels")] = None,
+    label_column: Annotated[
+        list[str] | None,
+        typer.Option(show_default="label", help="Of classes; several: findings, 1 or 0.", rich_help_panel="Labels"),
+    ] = None,
+    on: Annotated[str, typer.Option(help="Column that joins the CSV.", rich_help_panel="Labels")] = "image_id",
+    positive: Annotated[
+        str | None,
+        typer.Option(show_default="last in sorted order", help="Positive class.", rich_help_panel="Labels"),
+    ] = None,
+    val_fraction: Annotated[
+        float | None, typer.Option(show_default="0.2", help="Share held out.", rich_help_panel="Split")
+    ] = None,
+    folds: Annotated[int | None, typer.Option(help="Group k-fold instead.", rich_help_panel="Split")] = None,
+    group_pattern: Annotated[
+        str | None, typer.Option(help="REGEX whose capture is the group.", rich_help_panel="Split")
+    ] = None,
+    split: Annotated[Path | None, typer.Option(help="split.json of another Run.", rich_help_panel="Split")] = None,
+    split_seed: Annotated[int, typer.Option(help="Of the folds.", rich_help_panel="Split")] = 0,
+    allow_outside: Annotated[bool, typer.Option(help="Follow links and CSV paths out of the folder.")] = False,
+    timeout: Timeout = None,
+    compile: CompileTrunk = "auto",  # noqa: A002
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Train a whole network on images: from scratch, or from pretrained weights."""
+    from featcache.finetune import SCRATCH, head_for, train
+    from featcache.manifest import Manifest
+    from featcache.protocol import SplitSpec
+    from featcache.request import BackboneSpec
+    from featcache.task import TargetSpec
+    from featcache.telling import Machine
+
+    asked = {
+        "lr": lr, "backbone_lr": backbone_lr, "optimizer": optimizer, "weight_decay": weight_decay,
+        "schedule": schedule, "patience": patience, "early_stopping": early_stopping, "class_weights": class_weights,
+        "label_smoothing": label_smoothing, "batch_rows": batch_rows, "accumulate": accumulate,
+        "precision": precision, "seed": seed, "select": select,
+    }  # fmt: skip
+    shown = {"rotation": rotation, "jitter": jitter, "flip": flip, "crop": crop}
+    how = _recipe(preset, unfreeze or [], epochs or [], asked, shown, augment, SCRATCH)
+    seen: dict[str, Any] = {"input_size": input_size, "crop_pct": crop_pct}
+    seen |= {"mean": _numbers("--mean", mean), "std": _numbers("--std", std)}
+    labelled = {"columns": tuple(label_column or ()) or None, "file": labels, "on": on, "positive": positive}
+    drawn = {"val_fraction": val_fraction, "folds": folds, "seed": split_seed, "file": split}
+    given = {"kind": head, "widths": _widths(widths) if widths else None, "dropout": dropout, "seed": seed}
+    with _training() as (telling, _):
+        done = train(
+            Manifest.read(images, group_pattern, allow_outside),
+            _spec(BackboneSpec, {"name": model, "weights": weights, **seen}),
+            _spec(head_for, {"model": model, **given}),
+            how,
+            output,
+            target=_spec(TargetSpec, labelled),
+            split=_spec(SplitSpec, drawn),
+            operating_point=operating_point,
+            machine=_spec(Machine, {"device": device, "compile": compile, "timeout_s": timeout}),
+            telling=telling,
+        )
+    _tell_tuned(as_json, done)
+
+
 @app.command("status")
 def status_command(store: Annotated[Path, typer.Argument(help="STORE.h5")], as_json: Json = False) -> None:
     """How far the pass into a store is: running, stopped or published."""
@@ -422,11 +653,17 @@ def verify_command(
 @app.command("backbones")
 def backbones_command(
     pattern: Annotated[str | None, typer.Argument(help="Part of a name, or a pattern: 'resnet*'.")] = None,
+    taps: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Of this backbone, what can be unfrozen, and what it costs.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """List backbones: tag, parameters, feature width, input size, licence. Without PATTERN, the suggested ones."""
     from featcache.backbones import listing
 
+    if taps is not None:
+        _backbone_choices(taps, pattern, as_json)
+        return
     rows = list(listing(pattern))
     if not rows:
         raise UsageError(f"no backbone matches {pattern!r}. Try a shorter part of the name.")
@@ -440,6 +677,31 @@ def backbones_command(
     people = _people(as_json)
     people.print(table)
     people.print("Parameters and features are those without the classifier.", highlight=False)
+
+
+def _backbone_choices(name: str, pattern: str | None, as_json: bool) -> None:
+    from featcache.backbones import resolve_name
+    from featcache.cut import choices
+
+    if pattern is not None:
+        raise UsageError(f"--taps {name} is of one backbone: leave {pattern!r} away.")
+    rows = choices(name)
+    if as_json:
+        _answer({"backbone": resolve_name(name), "choices": [asdict(row) for row in rows]})
+        return
+    table = _table("unfreeze", "blocks", "from", "boundary", "parameters", "with linear head", "with mlp head", left=4)
+    for row in rows:
+        numbers = (f"{n:,}" for n in (row.n_trainable, row.with_linear, row.with_mlp))
+        shape = " × ".join(map(str, row.boundary))
+        table.add_row(row.unfreeze, str(row.n_blocks or ""), escape(row.first), shape, *numbers)
+    people = _people(as_json)
+    people.print(f"[bold]{escape(resolve_name(name))}[/]", highlight=False)
+    people.print(table)
+    people.print(
+        "Parameters are those that learn, alone and with a head of two classes. What lies before them is computed "
+        "without gradients; the boundary is what it hands over, per image.",
+        highlight=False,
+    )
 
 
 def _version(wanted: bool) -> None:
@@ -496,6 +758,32 @@ def _spec(kind: Callable[..., Spec], given: dict[str, Any]) -> Spec:
         raise UsageError(f"{error}.") from error
 
 
+def _recipe(
+    preset: str | None,
+    unfreeze: list[str],
+    epochs: list[int],
+    asked: dict[str, Any],
+    shown: dict[str, Any],
+    augment: bool,
+    otherwise: Recipe | None = None,
+) -> Recipe:
+    """A preset, or the defaults, with the options that were given; `--unfreeze` and `--epochs` go in pairs."""
+    if len(epochs) > max(1, len(unfreeze)):
+        raise UsageError(f"--epochs {epochs[-1]}: {len(epochs)} of them for {len(unfreeze)} --unfreeze; one for each.")
+    if 0 < len(epochs) < len(unfreeze):
+        raise UsageError(f"--unfreeze {unfreeze[-1]} has no --epochs: give as many, or none.")
+    if not augment and any(value is not None for value in shown.values()):
+        raise UsageError("--no-augment shows images as they are: leave --rotation, --jitter, --flip and --crop away.")
+    held = recipe(preset) if preset in PRESETS else otherwise or Recipe()
+    names = unfreeze or ([held.stages[0].unfreeze] if epochs else [])
+    lengths = epochs or [held.stages[0].epochs] * len(names)
+    stages = tuple(_spec(Stage, {"unfreeze": n, "epochs": e}) for n, e in zip(names, lengths, strict=True))
+    given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+    given["augment"] = _spec(AugmentSpec, shown) if augment else None
+    made: Recipe = _spec(recipe, {"preset": preset, "stages": stages or None, "held": held, **given})
+    return made
+
+
 # --- what is answered -------------------------------------------------------------------------------------------------
 
 
@@ -514,6 +802,20 @@ def _run_answer(run: Any) -> dict[str, Any]:
         **{name: run.record[name] for name in said},
         **{side: run.metrics(side) for side in _SIDES},
         "sweep": run.sweep(),
+    }
+
+
+def _tuned_answer(run: Any) -> dict[str, Any]:
+    record = run.record
+    said = ("seconds", "epoch", "gain", "before", "operating_point", "temperature", "baselines", "notes", "recipe")
+    return {
+        "run": str(run.path),
+        "parent": record["parent"]["run"] if record["parent"] else None,
+        "head": record["head"]["kind"],
+        "n_trainable": run.n_parameters,
+        "trainable": record["n_trainable"],
+        **{name: record[name] for name in said},
+        **{side: run.metrics(side) for side in _SIDES if side != "outer"},
     }
 
 
@@ -619,7 +921,8 @@ def _size(n_bytes: int) -> str:
 
 def _shapes(done: Any) -> str:
     """`1,280 features`, and what else is kept of each image."""
-    others = [f"{' × '.join(map(str, shape))} {tap}" for tap, shape in done.shapes.items() if tap in ("grid", "views")]
+    told = {tap: done.shapes[tap] for tap in ("grid", "boundary", "views") if tap in done.shapes}
+    others = [f"{' × '.join(map(str, shape))} {tap}" for tap, shape in told.items()]
     return ", ".join([f"{done.dim:,} features", *others])
 
 
@@ -644,15 +947,73 @@ def _print_run(people: Console, run: Any) -> None:
     )
 
 
+def _tell_tuned(as_json: bool, run: Any) -> None:
+    """The answer of a training on pixels; of several processes that train together the first gives it."""
+    if int(os.environ.get("RANK", "0")):
+        return
+    if as_json:
+        _answer(_tuned_answer(run))
+    people, record = _people(as_json), run.record
+    people.print(_history_table(run.history()))
+    people.print(_score_table(run))
+    for name, line in _confusions(run):
+        people.print(f"{name}: {line}", highlight=False)
+    for line in (*_baseline_lines(record["baselines"]), *_gain_lines(record)):
+        people.print(line, highlight=False)
+    for note in record["notes"]:
+        people.print(f"[yellow]note: {_name(note)}[/]", highlight=False)
+    backbone, head = (record["n_trainable"][part] for part in ("backbone", "head"))
+    left_out = ", ".join(f"{n:,} with {reason}" for reason, n in record["left_out"].items())
+    people.print(
+        f"[bold]{_name(run.path)}[/]: {run.n_parameters:,} trainable parameters ({backbone:,} of the backbone, "
+        f"{head:,} of the head) in {record['seconds']:.1f} s; the weights are those of epoch {record['epoch']}"
+        + (f"; left out: {left_out}" if left_out else ""),
+        highlight=False,
+    )
+
+
+def _gain_lines(record: dict[str, Any]) -> Iterator[str]:
+    """What the training bought: before, after and the difference, with intervals, on rows that were not learnt from."""
+    for side, gained in record["gain"].items():
+        parts = [_gained(record, side, "auroc", gained, record["before"]["metrics"], record["metrics"])]
+        if "at_operating_point" in gained:
+            points = record["before"]["operating_point"], record["operating_point"]
+            at = _gained(record, side, "accuracy", gained["at_operating_point"], *points)
+            parts.append(f"{at} at the operating point")
+        elif "accuracy" in gained:
+            parts.append(_gained(record, side, "accuracy", gained, record["before"]["metrics"], record["metrics"]))
+        of = f"since {_name(record['parent']['run'])}" if record["parent"] else "since the start"
+        chose = " (these rows chose the epoch)" if side == "val" else ""
+        yield f"{side}, {of}: {'; '.join(part for part in parts if part)}{chose}"
+
+
+def _gained(record: dict[str, Any], side: str, name: str, gained: Any, before: Any, after: Any) -> str:
+    if name not in gained:
+        return ""
+    difference, low, high = gained[name]
+    shown = [f"{each[side][name]:.3f} {_interval(each[side], name)}".strip() for each in (before, after)]
+    word = "AUROC" if name == "auroc" else name
+    return f"{word} {shown[0]} → {shown[1]}, difference {difference:+.3f} \\[{low:+.3f}, {high:+.3f}]"
+
+
+def _interval(scores: dict[str, Any], name: str) -> str:
+    found = scores.get("intervals", {}).get(name)
+    return f"\\[{found[0]:.3f}, {found[1]:.3f}]" if found else ""
+
+
 def _history_table(history: list[dict[str, float]]) -> Table:
     names = ("loss", "accuracy", "precision", "recall", "f1")
     sides = [side for side in ("train", "val") if f"{side}_loss" in history[0]]
-    table = _table("\nepoch", *(f"{side}\n{name}" for side in sides for name in names), left=0)
+    phases = [int(row.get("phase", 1)) for row in history]
+    counted = ["phase", "epoch"] if len(set(phases)) > 1 else ["epoch"]
+    table = _table(*(f"\n{name}" for name in counted), *(f"{side}\n{name}" for side in sides for name in names), left=0)
     step = -(-len(history) // _MAX_HISTORY_ROWS)
-    for row in history:
-        if int(row["epoch"]) % step == 0 or int(row["epoch"]) in (1, len(history)):
+    ends = [i for i, pair in enumerate(itertools.pairwise(phases)) if pair[0] != pair[1]]  # of phases, but the last
+    shown = {0, len(history) - 1, *ends, *(i + 1 for i in ends)}
+    for i, row in enumerate(history):
+        if (i + 1) % step == 0 or i in shown:
             values = (row[f"{side}_{name}"] for side in sides for name in names)
-            table.add_row(str(int(row["epoch"])), *(f"{value:.3f}" for value in values))
+            table.add_row(*(str(int(row[name])) for name in counted), *(f"{value:.3f}" for value in values))
     if step > 1:
         table.caption = f"1 epoch in {step}; all are in history.csv"
     return table
@@ -771,6 +1132,23 @@ def _interruptible(kept: str) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def _training() -> Iterator[tuple[Any, ExitStack]]:
+    """How a training on pixels is followed: a bar while images are read, a line per epoch; and files to close with it.
+    Of several processes that train together only the first speaks."""
+    from featcache.telling import Telling
+
+    speaks = not int(os.environ.get("RANK", "0"))
+    with _interruptible(_CONTINUES), _progress("reading") as (on_reading, on_note), ExitStack() as opened:
+
+        def on_epoch(done: int, total: int, point: Any) -> None:
+            sides = ("train", "val") if "val_loss" in point else ("train",)
+            said = "; ".join(f"{s} loss {point[f'{s}_loss']:.3f}, accuracy {point[f'{s}_accuracy']:.3f}" for s in sides)
+            on_note(f"epoch {done} of {total}: {said}")
+
+        yield Telling(on_reading, on_epoch, on_note) if speaks else Telling(), opened
 
 
 class _Rate(ProgressColumn):

@@ -16,7 +16,7 @@ from typing import BinaryIO
 from featcache.errors import in_our_words
 
 
-def write_bytes(path: Path, data: bytes) -> None:
+def write_bytes(path: Path, data: bytes | memoryview) -> None:
     """Puts `data` at `path`, replacing what is there, or leaves what is there untouched.
 
     Raises:

@@ -39,6 +39,7 @@ Progress = Callable[[int, int], None]  # rows done, rows in all
 
 _PART_BYTES = 16 << 20
 _PART_ROWS = (32, 256)
+_BATCH_ROWS = 8  # of a CPU, of which parts hold whole ones
 _MAX_NAME = 220  # bytes; file systems stop at 255, and `.failures.csv` and the temporary name come on top
 _ROWS_WORTH_A_DECODER = 32  # a process takes a quarter of a second to start
 _READ_AHEAD = 64  # images decoded before anybody asks for them, beside those that are being decoded
@@ -120,7 +121,8 @@ def embed_all(
         plans = {path: Plan.of(manifest, Seen() if rehash else seen[path]) for path in specs}
         is_new = {path: not plans[path].is_published(path, networks[path].answer.identity) for path in specs}
         outputs = [Output(path, plans[path], networks[path], views) for path in specs if is_new[path]]
-        rows = part_rows or min((default_part_rows(t.network.row_bytes) for t in outputs), default=1)
+        n_views = views.n if views else 0
+        rows = part_rows or min((default_part_rows(t.network.row_bytes, n_views) for t in outputs), default=1)
         options = _Options(decode, views, rows, n_workers or os.cpu_count() or 1, timeout_s, strict)
         made = _Pass(manifest, outputs, options, on_progress, on_note).run() if outputs else {}
         for output in outputs:
@@ -194,10 +196,15 @@ def _check_name(store_path: Path) -> None:
         raise UsageError(f"-o: the name {store_path.name[:40]}… is longer than {_MAX_NAME} bytes.")
 
 
-def default_part_rows(row_bytes: int) -> int:
-    """Rows per part: about 16 MiB, from 32 to 256 rows, so that a stop costs seconds and not minutes."""
+def default_part_rows(row_bytes: int, n_views: int = 0) -> int:
+    """Rows per part: about 16 MiB, from 32 to 256 rows, so that a stop costs seconds and not minutes. Where rows are so
+    large that 32 of them are more, as many as have 32 images among their views and themselves, and whole batches."""
     low, high = _PART_ROWS
-    return max(low, min(high, _PART_BYTES // row_bytes // low * low))
+    rows = min(high, _PART_BYTES // row_bytes)
+    if rows >= low:
+        return rows // low * low
+    least = -(-low // (1 + n_views))
+    return max(-(-least // _BATCH_ROWS), rows // _BATCH_ROWS) * _BATCH_ROWS
 
 
 # --- the work ---------------------------------------------------------------------------------------------------------

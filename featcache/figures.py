@@ -4,6 +4,7 @@ Figures are drawn without a display and without pyplot's global state, for a whi
 """
 
 import io
+import itertools
 from collections.abc import Mapping, Sequence
 
 from matplotlib.axes import Axes
@@ -11,8 +12,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-_TRAIN, _VAL, _INK, _FAINT = "#4477aa", "#cc5533", "#222222", "#dddddd"
+_TRAIN, _VAL, _INK, _FAINT, _RULE = "#4477aa", "#cc5533", "#222222", "#dddddd", "#888888"
 _DPI = 150
+_ABOVE_PHASES = 14.0  # points between a panel and its title, for the names of phases
 _SIDES = {"train": "training", "val": "validation"}
 
 
@@ -20,9 +22,11 @@ def curves(history: Sequence[Mapping[str, float]], title: str, kept: int | None 
     """Loss, accuracy and F1 per epoch, training and validation in one panel each.
 
     Args:
-        history: a mapping per epoch with `epoch`, and `train_` and `val_` before loss, accuracy, precision, recall, f1.
+        history: a mapping per epoch, in their order, with `train_` and `val_` before loss, accuracy, precision, recall,
+            f1; and with `phase`, where there are several.
         title: one line above the panels.
-        kept: the epoch whose weights are kept, which is ringed; None rings none.
+        kept: the epoch whose weights are kept, which is ringed; None rings none. Epochs are counted from 1, through all
+            phases.
     """
     figure = Figure(figsize=(11, 3.6))
     figure.suptitle(
@@ -48,7 +52,7 @@ def curves(history: Sequence[Mapping[str, float]], title: str, kept: int | None 
 
 
 def _draw_curve(axes: Axes, history: Sequence[Mapping[str, float]], name: str, label: str, kept: int | None) -> None:
-    epochs = [row["epoch"] for row in history]
+    epochs = range(1, len(history) + 1)
     for side, color, width in (("train", _TRAIN, 1.4), ("val", _VAL, 1.8)):
         values = [row[f"{side}_{name}"] for row in history]
         axes.plot(
@@ -56,7 +60,9 @@ def _draw_curve(axes: Axes, history: Sequence[Mapping[str, float]], name: str, l
         )
         if side == "val" and kept is not None:
             _mark(axes, kept, values[epochs.index(kept)], 7 if name == "loss" else -13, color)
-    axes.set_title(label, fontsize=10, color=_INK, loc="left")
+    phases = [int(row.get("phase", 1)) for row in history]
+    above = _ABOVE_PHASES if len(set(phases)) > 1 else None
+    axes.set_title(label, fontsize=10, color=_INK, loc="left", pad=above)
     axes.set_xlabel("epoch", fontsize=9, color=_INK)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.tick_params(labelsize=8, colors=_INK, length=3)
@@ -64,6 +70,18 @@ def _draw_curve(axes: Axes, history: Sequence[Mapping[str, float]], name: str, l
     axes.set_axisbelow(True)
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
+    _draw_phases(axes, phases)
+
+
+def _draw_phases(axes: Axes, phases: Sequence[int]) -> None:
+    """A line between the epochs where a phase begins, and which it is, above the curves."""
+    for i, (before, phase) in enumerate(itertools.pairwise(phases), start=1):
+        if phase != before:
+            axes.axvline(i + 0.5, color=_RULE, linewidth=0.8, zorder=1)
+            at = axes.get_xaxis_transform()
+            axes.annotate(
+                f"phase {phase}", (i + 0.5, 1), (3, 2), at, "offset points", ha="left", fontsize=7, color=_RULE
+            )
 
 
 def _mark(axes: Axes, epoch: int, value: float, above: int, color: str) -> None:

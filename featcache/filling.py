@@ -3,6 +3,7 @@
 Nothing here waits for the network until the part is asked for: batches are handed over and come back as futures.
 """
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 
@@ -11,11 +12,23 @@ import numpy as np
 from featcache.augment import ViewSpec
 from featcache.errors import InputOutputError, UsageError
 from featcache.network import Array, Network
-from featcache.store import EMBEDDED, FAILED, POOLED, REUSED, VIEW_PARAMETERS, VIEWS, KnownVectors, Part
+from featcache.store import (
+    BOUNDARY,
+    BOUNDARY_VIEWS,
+    EMBEDDED,
+    FAILED,
+    POOLED,
+    REUSED,
+    VIEW_PARAMETERS,
+    VIEWS,
+    KnownVectors,
+    Part,
+)
 from featcache.workers import Prepared
 
 Submit = Callable[[Network, Sequence[Array]], "Future[Mapping[str, Array]]"]
 
+_OF_VIEWS = {POOLED: VIEWS, BOUNDARY: BOUNDARY_VIEWS}  # tap -> the array of the same of views
 _MAX_NOT_FINITE = 0.01  # share of rows; beyond it the network or its weights are broken, not the images
 _MAX_ROUNDING = 2**-10  # of a vector by float16, relative; where values are not too small for it, it is below 2**-11
 
@@ -56,7 +69,8 @@ class Filling:
         self._first: dict[str, int] = {}  # digest -> the first row of this part that has it
         self._twins: dict[int, tuple[Filling, int]] = {}  # row -> the part and the row with the same bytes
         self._waiting: list[tuple[int, int, Array]] = []  # row, view (0: the image itself), pixels
-        self._batches: list[tuple[list[tuple[int, int]], Future[Mapping[str, Array]]]] = []
+        self._batches: deque[tuple[list[tuple[int, int]], Future[Mapping[str, Array]]]] = deque()
+        self._n_computed = 0
 
     def take(self, image: Prepared, pixels: Array | None, known: KnownVectors) -> None:
         """Notes the next image: its failure, its known vector, its twin, or its pixels for the next batch.
@@ -95,27 +109,19 @@ class Filling:
             InputOutputError: the network gives values that are not finite.
             UsageError: float16 cannot hold the vectors.
         """
-        computed = 0
-        for places, future in self._batches:
-            found = future.result()
-            for i, (row, view) in enumerate(places):
-                if view:
-                    self._features[VIEWS][row, view - 1] = found[POOLED][i]
-                    continue
-                computed += 1
-                for tap, values in found.items():
-                    self._features[tap][row] = values[i]
+        while self._batches:
+            self._place(*self._batches.popleft())
         for row, (filling, first) in self._twins.items():
             for tap, values in self._features.items():
                 values[row] = filling._features[tap][first]
-        self._before, self._twins, self._batches = None, {}, []
+        self._before, self._twins = None, {}
         self._failures.update(_not_finite(self._features, self._failures))
         self._origin[list(self._failures)] = FAILED
         features = {
             tap: values if tap == VIEW_PARAMETERS else stored(values, self._dtype)
             for tap, values in self._features.items()
         }
-        environment = self._network.environment if computed else None
+        environment = self._network.environment if self._n_computed else None
         return Part(self._rows.start, features, self._digests, self._origin, self._failures, environment)
 
     def _twin_of(self, digest: str) -> "tuple[Filling, int] | None":
@@ -128,6 +134,19 @@ class Filling:
         places = [(row, view) for row, view, _ in self._waiting]
         self._batches.append((places, self._submit(self._network, [pixels for _, _, pixels in self._waiting])))
         self._waiting = []
+        while self._batches and self._batches[0][1].done():  # what is back need not be held twice
+            self._place(*self._batches.popleft())
+
+    def _place(self, places: Sequence[tuple[int, int]], future: "Future[Mapping[str, Array]]") -> None:
+        """Puts what the network gave for a batch into its rows."""
+        found = future.result()
+        for i, (row, view) in enumerate(places):
+            self._n_computed += not view
+            for tap, values in found.items():
+                if not view:
+                    self._features[tap][row] = values[i]
+                elif tap in _OF_VIEWS:
+                    self._features[_OF_VIEWS[tap]][row, view - 1] = values[i]
 
 
 def _not_finite(features: Mapping[str, Array], failures: Mapping[int, object]) -> dict[int, tuple[str, str]]:
@@ -151,18 +170,19 @@ def stored(vectors: Array, dtype: str) -> Array:
     if dtype == "float32":
         return vectors
     rows = vectors.reshape(len(vectors), -1)
-    rows = rows[np.isfinite(rows).all(axis=1)]
+    whole = np.flatnonzero(np.isfinite(rows).all(axis=1))
     with np.errstate(over="ignore"):
         rounded = vectors.astype(dtype)
-        lost = np.linalg.norm(rows - rows.astype(dtype).astype(np.float32), axis=1)
-    size = np.linalg.norm(rows, axis=1)
+    # Row by row: all at once, this takes four times the memory of the part.
+    lost = np.array([np.linalg.norm(rows[i] - rounded[i].reshape(-1)) for i in whole])
+    size = np.array([np.linalg.norm(rows[i]) for i in whole])
     if not np.isfinite(lost).all():
         raise UsageError(
-            f"float16 ends at 65,504, and these vectors reach {np.abs(rows).max():,.0f}. Use --dtype float32."
+            f"float16 ends at 65,504, and these vectors reach {np.abs(rows[whole]).max():,.0f}. Use --dtype float32."
         )
     if (lost > _MAX_ROUNDING * size).any():
         raise UsageError(
             f"float16 would lose up to {np.max(lost / np.maximum(size, 1e-45)):.1%} of these vectors: their values are "
-            f"too small for it (the median is {np.median(np.abs(rows)):.1g}). Use --dtype float32."
+            f"too small for it (the median is {np.median(np.abs(rows[whole])):.1g}). Use --dtype float32."
         )
     return rounded

@@ -33,6 +33,7 @@ from featcache.workers import TIMEOUT_S
 
 N_TIMED = 64
 _N_HEADERS = 1000
+_PARTS = 4  # in memory: one fills, one is written, from a file's bytes; and what malloc keeps of freed ones
 _LEAST_S = 1.0  # of forward passes, before their rate is believed
 _KIB = 1024 if sys.platform != "darwin" else 1  # what `getrusage` counts in
 
@@ -112,7 +113,7 @@ def forecast(
     forward_s *= n_views
     on_gpu = any(network.environment["device"] != "cpu" for network in networks.values())
     row_bytes = sum(network.row_bytes for network in networks.values())
-    rows = part_rows or min(default_part_rows(network.row_bytes) for network in networks.values())
+    rows = part_rows or min(default_part_rows(network.row_bytes, n_views - 1) for network in networks.values())
     folder = next(iter(specs)).parent
     return Forecast(
         n_images=len(manifest.paths),
@@ -123,7 +124,7 @@ def forecast(
         rate=1 / (max(decode_s, forward_s) if on_gpu else decode_s + forward_s),
         disk_bytes=sum(store_bytes(network, len(manifest.paths)) for network in networks.values()),
         free_bytes=shutil.disk_usage(next(each for each in (folder, *folder.absolute().parents) if each.exists())).free,
-        memory_bytes=_peak() + decoder_bytes + 2 * rows * row_bytes,
+        memory_bytes=_peak() + decoder_bytes + _PARTS * rows * row_bytes,
         limit="decode" if decode_s > forward_s else "forward",
         advice=_advice(decode_s > forward_s, decode, list(networks.values()), n_decoders),
     )

@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from featcache.backbones import Backbone
 from featcache.errors import InputOutputError, UsageError
@@ -66,7 +66,7 @@ class Forward:
         self._network: Callable[[Tensor], dict[str, Tensor]] = _compiled(backbone) if self.is_compiled else backbone
         self._is_warm = False
         self._warming = threading.Lock()
-        _keep_freed_memory()
+        keep_freed_memory()
 
     def enter_thread(self) -> None:
         """Makes a thread ready: so many cores are its own; on a GPU, a stream of its own."""
@@ -182,7 +182,7 @@ def _is_to_be_compiled(backbone: Backbone, compile_: str, n_images: int, on_note
     if compile_ == "off":
         return False
     kind = backbone.device.type
-    has_compiler = kind != "cpu" or any(map(shutil.which, filter(None, (os.environ.get("CXX"), "g++", "clang++"))))
+    has_compiler = _has_compiler(kind)
     if compile_ == "on":
         if not has_compiler:
             raise UsageError("--compile on needs a C++ compiler (Debian: apt install g++); none was found.")
@@ -190,9 +190,8 @@ def _is_to_be_compiled(backbone: Backbone, compile_: str, n_images: int, on_note
         return True
     if not has_compiler or kind not in _WORTH_COMPILING:
         return False
-    flops = _flops(backbone)
-    n_cores = _n_cores() if kind == "cpu" else 1
-    if n_images * flops / n_cores < _WORTH_COMPILING[kind]:
+    flops = _flops(lambda: backbone(torch.zeros(1, 3, *backbone.transform.input_size, dtype=torch.uint8)))
+    if not _is_worth_it(kind, n_images * flops):
         return False
     on_note(
         f"compiling the network first: {n_images:,} images of {flops / 1e9:.1f} billion operations are worth the "
@@ -201,25 +200,88 @@ def _is_to_be_compiled(backbone: Backbone, compile_: str, n_images: int, on_note
     return True
 
 
-def _flops(backbone: Backbone) -> int:
-    """Multiplications and additions for one image, counted by torch while one goes through."""
+def _has_compiler(kind: str) -> bool:
+    return kind != "cpu" or any(map(shutil.which, filter(None, (os.environ.get("CXX"), "g++", "clang++"))))
+
+
+def _is_worth_it(kind: str, flops: float) -> bool:
+    return flops / (_n_cores() if kind == "cpu" else 1) >= _WORTH_COMPILING[kind]
+
+
+def _flops(work: Callable[[], object]) -> int:
+    """Multiplications and additions of some work, counted by torch while it is done."""
     from torch.utils.flop_counter import FlopCounterMode
 
     counter = FlopCounterMode(display=False)
-    with counter, torch.inference_mode():
-        backbone(torch.zeros(1, 3, *backbone.transform.input_size, dtype=torch.uint8))
+    with counter, torch.no_grad():
+        work()
     return int(counter.get_total_flops())
 
 
+def for_learning(module: nn.Module, sample: Tensor, n_images: int, compile_: str, on_note: Note) -> nn.Module:
+    """A module that will learn: as it is, or through inductor, by which forward and backward together take a half to a
+    third of the time.
+
+    Args:
+        module: (b, …) to (b, d).
+        sample: (1, …), on the module's device.
+        n_images: that will go through it, in all epochs.
+        compile_: "on", "off", or "auto", which compiles where that is shorter than what it saves.
+        on_note: told what was decided.
+
+    Raises:
+        UsageError: "on" without a compiler.
+    """
+    kind = sample.device.type
+    if compile_ == "off" or kind not in _WORTH_COMPILING or not _has_compiler(kind):
+        if compile_ == "on":
+            raise UsageError("--compile on needs a C++ compiler (Debian: apt install g++); none was found.")
+        return module
+    if compile_ == "auto" and not _is_worth_it(kind, 3.0 * n_images * _flops(lambda: module(sample))):
+        return module
+    on_note("compiling the part that learns, which takes about a minute (--compile off does without).")
+    _keep_compiled_code()
+    compiled: Any = torch.compile(module, dynamic=True)
+    return _OrPlain(module, compiled, on_note)
+
+
+class _OrPlain(nn.Module):
+    """Compiled, or as it was where the machine cannot compile it."""
+
+    def __init__(self, module: nn.Module, compiled: Any, on_note: Note) -> None:
+        super().__init__()
+        self.module = module
+        self._run: Any = [compiled]  # in a list: it is no part of this one's parameters
+        self._on_note, self._has_run = on_note, False
+
+    def forward(self, x: Tensor) -> Tensor:
+        try:
+            found: Tensor = self._run[0](x)
+        except torch.OutOfMemoryError:
+            raise
+        except Exception as error:  # dynamo, inductor and a C++ compiler in all their words
+            if self._has_run:
+                raise
+            self._on_note(f"going on without compiling, which failed: {' '.join(str(error).split())[:200]}")
+            self._run = [self.module]
+            found = self.module(x)
+        self._has_run = True
+        return found
+
+
 def _compiled(backbone: Backbone) -> Callable[[Tensor], dict[str, Tensor]]:
-    """The backbone through inductor, with its weights as constants. What is compiled is kept for later runs, in the
-    user's cache and not in a folder that others can write."""
+    """The backbone through inductor, with its weights as constants."""
+    _keep_compiled_code()
+    compiled: Callable[[Tensor], dict[str, Tensor]] = torch.compile(backbone.__call__, dynamic=False)
+    return compiled
+
+
+def _keep_compiled_code() -> None:
+    """What is compiled is kept for later runs, in the user's cache and not in a folder that others can write."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "featcache" / "inductor"
     named = Path(os.environ.get("TORCHINDUCTOR_CACHE_DIR", ""))
     if named.name.startswith("torchinductor_") or not named.name:  # torch's own, in /tmp: set when timm is imported
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache)
-    compiled: Callable[[Tensor], dict[str, Tensor]] = torch.compile(backbone.__call__, dynamic=False)
-    return compiled
 
 
 def _freezing() -> AbstractContextManager[Any]:
@@ -246,7 +308,7 @@ def _set_tf32(allowed: bool) -> None:
     torch.backends.cuda.matmul.allow_tf32 = allowed
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Tells glibc to keep what a forward pass frees, for the next one, instead of handing it back to the kernel.
 
     A network's activations are allocated and freed hundreds of times a second. Returned each time, their pages are

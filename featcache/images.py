@@ -200,6 +200,20 @@ class TransformSpec:
         top, left = round((image.height - height) / 2), round((image.width - width) / 2)
         return image.crop((left, top, left + width, top + height))
 
+    def zoom(self, image: Image.Image, side: float, top: float, left: float) -> Image.Image:
+        """A part of a resized image, enlarged to input_size.
+
+        Args:
+            image: as `resize` makes it.
+            side: of the part, above 0 to 1, as a share of the largest crop with the aspect ratio of the result.
+            top, left: where it lies, 0 to 1 of the room there is.
+        """
+        height, width = self.input_size
+        scale = side * min(image.height / height, image.width / width)
+        x, y = left * (image.width - scale * width), top * (image.height - scale * height)
+        box = (x, y, min(x + scale * width, image.width), min(y + scale * height, image.height))
+        return image.resize((width, height), _INTERPOLATION[self.interpolation], box=box)
+
     def _resized_size(self) -> tuple[int, int]:
         """(height, width) before the crop, of an image with the aspect ratio of the result."""
         height, width = (math.floor(side / self.crop_pct) for side in self.input_size)

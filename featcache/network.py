@@ -19,7 +19,7 @@ from featcache.probe import pixels_sha256
 from featcache.provenance import Json, environment, from_json
 from featcache.request import Request
 from featcache.seen import Answer, Seen
-from featcache.store import VIEW_PARAMETERS, VIEWS
+from featcache.store import BOUNDARY, BOUNDARY_VIEWS, VIEW_PARAMETERS, VIEWS
 
 if TYPE_CHECKING:
     from featcache.backbones import Backbone
@@ -81,6 +81,7 @@ class Network:
         shapes = {tap: tuple(shape) for tap, shape in self.answer.shapes.items()}
         if views := self._request.views:
             shapes |= {VIEWS: (views.n, self.answer.dim), VIEW_PARAMETERS: (views.n, len(augment.PARAMETERS))}
+            shapes |= {BOUNDARY_VIEWS: (views.n, *shapes[BOUNDARY])} if BOUNDARY in shapes else {}
         return shapes
 
     @property

@@ -132,10 +132,15 @@ class Objective:
     def loss(self, z: Tensor, rows: Tensor, taking: Tensor) -> Tensor:
         """Averaged over each head's own rows by class weight, summed over heads: a head's gradient does not depend on
         how many stand beside it. The average is that of torch's cross entropy with weights and smoothing."""
+        total, weight = self.parts(z, rows, taking)
+        return (total / weight.clamp(min=1e-12)).sum()
+
+    def parts(self, z: Tensor, rows: Tensor, taking: Tensor) -> tuple[Tensor, Tensor]:
+        """(k,) sums of losses times weights, and (k,) sums of weights: what an average over several pieces of a batch
+        is made of."""
         labels = self._labels(rows, torch.arange(len(z), device=z.device))
         each = self._of_findings if self.has_findings else self._of_classes
-        total, weight = each(z, labels, self.class_weights, self.smoothing, taking)
-        return (total / weight.clamp(min=1e-12)).sum()
+        return each(z, labels, self.class_weights, self.smoothing, taking)
 
     @torch.no_grad()
     def plain_loss(self, z: Tensor, rows: Tensor, heads: Tensor) -> list[float]:

@@ -133,12 +133,19 @@ class Output:
 
     def publish(self, manifest: Manifest, seconds: float) -> Embedded:
         """Packs the parts into the store."""
+        self.filling = None
         failures = _report_failures(self.store_path, manifest, self.folder)
         self.plan.contents = self.folder.contents()
         n_dropped = self.known.n_not_among(set(self.plan.contents))
-        heads, identity = self.folder.heads(), self.network.answer.identity
+        heads, answer = self.folder.heads(), self.network.answer
         counts = publish(
-            self.store_path, heads, manifest.image_ids, manifest.columns, identity, self.known.environments
+            self.store_path,
+            heads,
+            manifest.image_ids,
+            manifest.columns,
+            answer.identity,
+            self.known.environments,
+            answer.weights,
         )
         self.folder.clear()
         done = _embedded(self.store_path, self.plan, self.network, counts)

@@ -6,7 +6,7 @@ Neighbouring heads of a stack that go at the same rate take one step together.
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -21,10 +21,23 @@ _ADAM = {"amsgrad": False, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "maximize"
 _SGD = {"dampening": 0.0, "nesterov": False, "maximize": False, "fused": True}
 
 
-class Watcher:
-    """Follows one head's loss on its watch rows: lowers its rate on a plateau, says when to stop."""
+class Pace(Protocol):
+    """What a `Watcher` must know of a training: fields of `HeadSpec`."""
 
-    def __init__(self, spec: HeadSpec) -> None:
+    @property
+    def schedule(self) -> str: ...
+    @property
+    def patience(self) -> int: ...
+    @property
+    def early_stopping(self) -> int: ...
+    @property
+    def epochs(self) -> int: ...
+
+
+class Watcher:
+    """Follows one training's loss on its watch rows: lowers its rate on a plateau, says when to stop."""
+
+    def __init__(self, spec: Pace) -> None:
         self._spec = spec
         self._best, self.best_epoch = math.inf, 0
         self._since_stop = self._since_plateau = 0

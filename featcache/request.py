@@ -12,9 +12,9 @@ from pathlib import Path
 from featcache.augment import ViewSpec
 from featcache.images import DecodeSpec
 from featcache.provenance import Json, digest_json
-from featcache.store import GRID, POOLED, STORED_DTYPES
+from featcache.store import BOUNDARY, GRID, POOLED, STORED_DTYPES
 
-TAPS = (POOLED, GRID)
+TAPS = (POOLED, GRID, BOUNDARY)
 PRECISIONS = ("auto", "float32", "tf32", "float16", "bfloat16")
 
 
@@ -26,7 +26,8 @@ class BackboneSpec:
         name: `arch.tag` or `arch`, as timm spells it.
         weights: None for those the name stands for, a `.safetensors`, `.pth` or `.pt` file, or `random:SEED`.
         input_size, crop_pct, interpolation, mean, std: None for the model's own data configuration.
-        taps: what is kept of it: `pooled`, the vector, and with `grid` the feature map before pooling, too.
+        taps: what is kept of it: `pooled`, the vector; with `grid` the feature map before pooling, too, or with
+            `boundary` the tensor that enters the last stage.
         precision: of the arithmetic; "auto" is settled by `precision.settled` before a network is loaded.
     """
 
@@ -41,8 +42,10 @@ class BackboneSpec:
     precision: str = "float32"
 
     def __post_init__(self) -> None:
-        if POOLED not in self.taps or not set(self.taps) <= set(TAPS):
-            raise ValueError(f"tap must be pooled, or pooled and grid, got {', '.join(self.taps) or 'none'}")
+        if POOLED not in self.taps or not set(self.taps) <= set(TAPS) or {GRID, BOUNDARY} <= set(self.taps):
+            raise ValueError(
+                f"tap must be pooled, pooled and grid, or pooled and boundary, got {', '.join(self.taps) or 'none'}"
+            )
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
         numbers = {"crop_pct": (self.crop_pct,), "mean": self.mean, "std": self.std}

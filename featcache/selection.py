@@ -18,8 +18,9 @@ from featcache.objective import Targets
 from featcache.protocol import Protocol, watch_rows
 from featcache.solvers import solve_all
 from featcache.splits import Fold
+from featcache.stacks import feature_scale
 from featcache.task import Task
-from featcache.vectors import scored, tap_of
+from featcache.vectors import clean, scored, tap_of
 
 Array = np.ndarray[Any, Any]
 Numbers = dict[str, Any]
@@ -47,6 +48,33 @@ def spread(
     else:
         found = intervals.bootstrap(task.labels[rows], logits, task.positive, threshold=threshold, groups=groups)
     return {name: [float(low), float(high)] for name, (low, high) in found.items()}
+
+
+def change(
+    task: Task,
+    protocol: Protocol,
+    rows: Array,
+    before: Array,
+    after: Array,
+    thresholds: tuple[float | None, float | None] = (None, None),
+) -> dict[str, list[float]]:
+    """What `after` has above `before` on the same rows: [difference, low, high] of each of `intervals.COMPARED`, whole
+    groups drawn.
+
+    Args:
+        task: labels.
+        protocol: groups.
+        rows: n numbers of rows.
+        before: (n, c) logits of one head.
+        after: (n, c) logits of the other.
+        thresholds: of the one and of the other, of two classes.
+    """
+    labels, groups = task.labels[rows], protocol.groups[rows]
+    if task.has_findings:
+        found = intervals.paired_findings(labels, before, after, groups=groups)
+    else:
+        found = intervals.paired(labels, before, after, task.positive, thresholds=thresholds, groups=groups)
+    return {name: list(numbers) for name, numbers in found.items()}
 
 
 @dataclass(frozen=True)
@@ -123,6 +151,13 @@ class Bench:
         """What a head scores some rows by: (r, d), or (r, 1 + K, d) of which the logits are averaged."""
         x = scored(self.x[tap_of(spec)], self.average_views)
         return x[torch.from_numpy(rows).to(x.device)].cpu().numpy()
+
+    def rms(self, fit: Fit) -> float:
+        """The root mean square of the vectors that a head learns from, by which the scale "rms" divides; 1 where all
+        are 0."""
+        x = self.x[tap_of(fit.spec)]
+        train = torch.from_numpy(fit.train).to(x.device)
+        return float(feature_scale(x if fit.spec.views else clean(x), [train], "rms").divisor)
 
 
 def rank(

@@ -21,7 +21,7 @@ from featcache.heads import NORM_EPSILON, HeadSpec
 Array = np.ndarray[Any, Any]
 
 NORM_MOMENTUM = 0.1  # that of torch.nn.BatchNorm1d
-_ACTIVATIONS = {"relu": torch.relu, "sigmoid": torch.sigmoid, "tanh": torch.tanh, "gelu": functional.gelu}
+ACTIVATIONS = {"relu": torch.relu, "sigmoid": torch.sigmoid, "tanh": torch.tanh, "gelu": functional.gelu}
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Stack:
     def fresh(cls, specs: Sequence[HeadSpec], scale: Scale, n_features: int, n_outputs: int) -> Self:
         """k heads, each initialised from its seed exactly as torch.nn.Linear initialises itself, first layer first:
         weight and bias uniform within ±1/sqrt(inputs) (He et al. 2015 with a = sqrt 5). The specs have one shape."""
-        heads = [_initial(spec, n_features, n_outputs) for spec in specs]
+        heads = [initial(spec, n_features, n_outputs) for spec in specs]
         device = scale.offset.device
         parameters = {name: torch.stack([head[name] for head in heads]).to(device) for name in heads[0]}
         statistics = {}
@@ -131,7 +131,7 @@ class Stack:
         for i, name in enumerate(names):
             if f"{name}norm.weight" in self.parameters:
                 z = self._normed(z, f"{name}norm.", taking)
-            z = _ACTIVATIONS[self.activation](z)
+            z = ACTIVATIONS[self.activation](z)
             if draws:
                 rate = self.dropout[:, None, None]
                 z = z * (draws[i] >= rate) / (1 - rate)
@@ -207,7 +207,8 @@ def _update(running: tuple[Tensor, Tensor], mean: Tensor, var: Tensor, n: Tensor
     running[1].lerp_(var * n / (n - 1).clamp(min=1), NORM_MOMENTUM)
 
 
-def _initial(spec: HeadSpec, n_features: int, n_outputs: int) -> dict[str, Tensor]:
+def initial(spec: HeadSpec, n_features: int, n_outputs: int) -> dict[str, Tensor]:
+    """The parameters of one head before it has learnt anything, on scaled features: see `Stack.fresh`."""
     generator = torch.Generator().manual_seed(spec.seed)
     head, inputs = {}, n_features
     for i, width in enumerate((*spec.widths, n_outputs)):

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 from scipy.special import expit
 
-from featcache import metrics, runs, scoring, selection
-from featcache.fitting import Fitted
-from featcache.heads import HeadSpec, varied
+from featcache import metrics, runs, selection
+from featcache.heads import varied
+from featcache.protocol import Protocol
 from featcache.runs import Table
-from featcache.selection import Bench, Candidate, numbers, spread
+from featcache.selection import Candidate, numbers, spread
 from featcache.task import Task
 
 Array = np.ndarray[Any, Any]
@@ -24,63 +24,44 @@ TRAIN, VAL, TEST, OUTER = "train", "val", "test", "outer"
 
 
 @dataclass(frozen=True)
-class Made:
-    """The winner, trained.
+class Said:
+    """What a trained head says of rows whose labels are known.
 
     Attributes:
-        folds: a head on each fold.
-        final: the head that is kept.
-        train: the rows it may learn from.
-        val_rows, val_logits: rows of the folds by heads that had not seen them.
-        temperature: of those logits; None for findings.
+        task: labels.
+        protocol: how the rows were divided.
+        sides: by name (TRAIN, VAL, TEST, OUTER) the numbers of some rows and their (n, c) logits: VAL of rows by heads
+            that had not seen them; a TEST where there are such rows, an OUTER where folds lay around folds.
+        temperature: of the logits; None for findings.
+        threshold: the operating point, of two classes; None for none.
     """
 
-    folds: list[Fitted]
-    final: Fitted
-    train: Array
-    val_rows: Array
-    val_logits: Array
-    temperature: float | None
-
-
-class Said:
-    """The numbers of the winner. Its construction is the moment at which the rows of `test` are read."""
-
-    def __init__(
-        self, bench: Bench, spec: HeadSpec, made: Made, nested: tuple[Array, Array] | None, threshold: float | None
-    ) -> None:
-        self._bench, self._task, self.threshold = bench, bench.task, threshold
-        self.sides: dict[str, tuple[Array, Array]] = {
-            TRAIN: (made.train, self._logits(spec, made, made.train)),
-            VAL: (made.val_rows, made.val_logits),
-        }
-        if nested:
-            self.sides[OUTER] = nested
-        test = bench.protocol.test
-        if len(test):
-            self.sides[TEST] = (test, self._logits(spec, made, test))
-        self._made = made
-
-    def _logits(self, spec: HeadSpec, made: Made, rows: Array) -> Array:
-        x = self._bench.scored(spec, rows)
-        return scoring.logits(spec, made.final.tensors, x, len(self._task.classes), self._task.positive)
+    task: Task
+    protocol: Protocol
+    sides: Mapping[str, tuple[Array, Array]]
+    temperature: float | None = None
+    threshold: float | None = None
 
     def metrics(self, chose: list[str]) -> dict[str, Any]:
-        """By side: the numbers at 0.5, with intervals where the side was not learnt from; None without test rows."""
+        """By side: the numbers at 0.5, with intervals where the side was not learnt from; None without test rows.
+
+        Args:
+            chose: what the VAL rows have chosen.
+        """
         found: dict[str, Any] = {TEST: None}
         for side, (rows, logits) in self.sides.items():
-            found[side] = numbers(self._task, rows, logits)
+            found[side] = numbers(self.task, rows, logits)
             if side != TRAIN:
-                found[side]["intervals"] = spread(self._task, self._bench.protocol, rows, logits)
-            if self._made.temperature is not None:
-                found[side]["calibrated"] = self._calibrated(rows, logits, self._made.temperature)
+                found[side]["intervals"] = spread(self.task, self.protocol, rows, logits)
+            if self.temperature is not None:
+                found[side]["calibrated"] = self._calibrated(rows, logits, self.temperature)
         found[VAL]["chose"] = chose
         return found
 
     def _calibrated(self, rows: Array, logits: Array, temperature: float) -> dict[str, Any]:
         cooled = logits / temperature
-        found = numbers(self._task, rows, cooled)
-        points = metrics.reliability(self._task.labels[rows], cooled, self._task.positive)
+        found = numbers(self.task, rows, cooled)
+        points = metrics.reliability(self.task.labels[rows], cooled, self.task.positive)
         return {**{name: found[name] for name in ("loss", "brier", "ece")}, "reliability": points}
 
     def at_operating_point(self, rule: Any) -> dict[str, Any]:
@@ -88,12 +69,12 @@ class Said:
         found: dict[str, Any] = {"rule": str(rule), "threshold": self.threshold, "chosen_on": VAL}
         for side, (rows, logits) in self.sides.items():
             if side in (VAL, TEST):
-                found[side] = numbers(self._task, rows, logits, self.threshold)
-                found[side]["intervals"] = spread(self._task, self._bench.protocol, rows, logits, self.threshold)
+                found[side] = numbers(self.task, rows, logits, self.threshold)
+                found[side]["intervals"] = spread(self.task, self.protocol, rows, logits, self.threshold)
         return found
 
-    def notes(self, ranked: Sequence[Candidate]) -> list[str]:
-        """What a reader of the numbers has to know."""
+    def notes(self, ranked: Sequence[Candidate] = ()) -> list[str]:
+        """What a reader of the numbers has to know; `ranked` are the specs that were tried."""
         notes = []
         if len(ranked) > 1 and TEST not in self.sides and OUTER not in self.sides:
             notes.append(
@@ -105,13 +86,11 @@ class Said:
         return notes
 
     def _disagreement(self) -> str:
-        before = {
-            side: spread(self._task, self._bench.protocol, *self.sides[side]).get("auroc") for side in (VAL, TEST)
-        }
+        before = {side: spread(self.task, self.protocol, *self.sides[side]).get("auroc") for side in (VAL, TEST)}
         val, test = before[VAL], before[TEST]
         if val is None or test is None or (val[0] <= test[1] and test[0] <= val[1]):
             return ""
-        at = {side: numbers(self._task, *self.sides[side])["auroc"] for side in (VAL, TEST)}
+        at = {side: numbers(self.task, *self.sides[side])["auroc"] for side in (VAL, TEST)}
         return (
             f"validation and test disagree beyond their intervals: AUROC {at[VAL]:.3f} [{val[0]:.3f}, {val[1]:.3f}] "
             f"and {at[TEST]:.3f} [{test[0]:.3f}, {test[1]:.3f}]. The test images are unlike the others, and validation "
@@ -122,29 +101,42 @@ class Said:
 # --- tables -----------------------------------------------------------------------------------------------------------
 
 
-def tables(bench: Bench, ranked: Sequence[Candidate], select: str, made: Made, said: Said) -> dict[str, Table]:
-    """The CSV files of a Run by name: predictions, history, the sweep and near-duplicates where there are any."""
-    found: dict[str, Table] = {"predictions.csv": _predictions(bench, made, said)}
-    if history := _mean_history([each.history for each in made.folds]):
+def tables(
+    said: Said,
+    histories: Sequence[Sequence[Mapping[str, float]]],
+    ranked: Sequence[Candidate] = (),
+    select: str = "auroc",
+) -> dict[str, Table]:
+    """The CSV files of a Run by name: predictions, history, the sweep and near-duplicates where there are any.
+
+    Args:
+        said: the head's logits.
+        histories: of each fold a mapping per epoch, with `epoch` and perhaps `phase`.
+        ranked: specs that were tried, best first.
+        select: the number that ranked them.
+    """
+    found: dict[str, Table] = {"predictions.csv": _predictions(said)}
+    if history := _mean_history(histories):
         names = list(history[0])
         found["history.csv"] = (names, runs.rounded([[row[name] for name in names] for row in history]))
     if ranked:
         found["sweep.csv"] = _sweep(ranked, select)
-    pairs, cosines = bench.protocol.near
+    pairs, cosines = said.protocol.near
     if len(pairs):
-        ids = bench.task.image_ids
+        ids = said.task.image_ids
         rows = [[ids[i], ids[j], c] for (i, j), c in zip(pairs.tolist(), cosines.tolist(), strict=True)]
         found["near_duplicates.csv"] = (("image_id", "near", "cosine"), runs.rounded(rows))
     return found
 
 
 def _mean_history(histories: Sequence[Sequence[Mapping[str, float]]]) -> list[dict[str, float]]:
-    """Per epoch the mean over the folds that were still training."""
-    found = []
-    for epoch in range(max(len(history) for history in histories)):
-        points = [history[epoch] for history in histories if epoch < len(history)]
-        found.append({name: float(np.mean([point[name] for point in points])) for name in points[0]})
-    return found
+    """Per epoch, of each phase, the mean over the folds that were still training."""
+    points: dict[tuple[float, float], list[Mapping[str, float]]] = {}
+    for history in histories:
+        for point in history:
+            points.setdefault((point.get("phase", 1.0), point["epoch"]), []).append(point)
+    each = [points[epoch] for epoch in sorted(points)]
+    return [{name: float(np.mean([point[name] for point in of])) for name in of[0]} for of in each]
 
 
 def _sweep(ranked: Sequence[Candidate], select: str) -> Table:
@@ -168,13 +160,13 @@ def _cell(value: Any) -> Any:
     return " ".join(map(str, value)) if isinstance(value, tuple) else value
 
 
-def _predictions(bench: Bench, made: Made, said: Said) -> Table:
+def _predictions(said: Said) -> Table:
     """A line per row and side: image_id, split, fold, label, prediction, probability of each class or finding."""
-    task = bench.task
+    task, folds = said.task, said.protocol.folds
     fold_of = np.full(len(task.image_ids), "", dtype=object)
-    held = np.concatenate([each.held for each in bench.protocol.folds])
-    if len(bench.protocol.folds) > 1 and len(np.unique(held)) == len(held):  # repeats have no one fold for a row
-        for each in bench.protocol.folds:
+    held = np.concatenate([each.held for each in folds])
+    if len(folds) > 1 and len(np.unique(held)) == len(held):  # repeats have no one fold for a row
+        for each in folds:
             fold_of[each.held] = str(each.number)
     at = said.threshold
     header = ["image_id", "split", "fold", "label", "prediction", *(["at_operating_point"] if at is not None else [])]

@@ -1,4 +1,5 @@
-"""What is to be learnt from a store: labels of its rows, from its own columns or from a CSV, as numbers.
+"""What is to be learnt from a store, or from the images of a folder: labels of rows, from their own columns or from a
+CSV, as numbers.
 
 One store serves many tasks: labels are joined by name and are no part of what was computed. Knows nothing of vectors.
 Letters: n rows, c classes or findings.
@@ -8,7 +9,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 
@@ -19,6 +20,32 @@ from featcache.store import Store
 Array = np.ndarray[Any, Any]
 
 _YES_NO = {"1": 1.0, "1.0": 1.0, "true": 1.0, "0": 0.0, "0.0": 0.0, "false": 0.0, "": np.nan, "nan": np.nan}
+_AGAIN = ", and embed again"  # a folder is read anew in any case, a store is not
+
+
+class Rows(Protocol):
+    """What labels are given to: a `Store`, or anything else that has names, columns and contents.
+
+    Attributes:
+        path: what messages call it.
+        image_ids: n names, all different.
+        columns: n texts by name, empty where unknown.
+        content_sha256: n digests of the image files.
+    """
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def image_ids(self) -> list[str]: ...
+
+    @property
+    def columns(self) -> dict[str, list[str]]: ...
+
+    @property
+    def content_sha256(self) -> list[str]: ...
+
+    def __len__(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -27,8 +54,8 @@ class TargetSpec:
 
     Attributes:
         columns: one column of class names, or several of findings, each 1, 0 or empty.
-        file: a CSV that has them; None for the store's own columns.
-        on: the column by which the CSV is joined: `image_id`, or one that the store has too.
+        file: a CSV that has them; None for the rows' own columns.
+        on: the column by which the CSV is joined: `image_id`, or one that the rows have too.
         positive: the class that precision, recall and the like are about; None for the last in sorted order.
     """
 
@@ -48,7 +75,7 @@ class Task:
 
     Attributes:
         image_ids: the n names.
-        columns: the store's columns.
+        columns: those of the rows.
         content: digests of the image files.
         labels: (n,) class numbers, -1 where unknown; or (n, c) with 1, 0, NaN for findings.
         classes: names of the c classes in sorted order, or of the findings as they were asked for.
@@ -65,21 +92,21 @@ class Task:
     left_out: dict[str, int]
 
     @classmethod
-    def of(cls, store: Store, target: TargetSpec = TargetSpec()) -> Self:
-        """The task of a store.
+    def of(cls, source: Rows, target: TargetSpec = TargetSpec()) -> Self:
+        """The task of a store, or of what is like one.
 
         Raises:
             UsageError: no labels, one class only, a column or a key that is not there, a finding that is neither 1 nor
                 0, `positive` none of the classes.
         """
-        columns = store.columns
-        texts = _joined(store, columns, target) if target.file else _own(store, columns, target)
+        columns = source.columns
+        texts = _joined(source, columns, target) if target.file else _own(source, columns, target)
         several = len(target.columns) > 1
-        labels, classes = _findings(store, texts, target) if several else _classes(store, texts[0])
+        labels, classes = _findings(source, texts, target) if several else _classes(source, texts[0])
         unknown = int((~cls._known(labels)).sum())
         left_out = {"no label": unknown} if unknown else {}
         positive = _positive(target.positive, classes, several)
-        return cls(store.image_ids, columns, store.content_sha256, labels, classes, positive, left_out)
+        return cls(source.image_ids, columns, source.content_sha256, labels, classes, positive, left_out)
 
     @property
     def has_findings(self) -> bool:
@@ -123,28 +150,28 @@ class Task:
                 raise UsageError(f"{which} have no image without {name!r} ({held}). Mend the split or the labels.")
 
 
-def _classes(store: Store, texts: Sequence[str]) -> tuple[Array, list[str]]:
+def _classes(source: Rows, texts: Sequence[str]) -> tuple[Array, list[str]]:
     classes = sorted({text for text in texts if text})
     if len(classes) < 2:
         found = f"only the class {classes[0]!r}" if classes else "no labels"
         raise UsageError(
-            f"{store.path} has {found}; a head needs two classes. Put the images into one folder per class, or give a "
-            f"CSV with a label column, and embed again, or join labels with --labels FILE.csv: they are not part of "
-            f"what is computed."
+            f"{source.path} has {found}; a head needs two classes. Put the images into one folder per class, or give a "
+            f"CSV with a label column{_AGAIN if isinstance(source, Store) else ''}, or join labels with --labels "
+            f"FILE.csv: they are not part of what is computed."
         )
     number = {text: i for i, text in enumerate(classes)}
     return np.array([number.get(text, -1) for text in texts], dtype=np.int64), classes
 
 
-def _findings(store: Store, texts: Sequence[Sequence[str]], target: TargetSpec) -> tuple[Array, list[str]]:
-    labels = np.empty((len(store), len(texts)))
+def _findings(source: Rows, texts: Sequence[Sequence[str]], target: TargetSpec) -> tuple[Array, list[str]]:
+    labels = np.empty((len(source), len(texts)))
     for c, (name, column) in enumerate(zip(target.columns, texts, strict=True)):
         for row, text in enumerate(column):
             value = _YES_NO.get(text.strip().lower())
             if value is None:
                 raise UsageError(
-                    f"{target.file or store.path}: {name} of {store.image_ids[row]} is {text!r}; several label columns "
-                    f"are findings, each 1, 0 or empty. Give one --label-column to learn classes."
+                    f"{target.file or source.path}: {name} of {source.image_ids[row]} is {text!r}; several label "
+                    f"columns are findings, each 1, 0 or empty. Give one --label-column to learn classes."
                 )
             labels[row, c] = value
     for c, name in enumerate(target.columns):
@@ -168,22 +195,24 @@ def _positive(asked: str | None, classes: list[str], several: bool) -> int:
 # --- where the texts come from ----------------------------------------------------------------------------------------
 
 
-def _own(store: Store, columns: dict[str, list[str]], target: TargetSpec) -> list[list[str]]:
+def _own(source: Rows, columns: dict[str, list[str]], target: TargetSpec) -> list[list[str]]:
     if target.columns == ("label",):
-        return [columns.get("label", [""] * len(store))]
+        return [columns.get("label", [""] * len(source))]
     for name in target.columns:
         if name not in columns:
-            raise UsageError(f"{store.path} has no column {name!r}; it has {', '.join(columns) or 'none'}.")
+            raise UsageError(f"{source.path} has no column {name!r}; it has {', '.join(columns) or 'none'}.")
     return [columns[name] for name in target.columns]
 
 
-def _joined(store: Store, columns: dict[str, list[str]], target: TargetSpec) -> list[list[str]]:
-    """The columns of the CSV in the order of the store's rows; empty where the CSV has none."""
+def _joined(source: Rows, columns: dict[str, list[str]], target: TargetSpec) -> list[list[str]]:
+    """The columns of the CSV in the order of the rows; empty where the CSV has none."""
     assert target.file is not None
     if target.on != "image_id" and target.on not in columns:
-        raise UsageError(f"{store.path} has no column {target.on!r} to join on; it has {', '.join(columns) or 'none'}.")
+        raise UsageError(
+            f"{source.path} has no column {target.on!r} to join on; it has {', '.join(columns) or 'none'}."
+        )
     table = _read(target.file, (target.on, *target.columns))
-    keys = store.image_ids if target.on == "image_id" else columns[target.on]
+    keys = source.image_ids if target.on == "image_id" else columns[target.on]
     line_of: dict[str, int] = {}
     for i, key in enumerate(table[target.on]):
         if key and key in line_of and any(table[name][i] != table[name][line_of[key]] for name in target.columns):
@@ -195,7 +224,7 @@ def _joined(store: Store, columns: dict[str, list[str]], target: TargetSpec) -> 
     if not any(key in line_of for key in keys if key):
         example = next(iter(line_of), "")
         raise UsageError(
-            f"no {target.on} of {target.file} is in {store.path}: the file has {example!r}, the store "
+            f"no {target.on} of {target.file} is in {source.path}: the file has {example!r}, the images "
             f"{next(iter(keys), '')!r}. Choose the column to join by with --on."
         )
     rows = [line_of.get(key) if key else None for key in keys]

@@ -15,17 +15,18 @@ from typing import Any
 
 import numpy as np
 
-from featcache import baselines, calibration, devices, figures, metrics, runs, selection, vectors
+from featcache import baselines, calibration, devices, figures, metrics, runs, scoring, selection, vectors
 from featcache.errors import UsageError
+from featcache.fitting import Fitted
 from featcache.heads import HeadSpec
 from featcache.objective import Targets
 from featcache.protocol import Protocol, SplitSpec, divide
 from featcache.provenance import Json, digest_json, environment
-from featcache.runs import Run, Table
+from featcache.runs import Images, Run, Table
 from featcache.selection import Bench, Candidate, out_of_fold
 from featcache.splits import Fold
 from featcache.store import Store
-from featcache.summary import TEST, VAL, Made, Said, tables
+from featcache.summary import OUTER, TEST, TRAIN, VAL, Said, tables
 from featcache.task import TargetSpec, Task
 
 Array = np.ndarray[Any, Any]
@@ -119,7 +120,8 @@ def train_head(
     made = _make(bench, spec, report.refit_all, on_progress)
     threshold = calibration.operating_point(*_positives(task, made.val_rows, made.val_logits), rule) if rule else None
 
-    said = Said(bench, spec, made, nested, threshold)
+    said = Said(task, protocol, _sides(bench, spec, made, nested), made.temperature, threshold)
+    images = Images.of(task, protocol).to_json()
     record = {
         **key,
         "head": spec.used(),
@@ -131,14 +133,37 @@ def train_head(
         "baselines": _baselines(bench, spec, made, report, device),
         "notes": said.notes(ranked),
         "left_out": protocol.left_out,
-        "store": {"name": store.path.name, "identity": store.identity},
+        "feature_rms": bench.rms(made.final.fit) if spec.kind != "knn" else None,
+        "images_sha256": images["sha256"],
+        "store": {"name": store.path.name, "identity": store.identity, "weights": store.weights_source},
         "environment": environment(device),
         "seconds": round(time.perf_counter() - started, 3),
     }
-    return _save(run_path, record, division, made, tables(bench, ranked, report.select, made, said))
+    found = tables(said, [each.history for each in made.folds], ranked, report.select)
+    return _save(run_path, record, {"split.json": division, "images.json": images}, made, found)
 
 
 # --- the heads --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Made:
+    """The winner, trained.
+
+    Attributes:
+        folds: a head on each fold.
+        final: the head that is kept.
+        train: the rows it may learn from.
+        val_rows, val_logits: rows of the folds by heads that had not seen them.
+        temperature: of those logits; None for findings.
+    """
+
+    folds: list[Fitted]
+    final: Fitted
+    train: Array
+    val_rows: Array
+    val_logits: Array
+    temperature: float | None
 
 
 def _make(bench: Bench, spec: HeadSpec, refit_all: bool, on_progress: Progress) -> Made:
@@ -169,6 +194,23 @@ def _nested(bench: Bench, specs: Sequence[HeadSpec], select: str, on_progress: P
     found = bench.run([fit for fit in fits if (fit.spec, id(fit.held)) in wanted])
     selection.check_finite(found)
     return out_of_fold(len(bench.task.image_ids), found)
+
+
+def _sides(
+    bench: Bench, spec: HeadSpec, made: Made, nested: tuple[Array, Array] | None
+) -> dict[str, tuple[Array, Array]]:
+    """Rows and logits by side. This is the moment at which the rows of `test` are read."""
+
+    def by_the_final(rows: Array) -> tuple[Array, Array]:
+        x = bench.scored(spec, rows)
+        return rows, scoring.logits(spec, made.final.tensors, x, len(bench.task.classes), bench.task.positive)
+
+    found = {TRAIN: by_the_final(made.train), VAL: (made.val_rows, made.val_logits)}
+    if nested:
+        found[OUTER] = nested
+    if len(bench.protocol.test):
+        found[TEST] = by_the_final(bench.protocol.test)
+    return found
 
 
 def _targets(task: Task) -> Targets:
@@ -261,9 +303,9 @@ def _key(
     }
 
 
-def _save(run_path: Path, record: Json, division: Json, made: Made, tables: dict[str, Table]) -> Run:
+def _save(run_path: Path, record: Json, others: dict[str, Json], made: Made, tables: dict[str, Table]) -> Run:
     spec, n_folds = record["head"], len(made.folds)
-    files = {"split.json": (json.dumps(division) + "\n").encode()}
+    files = {name: (json.dumps(value) + "\n").encode() for name, value in others.items()}
     if "history.csv" in tables:
         names, points = tables["history.csv"]
         history = [dict(zip(names, point, strict=True)) for point in points]
@@ -272,4 +314,5 @@ def _save(run_path: Path, record: Json, division: Json, made: Made, tables: dict
         title = f"{spec['kind']} head on {record['store']['name']}{how}{over}"
         kept = record["epoch"] if n_folds == 1 else None if spec["early_stopping"] else len(history)
         files["curves.png"] = figures.curves(history, title, kept)  # type: ignore[arg-type]
-    return runs.save(run_path, record, made.final.tensors, tables, files)
+    folds = [each.tensors for each in made.folds] if n_folds > 1 and spec["kind"] != "knn" else []
+    return runs.save(run_path, record, made.final.tensors, tables, files, folds)

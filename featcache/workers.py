@@ -63,11 +63,20 @@ class Decoders:
         decode: DecodeSpec,
         views: ViewSpec | None = None,
         timeout_s: float = TIMEOUT_S,
+        is_whole: bool = False,
     ) -> None:
+        """Args:
+        transforms: of the networks.
+        decode: how files become pixels.
+        views: of each image, beside it.
+        timeout_s: what one image may take.
+        is_whole: resize the images, and crop nothing off.
+        """
         self._config = {
             "transforms": [asdict(transform) for transform in transforms],
             "decode": asdict(decode),
             "views": asdict(views) if views else None,
+            "is_whole": is_whole,
         }
         self._timeout_s = timeout_s
         self._idle: queue.LifoQueue[_Decoder] = queue.LifoQueue()
@@ -253,6 +262,7 @@ def serve(descriptor: int) -> None:
             [from_json(TransformSpec, fields) for fields in config["transforms"]],
             from_json(DecodeSpec, config["decode"]),
             from_json(ViewSpec, config["views"]) if config["views"] else None,
+            config["is_whole"],
         )
         _send(stream, {"ready": True})
         while line := stream.readline():
@@ -266,13 +276,14 @@ class _Work:
     transforms: Sequence[TransformSpec]
     decode: DecodeSpec
     views: ViewSpec | None
+    is_whole: bool
 
     def pixels(self, data: bytes, digest: str) -> Iterator[Array]:
         """For each transform (1 + K, h, w) or (1 + K, h, w, 3) uint8."""
         decoded = images.decode_each(data, self.transforms, self.decode)
         for transform, image in zip(self.transforms, decoded, strict=True):
             resized = transform.resize(image, self.decode.fast)
-            clean = np.asarray(transform.crop(resized))[None]
+            clean = np.asarray(resized if self.is_whole else transform.crop(resized))[None]
             views = [augment.views(resized, transform, self.views, digest)] if self.views else []
             yield np.concatenate([clean, *views])
 

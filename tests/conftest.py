@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,13 +11,19 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach a network; read when hug
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image
 
+from featcache.augment import ViewSpec
+from featcache.backbones import load
 from featcache.embed import embed
+from featcache.heads import HeadSpec
 from featcache.manifest import Manifest
+from featcache.protocol import SplitSpec
 from featcache.request import BackboneSpec
-from featcache.store import Part, PartFolder, publish
+from featcache.store import Part, PartFolder, Store, publish
+from featcache.training import train_head
 
 if TYPE_CHECKING:
     from tests.test_cli import Done
@@ -24,6 +31,7 @@ if TYPE_CHECKING:
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs are born with it ignored
 
 SMALL = "test_resnet"  # a real network of 373,000 parameters
+NET = "test_efficientnet"  # another, of 99,000, of which every random weight has a gradient
 KERMANY_GROUPS = r"^(train|val|test)/\w+/(person\d+|(?:NORMAL2-)?IM-\d+)"
 
 
@@ -77,6 +85,56 @@ def embedded(embedded_once: Path, class_folder: Path, tmp_path: Path) -> Path:
     for name in ("small.h5", ".small.h5.seen"):
         shutil.copy(embedded_once.with_name(name), tmp_path / name)
     return tmp_path / "small.h5"
+
+
+def draw_shadows(root: Path, n: int = 24) -> Path:
+    """2 n images in train and test, two to one, of two classes: "sick" has a bright shadow somewhere in the middle."""
+    for i in range(2 * n):
+        path = root / ("train", "train", "test")[i // 2 % 3] / ("normal", "sick")[i % 2] / f"{i:03d}.png"
+        draw(path, i, size=(44, 40), mode="RGB" if i % 8 == 1 else "L")
+        if i % 2:
+            pixels = np.asarray(Image.open(path)).copy()
+            top, left = 8 + i % 7, 10 + i % 5
+            part = pixels[top : top + 14, left : left + 14]
+            part[:] = np.minimum(part, 155) + 100
+            Image.fromarray(pixels).save(path)
+    return root
+
+
+@pytest.fixture(scope="session")
+def phase_one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with what phase 2 begins with: `images`; `net.safetensors`, the weights of a network; `tail.h5`, their
+    store with boundaries and two views; the Runs `linear`, `mlp` and `bare` (an mlp without a norm) of a hold-out, and
+    `folds` of three folds. Never to be changed."""
+    return begin_phase_two(draw_shadows(tmp_path_factory.mktemp("phase_one") / "images").parent)
+
+
+def begin_phase_two(folder: Path) -> Path:
+    """Beside `images` whatever is not there yet of a network, a store and Runs."""
+    manifest = Manifest.read(folder / "images")
+    if not (folder / "net.safetensors").exists():
+        make_network(folder / "net.safetensors", manifest.paths[:24])
+    spec = BackboneSpec(NET, str(folder / "net.safetensors"), input_size=32, taps=("pooled", "boundary"))
+    embed(manifest, folder / "tail.h5", spec, views=ViewSpec(2))
+    linear, hold_out = HeadSpec(epochs=2, lr=1e-4), SplitSpec(val_fraction=0.25)
+    mlp = HeadSpec.of("mlp", widths=(8,), epochs=2, lr=1e-4)
+    with Store.open(folder / "tail.h5") as store:
+        for name, head in (("linear", linear), ("mlp", mlp), ("bare", replace(mlp, norm="none"))):
+            train_head(store, head, folder / name, split=hold_out)
+        train_head(store, linear, folder / "folds", split=SplitSpec(folds=3))
+    return folder
+
+
+def make_network(path: Path, images: list[Path]) -> None:
+    """Random weights, and batch norms with the statistics that these images have: features of a sane size."""
+    net = load(BackboneSpec(NET, "random:0", input_size=32), "cpu")
+    pixels = np.stack([np.asarray(Image.open(each).convert("RGB").resize((32, 32))) for each in images])
+    for norm in net.module.modules():
+        if isinstance(norm, torch.nn.BatchNorm2d):
+            norm.train().momentum = 1.0
+    with torch.no_grad():
+        net.module(net.normalize(torch.from_numpy(pixels).permute(0, 3, 1, 2)))
+    safetensors.torch.save_file({name: t.contiguous() for name, t in net.module.state_dict().items()}, path)
 
 
 @pytest.fixture(scope="session")

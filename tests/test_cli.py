@@ -12,12 +12,14 @@ from pathlib import Path
 
 import h5py
 import pytest
+from rich.console import Console
 
-from featcache.cli import main
+from featcache.cli import _history_table, main
 from featcache.store import Store
 from tests.conftest import SMALL, draw
 
 RANDOM = ("--backbone", SMALL, "--weights", "random:0", "--input-size", "32")
+NUMBERS = {f"{s}_{name}": 0.5 for s in ("train", "val") for name in ("loss", "accuracy", "precision", "recall", "f1")}
 SPLIT_KEYS = [
     "n",
     "loss",
@@ -136,7 +138,27 @@ def test_train_head_answers_scripts_with_one_json_object(embedded: Path, tmp_pat
     for side in ("train", "val", "test"):
         assert set(SPLIT_KEYS) <= set(answer[side])
     files = sorted(path.name for path in (tmp_path / answer["run"]).iterdir())
-    assert files == ["curves.png", "head.safetensors", "history.csv", "predictions.csv", "run.json", "split.json"]
+    assert files == [
+        "curves.png", "head.safetensors", "history.csv", "images.json", "predictions.csv", "run.json", "split.json",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("counted_anew", [False, True])
+def test_a_table_of_several_phases_shows_where_each_begins_and_ends(counted_anew: bool) -> None:
+    both = [(1, e) for e in range(1, 48)] + [(2, e) for e in (range(1, 31) if counted_anew else range(48, 78))]
+    table = printed(_history_table([{"phase": float(p), "epoch": float(e), **NUMBERS} for p, e in both]))
+    shown = [tuple(map(int, line.split()[:2])) for line in table if line.count("0.500") == 10]
+    assert {both[i] for i in (0, 46, 47, 76)} < set(shown) < set(both)
+    assert shown == sorted(shown)
+    one = printed(_history_table([{"epoch": float(e), **NUMBERS} for e in range(1, 78)]))
+    assert not any("phase" in line for line in one)
+    assert [line.split()[0] for line in one if line.count("0.500") == 10] == ["1", *map(str, range(7, 78, 7))]
+
+
+def printed(table: object) -> list[str]:
+    file = io.StringIO()
+    Console(file=file, width=200).print(table)
+    return file.getvalue().splitlines()
 
 
 def test_a_repeated_option_is_a_sweep(embedded: Path, tmp_path: Path) -> None:
@@ -212,6 +234,9 @@ def test_failed_images_give_exit_code_3_and_are_named(class_folder: Path, tmp_pa
         (("embed", "images", "-o", "s.h5", *RANDOM, "--crop-pct", "7"), 2, "crop_pct must be from 0.01 to 1, got 7.0"),
         (("embed", "images", "-o", "s.h5", *RANDOM, "--input-size", "8"), 0, ""),
         (("backbones", "nothing-like-it"), 2, "no backbone matches"),
+        (("backbones", "--taps", "nothing-like-it"), 2, "no backbone is named 'nothing-like-it'"),
+        (("backbones", "--taps", "pit_ti_224"), 2, "timm does not say what the blocks of Pooling"),
+        (("backbones", "re", "--taps", "resnet18"), 2, "--taps resnet18 is of one backbone: leave 're' away"),
         (("train-head", "small.h5", "--lr", "-1"), 2, "lr must be > 0 and at most 1000, got -1.0"),
         (("train-head", "small.h5", "--head", "deep"), 2, "kind must be one of linear, mlp"),
         (("train-head", "small.h5", "--dropout", "0.5"), 2, "dropout does not apply to linear heads"),
@@ -351,6 +376,21 @@ def test_backbones_lists_the_suggested_ones(tmp_path: Path) -> None:
         assert word in done.stdout
     rows = json.loads(featcache("backbones", "resnet18", "--json", cwd=tmp_path).stdout)["backbones"]
     assert {"name", "tag", "n_parameters", "n_features", "input_size", "licence"} == set(rows[0])
+
+
+def test_backbones_say_what_of_them_can_be_unfrozen(tmp_path: Path) -> None:
+    done = featcache("backbones", "--taps", "efficientnet_b1", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = {line.split()[0]: " ".join(line.split()) for line in done.stdout.splitlines()}
+    assert lines["last-block"] == "last-block 1 blocks.6.1 320 × 8 × 8 1,975,760 1,978,322 2,304,722"
+    assert lines["last-stage"].startswith("last-stage 2 blocks.6 192 × 8 × 8 ")
+    assert lines["all"].startswith("all 24 conv_stem 3 × 240 × 240 6,513,184 ")
+    answer = json.loads(featcache("backbones", "--taps", "resnet18.tv_in1k", "--json", cwd=tmp_path).stdout)
+    assert answer["backbone"] == "resnet18.tv_in1k"
+    row = answer["choices"][0]
+    assert (row["unfreeze"], row["n_blocks"], row["first"]) == ("last-block", 1, "layer4.1")
+    assert row["boundary"] == [512, 7, 7]
+    assert [row[key] for key in ("n_trainable", "with_linear", "with_mlp")] == [4_720_640, 4_721_666, 4_852_994]
 
 
 def test_version(tmp_path: Path) -> None:

@@ -233,11 +233,16 @@ def test_parts_have_rows(tmp_path: Path, rows: int) -> None:
         embed(many(tmp_path / "images", 1), tmp_path / "s.h5", SPEC, part_rows=rows)
 
 
+@pytest.mark.parametrize("n_views", [0, 1, 2, 8, 32])
 @pytest.mark.parametrize("n_features", [1, 512, 1280, 25_088, 10**7])
-def test_default_parts_hold_whole_batches(n_features: int) -> None:
-    rows = default_part_rows(4 * n_features)
-    assert rows % Forward(load(SPEC), "off", 0, print).batch_rows == 0
-    assert 32 <= rows <= 256
+def test_default_parts_hold_whole_batches(n_features: int, n_views: int) -> None:
+    rows = default_part_rows(4 * n_features, n_views)
+    batch_rows = Forward(load(SPEC), "off", 0, print).batch_rows
+    assert rows % batch_rows == 0
+    assert rows * (1 + n_views) >= 32
+    assert rows <= 256
+    if rows > batch_rows and n_views:  # no larger than it need be
+        assert (rows - batch_rows) * (1 + n_views) < 32 or rows * 4 * n_features <= 16 << 20
 
 
 # --- what the machine may do ------------------------------------------------------------------------------------------

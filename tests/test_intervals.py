@@ -7,7 +7,15 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from featcache import intervals, metrics
-from featcache.intervals import bootstrap, bootstrap_findings, weighted, weighted_findings
+from featcache.intervals import (
+    COMPARED,
+    bootstrap,
+    bootstrap_findings,
+    paired,
+    paired_findings,
+    weighted,
+    weighted_findings,
+)
 
 Array = np.ndarray[Any, Any]
 SCORES = {"no ties": None, "ties": 1, "two scores": 0}  # digits kept of the logits
@@ -228,3 +236,82 @@ def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
         low, high = bootstrap(labels, np.eye(2)[called], 1, n_resamples=200, seed=seed)["accuracy"]
         covered += low <= 0.8 <= high
     assert 176 <= covered <= 198
+
+
+# --- two heads on the same rows ---------------------------------------------------------------------------------------
+
+
+def resampled(n: int, groups: Array | None, n_resamples: int, seed: int) -> list[Array]:
+    """Rows of each resample, whole groups drawn with replacement, one resample after the other."""
+    units = np.arange(n) if groups is None else groups
+    numbers = np.unique(units)
+    drawn = np.random.default_rng(seed).integers(len(numbers), size=(n_resamples, len(numbers)))
+    return [np.concatenate([np.flatnonzero(units == numbers[i]) for i in each]) for each in drawn]
+
+
+@pytest.mark.parametrize("groups", [None, np.arange(60) // 4 * 7], ids=["rows", "groups"])
+@pytest.mark.parametrize(("c", "thresholds"), [(2, (None, None)), (2, (0.3, 0.7)), (4, (None, None))])
+def test_a_difference_and_its_interval_are_those_of_a_plain_loop(
+    c: int, thresholds: tuple[float | None, float | None], groups: Array | None
+) -> None:
+    labels, before = classes(60, c, seed=20)
+    after = before + np.random.default_rng(21).standard_normal(before.shape)
+    found = paired(labels, before, after, 1, thresholds=thresholds, groups=groups, n_resamples=50, seed=4)
+
+    def difference(rows: Array) -> dict[str, float]:
+        a, b = (
+            metrics.evaluate(labels[rows], z[rows], 1, at) for z, at in zip((before, after), thresholds, strict=True)
+        )
+        return {name: np.nan if a[name] is None else b[name] - a[name] for name in COMPARED}
+
+    each = [difference(rows) for rows in resampled(60, groups, 50, seed=4)]
+    assert set(found) == set(COMPARED)
+    for name, value in difference(np.arange(60)).items():
+        ends = np.nanpercentile([one[name] for one in each], (2.5, 97.5))
+        np.testing.assert_allclose(found[name], (value, *ends), atol=1e-12, err_msg=name)
+
+
+def test_the_difference_of_findings_is_that_of_a_plain_loop() -> None:
+    labels, before = findings(70, seed=22)
+    after = before + np.random.default_rng(23).standard_normal(before.shape)
+    found = paired_findings(labels, before, after, groups=np.arange(70) // 2, n_resamples=40, seed=5)
+    each = []
+    for rows in [np.arange(70), *resampled(70, np.arange(70) // 2, 40, seed=5)]:
+        a, b = (metrics.evaluate_findings(labels[rows], z[rows]) for z in (before, after))
+        each.append({name: b[name] - a[name] for name in COMPARED})
+    for name, numbers in found.items():
+        ends = np.percentile([one[name] for one in each[1:]], (2.5, 97.5))
+        np.testing.assert_allclose(numbers, (each[0][name], *ends), atol=1e-12, err_msg=name)
+
+
+def test_nothing_lies_between_a_head_and_itself() -> None:
+    labels, logits = classes(90, 3, seed=24)
+    assert paired(labels, logits, logits, 0, n_resamples=100) == dict.fromkeys(COMPARED, (0.0, 0.0, 0.0))
+    labels, logits = classes(90, 2, seed=24)
+    at = {"thresholds": (0.3, 0.3), "groups": np.arange(90) // 3}
+    assert paired(labels, logits, logits, 1, **at, n_resamples=100) == dict.fromkeys(COMPARED, (0.0, 0.0, 0.0))
+    labels, logits = findings(90, seed=25)
+    assert paired_findings(labels, logits, logits, n_resamples=50) == dict.fromkeys(COMPARED, (0.0, 0.0, 0.0))
+
+
+def test_turning_the_heads_round_turns_the_sign() -> None:
+    labels, before = classes(80, 2, seed=26)
+    after = np.random.default_rng(27).standard_normal(before.shape)
+    there, back = (paired(labels, *heads, 1, n_resamples=80) for heads in ((before, after), (after, before)))
+    assert there["auroc"][0] < 0
+    for name, (value, low, high) in there.items():
+        np.testing.assert_allclose(back[name], (-value, -high, -low), atol=1e-12, err_msg=name)
+
+
+def test_a_pair_says_more_than_two_intervals_side_by_side() -> None:
+    """What makes rows hard for both heads is not what tells them apart."""
+    labels, before = classes(200, 2, seed=28)
+    after = before + 0.05 * np.random.default_rng(29).standard_normal(before.shape)
+    value, low, high = paired(labels, before, after, 1, n_resamples=200)["auroc"]
+    assert low <= value <= high
+    assert high - low < 0.5 * width(bootstrap(labels, before, 1, n_resamples=200)["auroc"])
+
+
+def test_a_number_that_does_not_exist_has_no_difference() -> None:
+    labels, logits = np.zeros(30, dtype=int), classes(30, 2, seed=30)[1]
+    assert set(paired(labels, logits, -logits, 1, n_resamples=20)) == set(COMPARED) - {"auroc"}

@@ -12,7 +12,7 @@ from featcache import metrics
 from featcache.errors import UsageError
 from featcache.heads import HeadSpec, grid
 from featcache.protocol import SplitSpec, divide
-from featcache.selection import SELECT, Bench, Candidate, check_finite, out_of_fold, rank, spread
+from featcache.selection import SELECT, Bench, Candidate, change, check_finite, numbers, out_of_fold, rank, spread
 from featcache.splits import Fold
 from featcache.store import Store
 from featcache.task import TargetSpec, Task
@@ -212,3 +212,20 @@ def test_intervals_draw_whole_groups(tmp_path: Path) -> None:
     again = spread(bench.task, bench.protocol, many, logits[many])["accuracy"]
     assert again == pytest.approx([low, high], abs=0.03)
     assert high - low > 0.1
+
+
+@pytest.mark.parametrize("what", ["classes", "findings"])
+def test_a_change_is_between_the_numbers_that_are_told_and_whole_groups_are_drawn(tmp_path: Path, what: str) -> None:
+    x = two_clouds(N, D)[0]
+    columns = {f"f{c}": [str(int(value > 0.3)) for value in x[:, c]] for c in range(2)}
+    bench = bench_of(tmp_path, columns=columns if what == "findings" else None)
+    fitted = bench.run(bench.fits([HeadSpec(epochs=1), HeadSpec(epochs=6, seed=1)], bench.protocol.folds))
+    (rows, before), (_, after) = out_of_fold(N, fitted[:3]), out_of_fold(N, fitted[3:])
+    found = change(bench.task, bench.protocol, rows, before, after)
+    assert change(bench.task, bench.protocol, rows, after, after) == {name: [0.0, 0.0, 0.0] for name in found}
+    told, then = (numbers(bench.task, rows, z) for z in (before, after))
+    for name, (value, low, high) in found.items():
+        assert value == pytest.approx(then[name] - told[name], abs=1e-9)
+        assert low < high
+    grouped = replace(bench.protocol, groups=np.arange(N) // 4)
+    assert change(bench.task, grouped, rows, before, after) != found

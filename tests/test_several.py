@@ -1,4 +1,4 @@
-"""One pass for several stores, feature maps and views: each array is what it is alone, nothing is computed twice."""
+"""One pass for several stores, feature maps, boundaries, views: each array as it is alone, nothing computed twice."""
 
 import json
 import shutil
@@ -31,12 +31,14 @@ from tests.test_cli import featcache
 
 BOTH = ("pooled", "grid")
 A = BackboneSpec(SMALL, "random:0", input_size=32, taps=BOTH)
-B = BackboneSpec("test_efficientnet", "random:0", input_size=48, taps=BOTH)  # of another transform
+B = BackboneSpec("test_efficientnet", "random:0", input_size=48, taps=("pooled", "boundary"))  # of another transform
 C = BackboneSpec("test_byobnet", "random:0", input_size=32, taps=BOTH)  # of the transform of A
 VIEWS = ViewSpec(2, seed=7)
 PART_ROWS = 16
 N, FAILED, TWINS = 40, 20, {6: 5, 17: 15, 36: 2}  # in the same part, in the next one, and far away
 N_DISTINCT = N - len(TWINS) - 1
+GRID = {"grid": (96, 1, 1)}  # of A
+BOUNDARY = {"boundary": (48, 3, 3), "boundary_views": (2, 48, 3, 3)}  # of B
 ARGUMENTS = ("--weights", "random:0", "--input-size", "32")
 SEVERAL = ("--backbone", SMALL, "--backbone", "test_efficientnet")
 
@@ -224,7 +226,7 @@ def test_of_stores_that_are_done_to_different_parts_each_gets_what_it_lacks(
 def test_a_pass_with_everything_on_that_was_stopped_goes_on_to_the_same_bytes(
     rows: int, manifest: Manifest, alone: Mapping[str, Path], tmp_path: Path, computed: Counter[str]
 ) -> None:
-    """Two backbones, feature maps and views."""
+    """Two backbones, a feature map, a boundary and views."""
     specs = {tmp_path / "a.h5": A, tmp_path / "b.h5": B}
     with pytest.raises(Stop):
         embed_all(manifest, specs, views=VIEWS, part_rows=PART_ROWS, on_progress=stop_at(rows))
@@ -263,16 +265,15 @@ def test_an_image_that_fails_fails_in_all_and_drops_its_row_of_every_array(
     manifest: Manifest, alone: Mapping[str, Path]
 ) -> None:
     good = [image_id for i, image_id in enumerate(manifest.image_ids) if i != FAILED]
-    for name, dim in (("A", 96), ("B", 256)):
+    for name, dim, maps in (("A", 96, GRID), ("B", 256, BOUNDARY)):
         with Store.open(alone[name]) as store:
             assert store.image_ids == good
             assert store.failures == {f"{FAILED:04d}.png": ("empty", "zero bytes")}
             shapes = {tap: store.features(tap).shape for tap in store.taps}
-        side = {"A": 1, "B": 2}[name]
         n = N - 1
-        assert shapes == {
-            "pooled": (n, dim), "grid": (n, dim, side, side), "views": (n, 2, dim), "view_parameters": (n, 2, 5),
-        }  # fmt: skip
+        assert shapes == {"pooled": (n, dim), "views": (n, 2, dim), "view_parameters": (n, 2, 5)} | {
+            tap: (n, *shape) for tap, shape in maps.items()
+        }
 
 
 @pytest.mark.parametrize("is_first", [True, False])
@@ -420,7 +421,7 @@ def test_a_feature_map_asked_of_a_store_without_one_is_refused(mapped: Mapping[s
 
 @pytest.mark.parametrize("taps", [("grid",), ("pooled", "logits"), ()])
 def test_the_vector_is_always_there_and_other_taps_do_not_exist(taps: tuple[str, ...]) -> None:
-    with pytest.raises(ValueError, match="tap must be pooled, or pooled and grid, got "):
+    with pytest.raises(ValueError, match="tap must be pooled, pooled and grid, or pooled and boundary, got "):
         replace(A, taps=taps)
 
 
@@ -431,7 +432,8 @@ def test_the_vector_is_always_there_and_other_taps_do_not_exist(taps: tuple[str,
 def test_the_vectors_of_views_are_the_networks_on_their_pixels(
     name: str, spec: BackboneSpec, manifest: Manifest, alone: Mapping[str, Path]
 ) -> None:
-    """Bit for bit, wherever in a batch they were."""
+    """Bit for bit, wherever in a batch they were; and so are their boundaries."""
+    _, other = spec.taps
     rows = [0, 1, 5, 30]
     forward = Forward(load(spec), "off", 0, print)
     with Streams() as streams:
@@ -443,7 +445,9 @@ def test_the_vectors_of_views_are_the_networks_on_their_pixels(
     held = arrays(alone[name])
     for place, expected in zip(places, found, strict=True):
         assert np.array_equal(held["pooled"][place], expected["pooled"][0])
-        assert np.array_equal(held["grid"][place], expected["grid"][0])
+        assert np.array_equal(held[other][place], expected[other][0])
+        if other == "boundary":
+            assert np.array_equal(held["boundary_views"][place], expected["boundary"][1:])
         assert np.array_equal(held["views"][place], expected["pooled"][1:])
     distances = np.linalg.norm(held["views"] - held["pooled"][:, None], axis=2)
     assert distances.min() > 0
@@ -544,9 +548,10 @@ def test_impossible_views_are_a_usage_error(manifest: Manifest, tmp_path: Path) 
 # --- memory -----------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("tap", ["grid", "boundary"])
 @pytest.mark.parametrize("of", ["store", "parts"])
 def test_of_known_vectors_with_large_rows_few_are_in_memory(
-    of: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    of: str, tap: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """640 rows of 16 KB: 10 MB; asked for twice, in and out of their order. What is kept may take 2 MB."""
     monkeypatch.setattr(known, "_KEPT_BYTES", 2 << 20)
@@ -559,7 +564,7 @@ def test_of_known_vectors_with_large_rows_few_are_in_memory(
             folder.write(
                 Part(
                     start,
-                    {"pooled": x[start : start + step, 0, 0], "grid": x[start : start + step]},
+                    {"pooled": x[start : start + step, 0, 0], tap: x[start : start + step]},
                     digests[start : start + step],
                     np.zeros(step, dtype=np.uint8),
                     {},
@@ -575,12 +580,13 @@ def test_of_known_vectors_with_large_rows_few_are_in_memory(
             try:
                 for row in asked:
                     found = vectors.features(digests[row])
-                    assert np.array_equal(found["grid"], x[row])
+                    assert np.array_equal(found[tap], x[row])
                     assert np.array_equal(found["pooled"], x[row, 0, 0])
                 _, peak = tracemalloc.get_traced_memory()
             finally:
                 tracemalloc.stop()
-    assert peak < 6 << 20  # what is kept, and two blocks of 1 MB that are being read
+    alone = of == "store" and tap == "boundary"  # is not kept at all
+    assert peak < (1 << 20 if alone else 6 << 20)  # what is kept, and two blocks of 1 MB that are being read
 
 
 def test_blocks_are_read_once_while_they_are_asked_for_in_their_order(

@@ -1,6 +1,7 @@
 """Labels as numbers: from the store or a CSV, classes or findings, and what cannot be learnt."""
 
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,38 @@ def test_one_class_is_too_few(tmp_path: Path, columns: dict[str, list[str]], mes
         Task.of(store_of(tmp_path, columns))
 
 
+@dataclass(frozen=True)
+class Folder:
+    """Labelled images that were never embedded."""
+
+    path: Path
+    image_ids: list[str]
+    columns: dict[str, list[str]]
+    content_sha256: list[str]
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+
+def test_a_folder_of_labelled_images_serves_as_well_as_a_store(tmp_path: Path) -> None:
+    store = store_of(tmp_path, {"label": LABELS, "site": list("xyxyxy")})
+    folder = Folder(tmp_path / "images", store.image_ids, store.columns, store.content_sha256)
+    (tmp_path / "l.csv").write_text("site,class\nx,n\ny,o\n")
+    for target in (TargetSpec(), TargetSpec(("site",)), TargetSpec(("class",), tmp_path / "l.csv", "site")):
+        ours, theirs = Task.of(store, target), Task.of(folder, target)
+        assert np.array_equal(ours.labels, theirs.labels)
+        for name in ("image_ids", "columns", "content", "classes", "positive", "left_out"):
+            assert getattr(ours, name) == getattr(theirs, name), name
+
+
+def test_only_a_store_is_to_be_embedded_again(tmp_path: Path) -> None:
+    store = store_of(tmp_path, {})
+    with pytest.raises(UsageError, match=r"a label column, and embed again, or join labels with --labels FILE\.csv"):
+        Task.of(store)
+    with pytest.raises(UsageError, match=r"images has no labels; .* a label column, or join labels with --labels"):
+        Task.of(Folder(tmp_path / "images", store.image_ids, {}, store.content_sha256))
+
+
 @pytest.mark.parametrize("columns", [(), ("a", "a")])
 def test_label_columns_are_named_once_each(columns: tuple[str, ...]) -> None:
     with pytest.raises(ValueError, match="label columns must be named once each"):
@@ -129,7 +162,7 @@ def test_an_empty_key_joins_nothing(tmp_path: Path) -> None:
         (
             lines("image_id,label", LABELS, "scan"),
             "image_id",
-            "the file has 'scan0', the store 'image00000'. Choose the column to join by with --on",
+            "the file has 'scan0', the images 'image00000'. Choose the column to join by with --on",
         ),
         ("image_id,label\n", "image_id", "no image_id of"),
         ("", "image_id", "cannot be read as a CSV in UTF-8"),

@@ -88,13 +88,16 @@ def test_nothing_but_the_test_numbers_depends_on_the_test_rows(tmp_path: Path, c
     labels[120:] = ["sick" if label == "normal" else "normal" for label in labels[120:]]
     poisoned = train(tmp_path / "poisoned", x, {**columns, "label": labels}, specs, split=split, report=report)
 
-    for name in {path.name for path in clean.path.iterdir()} - {"run.json", "predictions.csv"}:
+    for name in {path.name for path in clean.path.iterdir()} - {"run.json", "predictions.csv", "images.json"}:
         assert (clean.path / name).read_bytes() == (poisoned.path / name).read_bytes(), name
+    ours, theirs = clean.images(), poisoned.images()
+    assert (ours.image_ids, ours.labels[:120].tolist()) == (theirs.image_ids, theirs.labels[:120].tolist())
+    assert np.array_equal(ours.groups, theirs.groups)
     for a, b in ((clean, poisoned), (poisoned, clean)):
         assert [row for row in table(a) if row["split"] != "test"] == [
             row for row in table(b) if row["split"] != "test"
         ]
-    may_differ = {"labels_sha256", "metrics", "operating_point", "baselines", "notes", "seconds"}
+    may_differ = {"labels_sha256", "images_sha256", "metrics", "operating_point", "baselines", "notes", "seconds"}
     for name in clean.record.keys() - may_differ:
         assert clean.record[name] == poisoned.record[name], name
     for one in ("train", "val", "outer"):
@@ -475,7 +478,9 @@ def test_a_run_reopens_as_it_was_made(run: Run) -> None:
     assert again.sweep() == []
     assert [row["epoch"] for row in again.history()] == [1, 2, 3, 4, 5, 6]
     assert {name: tensor.shape for name, tensor in again.weights().items()} == {"weight": (2, 10), "bias": (2,)}
-    assert sorted(contents(run)) == ["curves.png", "head.safetensors", "history.csv", "predictions.csv", "split.json"]
+    assert sorted(contents(run)) == [
+        "curves.png", "head.safetensors", "history.csv", "images.json", "predictions.csv", "split.json",
+    ]  # fmt: skip
 
 
 def test_the_last_line_of_the_history_is_what_is_reported(run: Run) -> None:

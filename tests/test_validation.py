@@ -94,6 +94,10 @@ def an_identity_of_variable_length(file: h5py.File, secret: Path) -> None:
     file.attrs["identity"] = identity.decode()
 
 
+def an_origin_of_variable_length(file: h5py.File, secret: Path) -> None:
+    file.attrs["weights_source"] = "hub"
+
+
 def a_link_in_columns(file: h5py.File, secret: Path) -> None:
     file["columns/secret"] = h5py.ExternalLink(str(secret), "/x")
 
@@ -107,6 +111,7 @@ STRANGERS = [
     external_storage, external_link, external_link_in_place_of_a_group, soft_link, virtual_sources,
     a_million_million_rows, a_million_million_names, an_enormous_chunk, compression, variable_length_text,
     objects_as_numbers, no_checksums, an_identity_of_variable_length, a_link_in_columns,
+    an_origin_of_variable_length,
 ]  # fmt: skip
 
 
@@ -162,6 +167,19 @@ def test_a_group_where_an_array_should_be_is_damage_or_distrusted(store_path: Pa
         a_group_in_place_of_an_array(file, tmp_path)
     with pytest.raises((CorruptStore, UntrustedFile)):
         Store.open(store_path)
+
+
+@pytest.mark.parametrize(
+    ("said", "taken"), [("hub", "hub"), ("file", "file"), ("random:7", "random:7"), ("/home/me/net.pth", None)]
+)
+def test_only_a_known_word_is_taken_for_the_origin_of_the_weights(
+    said: str, taken: str | None, store_path: Path
+) -> None:
+    """A store need not say it, and no path gets any further."""
+    assert Store.open(store_path).weights_source is None
+    with h5py.File(store_path, "r+", libver=("v110", "v110")) as file:
+        file.attrs.create("weights_source", np.bytes_(said.encode()), dtype=h5py.string_dtype("utf-8", len(said)))
+    assert Store.open(store_path).weights_source == describe(store_path)["weights_source"] == taken
 
 
 def test_what_a_later_minor_version_adds_is_ignored_but_not_if_it_leads_elsewhere(store_path: Path) -> None:

@@ -20,6 +20,8 @@ from featcache.store.parts import Part, PartFolder, Status, folder_of, held_iden
 from featcache.store.publishing import Counts, publish
 from featcache.store.reading import Store, check_identity
 from featcache.store.schema import (
+    BOUNDARY,
+    BOUNDARY_VIEWS,
     EMBEDDED,
     FAILED,
     GRID,
@@ -33,6 +35,8 @@ from featcache.store.schema import (
 from featcache.store.verifying import Verified, verify
 
 __all__ = [
+    "BOUNDARY",
+    "BOUNDARY_VIEWS",
     "EMBEDDED",
     "FAILED",
     "GRID",

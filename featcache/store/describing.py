@@ -30,6 +30,7 @@ def describe(path: Path | str) -> Json:
             "identity_sha256": store.identity_sha256,
             "content_sha256": digest_json(store.datasets_sha256),
             "identity": store.identity,
+            "weights_source": store.weights_source,
             "environments": store.environments,
         }
 

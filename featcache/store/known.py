@@ -7,7 +7,7 @@ from pathlib import Path
 from featcache.provenance import Json
 from featcache.store.parts import Part, read_part
 from featcache.store.reading import Store
-from featcache.store.schema import FAILED, Array
+from featcache.store.schema import FAILED, SINGLE, Array
 
 _BLOCK_ROWS = 64  # of a store, read at once: a chunk; neighbours are asked for one after another
 _KEPT_BLOCKS = 32
@@ -26,6 +26,7 @@ class KnownVectors:
         self._place: dict[str, tuple[Path | None, int]] = {}  # digest -> (part, None for the store; row in it)
         self._of_this_pass: set[str] = set()
         self.environments: list[Json] = list(store.environments) if store is not None else []
+        self._singles = [tap for tap in store.taps if f"features/{tap}" in SINGLE] if store is not None else []
         self._kept: OrderedDict[tuple[Path | None, int], dict[str, Array]] = OrderedDict()  # the last used come last
         if store is not None:
             self._place.update({digest: (None, row) for row, digest in enumerate(store.content_sha256)})
@@ -52,8 +53,11 @@ class KnownVectors:
     def features(self, digest: str) -> dict[str, Array]:
         """Its row of every array, as it was stored."""
         path, row = self._place[digest]
-        block, row = divmod(row, _BLOCK_ROWS) if path is None else (0, row)
-        return {tap: values[row] for tap, values in self._block(path, block).items()}
+        block, place = divmod(row, _BLOCK_ROWS) if path is None else (0, row)
+        found = {tap: values[place] for tap, values in self._block(path, block).items()}
+        if path is None and self._store is not None:
+            found |= {tap: self._store.rows(tap, [row])[0] for tap in self._singles}
+        return found
 
     def _add(self, path: Path, part: Part) -> set[str]:
         rows = enumerate(zip(part.content_sha256, part.origin, strict=True))
@@ -78,4 +82,4 @@ class KnownVectors:
             return read_part(path).features
         assert self._store is not None
         rows = slice(block * _BLOCK_ROWS, (block + 1) * _BLOCK_ROWS)
-        return {tap: self._store.features(tap, rows) for tap in self._store.taps}
+        return {tap: self._store.features(tap, rows) for tap in self._store.taps if tap not in self._singles}

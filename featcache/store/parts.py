@@ -94,6 +94,18 @@ def read_part(path: Path, taps: Container[str] | None = None) -> Part:
             )
 
 
+def part_taps(path: Path) -> list[str]:
+    """The feature arrays of a part, none of which is read.
+
+    Raises:
+        CorruptStore, UntrustedFile: it was not written by featcache.
+    """
+    with open_file(path) as file:
+        check_part(path, file)
+        with reading(path, "a part"):
+            return list(file["features"])
+
+
 class PartFolder:
     """`STORE.h5.partial/` and its lock.
 
@@ -116,7 +128,7 @@ class PartFolder:
             StoreLocked: another process is writing this store.
             IdentityMismatch: the folder belongs to a pass with another identity.
         """
-        with _locked(self.path / "lock", self.store_path):
+        with locked(self.path / "lock", self.store_path):
             try:
                 self._remove_leftovers()
                 self._keep_same_plan()
@@ -259,7 +271,7 @@ def _read_plan(folder: Path) -> Json | None:
     return plan if is_ours else None
 
 
-def _part_bytes(part: Part) -> bytes:
+def _part_bytes(part: Part) -> memoryview:
     buffer = io.BytesIO()
 
     def fill() -> None:
@@ -277,7 +289,7 @@ def _part_bytes(part: Part) -> bytes:
             put_text(file, "failures/reason", [reason for _, (_, reason) in failures])
 
     out_of_reach_of_signals(fill)
-    return buffer.getvalue()
+    return buffer.getbuffer()  # not a copy of all of it
 
 
 def out_of_reach_of_signals(work: Callable[[], None]) -> None:
@@ -294,7 +306,7 @@ def out_of_reach_of_signals(work: Callable[[], None]) -> None:
 
 
 @contextmanager
-def _locked(lock_path: Path, store_path: Path) -> Iterator[None]:
+def locked(lock_path: Path, store_path: Path) -> Iterator[None]:
     """A POSIX lock: it dies with its process, and a forked worker that outlives the process does not keep it."""
     folder = lock_path.parent.resolve()
     if folder in _held_here:

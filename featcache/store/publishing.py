@@ -14,13 +14,14 @@ import numpy as np
 from featcache import durable
 from featcache.errors import CorruptStore, NoSpace
 from featcache.provenance import ArrayDigest, Json, canonical_json, digest_json
-from featcache.store.parts import Part, free_mb, out_of_reach_of_signals, read_part
+from featcache.store.parts import Part, free_mb, out_of_reach_of_signals, part_taps, read_part
 from featcache.store.schema import (
     EMBEDDED,
     FAILED,
     FORMAT,
     REUSED,
     VERSION,
+    Array,
     create_rows,
     new_file,
     put_text,
@@ -48,6 +49,7 @@ def publish(
     columns: Mapping[str, Sequence[str]],
     identity: Json,
     environments: Sequence[Json] = (),
+    weights_source: str | None = None,
 ) -> Counts:
     """Packs the parts of a pass into the store at `path`, replacing what is there in one step.
 
@@ -61,6 +63,7 @@ def publish(
         columns: name -> N texts.
         identity: JSON; compared by every later pass.
         environments: JSON of those that computed vectors before this pass, oldest first; recorded, with those of parts.
+        weights_source: "hub", "file" or "random:SEED", where the backbone's weights came from; None is not recorded.
 
     Raises:
         NoSpace, AccessDenied, InputOutputError: the file at `path` is as it was.
@@ -77,6 +80,8 @@ def publish(
             set_text(file, "identity", canonical_json(identity))
             set_text(file, "identity_sha256", digest_json(identity))
             set_text(file, "environment", canonical_json(known))
+            if weights_source is not None:
+                set_text(file, "weights_source", weights_source)
             digests = {"image_id": put_text(file, "image_id", [image_ids[i] for i in kept])}
             file.create_group("columns")
             for name, values in columns.items():
@@ -114,8 +119,8 @@ def _pack(file: h5py.File, parts: Mapping[Path, Part], image_ids: Sequence[str],
         next_row += len(head.origin)
         contents += [digest for digest, kind in zip(head.content_sha256, head.origin, strict=True) if kind != FAILED]
         failures += [(image_ids[head.start + row], code, reason) for row, (code, reason) in head.failures.items()]
-    taps = read_part(next(iter(parts))).features if parts else {}
-    digests = {f"features/{tap}": _pack_tap(file, tap, list(parts), n) for tap in list(taps)}
+    taps = part_taps(next(iter(parts))) if parts else []
+    digests = {f"features/{tap}": _pack_tap(file, tap, list(parts), n) for tap in taps}
     texts = {"content_sha256": contents}
     texts |= {f"failures/{name}": [row[i] for row in failures] for i, name in enumerate(("image_id", "code", "reason"))}
     return digests | {name: put_text(file, name, values) for name, values in texts.items()}
@@ -125,16 +130,23 @@ def _pack_tap(file: h5py.File, tap: str, parts: Sequence[Path], n: int) -> str:
     """One array from first to last row: HDF5 gives chunks their places as they come, and no part may show in that."""
     name, sha256, start = f"features/{tap}", None, 0
     for path in parts:
-        part = read_part(path, taps=(tap,))
-        values = part.features[tap][part.origin != FAILED]
+        values = _kept(path, tap)
         if sha256 is None:
             shape = (n, *values.shape[1:])
             dataset, sha256 = create_rows(file, name, shape, values.dtype), ArrayDigest(values.dtype, shape)
         dataset[start : start + len(values)] = values
         sha256.update(values)
         start += len(values)
+        del values  # before those of the next part come
     assert sha256 is not None
     return sha256.hexdigest()
+
+
+def _kept(path: Path, tap: str) -> Array:
+    """An array of a part without its failed rows."""
+    part = read_part(path, taps=(tap,))
+    good = part.origin != FAILED
+    return part.features[tap] if good.all() else part.features[tap][good]
 
 
 class _Unbreakable(io.RawIOBase):

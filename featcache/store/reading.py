@@ -3,8 +3,8 @@
 import json
 import math
 import os
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -15,7 +15,7 @@ import numpy as np
 
 from featcache.errors import CorruptStore, IdentityMismatch, InputsChanged, UsageError
 from featcache.provenance import Json, difference, digest_json
-from featcache.store.schema import POOLED, Array, get_text, texts
+from featcache.store.schema import POOLED, WEIGHTS_SOURCE, Array, get_text, texts
 from featcache.store.validation import check_store, open_file, reading
 
 _ONLY_PROBE = (
@@ -37,6 +37,8 @@ class Store:
         environments: library versions and device of the passes that computed its vectors, oldest first; informative.
         datasets_sha256: name of each array -> the digest recorded when the store was published.
         failures: image_id -> (code, reason) of the images that could not be embedded.
+        weights_source: where the pass that published it had its backbone's weights from: "hub", "file" or
+            "random:SEED"; None where the store does not say. Which weights they are is in the identity.
     """
 
     def __init__(self, path: Path | str) -> None:
@@ -117,14 +119,40 @@ class Store:
         try:
             values = np.asarray(dataset[rows if rows is not None else slice(None)], dtype=np.float32)
         except (OSError, RuntimeError):
-            self._read(f"features/{tap}")  # names the rows
+            deque(self._read(f"features/{tap}"), maxlen=0)  # names the rows
             with reading(self.path, f"features/{tap}"):  # this time they all could be read
                 raise
-        bad = np.flatnonzero(~np.isfinite(values.reshape(len(values), -1)).all(axis=1))
-        if len(bad):
-            first = int(np.arange(len(self))[rows if rows is not None else slice(None)][bad[0]])
-            raise CorruptStore(f"{self.path}: features/{tap} has a value that is not finite in row {first}.")
+        self._check_finite(tap, values, np.arange(len(self))[rows if rows is not None else slice(None)])
         return values
+
+    def rows(self, tap: str, rows: Sequence[int] | Array, views: Sequence[int] | Array | None = None) -> Array:
+        """(m, …) float32 of m rows, in any order and also repeated. Of `boundary` and `boundary_views` nothing else is
+        read; other arrays are read in chunks of 64 to 256 rows, and better taken whole by `features`.
+
+        Args:
+            tap: the array.
+            rows: m numbers of rows, each from 0 to n - 1.
+            views: m numbers of views, one for each row, from 0 to K - 1, of an array (n, K, …); the result is then
+                (m, …) of these views, and no other is read. None for rows as they are.
+
+        Raises:
+            CorruptStore: a checksum does not match, or a row was never written (NaN).
+            UsageError: no such tap.
+            IndexError: no such row or view.
+        """
+        dataset = self._tap(tap)
+        places = _places(rows, views, dataset.shape)
+        values = np.empty((len(places), *dataset.shape[1 if views is None else 2 :]), dtype=np.float32)
+        for i, place in enumerate(places):
+            with reading(self.path, f"features/{tap}, row {place[0]},"):
+                values[i] = dataset[place]
+        self._check_finite(tap, values, np.asarray(rows))
+        return values
+
+    def _check_finite(self, tap: str, values: Array, rows: Array) -> None:
+        bad = np.flatnonzero(~np.isfinite(values).all(axis=tuple(range(1, values.ndim))))
+        if len(bad):
+            raise CorruptStore(f"{self.path}: features/{tap} has a value that is not finite in row {rows[bad[0]]}.")
 
     @property
     def columns(self) -> dict[str, list[str]]:
@@ -172,6 +200,8 @@ class Store:
         self.recorded_identity_sha256 = get_text(file, "identity_sha256")
         self.environments: list[Json] = _json(file, "environment", list)
         self.datasets_sha256: dict[str, str] = _json(file, "datasets_sha256", dict)
+        source = get_text(file, "weights_source")
+        self.weights_source = source if WEIGHTS_SOURCE.fullmatch(source) else None
         self._image_ids = self._texts("image_id")
         entries = zip(self._texts("failures/code"), self._texts("failures/reason"), strict=True)
         self.failures = dict(zip(self._texts("failures/image_id"), entries, strict=True))
@@ -189,13 +219,12 @@ class Store:
     def _texts(self, name: str) -> list[str]:
         return [text for rows in self._read(name) for text in texts(rows)]
 
-    def _read(self, name: str) -> list[Array]:
+    def _read(self, name: str) -> Iterator[Array]:
         """The chunks of an array; damage is told with its rows."""
-        chunks = []
         for rows, read in self.raw(name):
             with reading(self.path, f"{name}, rows {rows.start} to {rows.stop - 1},"):
-                chunks.append(read())
-        return chunks
+                values = read()
+            yield values
 
     def _opened(self) -> h5py.File:
         """The file, as this process opened it: HDF5's handles do not survive a fork."""
@@ -218,6 +247,21 @@ class Store:
         if tap not in features:
             raise UsageError(f"{self.path} has no tap {tap!r}, it has {', '.join(self.taps)}.")
         return features[tap]
+
+
+def _places(rows: Any, views: Any, shape: tuple[int, ...]) -> list[tuple[int, ...]]:
+    """(row,) or (row, view) of each, which an array of this shape has.
+
+    Raises:
+        IndexError: it has not.
+    """
+    asked = [np.asarray(each, dtype=np.int64 if len(each) == 0 else None) for each in (rows, views) if each is not None]
+    if any(each.ndim != 1 or each.dtype.kind not in "iu" or len(each) != len(asked[0]) for each in asked):
+        raise IndexError("rows and views are lists of whole numbers, of one length")
+    for each, n, what in zip(asked, shape, ("rows", "views"), strict=False):
+        if len(each) and (each.min() < 0 or each.max() >= n):
+            raise IndexError(f"there are {n:,} {what}, got numbers from {each.min()} to {each.max()}")
+    return list(zip(*(each.tolist() for each in asked), strict=True))
 
 
 def _json(file: h5py.File, name: str, kind: type) -> Json:

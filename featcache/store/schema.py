@@ -19,13 +19,18 @@ FORMAT = "featcache.store"
 PART_FORMAT = "featcache.part"
 VERSION = (1, 0)  # (major, minor): a reader refuses another major, ignores what a later minor added
 POOLED, GRID, VIEWS, VIEW_PARAMETERS = "pooled", "grid", "views", "view_parameters"  # what `features` may hold
+BOUNDARY, BOUNDARY_VIEWS = "boundary", "boundary_views"  # the same, of the tensor that enters the last stage
 STORED_DTYPES = ("float32", "float16")
 EMBEDDED, REUSED, FAILED = 0, 1, 2  # the origin of a row of a part
 SHA256 = re.compile(r"[0-9a-f]{64}")
+WEIGHTS_SOURCE = re.compile(r"hub|file|random:[0-9]{1,18}")
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
 CHUNK_ROWS = (64, 256)
 CHUNK_BYTES = 1 << 18  # aim of a chunk; its rows stay within the two bounds above
+# Read in any order, a few rows at a time: a chunk is one row, or one view of one. Rows of 49 KB drawn 32 at a time then
+# take as long as all of them at once. Array -> leading axes of length 1.
+SINGLE = {f"features/{BOUNDARY}": 1, f"features/{BOUNDARY_VIEWS}": 2}
 
 
 def new_file(target: Any) -> h5py.File:
@@ -39,11 +44,23 @@ def create_rows(file: h5py.File, name: str, shape: tuple[int, ...], dtype: Any) 
     fill = np.nan if kind is None and np.issubdtype(dtype, np.floating) else None
     if shape[0] == 0:
         return file.create_dataset(name, shape=shape, dtype=dtype, fillvalue=fill)
-    row_bytes = max(1, np.dtype(dtype).itemsize * int(np.prod(shape[1:])))
-    rows = min(max(CHUNK_BYTES // row_bytes, CHUNK_ROWS[0]), CHUNK_ROWS[1], shape[0])
     return file.create_dataset(
-        name, shape=shape, dtype=dtype, chunks=(rows, *shape[1:]), fletcher32=True, fillvalue=fill, track_times=False
+        name,
+        shape=shape,
+        dtype=dtype,
+        chunks=_chunk(name, shape, np.dtype(dtype).itemsize),
+        fletcher32=True,
+        fillvalue=fill,
+        track_times=False,
     )
+
+
+def _chunk(name: str, shape: tuple[int, ...], value_bytes: int) -> tuple[int, ...]:
+    if n_single := SINGLE.get(name):
+        return (*[1] * n_single, *shape[n_single:])
+    row_bytes = max(1, value_bytes * int(np.prod(shape[1:])))
+    rows = min(max(CHUNK_BYTES // row_bytes, CHUNK_ROWS[0]), CHUNK_ROWS[1], shape[0])
+    return (rows, *shape[1:])
 
 
 def put_rows(file: h5py.File, name: str, values: Array) -> str:

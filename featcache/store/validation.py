@@ -24,6 +24,7 @@ _MAX_ATTRIBUTE_BYTES = 1 << 26
 _MAX_TEXT_BYTES = 1 << 16  # of one text; the longest cell of a manifest is a quarter of it
 _SIGNATURE_ALIKE = 6  # of the eight bytes; fewer and the file is something else, not a damaged store
 TEXT_ATTRIBUTES = ("format", "identity", "identity_sha256", "environment", "datasets_sha256")
+MAY_BE_THERE = ("weights_source",)  # text attributes that stores of this version need not have
 
 
 @contextmanager
@@ -89,6 +90,9 @@ def check_store(path: Path, file: h5py.File) -> None:
         _check_version(path, file)
         for name in TEXT_ATTRIBUTES:
             _check_text_attribute(path, file, name)
+        for name in MAY_BE_THERE:
+            if h5py.h5a.exists(file.id, name.encode()):
+                _check_text_attribute(path, file, name)
         _check_tree(path, file, _STORE)
 
 

@@ -1,6 +1,6 @@
 """Is a store, after years and copies, still what was published? Every array against its recorded sha256."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -69,21 +69,31 @@ def _damages(store: Store, name: str) -> Iterator[str]:
     """What is wrong with one array, chunk by chunk."""
     shape, dtype = store.shape(name)
     digest = ArrayDigest(dtype, shape)
-    whole = True
+    found: list[tuple[slice, str]] = []
     for rows, read in store.raw(name):
-        where = f"{name}, rows {rows.start} to {rows.stop - 1}"
         try:
             values = np.asarray(read())
         except (OSError, RuntimeError, ValueError) as error:
-            whole = False
-            yield f"{where}: cannot be read ({' '.join(str(error).split())[:120]})"
+            found.append((rows, f"cannot be read ({' '.join(str(error).split())[:120]})"))
             continue
         digest.update(values)
         if reason := _implausible(name, values):
-            whole = False
-            yield f"{where}: {reason}"
+            found.append((rows, reason))
+    for rows, reason in _joined(found):
+        yield f"{name}, rows {rows.start} to {rows.stop - 1}: {reason}"
+    whole = not found
     if whole and digest.hexdigest() != store.datasets_sha256.get(name):
         yield f"{name}, rows 0 to {max(0, shape[0] - 1)}: its values do not have the recorded sha256"
+
+
+def _joined(found: Sequence[tuple[slice, str]]) -> list[tuple[slice, str]]:
+    """Neighbouring chunks with the same damage as one: some arrays have a chunk per row."""
+    joined: list[tuple[slice, str]] = []
+    for rows, reason in found:
+        if joined and (joined[-1][0].stop, joined[-1][1]) == (rows.start, reason):
+            rows = slice(joined.pop()[0].start, rows.stop)
+        joined.append((rows, reason))
+    return joined
 
 
 def _implausible(name: str, values: Array) -> str | None:

@@ -42,18 +42,20 @@ def mutations(work: Path, n: int, seed: int = 0) -> Figures:
 
 
 def _publish(path: Path, dtype: str, n: int = 600, d: int = 48) -> Path:
-    """A store of 600 rows in three chunks, with columns of long, short and missing texts, and with failures."""
+    """A store of 600 rows in three chunks, and of as many boundaries in a chunk each, with columns of long, short and
+    missing texts, and with failures."""
     dice = np.random.default_rng(1)
     failed = {i: ("damaged", f"reason {i}") for i in range(0, n, 50)}
     features = dice.standard_normal((n, d)).astype(dtype)
-    features[list(failed)] = np.nan
+    boundary = dice.standard_normal((n, 2, 2, 2)).astype(dtype)
+    features[list(failed)] = boundary[list(failed)] = np.nan
     origin = np.full(n, EMBEDDED, dtype=np.uint8)
     origin[list(failed)] = FAILED
     contents = [hashlib.sha256(bytes([i % 256, i // 256])).hexdigest() for i in range(n)]
     columns = {"label": [("normal", "sick", "")[i % 3] for i in range(n)], "group": [f"patient {i}" for i in range(n)]}
     folder = PartFolder(path, {"identity": {}})
     with folder.locked():
-        folder.write(Part(0, {"pooled": features}, contents, origin, failed, {"numpy": "2"}))
+        folder.write(Part(0, {"pooled": features, "boundary": boundary}, contents, origin, failed, {"numpy": "2"}))
         names = [f"folder/image {i:04d}.png" for i in range(n)]
         publish(path, folder.heads(), names, columns, {"backbone": {"name": "none"}})
         folder.clear()

@@ -1,0 +1,101 @@
+"""Where a training on pixels is between two epochs, on disk: `RUN.partial/`, which outlives kill -9 and power cuts.
+
+A checkpoint is whole or absent, and its name holds the digest of its bytes: one that was damaged is passed over for the
+one before it. Tensors and JSON, no pickle.
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import safetensors.torch
+from torch import Tensor
+
+from featcache import durable
+from featcache.errors import UsageError, in_our_words
+from featcache.provenance import Json, canonical_json, difference, digest_bytes
+from featcache.store.parts import locked
+
+_NAME = re.compile(r"(?P<name>[a-z0-9-]+)-(?P<epoch>\d{6})-(?P<digest>[0-9a-f]{16})\.safetensors")
+_KEPT = 2
+
+
+class Checkpoints:
+    """The checkpoints of one Run that is not finished.
+
+    Attributes:
+        folder: `RUN.partial`.
+    """
+
+    def __init__(self, run_path: Path) -> None:
+        self.run_path = run_path
+        self.folder = run_path.with_name(f"{run_path.name}.partial")
+
+    @contextmanager
+    def locked(self, key: Json) -> Iterator[None]:
+        """Keeps other processes out of the Run, and checkpoints of another training.
+
+        Raises:
+            StoreLocked: another process is training this Run.
+            UsageError: an unfinished training of another kind is here.
+        """
+        with locked(self.folder / "lock", self.run_path):
+            self._check(json.loads(canonical_json(key)))
+            yield
+
+    def save(self, name: str, epoch: int, tensors: Mapping[str, Tensor], state: Json) -> None:
+        """Puts a checkpoint on disk; the one before it stays, older ones go.
+
+        Raises:
+            NoSpace, AccessDenied, InputOutputError: what was there is still there.
+        """
+        rows = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+        data = safetensors.torch.save(rows, metadata={"featcache": json.dumps(state)})
+        path = self.folder / f"{name}-{epoch:06d}-{digest_bytes(data)[:16]}.safetensors"
+        durable.write_bytes(path, data)
+        with in_our_words("writing", self.folder):
+            for old in self._found(name)[:-_KEPT]:
+                old.unlink()
+
+    def latest(self, name: str) -> tuple[dict[str, Tensor], Json] | None:
+        """The last whole checkpoint: its tensors and its state; None where there is none."""
+        for path in reversed(self._found(name)):
+            with in_our_words("reading", path):
+                data = path.read_bytes()
+            match = _NAME.fullmatch(path.name)
+            if match and digest_bytes(data).startswith(match["digest"]):
+                return safetensors.torch.load(data), _state(data)
+        return None
+
+    def remove(self) -> None:
+        """Takes the folder away, once the Run is finished."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _found(self, name: str) -> list[Path]:
+        if not self.folder.is_dir():
+            return []
+        matches = ((path, _NAME.fullmatch(path.name)) for path in self.folder.iterdir())
+        return sorted(path for path, match in matches if match and match["name"] == name)
+
+    def _check(self, key: Json) -> None:
+        path = self.folder / "plan.json"
+        held = None
+        with suppress(FileNotFoundError, ValueError), in_our_words("reading", path):
+            held = json.loads(path.read_text("utf-8")) if path.exists() else None
+        if held is None:
+            durable.write_text(path, canonical_json(key))
+        elif held != key:
+            told = "; ".join(difference(held, key)[:5])
+            raise UsageError(
+                f"{self.folder} holds an unfinished training that differs ({told}). Finish it, choose another -o, or "
+                f"remove that folder."
+            )
+
+
+def _state(data: bytes) -> Json:
+    """The JSON in the header of a safetensors file: 8 bytes of length, then the header."""
+    length = int.from_bytes(data[:8], "little")
+    return json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["featcache"])

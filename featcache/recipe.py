@@ -1,0 +1,173 @@
+"""How a network is trained on pixels, as plain values: what learns for how long, how fast, on which augmented images.
+
+Knows neither torch nor images, so that the command line has its defaults without them.
+"""
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+_CHOICES = {
+    "optimizer": ("adam", "adamw", "sgd"),
+    "schedule": ("plateau", "constant", "cosine"),
+    "class_weights": ("none", "balanced"),
+    "precision": ("float32", "tf32", "float16", "bfloat16"),
+    "select": ("auroc", "loss", "accuracy", "balanced_accuracy", "f1", "auprc"),
+}
+
+
+@dataclass(frozen=True)
+class AugmentSpec:
+    """How an image is shown differently in each epoch of a training: turned, in other light, mirrored, in part.
+
+    Attributes:
+        rotation: degrees, 0 to 180; the angle is uniform from -rotation to rotation.
+        jitter: 0 to 0.9; the factors of brightness, contrast and saturation are uniform from 1 - jitter to 1 + jitter.
+        flip: the probability that an image is mirrored, left to right.
+        crop: the smallest share of the image's area that is shown, 0.01 to 1; the share is uniform from crop to 1, its
+            place in the image as well. 1 shows the centre, as the transform does.
+    """
+
+    rotation: float = 25.0
+    jitter: float = 0.2
+    flip: float = 0.5
+    crop: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, low, high in (("rotation", 0, 180), ("jitter", 0, 0.9), ("flip", 0, 1), ("crop", 0.01, 1)):
+            _check(name, getattr(self, name), low <= getattr(self, name) <= high, f"from {low} to {high}")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stretch of training in which the same parameters learn.
+
+    Attributes:
+        unfreeze: "last-block", "last-stage", a number of blocks from the end, "all", or a REGEX of parameter names.
+        epochs: passes over the training rows.
+    """
+
+    unfreeze: str = "last-block"
+    epochs: int = 10
+
+    def __post_init__(self) -> None:
+        if not self.unfreeze:
+            raise ValueError("unfreeze must name what learns: last-block, last-stage, a number, all or a REGEX")
+        if self.epochs < 1:
+            raise ValueError(f"epochs must be at least 1, got {self.epochs}")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A training on pixels.
+
+    Attributes:
+        stages: one after another, each from where the one before ended: progressive unfreezing.
+        optimizer: "adam" (weight decay as L2 in the gradient), "adamw" (decoupled) or "sgd"; betas 0.9 and 0.999.
+        lr: learning rate of the head.
+        backbone_lr: that of what learns of the backbone; None for a tenth of `lr`: pretrained layers need small steps.
+        weight_decay: of all that learns, as torch.optim applies it.
+        momentum: of sgd.
+        schedule: "plateau", a tenth of the rates when the loss on validation rows has not improved for more than
+            `patience` epochs; "constant"; "cosine", to 0 over each stage.
+        patience: of "plateau".
+        early_stopping: epochs without a better validation loss after which a stage ends; 0 trains all.
+        class_weights: "balanced" weighs each class of the loss by n / (c n_class), as scikit-learn does.
+        label_smoothing: share of the target spread evenly over the classes.
+        dropout: of the head's hidden layers; None for what the head has.
+        batch_rows: images per step, within half a batch; of all processes together.
+        accumulate: pieces in which a batch goes through the network, for less memory: gradients are added up.
+        augment: of training images; None shows them as they are, in every epoch.
+        precision: of the arithmetic that learns; "float16" and "bfloat16" are torch's autocast, weights stay float32.
+        select: the validation metric by which the best weights are kept; those of the start are among them.
+        seed: of the order of images, of augmentation, of dropout, and of a fresh head.
+    """
+
+    stages: tuple[Stage, ...] = (Stage(),)
+    optimizer: str = "adam"
+    lr: float = 0.001
+    backbone_lr: float | None = None
+    weight_decay: float = 0.0
+    momentum: float = 0.9
+    schedule: str = "plateau"
+    patience: int = 3
+    early_stopping: int = 0
+    class_weights: str = "balanced"
+    label_smoothing: float = 0.0
+    dropout: float | None = None
+    batch_rows: int = 32
+    accumulate: int = 1
+    augment: AugmentSpec | None = field(default_factory=AugmentSpec)
+    precision: str = "float32"
+    select: str = "auroc"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+        if not self.stages:
+            raise ValueError("a recipe needs a stage: what learns, and for how many epochs")
+        for name, low, high in (("lr", 0, 1000), ("weight_decay", 0, 1000)):
+            _check(name, getattr(self, name), low <= getattr(self, name) <= high, f"from {low} to {high}")
+        if self.backbone_lr is not None:
+            _check("backbone_lr", self.backbone_lr, 0 < self.backbone_lr <= 1000, "> 0 and at most 1000")
+        _check("lr", self.lr, self.lr > 0, "> 0")
+        for name in ("momentum", "label_smoothing", "dropout"):
+            value = getattr(self, name)
+            _check(name, value, value is None or 0 <= value < 1, "at least 0 and below 1")
+        for name, least in (("patience", 1), ("early_stopping", 0), ("batch_rows", 1), ("accumulate", 1)):
+            _check(name, getattr(self, name), getattr(self, name) >= least, f"at least {least}")
+        if self.accumulate > self.batch_rows:
+            raise ValueError(f"accumulate must be at most batch_rows, got {self.accumulate} of {self.batch_rows}")
+        _check("seed", self.seed, 0 <= self.seed < 2**32, "from 0 to 2^32 - 1")
+
+    @property
+    def rates(self) -> tuple[float, float]:
+        """(of the head, of the backbone)."""
+        return self.lr, self.lr / 10 if self.backbone_lr is None else self.backbone_lr
+
+    @property
+    def epochs(self) -> int:
+        """Of all stages."""
+        return sum(stage.epochs for stage in self.stages)
+
+
+def _check(name: str, value: float | None, holds: bool, words: str) -> None:
+    if not holds or (isinstance(value, float) and not math.isfinite(value)):
+        raise ValueError(f"{name} must be {words}, got {value}")
+
+
+# Recipes that were published with the projects featcache was first built for; where they say nothing, our default.
+PRESETS: dict[str, Recipe] = {
+    # Indiana chest X-rays: 15 epochs of an MLP on frozen features, then 25 of MLP and last block together. Adam 0.001,
+    # weighted cross entropy, reduction on plateau, augmentation.
+    "cnn-mlp": Recipe(stages=(Stage("last-block", 25),), lr=0.001, backbone_lr=0.001, dropout=0.5, patience=10),
+    # Kermany's pneumonia images: a pretrained ResNet18, everything unfrozen. Adam 0.0001, batches of 32, 5 epochs.
+    "pneumonia-pretrained": Recipe(
+        stages=(Stage("all", 5),), lr=0.0001, backbone_lr=0.0001, schedule="constant", class_weights="none"
+    ),
+    # The same from random weights: Adam 0.001, weight decay 0.0001.
+    "pneumonia-scratch": Recipe(
+        stages=(Stage("all", 5),),
+        lr=0.001,
+        backbone_lr=0.001,
+        weight_decay=0.0001,
+        schedule="constant",
+        class_weights="none",
+    ),
+}
+
+
+def recipe(
+    preset: str | None = None, stages: tuple[Stage, ...] = (), held: Recipe | None = None, **given: Any
+) -> Recipe:
+    """A preset, or `held`, or the defaults, with what was given in its place.
+
+    Raises:
+        ValueError: no such preset, or a value out of its range.
+    """
+    if preset is not None and preset not in PRESETS:
+        raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
+    found = replace(PRESETS[preset] if preset else held or Recipe(), **given)
+    return replace(found, stages=stages) if stages else found

@@ -1,0 +1,225 @@
+"""What a training on pixels starts from: the network, its head, the rows and how they are divided, checked before
+anything is computed. Either of a Run, or of a labelled folder of images with a fresh head.
+Letters: d features, c classes.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from featcache import backbones, modules, stacks
+from featcache.augment import ViewSpec
+from featcache.backbones import Backbone
+from featcache.errors import IdentityMismatch, UsageError
+from featcache.heads import HeadSpec
+from featcache.images import DecodeSpec, TransformSpec
+from featcache.manifest import Manifest
+from featcache.modules import Head, head_module
+from featcache.pixels import Pixels
+from featcache.protocol import Protocol, SplitSpec, divide
+from featcache.provenance import Json, difference, from_json
+from featcache.request import BackboneSpec
+from featcache.runs import Run
+from featcache.task import TargetSpec, Task
+from featcache.telling import Telling
+from featcache.world import World
+
+Array = np.ndarray[Any, Any]
+
+WEIGHTS = "backbone.safetensors"  # of a Run whose network is its own
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a training on pixels starts from.
+
+    Attributes:
+        task: labels of the rows.
+        protocol: how they are divided.
+        backbone: the network, ready and frozen.
+        decode: how files become pixels.
+        head: what the head is.
+        tensors: its weights; those of the final head.
+        of_folds: the weights of the head of each fold, which has not seen its held rows.
+        feature_rms: what the head's features were divided by.
+        parent: the Run, if it is one.
+    """
+
+    task: Task
+    protocol: Protocol
+    backbone: Backbone
+    decode: DecodeSpec
+    head: HeadSpec
+    tensors: Mapping[str, Array]
+    of_folds: Sequence[Mapping[str, Array]]
+    feature_rms: float
+    parent: Run | None = None
+
+    @classmethod
+    def of_run(cls, run: Run, weights: str | None, device: str) -> Self:
+        """The state in which a Run was left.
+
+        Args:
+            run: of `train_head`, or of a training on pixels.
+            weights: where the backbone's weights are; None for where the Run's store had them from.
+            device: where the network will be.
+
+        Raises:
+            UsageError: a head that has no weights to train on, or whose validation rows were learnt from.
+            IdentityMismatch: other weights, or another preprocessing than the Run's.
+        """
+        if run.spec.kind == "knn" or (run.spec.kind == "flatten-mlp" and not (run.path / WEIGHTS).exists()):
+            raise UsageError(f"{run.path} has a {run.spec.kind} head; phase 2 needs one on vectors: linear or mlp.")
+        if run.record["asked"].get("refit_all"):
+            raise UsageError(
+                f"{run.path} was trained on its validation rows as well (--refit-all), and they could not choose "
+                f"anything any more. Train the head again without it."
+            )
+        task, protocol = run.task(), run.protocol()
+        folds = [run.weights()] if protocol.is_hold_out else run.fold_weights()
+        if len(folds) != len(protocol.folds):
+            raise UsageError(f"{run.path} has no heads of its {len(protocol.folds)} folds to go on from.")
+        backbone, decode = _backbone_of(run, weights, device)
+        rms = run.feature_rms
+        assert rms is not None, "only knn has none"
+        return cls(task, protocol, backbone, decode, run.spec, run.weights(), folds, rms, run)
+
+    def made(self, tensors: Mapping[str, Array], dropout: float | None) -> Head:
+        """A head with these weights, to be trained on."""
+        spec = replace(self.head, dropout=dropout) if dropout is not None and self.head.widths else self.head
+        task = self.task
+        return head_module(spec, tensors, self.feature_rms, len(task.classes), task.positive, task.has_findings)
+
+
+# --- of a Run ---------------------------------------------------------------------------------------------------------
+
+
+def _backbone_of(run: Run, weights: str | None, device: str) -> tuple[Backbone, DecodeSpec]:
+    """The Run's network, found again and compared field by field."""
+    held = run.record["store"]["identity"]
+    transform = from_json(TransformSpec, held["transform"])
+    decode = _decode_of(held["decode"])
+    spec = BackboneSpec(
+        held["backbone"]["name"],
+        weights or _weights_of(run),
+        input_size=transform.input_size[0] if len(set(transform.input_size)) == 1 else None,
+        crop_pct=transform.crop_pct,
+        interpolation=transform.interpolation,
+        mean=transform.mean,
+        std=transform.std,
+        precision=held["precision"],
+    )
+    backbone = backbones.load(spec, device)
+    backbone = replace(backbone, transform=replace(backbone.transform, crop_mode=transform.crop_mode))
+    own = backbone.identity(decode, held["stored_dtype"], _views_of(held))
+    lines = difference(_comparable(held), _comparable(own))
+    if lines:
+        fields = "\n  ".join(lines)
+        raise IdentityMismatch(
+            f"the vectors of {run.path} come from another network or preprocessing than there is here:\n  {fields}\n"
+            f"Give its weights with --weights, or embed again and train a head on that."
+        )
+    return backbone, decode
+
+
+def _comparable(identity: Json) -> Json:
+    """Without what else a store held, and without the name, which follows from where the weights come from."""
+    backbone = {key: identity["backbone"][key] for key in ("weights_sha256", "pooling")}
+    rest = {key: identity[key] for key in ("pipeline", "transform", "decode", "probe", "precision")}
+    return {**rest, "backbone": backbone}
+
+
+def _views_of(identity: Json) -> ViewSpec | None:
+    """The probe of an identity with views is of a view, too."""
+    held = identity.get("views")
+    return from_json(ViewSpec, {f.name: held[f.name] for f in fields(ViewSpec)}) if held else None
+
+
+def _weights_of(run: Run) -> str | None:
+    """As `BackboneSpec` takes it."""
+    if (own := run.path / WEIGHTS).exists():
+        return str(own)
+    source = run.record["store"].get("weights")
+    if source == "file":
+        digest = run.record["store"]["identity"]["backbone"]["weights_sha256"]
+        raise UsageError(
+            f"the weights of {run.path} came from a file: name it with --weights FILE (their sha256, as featcache info "
+            f"tells it, is {digest[:12]}…)."
+        )
+    return source if source and source.startswith("random:") else None
+
+
+def _decode_of(rules: Json) -> DecodeSpec:
+    """The options by which files became pixels, from the rules of an identity. What was embedded is known by its bytes,
+    so a first frame is taken where it was taken before."""
+    bits = re.match(r"(\d+) bit;", rules["gray16"])
+    return DecodeSpec(
+        bit_depth=int(bits[1]) if bits else None,
+        float_range=tuple(rules["float"]) if isinstance(rules["float"], list) else None,
+        first_frame=True,
+        max_pixels=_MAX_PIXELS,
+        fast="shortcuts" in rules,
+    )
+
+
+_MAX_PIXELS = 1 << 30  # an image of the Run was within the bound that it was embedded with
+
+
+# --- of a folder ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Folder:
+    """The images of a folder that can be read, as rows to be labelled."""
+
+    path: Path
+    image_ids: list[str]
+    columns: dict[str, list[str]]
+    content_sha256: list[str]
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+
+def of_folder(
+    images: Manifest,
+    backbone: Backbone,
+    decode: DecodeSpec,
+    head: HeadSpec,
+    pixels: Pixels,
+    target: TargetSpec,
+    split: SplitSpec,
+    world: World,
+    telling: Telling,
+) -> tuple[Start, list[int]]:
+    """A fresh head on the images of a folder that can be read, and the number among all images of each row.
+
+    Raises:
+        UsageError: labels, groups or the given split do not allow it, with counts.
+    """
+    if not images.image_ids:
+        raise UsageError(f"found 0 images under {images.source}.")
+    everything = np.arange(len(images.image_ids))
+    mine = world.share(everything).tolist()
+    pixels.read([i for i in mine if images.image_ids[i] not in images.refused], telling.on_reading)
+    digests = [each for several in world.gathered([pixels.digests[i] for i in mine]) for each in several]
+    failures: dict[int, tuple[str, str]] = {}
+    for each in world.gathered(pixels.failures):
+        failures |= each
+    pixels.digests = digests
+    numbers = [i for i in everything.tolist() if digests[i] and i not in failures]
+    columns = {name: [values[i] for i in numbers] for name, values in images.columns.items()}
+    folder = _Folder(images.source, [images.image_ids[i] for i in numbers], columns, [digests[i] for i in numbers])
+    task = Task.of(folder, target)
+    if failed := len(everything) - len(numbers):
+        task.left_out["unreadable image"] = failed
+        first = next((f"{images.image_ids[i]}: {reason}" for i, (_, reason) in failures.items()), "")
+        telling.on_note(f"{failed:,} images cannot be used and are left out{f'; the first: {first}' if first else ''}.")
+    protocol = divide(task, split, None)
+    n_outputs = stacks.n_outputs(head, len(task.classes), task.has_findings)
+    tensors = modules.fresh(head, backbone.n_features, n_outputs)
+    return Start(task, protocol, backbone, decode, head, tensors, [tensors] * len(protocol.folds), 1.0), numbers
