@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 # Without its bytecode torch takes twice as long to import, in every process.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-long check faults bench venv lock clean
+.PHONY: demo test test-long lint check faults bench venv lock clean
 
 demo: $(STAMP)  ## the whole loop on generated images, offline
 	$(BIN)/featcache demo
@@ -19,10 +19,12 @@ test: $(STAMP)  ## the tests, but for the long ones
 test-long: $(STAMP)  ## tests on real X-rays (FEATCACHE_SHARED), the README, short versions of `make faults`
 	$(BIN)/python -m pytest -m "real or long"
 
-check: $(STAMP)  ## format, lint, types, fast tests
+lint: $(STAMP)  ## format, lint, types
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+check: lint  ## and the fast tests
 	$(BIN)/python -m pytest -q -m "not slow and not real and not long"
 
 faults: $(STAMP)  ## faults of every kind, long versions: about an hour on two cores
@@ -31,6 +33,7 @@ faults: $(STAMP)  ## faults of every kind, long versions: about an hour on two c
 bench: $(STAMP)  ## measured ratios; see benchmarks/README.md
 	$(BIN)/python benchmarks/embed.py
 	$(BIN)/python benchmarks/heads.py
+	$(BIN)/python benchmarks/finetune.py
 
 venv: $(STAMP)  ## only the environment
 

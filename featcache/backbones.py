@@ -166,7 +166,7 @@ def load(spec: BackboneSpec, device: str = "cpu") -> Backbone:
     """
     name = resolve_name(spec.name)
     arch, _, _ = name.partition(".")
-    _check_precision(spec.precision, device)
+    check_precision(spec.precision, device)
     config = _config(name)
     transform = _transform(spec, config)  # before the weights: a wrong option should not cost a download
     paths: tuple[Path, ...] = ()
@@ -206,7 +206,8 @@ def weights_digest(module: nn.Module) -> str:
     return digest_arrays({key: _bytes_of(value) for key, value in module.state_dict().items()})
 
 
-def _check_precision(precision: str, device: str) -> None:
+def check_precision(precision: str, device: str) -> None:
+    """Raises UsageError where a device has no such arithmetic."""
     if device == "cpu" and precision not in _CPU_PRECISIONS:
         raise UsageError(f"--precision {precision} needs a GPU; on the CPU there are {' and '.join(_CPU_PRECISIONS)}.")
 

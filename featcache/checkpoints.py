@@ -6,12 +6,12 @@ one before it. Tensors and JSON, no pickle.
 
 import json
 import re
-import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import safetensors.torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from featcache import durable
@@ -43,8 +43,12 @@ class Checkpoints:
             UsageError: an unfinished training of another kind is here.
         """
         with locked(self.folder / "lock", self.run_path):
-            self._check(json.loads(canonical_json(key)))
-            yield
+            try:
+                self._check(json.loads(canonical_json(key)))
+                yield
+            finally:
+                if not self._found():
+                    self.remove()
 
     def save(self, name: str, epoch: int, tensors: Mapping[str, Tensor], state: Json) -> None:
         """Puts a checkpoint on disk; the one before it stays, older ones go.
@@ -67,32 +71,40 @@ class Checkpoints:
                 data = path.read_bytes()
             match = _NAME.fullmatch(path.name)
             if match and digest_bytes(data).startswith(match["digest"]):
-                return safetensors.torch.load(data), _state(data)
+                with suppress(SafetensorError, ValueError, KeyError):  # somebody else has written it
+                    return safetensors.torch.load(data), _state(data)
         return None
 
     def remove(self) -> None:
-        """Takes the folder away, once the Run is finished."""
-        shutil.rmtree(self.folder, ignore_errors=True)
+        """Takes the folder away, once the Run is finished; but not what somebody else has put into it."""
+        for path in (*self._found(), *self.folder.glob(".*.tmp"), self.folder / "plan.json", self.folder / "lock"):
+            path.unlink(missing_ok=True)
+        with suppress(OSError):
+            self.folder.rmdir()
 
-    def _found(self, name: str) -> list[Path]:
+    def _found(self, name: str | None = None) -> list[Path]:
+        """The checkpoints of a training, or of all, in their order."""
         if not self.folder.is_dir():
             return []
         matches = ((path, _NAME.fullmatch(path.name)) for path in self.folder.iterdir())
-        return sorted(path for path, match in matches if match and match["name"] == name)
+        return sorted(path for path, match in matches if match and name in (None, match["name"]))
 
     def _check(self, key: Json) -> None:
         path = self.folder / "plan.json"
         held = None
         with suppress(FileNotFoundError, ValueError), in_our_words("reading", path):
             held = json.loads(path.read_text("utf-8")) if path.exists() else None
-        if held is None:
-            durable.write_text(path, canonical_json(key))
-        elif held != key:
+        if held == key:
+            return
+        if held is not None and self._found():
             told = "; ".join(difference(held, key)[:5])
             raise UsageError(
                 f"{self.folder} holds an unfinished training that differs ({told}). Finish it, choose another -o, or "
                 f"remove that folder."
             )
+        for old in self._found():  # without its plan nobody knows of what it is
+            old.unlink()
+        durable.write_text(path, canonical_json(key))
 
 
 def _state(data: bytes) -> Json:

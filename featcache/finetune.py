@@ -8,43 +8,39 @@ Letters: n rows, c classes.
 """
 
 import time
-from collections.abc import Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import Tensor
 
-from featcache import backbones, devices, modules, runs
+from featcache import backbones, calibration, cut, devices, runs
+from featcache.backbones import Backbone
 from featcache.boundaries import FromStore
 from featcache.checkpoints import Checkpoints
+from featcache.course import Course
 from featcache.errors import UsageError
 from featcache.heads import HeadSpec
 from featcache.images import DecodeSpec
 from featcache.inputs import ImageInputs, Inputs, StoreInputs, check_contents, chosen, memory_bytes, pixels_of, rows_of
 from featcache.manifest import Manifest
 from featcache.networks import DENSE
-from featcache.objective import Targets
 from featcache.outcome import Outcome, write
 from featcache.protocol import SplitSpec
 from featcache.provenance import Json, digest_json, environment
 from featcache.recipe import Recipe, Stage
 from featcache.request import BackboneSpec
 from featcache.runs import Run
-from featcache.selection import numbers
 from featcache.start import Start, of_folder
 from featcache.store import Store
-from featcache.summary import TEST, TRAIN, VAL
 from featcache.task import TargetSpec
 from featcache.telling import Machine, Telling
-from featcache.tuning import Sides, Tuner
+from featcache.training import check_held
 from featcache.world import World, joined
 
 Array = np.ndarray[Any, Any]
 
-_NONE = np.array([], dtype=np.int64)
 SCRATCH = Recipe(stages=(Stage("all", 10),), backbone_lr=0.001)
 
 
@@ -88,23 +84,26 @@ def fine_tune(
     if views and store is None:
         raise UsageError("--views are those of a store: give it with --from-cache.")
     recipe = replace(recipe, augment=None) if store is not None else recipe
-    device = devices.choose(machine.device)
+    run = replace(run, path=_named(run.path))
+    device = _checked(machine, recipe)
     with joined(device) as world, ExitStack() as files:
         start = Start.of_run(run, weights, world.device(device))
+        _check_stages(start.backbone, recipe)
         rule = operating_point or run.record["asked"].get("operating_point")
+        _check_rule(start, rule)
         asked = {
             **run.record["asked"],
+            "average_views": False,
             "operating_point": rule,
-            "views": views,
+            "views": store.identity.get("views") if store and views else None,
             "inputs": "store" if store else "images",
         }
         key = _key(start, recipe, asked)
-        run_path = run_path or run.path.with_name(f"{run.path.name}-tuned-{digest_json(key)[:8]}")
+        run_path = _named(run_path) if run_path else run.path.with_name(f"{run.path.name}-tuned-{digest_json(key)[:8]}")
         checkpoints = _prepared(run_path, key, world, files)
         inputs: Inputs
         if store is not None:
-            identity = run.record["store"]["identity"]
-            rows = rows_of(store, identity, start.task.image_ids, start.task.content, views)
+            rows = rows_of(store, start.differences(store.identity), start.task.image_ids, start.task.content, views)
             inputs = StoreInputs(start.backbone, store, FromStore(store, rows, recipe.seed, views, memory_bytes(world)))
         else:
             assert images is not None
@@ -115,7 +114,7 @@ def fine_tune(
             inputs = files.enter_context(
                 ImageInputs(start.backbone, pixels, recipe, n, machine.compile, world, telling)
             )
-        outcome = _trained(start, recipe, inputs, checkpoints, world, machine, telling)
+        outcome = Course(start, recipe, inputs, checkpoints, world, machine, telling).outcome()
         return _written(start, outcome, key, rule, run_path, checkpoints, world, started)
 
 
@@ -154,20 +153,22 @@ def train(
         StoreLocked: another process is training at this path.
     """
     started = time.perf_counter()
-    device = devices.choose(machine.device)
+    device = _checked(machine, recipe)
     with joined(device) as world, ExitStack() as files:
         backbone = backbones.load(spec, world.device(device))
+        _check_stages(backbone, recipe)
         pixels = files.enter_context(pixels_of(images, backbone, decode, recipe, machine, world))
         start, used = of_folder(images, backbone, decode, head, pixels, target, split, world, telling)
+        _check_rule(start, operating_point)
         pixels.keep_only(used)
         drawn = {name: getattr(split, name) for name in ("nested", "group_by", "near_duplicates", "seed")}
         asked = {"average_views": False, "operating_point": operating_point, "split": drawn, "inputs": "images"}
         key = _key(start, recipe, asked)
-        stem = f"{images.source.stem}-{spec.name.replace('/', '_')}"
-        run_path = run_path or Path("runs") / f"{stem}-{digest_json(key)[:8]}"
+        stem = f"{_named(images.source).stem}-{spec.name.replace('/', '_')}"
+        run_path = _named(run_path) if run_path else Path("runs") / f"{stem}-{digest_json(key)[:8]}"
         checkpoints = _prepared(run_path, key, world, files)
         inputs = files.enter_context(ImageInputs(backbone, pixels, recipe, len(used), machine.compile, world, telling))
-        outcome = _trained(start, recipe, inputs, checkpoints, world, machine, telling)
+        outcome = Course(start, recipe, inputs, checkpoints, world, machine, telling).outcome()
         return _written(start, outcome, key, operating_point, run_path, checkpoints, world, started)
 
 
@@ -190,97 +191,29 @@ def head_for(model: str, kind: str | None = None, **given: Any) -> HeadSpec:
     return HeadSpec.of(kind or "linear", **fields)
 
 
-# --- the trainings ----------------------------------------------------------------------------------------------------
+# --- what is asked ----------------------------------------------------------------------------------------------------
 
 
-def _trained(
-    start: Start,
-    recipe: Recipe,
-    inputs: Inputs,
-    checkpoints: Checkpoints,
-    world: World,
-    machine: Machine,
-    telling: Telling,
-) -> Outcome:
-    """A training for each fold, and where there are several one on all their rows, for as many epochs as were best for
-    the folds on average: that one is kept."""
-    task, protocol, initial = start.task, start.protocol, _copied(start)
-    targets = Targets(task.labels[None], len(task.classes), task.positive)
-
-    def score(rows: Array, logits: Array) -> float:
-        value = numbers(task, rows, logits).get(recipe.select)
-        return -np.inf if value is None else -float(value) if recipe.select == "loss" else float(value)
-
-    def tuner(tensors: Mapping[str, Array], recipe: Recipe, train: Array, held: Array) -> Tuner:
-        start.backbone.module.load_state_dict(initial)
-        head = start.made(tensors, recipe.dropout)
-        how = inputs.open, score, world, machine.compile, telling.on_note
-        return Tuner(start.backbone, head, recipe, targets, Sides(train, held), *how)
-
-    def follow(done: int, total: int, point: Mapping[str, float]) -> None:
-        telling.on_epoch(done, total, point)
-
-    befores, afters, histories, best = [], [], [], []
-    for i, fold in enumerate(protocol.folds):
-        one = tuner(start.of_folds[i], recipe, fold.train, fold.held)
-        befores.append((fold.held, one.logits(fold.held)))
-        first = {side: (rows, one.logits(rows)) for side, rows in _reported(start, i).items()}
-        one.run(checkpoints, f"fold-{i}", follow)
-        afters.append((fold.held, one.logits(fold.held)))
-        histories.append(one.history)
-        best.append(one.best_epoch)
-    epochs = best[0]
-    if not protocol.is_hold_out:
-        epochs = round(float(np.mean(best)))
-        shorter = _shortened(recipe, epochs)
-        one = tuner(start.tensors, shorter or recipe, protocol.rows, _NONE)
-        first = {side: (rows, one.logits(rows)) for side, rows in _reported(start, None).items()}
-        if shorter:
-            one.run(checkpoints, "final", follow)
-    last = {side: (rows, one.logits(rows)) for side, (rows, _) in first.items()}
-    n = len(task.image_ids)
-    return Outcome(
-        {VAL: _out_of_fold(n, befores), **first},
-        {VAL: _out_of_fold(n, afters), **last},
-        modules.tensors_of(one.head),
-        histories,
-        epochs,
-        one.n_trainable,
-    )
+def _named(path: Path) -> Path:
+    """A path whose last part is a name, so that others can stand beside it: not `.` or `..`."""
+    return path.resolve() if path.name in ("", "..") else path
 
 
-def _reported(start: Start, fold: int | None) -> dict[str, Array]:
-    """The rows that are scored by the network that is kept, besides the held ones: nothing where it is not that of a
-    fold alone."""
-    protocol = start.protocol
-    if fold is not None and not protocol.is_hold_out:
-        return {}
-    train = protocol.folds[0].train if protocol.is_hold_out else protocol.rows
-    return {TRAIN: train, **({TEST: protocol.test} if len(protocol.test) else {})}
+def _checked(machine: Machine, recipe: Recipe) -> str:
+    """The device, where all that is asked of it can be had."""
+    device = devices.choose(machine.device)
+    backbones.check_precision(recipe.precision, device)
+    return device
 
 
-def _copied(start: Start) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in start.backbone.module.state_dict().items()}
-
-
-def _shortened(recipe: Recipe, epochs: int) -> Recipe | None:
-    """The recipe, ended after so many epochs; None after none."""
-    stages = []
+def _check_stages(backbone: Backbone, recipe: Recipe) -> None:
+    """Before any image is read."""
     for stage in recipe.stages:
-        if epochs > 0:
-            stages.append(replace(stage, epochs=min(stage.epochs, epochs)))
-            epochs -= stage.epochs
-    return replace(recipe, stages=tuple(stages), early_stopping=0) if stages else None
+        cut.unfrozen(backbone.module, stage.unfreeze)
 
 
-def _out_of_fold(n: int, found: Sequence[tuple[Array, Array]]) -> tuple[Array, Array]:
-    """(rows, logits): each held row's logits by networks that have not seen it, averaged over repeats."""
-    total, times = np.zeros((n, found[0][1].shape[1])), np.zeros(n, dtype=np.int64)
-    for rows, logits in found:
-        total[rows] += logits
-        times[rows] += 1
-    rows = np.flatnonzero(times)
-    return rows, (total[rows] / times[rows, None]).astype(np.float32)
+def _check_rule(start: Start, rule: str | None) -> None:
+    check_held(start.task, start.protocol, calibration.parse_rule(rule) if rule else None)
 
 
 # --- before and after -------------------------------------------------------------------------------------------------
@@ -299,7 +232,7 @@ def _key(start: Start, recipe: Recipe, asked: Json) -> Json:
         "task": "findings" if task.has_findings else "classes",
         "positive": task.classes[task.positive],
         "asked": asked,
-        "start_sha256": start.backbone.weights_sha256,
+        "start_sha256": digest_json(start.backbone.identity(start.decode, "float32")),
         "content_sha256": digest_json(task.content),
         "split_sha256": start.protocol.record(task.image_ids)["sha256"],
         "labels_sha256": digest_json(labels),

@@ -237,12 +237,22 @@ def for_learning(module: nn.Module, sample: Tensor, n_images: int, compile_: str
         if compile_ == "on":
             raise UsageError("--compile on needs a C++ compiler (Debian: apt install g++); none was found.")
         return module
-    if compile_ == "auto" and not _is_worth_it(kind, 3.0 * n_images * _flops(lambda: module(sample))):
+    if compile_ == "auto" and not _is_worth_it(kind, 3.0 * n_images * _flops(lambda: _unmoved(module, sample))):
         return module
     on_note("compiling the part that learns, which takes about a minute (--compile off does without).")
     _keep_compiled_code()
     compiled: Any = torch.compile(module, dynamic=True)
     return _OrPlain(module, compiled, on_note)
+
+
+def _unmoved(module: nn.Module, x: Tensor) -> Tensor:
+    """A forward pass that leaves the statistics of norms as they are; a single image would be no batch for them."""
+    was = module.training
+    try:
+        found: Tensor = module.eval()(x)
+    finally:
+        module.train(was)
+    return found
 
 
 class _OrPlain(nn.Module):

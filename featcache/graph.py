@@ -88,7 +88,7 @@ def cut(module: nn.Module, names: Collection[str]) -> Cut:
     """A network cut before the first layer of which something learns.
 
     Args:
-        module: (b, 3, h, w) to (b, d). It may be in training mode or not, and stays as it is.
+        module: (b, 3, h, w) to (b, d), in training mode or not. What lies before the cut is put into `eval()`.
         names: of the parameters that learn, at least one.
 
     Raises:

@@ -21,7 +21,6 @@ from featcache.forward import Forward
 from featcache.images import DecodeSpec
 from featcache.manifest import Manifest
 from featcache.pixels import Pixels
-from featcache.provenance import Json, difference
 from featcache.recipe import Recipe
 from featcache.store import BOUNDARY, BOUNDARY_VIEWS, Store
 from featcache.telling import Machine, Telling
@@ -31,7 +30,6 @@ Array = np.ndarray[Any, Any]
 
 _SHARE_OF_MEMORY = 4  # a quarter for resized images, a quarter for what the trunk made of them
 _SHOWN = 5
-_NOT_COMPARED = ("backbone.tap:", "backbone.boundary:", "views")  # what else a store holds changes nothing
 
 
 class Inputs(Protocol):
@@ -199,9 +197,15 @@ def check_contents(
 
 
 def rows_of(
-    store: Store, identity: Json, image_ids: Sequence[str], contents: Sequence[str], with_views: bool
+    store: Store, differences: Sequence[str], image_ids: Sequence[str], contents: Sequence[str], with_views: bool
 ) -> list[int]:
     """The store's row of each image of a Run.
+
+    Args:
+        store: that has the boundary.
+        differences: what its vectors have that those of the Run have not, a line each.
+        image_ids, contents: the rows of the Run.
+        with_views: whether views are to be learnt from.
 
     Raises:
         UsageError: the store lacks the boundary, or views of it.
@@ -214,9 +218,8 @@ def rows_of(
             f"{store.path} has no {BOUNDARY_VIEWS if BOUNDARY in store.taps else BOUNDARY}. Make such a store: "
             f"featcache embed IMAGES -o WITH_BOUNDARY.h5 --tap pooled --tap boundary{views} …"
         )
-    lines = [line for line in difference(store.identity, identity) if not line.startswith(_NOT_COMPARED)]
-    if lines:
-        fields = "\n  ".join(lines)
+    if differences:
+        fields = "\n  ".join(differences)
         raise IdentityMismatch(
             f"{store.path} holds other vectors than those of the Run:\n  {fields}\nEmbed them alike."
         )

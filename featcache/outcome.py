@@ -97,7 +97,7 @@ def write(
     found = tables(after, points)
     names, rows = found["history.csv"]
     history = [dict(zip(names, row, strict=True)) for row in rows]
-    ringed = epoch if len(outcome.histories) == 1 else None
+    ringed = epoch if len(outcome.histories) == 1 and epoch in [point["epoch"] for point in history] else None
     files["curves.png"] = figures.curves(history, _title(start, key), ringed)  # type: ignore[arg-type]
     return runs.save(run_path, record, outcome.tensors, found, files)
 

@@ -225,11 +225,15 @@ def out_of_fold(n: int, fitted: Sequence[Fitted]) -> tuple[Array, Array]:
         n: rows of the store.
         fitted: one head on each fold.
     """
-    c = fitted[0].logits.shape[1]
-    total, times = np.zeros((n, c)), np.zeros(n, dtype=np.int64)
-    for each in fitted:
-        total[each.fit.held] += each.logits
-        times[each.fit.held] += 1
+    return by_row(n, [(each.fit.held, each.logits) for each in fitted])
+
+
+def by_row(n: int, found: Sequence[tuple[Array, Array]]) -> tuple[Array, Array]:
+    """(rows, logits) of several (rows, logits), ascending; where a row is in more than one, their mean."""
+    total, times = np.zeros((n, found[0][1].shape[1])), np.zeros(n, dtype=np.int64)
+    for rows, logits in found:
+        total[rows] += logits
+        times[rows] += 1
     rows = np.flatnonzero(times)
     return rows, (total[rows] / times[rows, None]).astype(np.float32)
 

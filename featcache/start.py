@@ -88,6 +88,15 @@ class Start:
         assert rms is not None, "only knn has none"
         return cls(task, protocol, backbone, decode, run.spec, run.weights(), folds, rms, run)
 
+    def differences(self, identity: Json) -> list[str]:
+        """What the vectors of a store have that those of the Run have not, a line each. What else it holds, and under
+        which name, changes nothing."""
+        assert self.parent is not None
+        own = self.backbone.identity(self.decode, "", _views_of(identity))
+        lines = difference(_comparable(identity), _comparable(own))
+        stored = (each["stored_dtype"] for each in (identity, self.parent.record["store"]["identity"]))
+        return lines + difference(*({"stored_dtype": dtype} for dtype in stored))
+
     def made(self, tensors: Mapping[str, Array], dropout: float | None) -> Head:
         """A head with these weights, to be trained on."""
         spec = replace(self.head, dropout=dropout) if dropout is not None and self.head.widths else self.head
@@ -212,13 +221,17 @@ def of_folder(
         failures |= each
     pixels.digests = digests
     numbers = [i for i in everything.tolist() if digests[i] and i not in failures]
+    failed = len(everything) - len(numbers)
+    reasons = [f"; the first: {images.image_ids[i]}: {reason}" for i, (_, reason) in sorted(failures.items())]
+    first = reasons[0].rstrip(".") if reasons else ""
+    if not numbers:
+        raise UsageError(f"none of the {failed:,} images under {images.source} can be used{first}.")
     columns = {name: [values[i] for i in numbers] for name, values in images.columns.items()}
     folder = _Folder(images.source, [images.image_ids[i] for i in numbers], columns, [digests[i] for i in numbers])
     task = Task.of(folder, target)
-    if failed := len(everything) - len(numbers):
+    if failed:
         task.left_out["unreadable image"] = failed
-        first = next((f"{images.image_ids[i]}: {reason}" for i, (_, reason) in failures.items()), "")
-        telling.on_note(f"{failed:,} images cannot be used and are left out{f'; the first: {first}' if first else ''}.")
+        telling.on_note(f"{failed:,} images cannot be used and are left out{first}.")
     protocol = divide(task, split, None)
     n_outputs = stacks.n_outputs(head, len(task.classes), task.has_findings)
     tensors = modules.fresh(head, backbone.n_features, n_outputs)

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from featcache.workers import TIMEOUT_S
 
+_COMPILE = ("auto", "on", "off")
+
 
 @dataclass(frozen=True)
 class Machine:
@@ -19,6 +21,12 @@ class Machine:
     device: str = "auto"
     compile: str = "auto"
     timeout_s: float = TIMEOUT_S
+
+    def __post_init__(self) -> None:
+        if self.compile not in _COMPILE:
+            raise ValueError(f"compile must be one of {', '.join(_COMPILE)}, got {self.compile!r}")
+        if not self.timeout_s > 0:
+            raise ValueError(f"timeout_s must be > 0, got {self.timeout_s}")
 
 
 @dataclass(frozen=True)

@@ -100,10 +100,8 @@ def train_head(
     rule = calibration.parse_rule(report.operating_point) if report.operating_point else None
     device = devices.choose(device)
     task = Task.of(store, target)
-    if rule and (task.has_findings or len(task.classes) > 2):
-        raise UsageError("--operating-point is for two classes.")
     protocol = divide(task, split, store.features)
-    _check_held(task, protocol, rule)
+    check_held(task, protocol, rule)
     needed = tried, report.average_views
     vectors.check(store, *needed)
     others = [baselines.identity_of(path, task, *needed) for path in report.compare]
@@ -249,8 +247,10 @@ def _baselines(bench: Bench, spec: HeadSpec, made: Made, report: ReportSpec, dev
     return found
 
 
-def _check_held(task: Task, protocol: Protocol, rule: Any) -> None:
-    """Before anything is trained: a threshold needs held rows of both classes."""
+def check_held(task: Task, protocol: Protocol, rule: Any) -> None:
+    """Before anything is trained: a threshold needs two classes, and held rows of both."""
+    if rule and (task.has_findings or len(task.classes) > 2):
+        raise UsageError("--operating-point is for two classes.")
     held = np.concatenate([fold.held for fold in protocol.folds])
     if rule:
         n = task.counts(held).tolist()

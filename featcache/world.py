@@ -4,6 +4,7 @@ Each sees its share of every batch. Gradients are averaged by torch's Distribute
 take their statistics over the whole batch, so that the loss is that of one process with the same batch.
 """
 
+import itertools
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -20,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 Array = np.ndarray[Any, Any]
 
+_numbers = itertools.count()  # of the groups that this process has been in
 _TIMEOUT = timedelta(hours=2)  # the first process may read and test for long while the others wait
 
 
@@ -97,7 +99,11 @@ def joined(device: str, env: Any = None) -> Iterator[World]:
     world = World(int(env["RANK"]), size, int(env.get("LOCAL_RANK", "0")))
     if device == "cuda":
         torch.cuda.set_device(world.local_rank)
-    dist.init_process_group("nccl" if device == "cuda" else "gloo", timeout=_TIMEOUT)
+    # The store of torchrun outlives a group, and the next one of this process would read the addresses of the last.
+    found, _, _ = next(dist.rendezvous("env://", timeout=_TIMEOUT))  # type: ignore[attr-defined]
+    store = dist.PrefixStore(f"featcache-{next(_numbers)}", found)  # type: ignore[attr-defined]
+    how: Any = {"store": store, "rank": world.rank, "world_size": size, "timeout": _TIMEOUT}
+    dist.init_process_group("nccl" if device == "cuda" else "gloo", **how)
     try:
         yield world
     finally:

@@ -14,7 +14,8 @@ import h5py
 import pytest
 from rich.console import Console
 
-from featcache.cli import _history_table, main
+from featcache.cli import main
+from featcache.cli.results import history_table
 from featcache.store import Store
 from tests.conftest import SMALL, draw
 
@@ -58,7 +59,9 @@ def featcache(*arguments: object, cwd: Path) -> Done:
     return Done(code, out.getvalue(), err.getvalue())
 
 
-@pytest.mark.parametrize("command", ["", "demo", "embed", "train-head", "backbones", "info", "status", "verify"])
+@pytest.mark.parametrize(
+    "command", ["", "demo", "embed", "train-head", "fine-tune", "train", "backbones", "info", "status", "verify"]
+)
 def test_every_command_has_help(command: str, tmp_path: Path) -> None:
     done = featcache(*command.split(), "--help", cwd=tmp_path)
     assert done.returncode == 0
@@ -70,7 +73,7 @@ def test_the_commands_are_exactly_these() -> None:
     from featcache.cli import app
 
     assert sorted(command.name or "" for command in app.registered_commands) == [
-        "backbones", "demo", "embed", "info", "status", "train-head", "verify",
+        "backbones", "demo", "embed", "fine-tune", "info", "status", "train", "train-head", "verify",
     ]  # fmt: skip
 
 
@@ -146,11 +149,11 @@ def test_train_head_answers_scripts_with_one_json_object(embedded: Path, tmp_pat
 @pytest.mark.parametrize("counted_anew", [False, True])
 def test_a_table_of_several_phases_shows_where_each_begins_and_ends(counted_anew: bool) -> None:
     both = [(1, e) for e in range(1, 48)] + [(2, e) for e in (range(1, 31) if counted_anew else range(48, 78))]
-    table = printed(_history_table([{"phase": float(p), "epoch": float(e), **NUMBERS} for p, e in both]))
+    table = printed(history_table([{"phase": float(p), "epoch": float(e), **NUMBERS} for p, e in both]))
     shown = [tuple(map(int, line.split()[:2])) for line in table if line.count("0.500") == 10]
     assert {both[i] for i in (0, 46, 47, 76)} < set(shown) < set(both)
     assert shown == sorted(shown)
-    one = printed(_history_table([{"epoch": float(e), **NUMBERS} for e in range(1, 78)]))
+    one = printed(history_table([{"epoch": float(e), **NUMBERS} for e in range(1, 78)]))
     assert not any("phase" in line for line in one)
     assert [line.split()[0] for line in one if line.count("0.500") == 10] == ["1", *map(str, range(7, 78, 7))]
 

@@ -25,16 +25,19 @@ FLOORS = {
     "graph": 3, "networks": 3,
     "backbones": 4, "cut": 4.1, "plan": 4, "forward": 4.5,
     "recipe": 1, "pixels": 3.2, "telling": 3.2, "world": 1, "checkpoints": 3,
-    "boundaries": 4.6, "inputs": 4.7, "tuning": 4.7, "start": 4.8, "outcome": 4.9, "finetune": 5,
+    "boundaries": 4.6, "inputs": 4.7, "tuning": 4.7, "start": 4.8, "outcome": 4.85, "course": 4.9, "finetune": 5,
     "network": 5, "precision": 5.1, "filling": 5.1, "output": 5.2,
     "embed": 6, "forecast": 6.1,
     "demo": 7,
-    "cli": 8,
+    "cli.options": 8, "cli.showing": 8, "cli.results": 8.1, "cli.waiting": 8.1,
+    "cli.embedding": 8.2, "cli.heads": 8.2, "cli.pixels": 8.2, "cli.looking": 8.2, "cli": 8.3,
     "__main__": 9,
 }  # fmt: skip
 ONLY_USERS = {
     "h5py": {"store.schema", "store.validation", "store.reading", "store.publishing"},
-    "timm": {"backbones"}, "matplotlib": {"figures"}, "typer": {"cli"}, "rich": {"cli"}, "pydicom": {"dicom"},
+    "timm": {"backbones"}, "matplotlib": {"figures"}, "pydicom": {"dicom"},
+    "typer": {"cli", "cli.options", "cli.embedding", "cli.heads", "cli.looking", "cli.pixels"},
+    "rich": {"cli.showing", "cli.results", "cli.waiting", "cli.looking"},
 }  # fmt: skip
 
 
@@ -77,7 +80,7 @@ def test_library_has_one_user(library: str) -> None:
 
 
 def test_only_the_command_line_prints() -> None:
-    for module in set(FLOORS) - {"cli"}:
+    for module in (module for module in FLOORS if module.split(".")[0] != "cli"):
         calls = [node for node in ast.walk(ast.parse(source(module))) if isinstance(node, ast.Call)]
         assert not [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "print"], module
 

@@ -1,0 +1,176 @@
+"""The commands that run a frozen backbone: `embed`, and `demo`, which goes on to a trained head.
+
+How an image is decoded, transformed and computed on are options of `embed` alone: they are of a store's identity, and
+whatever works on the store later takes them from there.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from featcache.cli.options import (
+    AllowOutside,
+    CropPct,
+    Device,
+    InputSize,
+    Json,
+    Mean,
+    Std,
+    is_fast,
+    numbers_of,
+    spec_of,
+)
+from featcache.cli.results import print_run, run_answer
+from featcache.cli.showing import answer, console, escaped, print_embedded, print_forecast, tell_unreadable
+from featcache.cli.waiting import CONTINUES, interruptible, progress
+from featcache.errors import EXIT_SOME_FAILED
+
+
+def demo_command(
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")] = Path("featcache-demo"),
+    as_json: Json = False,
+) -> None:
+    """The whole loop on generated phantoms, offline, in about a minute."""
+    people = console(as_json)
+    people.print(f"drawing synthetic chest radiographs into {escaped(output / 'images')} …")
+    from featcache.demo import demo
+
+    with interruptible(CONTINUES), progress("embedding") as (on_progress, _):
+        done = demo(output, on_progress)
+    if as_json:
+        answer({"embed": done.embedded.as_json(), "train_head": run_answer(done.run)})
+    if done.has_random_weights:
+        people.print("[yellow]The hub cannot be reached: the backbone has random weights (random:0).[/]")
+    print_embedded(people, done.embedded)
+    print_run(people, done.run)
+    people.print(
+        f"\nThe images are [bold]synthetic[/]: the scores say that the loop works, nothing about patients.\n"
+        f"Look at [bold]{escaped(done.run.path / 'curves.png')}[/]. Then try\n"
+        f"  featcache train-head {escaped(done.embedded.store)} --lr 0.001 --epochs 100 --positive abnormal\n"
+        f"  featcache embed YOUR_IMAGES -o yours.h5 --backbone efficientnet_b1.ft_in1k",
+        highlight=False,
+    )
+
+
+def embed_command(
+    images: Annotated[Path, typer.Argument(help="A folder of images, or a CSV with a column path.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="The store to write, STORE.h5; a folder for several backbones.")
+    ],
+    backbone: Annotated[
+        list[str], typer.Option(help="arch.tag or arch, see featcache backbones. Repeat it: one decode feeds all.")
+    ],
+    weights: Annotated[
+        str | None, typer.Option(help="A .safetensors or .pth file, or random:SEED. Default: pretrained, from the hub.")
+    ] = None,
+    group_pattern: Annotated[
+        str | None, typer.Option(help="REGEX searched in image_id; what it captures is the group (patient).")
+    ] = None,
+    allow_outside: AllowOutside = False,
+    input_size: InputSize = None,
+    crop_pct: CropPct = None,
+    interpolation: Annotated[str | None, typer.Option(rich_help_panel="Transform")] = None,
+    mean: Mean = None,
+    std: Std = None,
+    first_frame: Annotated[
+        bool, typer.Option(help="Take the first frame of several.", rich_help_panel="Images")
+    ] = False,
+    bit_depth: Annotated[
+        int | None,
+        typer.Option(show_default="12 or 16, by the maximum", help="Of deep gray.", rich_help_panel="Images"),
+    ] = None,
+    float_range: Annotated[
+        str | None, typer.Option(help="LOW,HIGH of float pixels, else refused.", rich_help_panel="Images")
+    ] = None,
+    max_pixels: Annotated[
+        int | None, typer.Option(show_default="89478485", help="Per image.", rich_help_panel="Images")
+    ] = None,
+    timeout: Annotated[
+        float | None, typer.Option(min=0.1, show_default="60", help="Seconds per image.", rich_help_panel="Images")
+    ] = None,
+    decode: Annotated[
+        str,
+        typer.Option(help="exact, or fast: shortcuts that change pixels a little.", rich_help_panel="Images"),
+    ] = "exact",
+    strict: Annotated[bool, typer.Option(help="Stop at the first bad image.", rich_help_panel="Images")] = False,
+    rehash: Annotated[bool, typer.Option(help="Read every file again.", rich_help_panel="Images")] = False,
+    tap: Annotated[
+        list[str] | None,
+        typer.Option(
+            show_default="pooled",
+            help="pooled; with grid the last feature map, or with boundary what enters the last stage, too.",
+            rich_help_panel="Vectors",
+        ),
+    ] = None,
+    views: Annotated[
+        int, typer.Option(help="Augmented views of each image, beside it.", rich_help_panel="Vectors")
+    ] = 0,
+    view_seed: Annotated[int, typer.Option(help="Of the views.", rich_help_panel="Vectors")] = 0,
+    precision: Annotated[
+        str, typer.Option(help="auto, float32, bfloat16; tf32, float16 on a GPU.", rich_help_panel="Vectors")
+    ] = "auto",
+    dtype: Annotated[str, typer.Option(help="Stored as float32 or float16.", rich_help_panel="Vectors")] = "float32",
+    device: Device = "auto",
+    workers: Annotated[int | None, typer.Option(min=1, max=256, help="Decoders.", rich_help_panel="Machine")] = None,
+    compile: Annotated[  # noqa: A002
+        str, typer.Option(help="auto, on or off: compile the network first.", rich_help_panel="Machine")
+    ] = "auto",
+    part_rows: Annotated[int | None, typer.Option(help="Rows per part file.", rich_help_panel="Machine")] = None,
+    dry_run: Annotated[
+        bool, typer.Option(help="Time a few images, say what the pass would take, and write nothing.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Run every image once through a frozen backbone, into a store."""
+    people = console(as_json)
+    from featcache.augment import ViewSpec
+    from featcache.embed import embed_all, store_paths
+    from featcache.forecast import forecast
+    from featcache.images import DecodeSpec
+    from featcache.manifest import Manifest
+    from featcache.request import BackboneSpec
+    from featcache.workers import TIMEOUT_S
+
+    asked: dict[str, Any] = {
+        "weights": weights,
+        "input_size": input_size,
+        "crop_pct": crop_pct,
+        "interpolation": interpolation,
+    }
+    asked |= {"mean": numbers_of("--mean", mean), "std": numbers_of("--std", std)}
+    asked |= {"taps": tuple(tap) if tap else None, "precision": precision}
+    specs = {
+        path: spec_of(BackboneSpec, {"name": name, **asked}) for name, path in store_paths(output, backbone).items()
+    }
+    stated: dict[str, Any] = {"bit_depth": bit_depth, "float_range": numbers_of("--float-range", float_range, 2)}
+    stated |= {"first_frame": first_frame, "max_pixels": max_pixels, "fast": is_fast(decode)}
+    with interruptible(CONTINUES), progress("embedding") as (on_progress, on_note):
+        manifest = Manifest.read(images, group_pattern, allow_outside)
+        tell_unreadable(manifest.unreadable_folders, on_note)
+        options: dict[str, Any] = {
+            "decode": spec_of(DecodeSpec, stated),
+            "views": spec_of(ViewSpec, {"n": views, "seed": view_seed}) if views else None,
+            "dtype": dtype,
+            "device": device,
+            "compile": compile,
+            "n_workers": workers,
+            "part_rows": part_rows,
+            "timeout_s": timeout or TIMEOUT_S,
+            "on_note": on_note,
+        }
+        if dry_run:
+            told = forecast(manifest, specs, **options)
+        else:
+            done = embed_all(manifest, specs, rehash=rehash, strict=strict, on_progress=on_progress, **options)
+    if dry_run:
+        if as_json:
+            answer(told.as_json())
+        print_forecast(people, told)
+        return
+    if as_json:
+        answer(done[0].as_json() if len(done) == 1 else {"stores": [each.as_json() for each in done]})
+    for each in done:
+        print_embedded(people, each)
+    if any(each.counts.failed for each in done):
+        raise typer.Exit(EXIT_SOME_FAILED)

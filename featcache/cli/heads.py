@@ -1,0 +1,146 @@
+"""The command that trains on vectors: `train-head`.
+
+An option of the head that is given several times is tried with all its values, as `heads.grid` combines them; those of
+labels, split and report are one each.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from featcache.cli.options import (
+    HEAD,
+    Device,
+    Folds,
+    Json,
+    LabelColumn,
+    Labels,
+    On,
+    OperatingPoint,
+    Positive,
+    SplitFile,
+    StoreFile,
+    ValFraction,
+    spec_of,
+    tried,
+    widths_of,
+)
+from featcache.cli.results import print_run, run_answer
+from featcache.cli.showing import answer, console
+from featcache.cli.waiting import interruptible, progress
+from featcache.heads import KINDS
+
+
+def train_head_command(
+    store: StoreFile,
+    head: Annotated[list[str] | None, typer.Option(show_default="linear", help=f"{', '.join(KINDS)}.")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Run folder. Default: runs/STORE-HEAD-DIGEST.")
+    ] = None,
+    labels: Labels = None,
+    label_column: LabelColumn = None,
+    on: On = "image_id",
+    positive: Positive = None,
+    lr: Annotated[list[float] | None, tried("lr", "Learning rate.")] = None,
+    epochs: Annotated[list[int] | None, tried("epochs", "Passes over the training rows.")] = None,
+    batch_rows: Annotated[list[int] | None, tried("batch_rows", "Rows per step.")] = None,
+    optimizer: Annotated[list[str] | None, tried("optimizer", "adam, adamw or sgd.")] = None,
+    weight_decay: Annotated[list[float] | None, tried("weight_decay", "Of all parameters.")] = None,
+    momentum: Annotated[list[float] | None, tried("momentum", "Of sgd.")] = None,
+    schedule: Annotated[list[str] | None, tried("schedule", "constant, plateau or cosine.")] = None,
+    patience: Annotated[list[int] | None, tried("patience", "Epochs of plateau.")] = None,
+    early_stopping: Annotated[
+        list[int] | None, tried("early_stopping", "Epochs without a better loss; 0: off.")
+    ] = None,
+    label_smoothing: Annotated[list[float] | None, tried("label_smoothing", "Share spread over the classes.")] = None,
+    class_weights: Annotated[list[str] | None, tried("class_weights", "none or balanced.")] = None,
+    scale: Annotated[list[str] | None, tried("scale", "Features divided by: rms, standard or none.")] = None,
+    seed: Annotated[list[int] | None, tried("seed", "Of initial weights and dropout.")] = None,
+    views: Annotated[
+        bool, typer.Option("--views", help="Learn from augmented views, drawn per epoch.", rich_help_panel=HEAD)
+    ] = False,
+    widths: Annotated[list[str] | None, tried("widths", "Hidden units of mlp: 256 or 512,256.")] = None,
+    activation: Annotated[list[str] | None, tried("activation", "relu, sigmoid, tanh or gelu.")] = None,
+    norm: Annotated[list[str] | None, tried("norm", "none or batch.")] = None,
+    dropout: Annotated[list[float] | None, tried("dropout", "Of hidden units.")] = None,
+    C: Annotated[list[float] | None, tried("C", "Inverse penalty of logreg.")] = None,  # noqa: N803
+    alpha: Annotated[list[float] | None, tried("alpha", "Penalty of ridge.")] = None,
+    neighbors: Annotated[list[int] | None, tried("neighbors", "Of knn.")] = None,
+    val_fraction: ValFraction = None,
+    folds: Folds = None,
+    repeats: Annotated[int, typer.Option(help="Draw the folds so often.", rich_help_panel="Split")] = 1,
+    nested: Annotated[bool, typer.Option(help="Folds around the folds.", rich_help_panel="Split")] = False,
+    group_by: Annotated[
+        str | None,
+        typer.Option(show_default="group", help="Column never on two sides.", rich_help_panel="Split"),
+    ] = None,
+    near_duplicates: Annotated[
+        float | None, typer.Option(help="Cosine from which two are one group.", rich_help_panel="Split")
+    ] = None,
+    split: SplitFile = None,
+    split_seed: Annotated[int, typer.Option(help="Of folds and batches.", rich_help_panel="Split")] = 0,
+    select: Annotated[
+        str, typer.Option(help="auroc, f1, balanced_accuracy, accuracy, auprc or loss.", rich_help_panel="Report")
+    ] = "auroc",
+    refit_all: Annotated[bool, typer.Option(help="Train on held rows too.", rich_help_panel="Report")] = False,
+    operating_point: OperatingPoint = None,
+    permutations: Annotated[int, typer.Option(help="Baselines on shuffled labels.", rich_help_panel="Report")] = 0,
+    compare: Annotated[
+        list[Path] | None, typer.Option(help="Another store, as a baseline.", rich_help_panel="Report")
+    ] = None,
+    average_views: Annotated[
+        bool,
+        typer.Option("--average-views", help="Score by the mean logits of all views.", rich_help_panel="Report"),
+    ] = False,
+    device: Device = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Train heads on a store, in seconds. Repeat an option of the head to try all its values."""
+    from featcache.heads import grid
+    from featcache.protocol import SplitSpec
+    from featcache.store import Store
+    from featcache.task import TargetSpec
+    from featcache.training import ReportSpec, train_head
+
+    options = {
+        "lr": lr, "epochs": epochs, "batch_rows": batch_rows, "optimizer": optimizer, "weight_decay": weight_decay,
+        "momentum": momentum, "schedule": schedule, "patience": patience, "early_stopping": early_stopping,
+        "label_smoothing": label_smoothing, "class_weights": class_weights, "scale": scale, "seed": seed,
+        "views": [True] if views else [], "widths": [widths_of(text) for text in widths or []],
+        "activation": activation, "norm": norm, "dropout": dropout, "C": C, "alpha": alpha, "neighbors": neighbors,
+    }  # fmt: skip
+    specs = spec_of(
+        grid, {"kinds": head or ["linear"], "options": {name: values for name, values in options.items() if values}}
+    )
+    labelled = {"columns": tuple(label_column or ()) or None, "file": labels, "on": on, "positive": positive}
+    drawn: dict[str, Any] = {
+        "val_fraction": val_fraction,
+        "folds": folds,
+        "repeats": repeats,
+        "nested": nested,
+        "group_by": group_by,
+    }
+    drawn |= {"near_duplicates": near_duplicates, "seed": split_seed, "file": split}
+    said = {"select": select, "refit_all": refit_all, "operating_point": operating_point, "permutations": permutations}
+    target, division = spec_of(TargetSpec, labelled), spec_of(SplitSpec, drawn)
+    report = spec_of(ReportSpec, {**said, "compare": tuple(compare or ()), "average_views": average_views})
+    with (
+        interruptible("nothing was written"),
+        Store.open(store) as opened,
+        progress("training", "epochs/s") as (on_progress, on_note),
+    ):
+        run = train_head(
+            opened,
+            specs,
+            output,
+            target=target,
+            split=division,
+            report=report,
+            device=device,
+            on_progress=on_progress,
+            on_note=on_note,
+        )
+    if as_json:
+        answer(run_answer(run))
+    print_run(console(as_json), run)

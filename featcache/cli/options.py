@@ -1,0 +1,176 @@
+"""What may be asked: the options that several commands have, and how what was given becomes values and specs.
+
+An option of one command stands in that command. Defaults belong to the specs: an option that was not given is None and
+is left away, and of heads and recipes `--help` shows what the spec itself says. Knows nothing of what is then done.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+from featcache.errors import UsageError
+from featcache.heads import KINDS, PATHS, HeadSpec
+from featcache.recipe import PRESETS, AugmentSpec, Recipe, Stage, recipe
+
+Spec = TypeVar("Spec")
+HEAD = "Head (repeat an option to try several values)"
+
+
+def tried(name: str, says: str) -> Any:
+    """An option that is a field of `HeadSpec`, shown with its default for each kind it applies to."""
+    of = {kind: HeadSpec.of(kind).used() for kind in KINDS}
+    defaults = {kind: PATHS.get(kind, {}).get(name, used[name]) for kind, used in of.items() if name in used}
+    first = next(iter(defaults.values()))
+    others = [f"{kind} {_plain(value)}" for kind, value in defaults.items() if value != first]
+    shown = ", ".join([_plain(first), *others])
+    return typer.Option(f"--{name.replace('_', '-')}", help=says, show_default=shown, rich_help_panel=HEAD)
+
+
+def _plain(value: Any) -> str:
+    return (
+        " ".join(map(_plain, value))
+        if isinstance(value, tuple)
+        else f"{value:g}"
+        if isinstance(value, float)
+        else str(value)
+    )
+
+
+def of_recipe(name: str, says: str, default: str | None = None, panel: str = "Recipe") -> Any:
+    """An option that is a field of `Recipe`, or of its augmentation, shown with its default."""
+    shown = default or _plain(getattr(Recipe(), name, getattr(AugmentSpec(), name, None)))
+    return typer.Option(f"--{name.replace('_', '-')}", help=says, show_default=shown, rich_help_panel=panel)
+
+
+# of all
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; the rest goes to stderr.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel="Machine")]
+StoreFile = Annotated[Path, typer.Argument(help="STORE.h5")]
+
+# of images and their labels
+AllowOutside = Annotated[bool, typer.Option(help="Follow links and CSV paths out of the folder.")]
+InputSize = Annotated[int | None, typer.Option(help="Pixels.", rich_help_panel="Transform")]
+CropPct = Annotated[float | None, typer.Option(help="Share kept.", rich_help_panel="Transform")]
+Mean = Annotated[str | None, typer.Option(help="One or three numbers: 0.53", rich_help_panel="Transform")]
+Std = Annotated[str | None, typer.Option(help="One or three numbers: 0.19", rich_help_panel="Transform")]
+Labels = Annotated[Path | None, typer.Option(help="A CSV with labels.", rich_help_panel="Labels")]
+LabelColumn = Annotated[
+    list[str] | None,
+    typer.Option(show_default="label", help="Of classes; several: findings, 1 or 0.", rich_help_panel="Labels"),
+]
+On = Annotated[str, typer.Option(help="Column that joins the CSV.", rich_help_panel="Labels")]
+Positive = Annotated[
+    str | None,
+    typer.Option(show_default="last in sorted order", help="Positive class.", rich_help_panel="Labels"),
+]
+
+# of a training
+ValFraction = Annotated[float | None, typer.Option(show_default="0.2", help="Share held out.", rich_help_panel="Split")]
+Folds = Annotated[int | None, typer.Option(help="Group k-fold instead.", rich_help_panel="Split")]
+SplitFile = Annotated[Path | None, typer.Option(help="split.json of another Run.", rich_help_panel="Split")]
+OperatingPoint = Annotated[
+    str | None, typer.Option(help="youden, f1, sensitivity=S, specificity=S.", rich_help_panel="Report")
+]
+
+# of a recipe, and of the machine that follows it
+Preset = Annotated[
+    str | None, typer.Option(help=f"A published recipe: {', '.join(PRESETS)}.", rich_help_panel="Recipe")
+]
+Unfreeze = Annotated[
+    list[str] | None,
+    typer.Option(
+        show_default="last-block, all for train",
+        help="last-block, last-stage, N blocks, all, or a REGEX of parameters. Repeat it for stages.",
+        rich_help_panel="Recipe",
+    ),
+]
+Epochs = Annotated[
+    list[int] | None, typer.Option(show_default="10", help="Of each --unfreeze, in turn.", rich_help_panel="Recipe")
+]
+Optimizer = Annotated[str | None, of_recipe("optimizer", "adam, adamw or sgd.")]
+WeightDecay = Annotated[float | None, of_recipe("weight_decay", "Of all that learns.")]
+Schedule = Annotated[str | None, of_recipe("schedule", "plateau, constant or cosine.")]
+Patience = Annotated[int | None, of_recipe("patience", "Epochs of plateau.")]
+EarlyStopping = Annotated[int | None, of_recipe("early_stopping", "Epochs without a better loss; 0: off.")]
+ClassWeights = Annotated[str | None, of_recipe("class_weights", "none or balanced.")]
+LabelSmoothing = Annotated[float | None, of_recipe("label_smoothing", "Share spread over the classes.")]
+BatchRows = Annotated[int | None, of_recipe("batch_rows", "Images per step, of all processes.")]
+Accumulate = Annotated[int | None, of_recipe("accumulate", "Pieces of a batch, for less memory.")]
+LearningPrecision = Annotated[str | None, of_recipe("precision", "float32, bfloat16; tf32, float16 on a GPU.")]
+Seed = Annotated[int | None, of_recipe("seed", "Of everything that is drawn.")]
+SelectEpoch = Annotated[str | None, of_recipe("select", "Validation metric that keeps an epoch.")]
+Augment = Annotated[bool, typer.Option(help="Show images differently in each epoch.", rich_help_panel="Augmentation")]
+Rotation = Annotated[float | None, of_recipe("rotation", "Degrees, to either side.", panel="Augmentation")]
+Jitter = Annotated[float | None, of_recipe("jitter", "Of brightness and contrast.", panel="Augmentation")]
+Flip = Annotated[float | None, of_recipe("flip", "Probability of mirroring.", panel="Augmentation")]
+Crop = Annotated[float | None, of_recipe("crop", "Smallest share of the area shown.", panel="Augmentation")]
+Timeout = Annotated[
+    float | None, typer.Option(min=0.1, show_default="60", help="Seconds per image.", rich_help_panel="Machine")
+]
+CompileTrunk = Annotated[
+    str, typer.Option("--compile", help="auto, on or off: compile the frozen part.", rich_help_panel="Machine")
+]
+
+
+def widths_of(text: str) -> tuple[int, ...]:
+    """`256`, or `512,256` for two layers."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise UsageError(f"--widths {text!r}: whole numbers are expected, as in --widths 512,256.") from error
+
+
+def is_fast(decode: str) -> bool:
+    if decode not in ("exact", "fast"):
+        raise UsageError(f"--decode {decode}: exact or fast is expected.")
+    return decode == "fast"
+
+
+def numbers_of(option: str, text: str | None, *lengths: int) -> tuple[float, ...] | None:
+    """`0.53` or `0.485,0.456,0.406`."""
+    if text is None:
+        return None
+    expected, example = ("two numbers are", "0,1") if lengths else ("one or three numbers are", "0.5,0.5,0.5")
+    try:
+        values = tuple(float(part) for part in text.replace(",", " ").split())
+    except ValueError as error:
+        raise UsageError(f"{option} {text!r}: {expected} expected, as in {option} {example}.") from error
+    if len(values) not in (lengths or (1, 3)):
+        raise UsageError(f"{option} {text!r}: {expected} expected, got {len(values)}.")
+    return values
+
+
+def spec_of(kind: Callable[..., Spec], given: dict[str, Any]) -> Spec:
+    """A spec of the options that were given; the defaults are its own."""
+    try:
+        return kind(**{name: value for name, value in given.items() if value is not None})
+    except ValueError as error:
+        raise UsageError(f"{error}.") from error
+
+
+def recipe_of(
+    preset: str | None,
+    unfreeze: list[str],
+    epochs: list[int],
+    asked: dict[str, Any],
+    shown: dict[str, Any],
+    augment: bool,
+    otherwise: Recipe | None = None,
+) -> Recipe:
+    """A preset, or the defaults, with the options that were given; `--unfreeze` and `--epochs` go in pairs."""
+    if len(epochs) > max(1, len(unfreeze)):
+        raise UsageError(f"--epochs {epochs[-1]}: {len(epochs)} of them for {len(unfreeze)} --unfreeze; one for each.")
+    if 0 < len(epochs) < len(unfreeze):
+        raise UsageError(f"--unfreeze {unfreeze[-1]} has no --epochs: give as many, or none.")
+    if not augment and any(value is not None for value in shown.values()):
+        raise UsageError("--no-augment shows images as they are: leave --rotation, --jitter, --flip and --crop away.")
+    held = recipe(preset) if preset in PRESETS else otherwise or Recipe()
+    names = unfreeze or ([held.stages[0].unfreeze] if epochs else [])
+    lengths = epochs or [held.stages[0].epochs] * len(names)
+    stages = tuple(spec_of(Stage, {"unfreeze": n, "epochs": e}) for n, e in zip(names, lengths, strict=True))
+    given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
+    made: Recipe = spec_of(recipe, {"preset": preset, "stages": stages or None, "held": held, **given})
+    return replace(made, augment=spec_of(AugmentSpec, shown) if augment else None)

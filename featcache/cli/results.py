@@ -1,0 +1,232 @@
+"""What is said of a Run: the scores with their intervals, beside what they are worth, as tables or for `--json`.
+
+Reads the Run's record and computes nothing: a number that is shown here is a number that the folder keeps.
+"""
+
+import itertools
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from featcache.cli.showing import answer, console, escaped, plain_table
+
+_MAX_HISTORY_ROWS = 12
+_MAX_SPECS = 10
+_SIDES = ("train", "val", "outer", "test")
+_SCORES = (
+    "auroc", "auprc", "accuracy", "balanced_accuracy", "precision", "recall", "specificity", "f1", "loss", "brier",
+    "ece",
+)  # fmt: skip
+
+
+def run_answer(run: Any) -> dict[str, Any]:
+    said = ("seconds", "epoch", "operating_point", "temperature", "baselines", "notes")
+    return {
+        "run": str(run.path),
+        "head": run.record["head"]["kind"],
+        "spec": run.record["head"],
+        "n_parameters": run.n_parameters,
+        "average_views": run.record["asked"]["average_views"],
+        **{name: run.record[name] for name in said},
+        **{side: run.metrics(side) for side in _SIDES},
+        "sweep": run.sweep(),
+    }
+
+
+def _tuned_answer(run: Any) -> dict[str, Any]:
+    record = run.record
+    said = ("seconds", "epoch", "gain", "before", "operating_point", "temperature", "baselines", "notes", "recipe")
+    return {
+        "run": str(run.path),
+        "parent": record["parent"]["run"] if record["parent"] else None,
+        "head": record["head"]["kind"],
+        "n_trainable": run.n_parameters,
+        "trainable": record["n_trainable"],
+        **{name: record[name] for name in said},
+        **{side: run.metrics(side) for side in _SIDES if side != "outer"},
+    }
+
+
+def print_run(people: Console, run: Any) -> None:
+    if sweep := run.sweep():
+        people.print(_sweep_table(sweep))
+    elif history := run.history():
+        people.print(history_table(history))
+    people.print(_score_table(run))
+    for name, line in _confusions(run):
+        people.print(f"{name}: {line}", highlight=False)
+    for line in _baseline_lines(run.record["baselines"]):
+        people.print(line, highlight=False)
+    for note in run.record["notes"]:
+        people.print(f"[yellow]note: {escaped(note)}[/]", highlight=False)
+    left_out = ", ".join(f"{n:,} with {reason}" for reason, n in run.record["left_out"].items())
+    tried = f"best of {len(run.record['heads']):,} heads, " if len(run.record["heads"]) > 1 else ""
+    people.print(
+        f"[bold]{escaped(run.path)}[/]: {tried}{run.n_parameters:,} parameters in {run.record['seconds']:.1f} s"
+        + (f"; left out: {left_out}" if left_out else ""),
+        highlight=False,
+    )
+
+
+def tell_tuned(as_json: bool, run: Any) -> None:
+    """The answer of a training on pixels; of several processes that train together the first gives it."""
+    if int(os.environ.get("RANK", "0")):
+        return
+    if as_json:
+        answer(_tuned_answer(run))
+    people, record = console(as_json), run.record
+    people.print(history_table(run.history()))
+    people.print(_score_table(run))
+    for name, line in _confusions(run):
+        people.print(f"{name}: {line}", highlight=False)
+    for line in (*_baseline_lines(record["baselines"]), *_gain_lines(record)):
+        people.print(line, highlight=False)
+    for note in record["notes"]:
+        people.print(f"[yellow]note: {escaped(note)}[/]", highlight=False)
+    backbone, head = (record["n_trainable"][part] for part in ("backbone", "head"))
+    left_out = ", ".join(f"{n:,} with {reason}" for reason, n in record["left_out"].items())
+    people.print(
+        f"[bold]{escaped(run.path)}[/]: {run.n_parameters:,} trainable parameters ({backbone:,} of the backbone, "
+        f"{head:,} of the head) in {record['seconds']:.1f} s; the weights are those of epoch {record['epoch']}"
+        + (f"; left out: {left_out}" if left_out else ""),
+        highlight=False,
+    )
+
+
+def _gain_lines(record: dict[str, Any]) -> Iterator[str]:
+    """What the training bought: before, after and the difference, with intervals, on rows that were not learnt from."""
+    for side, gained in record["gain"].items():
+        parts = [_gained(record, side, "auroc", gained, record["before"]["metrics"], record["metrics"])]
+        if "at_operating_point" in gained:
+            points = record["before"]["operating_point"], record["operating_point"]
+            at = _gained(record, side, "accuracy", gained["at_operating_point"], *points)
+            parts.append(f"{at} at the operating point")
+        elif "accuracy" in gained:
+            parts.append(_gained(record, side, "accuracy", gained, record["before"]["metrics"], record["metrics"]))
+        of = f"since {escaped(record['parent']['run'])}" if record["parent"] else "since the start"
+        chose = " (these rows chose the epoch)" if side == "val" else ""
+        yield f"{side}, {of}: {'; '.join(part for part in parts if part)}{chose}"
+
+
+def _gained(record: dict[str, Any], side: str, name: str, gained: Any, before: Any, after: Any) -> str:
+    if name not in gained:
+        return ""
+    difference, low, high = gained[name]
+    shown = [f"{each[side][name]:.3f} {_interval(each[side], name)}".strip() for each in (before, after)]
+    word = "AUROC" if name == "auroc" else name
+    return f"{word} {shown[0]} → {shown[1]}, difference {difference:+.3f} \\[{low:+.3f}, {high:+.3f}]"
+
+
+def _interval(scores: dict[str, Any], name: str) -> str:
+    found = scores.get("intervals", {}).get(name)
+    return f"\\[{found[0]:.3f}, {found[1]:.3f}]" if found else ""
+
+
+def history_table(history: list[dict[str, float]]) -> Table:
+    names = ("loss", "accuracy", "precision", "recall", "f1")
+    sides = [side for side in ("train", "val") if f"{side}_loss" in history[0]]
+    phases = [int(row.get("phase", 1)) for row in history]
+    counted = ["phase", "epoch"] if len(set(phases)) > 1 else ["epoch"]
+    table = plain_table(
+        *(f"\n{name}" for name in counted), *(f"{side}\n{name}" for side in sides for name in names), left=0
+    )
+    step = -(-len(history) // _MAX_HISTORY_ROWS)
+    ends = [i for i, pair in enumerate(itertools.pairwise(phases)) if pair[0] != pair[1]]  # of phases, but the last
+    shown = {0, len(history) - 1, *ends, *(i + 1 for i in ends)}
+    for i, row in enumerate(history):
+        if (i + 1) % step == 0 or i in shown:
+            values = (row[f"{side}_{name}"] for side in sides for name in names)
+            table.add_row(*(str(int(row[name])) for name in counted), *(f"{value:.3f}" for value in values))
+    if step > 1:
+        table.caption = f"1 epoch in {step}; all are in history.csv"
+    return table
+
+
+def _sweep_table(sweep: list[dict[str, str]]) -> Table:
+    """The best specs: what differs between them, and how they did on held rows (± over folds and seeds)."""
+    names = list(sweep[0])
+    first = names.index("n_fits")
+    select = names[first + 1].removesuffix("_mean")
+    others = names[first + 5 :]
+    table = plain_table(*(escaped(name.replace("_", " ")) for name in (*names[: first + 1], select, *others)), left=0)
+    for row in sweep[:_MAX_SPECS]:
+        spread = f" ± {float(row[f'{select}_std'] or 'nan'):.4f}" if int(row["n_fits"]) > 1 else ""
+        shown = [_short(row[name]) for name in names[: first + 1]]
+        means = [_short(row[f"{select}_mean"]) + spread, *(_short(row[name]) for name in others)]
+        table.add_row(*(escaped(value) for value in (*shown, *means)))
+    if len(sweep) > _MAX_SPECS:
+        table.caption = f"the best {_MAX_SPECS} of {len(sweep):,}; all are in sweep.csv"
+    return table
+
+
+def _short(text: str) -> str:
+    """A number of a table with as many digits as a person reads."""
+    try:
+        value = float(text)
+    except ValueError:
+        return text or "–"
+    return text if len(text) < 7 else f"{value:.4f}"
+
+
+def _score_table(run: Any) -> Table:
+    """A line per number, a column per side, with intervals where the rows were not learnt from."""
+    columns = [(_side_title(side, run.metrics(side)), run.metrics(side)) for side in _SIDES if run.metrics(side)]
+    if point := run.record["operating_point"]:
+        at = f"at p ≥ {point['threshold']:.3f}"
+        columns += [(f"{_side_title(side, point[side])}\n{at}", point[side]) for side in _SIDES if side in point]
+    table = plain_table("", *(title for title, _ in columns))
+    for name in _SCORES:
+        table.add_row(name.replace("_", " "), *(_score(scores, name) for _, scores in columns))
+    record = run.record
+    two = len(record["classes"]) == 2 and record["task"] == "classes"
+    means = "macro averages" if record["task"] == "classes" else "averages over findings"
+    table.caption = f"positive class: {escaped(record['positive'])}" if two else f"{means}; each is in run.json"
+    if record["asked"]["average_views"]:
+        table.caption += "; of the mean over each image and its views"
+    return table
+
+
+def _side_title(side: str, scores: Any) -> str:
+    chose = " and ".join(scores.get("chose", ())).replace("_", " ")
+    return f"{side} ({scores['n']:,})" + (f"\nchose {chose}" if chose else "")
+
+
+def _score(scores: dict[str, Any], name: str) -> str:
+    value, interval = scores.get(name), scores.get("intervals", {}).get(name)
+    if value is None:
+        return "–"
+    return f"{value:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
+
+
+def _confusions(run: Any) -> Iterator[tuple[str, str]]:
+    """Of the rows that were not learnt from, at 0.5 and at the operating point; not for findings."""
+    point = run.record["operating_point"] or {}
+    for side in ("val", "outer", "test"):
+        if (scores := run.metrics(side)) and "confusion" in scores:
+            yield side, _confusion(run.record["classes"], scores["confusion"])
+        if side in point:
+            yield f"{side} at p ≥ {point['threshold']:.3f}", _confusion(run.record["classes"], point[side]["confusion"])
+
+
+def _baseline_lines(found: dict[str, Any]) -> Iterator[str]:
+    def said(scores: dict[str, Any]) -> str:
+        return ", ".join(
+            f"{name.replace('_', ' ')} {_score(scores, name)}" for name in ("auroc", "accuracy") if scores.get(name)
+        )
+
+    yield f"to compare, on {found['on']}: always the most frequent class: {said(found['majority'])}"
+    if permuted := found.get("permuted_labels"):
+        yield f"  {permuted['n_permutations']} times shuffled training labels: {said(permuted)}"
+    for other in found.get("other_stores", ()):
+        yield f"  {escaped(other['store'])} ({escaped(str(other['backbone'].get('name', '')))}): {said(other)}"
+
+
+def _confusion(classes: list[str], matrix: list[list[int]]) -> str:
+    return "; ".join(
+        f"of {sum(row):,} {escaped(name)}, "
+        + ", ".join(f"{n:,} called {escaped(c)}" for n, c in zip(row, classes, strict=True))
+        for name, row in zip(classes, matrix, strict=True)
+    )

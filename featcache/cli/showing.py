@@ -1,0 +1,134 @@
+"""What a person sees of any command, and the one JSON object that a script gets: streams, names, tables, a pass.
+
+Results go to stdout, everything else to stderr; with `--json` stdout is the object's. Names are somebody's text: every
+one passes `escaped` before it meets a terminal.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+
+def answer(value: Any) -> None:
+    """The one JSON object of `--json`."""
+    print(json.dumps(value, allow_nan=False))
+
+
+def console(as_json: bool) -> Console:
+    """Where text for people goes: stdout, or stderr where stdout is for the JSON."""
+    made = Console(stderr=as_json)
+    return made if made.is_terminal else Console(stderr=as_json, width=shutil.get_terminal_size((120, 24)).columns)
+
+
+def escaped(path: Path | str) -> str:
+    """A name as `Console.print` takes it: printable, and without a meaning as markup."""
+    return escape(printable(str(path)))
+
+
+def printable(text: str, keep_lines: bool = False) -> str:
+    """A text with its control characters, and bytes that are not UTF-8, made visible: names are somebody's text."""
+    return "".join(
+        c if c.isprintable() or (keep_lines and c == "\n") else c.encode("unicode_escape").decode() for c in text
+    )
+
+
+def plain_table(*headers: str, left: int = 1) -> Table:
+    """A table without lines; numbers stand to the right, the first `left` columns and licences to the left."""
+    table = Table(box=None, header_style="bold", pad_edge=False, caption_justify="left")
+    for i, header in enumerate(headers):
+        table.add_column(header, justify="left" if i < left or header == "licence" else "right")
+    return table
+
+
+def rows_of(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
+    """A nested answer as lines for people: `transform.interpolation`, `bicubic`."""
+    if isinstance(value, dict) and value:
+        for name, inner in value.items():
+            yield from rows_of(inner, f"{prefix}.{name}" if prefix else str(name))
+    elif isinstance(value, list) and any(isinstance(inner, dict) for inner in value):
+        for i, inner in enumerate(value):
+            yield from rows_of(inner, f"{prefix}.{i}")
+    else:
+        yield prefix, f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def tell_unreadable(folders: list[str], on_note: Callable[[str], None]) -> None:
+    if folders:
+        more = f" and {len(folders) - 1:,} more" if len(folders) > 1 else ""
+        on_note(f"warning: could not look into {folders[0]}{more}; what is in there is not embedded")
+
+
+def print_embedded(people: Console, done: Any) -> None:
+    counts = done.counts
+    skipped = ", ".join(f"{n} {reason}" for reason, n in done.skipped.items())
+    people.print(
+        f"{done.backbone} ({done.weights} weights {done.weights_sha256[:12]}): found {counts.found:,} = embedded "
+        f"{counts.embedded:,} + reused {counts.reused:,} + failed {counts.failed:,}"
+        + (f"; skipped {skipped}" if skipped else "")
+        + (f"; {done.n_ungrouped:,} images match no group and are their own" if done.n_ungrouped else ""),
+        highlight=False,
+    )
+    if done.n_duplicates:
+        people.print(
+            f"{done.n_duplicates:,} images have the same bytes as another; each was computed once", highlight=False
+        )
+    if done.n_dropped:
+        people.print(
+            f"[yellow]{done.n_dropped:,} images that the store held are not among these; their rows are gone[/]",
+            highlight=False,
+        )
+    for image_id, (code, reason) in list(done.failures.items())[:5]:
+        people.print(f"  [red]{escape(code)}[/] {escaped(image_id)}: {escaped(reason)}", highlight=False)
+    if len(done.failures) > 5:
+        people.print(
+            f"  … and {len(done.failures) - 5:,} more, all in {escaped(done.store)}.failures.csv", highlight=False
+        )
+    rate = f", {done.images_per_second:,.0f} images/s" if done.images_per_second else ""
+    took = f"in {done.seconds:.1f} s{rate}" if done.seconds else "were up to date"
+    people.print(
+        f"[bold]{escaped(done.store)}[/]: {counts.found - counts.failed:,} rows of {_shapes(done)} {took}",
+        highlight=False,
+    )
+
+
+def print_forecast(people: Console, told: Any) -> None:
+    sample = sum(told.formats.values())
+    shown = ", ".join(f"{n / sample:.0%} {escaped(kind)}" for kind, n in list(told.formats.items())[:3])
+    more = f" and {len(told.formats) - 3:,} other kinds" if len(told.formats) > 3 else ""
+    known = f", of which {told.n_known:,} are in the store already" if told.n_known else ""
+    lines = [f"{told.n_images:,} images{known}: {shown}{more}"]
+    alone = f"decode alone {told.decode_rate:,.0f} images/s, forward alone {told.forward_rate:,.0f}"
+    together = f"[bold]{told.rate:,.0f} images/s[/]: {_duration(told.seconds)}, beside loading"
+    lines += [f"{alone}, both together {together}"]
+    lines += [f"{_size(told.disk_bytes)} on disk, twice that while it is packed; {_size(told.free_bytes)} are free"]
+    lines += [f"{_size(told.memory_bytes)} of memory, all decoders together"]
+    lines += [f"{told.limit} takes longer; it would be faster with"]
+    for line in [*lines, *(f"  {escaped(advice)}" for advice in told.advice)]:
+        people.print(line, highlight=False, soft_wrap=True)
+
+
+def _duration(seconds: float) -> str:
+    return (
+        f"{seconds:.0f} s"
+        if seconds < 120
+        else f"{seconds / 60:.0f} minutes"
+        if seconds < 7200
+        else f"{seconds / 3600:.1f} hours"
+    )
+
+
+def _size(n_bytes: int) -> str:
+    return f"{n_bytes / 1e6:,.1f} MB" if n_bytes < 1e9 else f"{n_bytes / 1e9:,.1f} GB"
+
+
+def _shapes(done: Any) -> str:
+    """`1,280 features`, and what else is kept of each image."""
+    told = {tap: done.shapes[tap] for tap in ("grid", "boundary", "views") if tap in done.shapes}
+    others = [f"{' × '.join(map(str, shape))} {tap}" for tap, shape in told.items()]
+    return ", ".join([f"{done.dim:,} features", *others])
