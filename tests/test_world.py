@@ -79,7 +79,7 @@ def uneven(folder: Path, phase_one: Path) -> Path:
     return folder
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_train_what_one_does(phase_one: Path, tmp_path: Path) -> None:
     """With norms whose statistics are of whole batches, dropout, class weights, pieces of batches, augmentation."""
     folder = uneven(tmp_path / "ground", phase_one)

@@ -196,9 +196,9 @@ def train_command(
 
     asked = {
         "lr": lr, "backbone_lr": lr if backbone_lr is None else backbone_lr, "optimizer": optimizer,
-        "weight_decay": weight_decay, "schedule": schedule, "patience": patience, "early_stopping": early_stopping, "class_weights": class_weights,
-        "label_smoothing": label_smoothing, "batch_rows": batch_rows, "accumulate": accumulate,
-        "precision": precision, "seed": seed, "select": select,
+        "weight_decay": weight_decay, "schedule": schedule, "patience": patience, "early_stopping": early_stopping,
+        "class_weights": class_weights, "label_smoothing": label_smoothing, "batch_rows": batch_rows,
+        "accumulate": accumulate, "precision": precision, "seed": seed, "select": select,
     }  # fmt: skip
     shown = {"rotation": rotation, "jitter": jitter, "flip": flip, "crop": crop}
     how = recipe_of(preset, unfreeze or [], epochs or [], asked, shown, augment, SCRATCH)
