@@ -34,21 +34,16 @@ NETWORKS = {
     SMALL: (32, "layer4"),
     "test_efficientnet": (48, "blocks.4"),
     "resnet18": (64, "layer4"),
-    "resnet50": (64, "layer4"),
-    "efficientnet_b1": (64, "blocks.6"),
     "mobilenetv2_100": (64, "blocks.6"),
     "vgg11": (64, None),
-    "inception_resnet_v2": (160, None),
-    "legacy_xception": (96, None),
     "densenet121": (64, None),
-    "convnext_tiny": (64, "stages.3"),
     "vit_tiny_patch16_224": (224, None),
 }
 QUICK = (SMALL, "test_efficientnet")
 
 
-def slow_but(quick: tuple[str, ...]) -> list[object]:
-    return [pytest.param(name, marks=() if name in quick else pytest.mark.slow) for name in NETWORKS]
+def long_but(quick: tuple[str, ...]) -> list[object]:
+    return [pytest.param(name, marks=() if name in quick else pytest.mark.long) for name in NETWORKS]
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +77,7 @@ def pooled_by(tail: torch.nn.Module, boundary: np.ndarray) -> np.ndarray:
 # --- what it is -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", slow_but(QUICK))
+@pytest.mark.parametrize("name", long_but(QUICK))
 def test_the_tail_makes_the_vector_of_the_boundary_also_of_views(name: str, manifest: Manifest, tmp_path: Path) -> None:
     spec = BackboneSpec(name, "random:0", input_size=NETWORKS[name][0], taps=BOTH)
     embed(manifest, tmp_path / "s.h5", spec, views=VIEWS)
@@ -100,7 +95,7 @@ def test_the_tail_makes_the_vector_of_the_boundary_also_of_views(name: str, mani
     assert np.abs(of_views - boundary[:, None]).max() > 0
 
 
-@pytest.mark.parametrize("name", [param for param in slow_but(QUICK) if NETWORKS[param.values[0]][1]])
+@pytest.mark.parametrize("name", [param for param in long_but(QUICK) if NETWORKS[param.values[0]][1]])
 def test_the_boundary_is_what_enters_the_last_stage_of_the_whole_network(
     name: str, manifest: Manifest, tmp_path: Path
 ) -> None:
@@ -119,7 +114,7 @@ def test_the_boundary_is_what_enters_the_last_stage_of_the_whole_network(
     np.testing.assert_allclose(held, seen[0], rtol=1e-5, atol=1e-6 * np.abs(held).max())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("name", "shape"),
     [("efficientnet_b1", (192, 8, 8)), ("mobilenetv2_100", (160, 7, 7)), ("resnet50", (1024, 14, 14))],
@@ -139,7 +134,7 @@ def test_the_boundary_beside_it_leaves_vectors_and_views_as_they_are(
         assert {name: beside.datasets_sha256[name] for name in alone.datasets_sha256} == alone.datasets_sha256
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_compiled_network_gives_the_boundary_of_torch_to_five_digits(manifest: Manifest, tmp_path: Path) -> None:
     for compile_ in ("on", "off"):
         embed(manifest, tmp_path / f"{compile_}.h5", SPEC, views=VIEWS, compile=compile_)
