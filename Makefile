@@ -4,6 +4,8 @@ PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,$(she
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# A process of tests per core, but not more than memory has room for: each loads torch.
+ABREAST := -n auto --maxprocesses 4 --dist worksteal
 
 # Without its bytecode torch takes twice as long to import, in every process.
 unexport PYTHONDONTWRITEBYTECODE
@@ -14,7 +16,7 @@ demo: $(STAMP)  ## the whole loop on generated images, offline
 	$(BIN)/featcache demo
 
 test: $(STAMP)  ## the tests, but for the long ones
-	$(BIN)/python -m pytest -m "not real and not long"
+	$(BIN)/python -m pytest $(ABREAST) -m "not real and not long"
 
 test-long: $(STAMP)  ## tests on real X-rays (FEATCACHE_SHARED), the README, short versions of `make faults`
 	$(BIN)/python -m pytest -m "real or long"
@@ -25,7 +27,7 @@ lint: $(STAMP)  ## format, lint, types
 	$(BIN)/mypy
 
 check: lint  ## and the fast tests
-	$(BIN)/python -m pytest -q -m "not slow and not real and not long"
+	$(BIN)/python -m pytest -q $(ABREAST) -m "not slow and not real and not long"
 
 faults: $(STAMP)  ## faults of every kind, long versions: about an hour on two cores
 	$(BIN)/python -m tests.faults

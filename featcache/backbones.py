@@ -386,9 +386,23 @@ def _with_state(name: str, state: Mapping[str, Tensor], origin: str) -> nn.Modul
     try:
         module = _strictly(name, state, {"num_classes": config["num_classes"], "label_offset": 0})
     except _DO_NOT_FIT:
+        if (kept := _as_kept(name, state)) is not None:
+            return kept
         reason = " ".join(str(first).split())[:300]
         raise UsageError(f"the weights {origin} do not fit {name}: {reason}") from first
     cast(Any, module).reset_classifier(0)
+    return module
+
+
+def _as_kept(name: str, state: Mapping[str, Tensor]) -> nn.Module | None:
+    """The network of a Run, which has no tensor of what `_frozen` takes away; None where the weights do not fit."""
+    if name in networks.DENSE:
+        return None
+    module = _frozen(timm.create_model(name, pretrained=False, num_classes=0))
+    try:
+        module.load_state_dict(dict(state))
+    except RuntimeError:
+        return None
     return module
 
 

@@ -143,6 +143,9 @@ def _baselines(task: Task, protocol: Protocol) -> Json:
 
 def _notes(parent: Run | None, outcome: Outcome, after: Said) -> list[str]:
     notes = after.notes()
+    if parent and parent.record["asked"].get("average_views"):
+        name = parent.path.name
+        notes.insert(0, f"{name} was scored by means over augmented views; here nothing is, before or after")
     if outcome.epoch == 0:
         of = f"those of {parent.path.name}" if parent else "the first"
         notes.insert(0, f"no epoch was better on the validation rows: the weights that are kept are {of}")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach a network; read when huggingface_hub is imported
+os.environ.pop("COLUMNS", None)  # of several processes of tests each has one, which would be the width of tables
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from featcache.manifest import Manifest
 from featcache.protocol import SplitSpec
 from featcache.request import BackboneSpec
 from featcache.store import Part, PartFolder, Store, publish
+from featcache.task import TargetSpec
 from featcache.training import train_head
 
 if TYPE_CHECKING:
@@ -104,8 +106,8 @@ def draw_shadows(root: Path, n: int = 24) -> Path:
 @pytest.fixture(scope="session")
 def phase_one(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what phase 2 begins with: `images`; `net.safetensors`, the weights of a network; `tail.h5`, their
-    store with boundaries and two views; the Runs `linear`, `mlp` and `bare` (an mlp without a norm) of a hold-out, and
-    `folds` of three folds. Never to be changed."""
+    store with boundaries and two views; the Runs `linear`, `mlp` and `bare` (an mlp without a norm) of a hold-out,
+    `uneven` with fewer of one class, and `folds` of three folds. Never to be changed."""
     return begin_phase_two(draw_shadows(tmp_path_factory.mktemp("phase_one") / "images").parent)
 
 
@@ -123,6 +125,11 @@ def begin_phase_two(folder: Path) -> Path:
         for name, head in (("linear", linear), ("mlp", mlp), ("bare", replace(mlp, norm="none"))):
             train_head(store, head, folder / name, split=hold_out)
         train_head(store, linear, folder / "folds", split=SplitSpec(folds=3))
+        rows = enumerate(zip(store.image_ids, store.columns["label"], strict=True))
+        kept = [f"{name},{label}" for i, (name, label) in rows if label == "normal" or i % 3]
+        (folder / "labels.csv").write_text("\n".join(["image_id,label", *kept]) + "\n")
+        target = TargetSpec(file=folder / "labels.csv")
+        train_head(store, linear, folder / "uneven", target=target, split=hold_out)
     return folder
 
 

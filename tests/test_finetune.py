@@ -4,6 +4,7 @@ import csv
 import json
 import shutil
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,10 @@ from featcache.runs import Run
 from featcache.store import Store
 from featcache.task import TargetSpec
 from featcache.telling import Telling
-from featcache.training import train_head
+from featcache.training import ReportSpec, train_head
 from tests.conftest import NET, begin_phase_two
+from tests.test_tuning import Bench
+from tests.test_tuning import run as train
 
 LAST = Stage("last-block", 2)
 OF_LAST = ("blocks.4.", "conv_head.", "bn2.")
@@ -211,6 +214,20 @@ def test_every_head_with_weights_is_a_start(phase_one: Path, tmp_path: Path, kin
     check_start_was_kept(run, parent, phase_one)
 
 
+def test_a_run_that_was_scored_over_views_is_not_compared_with_one_that_was_not(
+    phase_one: Path, tmp_path: Path
+) -> None:
+    """What it says before is of images as they are, as what it says after; and it says so."""
+    with Store.open(phase_one / "tail.h5") as store:
+        head, report = HeadSpec(epochs=2, lr=1e-4, views=True), ReportSpec(average_views=True)
+        split = SplitSpec(val_fraction=0.25)
+        parent = train_head(store, head, tmp_path / "parent", split=split, report=report)
+    run = tuned(phase_one, recipe(Stage("last-block", 1)), tmp_path / "run", tmp_path / "parent")
+    assert run.record["before"]["metrics"]["test"]["loss"] != pytest.approx(parent.metrics("test")["loss"], abs=1e-5)
+    assert run.record["asked"]["average_views"] is False
+    assert "parent was scored by means over augmented views; here nothing is, before or after" in run.record["notes"]
+
+
 # --- the start may win ------------------------------------------------------------------------------------------------
 
 
@@ -295,22 +312,28 @@ def test_nothing_but_the_test_numbers_depends_on_the_test_rows(
 
 
 def test_folds_end_in_a_network_of_all_rows_for_the_mean_of_their_best_epochs(phase_one: Path, tmp_path: Path) -> None:
-    """The same training on all rows, by hand: a hold-out of which no row is held would be one."""
+    """Each fold is the training that it would be alone: nothing of one that has seen its held rows is in it."""
     seen: list[tuple[int, int, dict[str, float]]] = []
     telling = Telling(on_epoch=lambda done, total, point: seen.append((done, total, dict(point))))
-    run = tuned(phase_one, recipe(Stage("last-block", 3), lr=0.003), tmp_path / "run", "folds", telling=telling)
+    how, best = recipe(Stage("last-block", 3), lr=0.003), []
+    run = tuned(phase_one, how, tmp_path / "run", "folds", telling=telling)
     of_folds, final = seen[:9], seen[9:]
     assert [done for done, _, _ in of_folds] == [1, 2, 3] * 3
-    best = []
-    for i in range(3):
-        points = [point for _, _, point in of_folds[3 * i : 3 * i + 3]]
-        held = run.protocol().folds[i].held
-        before = before_loss(phase_one, held)
-        best.append(int(np.argmin([before, *(point["val_loss"] for point in points)])))
-    epochs = round(float(np.mean(best)))
-    assert 0 < epochs == len(final)
+    with ExitStack() as files:
+        bench = Bench(phase_one, files)
+        for i in range(3):
+            alone, start = bench.tuner(how, "folds", fold=i)
+            train(alone, tmp_path / f"{i}")
+            assert alone.history == [point for _, _, point in of_folds[3 * i : 3 * i + 3]]
+            best.append(alone.best_epoch)
+        epochs = round(float(np.mean(best)))
+        assert 0 < epochs == len(final)
+        last, start = bench.tuner(replace(how, stages=(Stage("last-block", epochs),)), "folds", fold=None)
+        train(last, tmp_path / "all")
     assert run.record["epoch"] == 2 + epochs
     assert all("val_loss" not in point for _, _, point in final)
+    kept = load_file(run.path / "backbone.safetensors")
+    assert all(np.array_equal(kept[name], t.numpy()) for name, t in start.backbone.module.state_dict().items())
     assert run.metrics("val")["n"] == run.metrics("train")["n"] == len(run.protocol().rows)
     folds = {row["image_id"]: row["fold"] for row in table(run) if row["split"] == "val"}
     for number, fold in enumerate(run.protocol().folds):
@@ -336,14 +359,6 @@ def test_the_final_network_comes_to_the_later_stages_as_the_folds_did() -> None:
     for epochs in range(1, 21):
         stages = [("last-block", min(epochs, 10)), *([("all", epochs - 10)] if epochs > 10 else [])]
         assert final(whole, epochs) == stages
-
-
-def before_loss(folder: Path, rows: np.ndarray) -> float:
-    """Cross entropy of what phase 1 had said of some rows of the Run `folds`, out of fold."""
-    run = Run.open(folder / "folds")
-    names = [run.images().image_ids[i] for i in rows]
-    p = {row["image_id"]: float(row[f"p_{row['label']}"]) for row in table(run) if row["split"] == "val"}
-    return float(np.mean([-np.log(p[name]) for name in names]))
 
 
 def test_a_fold_whose_held_labels_are_wrong_trains_the_same_network(phase_one: Path, tmp_path: Path) -> None:

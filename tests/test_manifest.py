@@ -260,7 +260,7 @@ def test_what_may_not_be_read_is_counted_by_reason(tmp_path: Path) -> None:
     touch(tmp_path, "a/1.png", "closed/1.png", "nobody-knows")
     (tmp_path / "closed").chmod(0)
     (tmp_path / "nobody-knows").chmod(0)
-    for folder in (tmp_path, *tmp_path.parents[:2]):
+    for folder in (tmp_path, *tmp_path.parents[:3]):
         folder.chmod(0o755)
     code = (
         "import os, sys\nfrom featcache.manifest import Manifest\nos.seteuid(65534)\n"

@@ -11,6 +11,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.numpy import load_file
+from safetensors.torch import save_file
 from scipy.special import softmax
 
 from featcache import backbones, modules, stacks
@@ -167,6 +168,16 @@ def test_heads_are_those_of_the_network_or_what_was_asked() -> None:
     ):
         with pytest.raises(ValueError, match=message):
             head_for(NET, kind, **given)
+
+
+@pytest.mark.slow
+def test_a_network_that_loses_more_than_its_classifier_is_kept_and_found_again(tmp_path: Path) -> None:
+    """Of a VGG the dense layers are classifier as well, and its kept weights are without them."""
+    kept = backbones.load(BackboneSpec("vgg11", "random:0", input_size=SIZE), "cpu")
+    path = tmp_path / "backbone.safetensors"
+    save_file({name: tensor.contiguous() for name, tensor in kept.module.state_dict().items()}, path)
+    found = backbones.load(BackboneSpec("vgg11", str(path), input_size=SIZE), "cpu")
+    assert found.weights_sha256 == kept.weights_sha256
 
 
 # --- images and labels ------------------------------------------------------------------------------------------------

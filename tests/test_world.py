@@ -1,7 +1,6 @@
 """Several processes train what one would have trained."""
 
 import os
-import shutil
 import socket
 import subprocess
 import sys
@@ -13,12 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from featcache.heads import HeadSpec
-from featcache.protocol import SplitSpec
 from featcache.runs import Run
-from featcache.store import Store
-from featcache.task import TargetSpec
-from featcache.training import train_head
 from featcache.world import World, joined
 from tests import ranks
 
@@ -67,24 +61,11 @@ def test_a_process_that_torchrun_has_not_started_is_alone() -> None:
 # --- two processes ----------------------------------------------------------------------------------------------------
 
 
-def uneven(folder: Path, phase_one: Path) -> Path:
-    """`phase_one` with a Run of which one class is rarer, so that class weights are not one."""
-    shutil.copytree(phase_one, folder)
-    with Store.open(folder / "tail.h5") as store:
-        rows = list(zip(store.image_ids, store.columns["label"], strict=True))
-        kept = [f"{name},{label}" for i, (name, label) in enumerate(rows) if label == "normal" or i % 3]
-        (folder / "labels.csv").write_text("\n".join(["image_id,label", *kept]) + "\n")
-        target, split = TargetSpec(file=folder / "labels.csv"), SplitSpec(val_fraction=0.25)
-        train_head(store, HeadSpec(epochs=2, lr=1e-4), folder / "uneven", target=target, split=split)
-    return folder
-
-
 @pytest.mark.long
 def test_two_processes_train_what_one_does(phase_one: Path, tmp_path: Path) -> None:
     """With norms whose statistics are of whole batches, dropout, class weights, pieces of batches, augmentation."""
-    folder = uneven(tmp_path / "ground", phase_one)
-    ranks.train_all(folder, tmp_path / "one")
-    done = together(2, "-m", "tests.ranks", folder, tmp_path / "two", cwd=tmp_path)
+    ranks.train_all(phase_one, tmp_path / "one")
+    done = together(2, "-m", "tests.ranks", phase_one, tmp_path / "two", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     for name in ranks.CASES:
         one, two = (Run.open(tmp_path / side / name) for side in ("one", "two"))
