@@ -19,7 +19,7 @@ test: $(STAMP)  ## the tests, but for the long ones
 	$(BIN)/python -m pytest $(ABREAST) -m "not real and not long"
 
 test-long: $(STAMP)  ## tests on real X-rays (FEATCACHE_SHARED), the README, short versions of `make faults`
-	$(BIN)/python -m pytest -m "real or long"
+	$(BIN)/python -m pytest $(ABREAST) -m "real or long"
 
 lint: $(STAMP)  ## format, lint, types
 	$(BIN)/ruff format --check .

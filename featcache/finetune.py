@@ -225,7 +225,7 @@ def _key(start: Start, recipe: Recipe, asked: Json) -> Json:
     labels = [[None if v != v else v for v in np.atleast_1d(label).tolist()] for label in task.labels]
     return {
         "command": "fine-tune" if parent else "train",
-        "parent": {"run": parent.path.name, "sha256": digest_json(parent.record)} if parent else None,
+        "parent_sha256": digest_json(_said_again(parent.record)) if parent else None,
         "recipe": asdict(recipe),
         "heads": [start.head.used()],
         "classes": task.classes,
@@ -237,6 +237,11 @@ def _key(start: Start, recipe: Recipe, asked: Json) -> Json:
         "split_sha256": start.protocol.record(task.image_ids)["sha256"],
         "labels_sha256": digest_json(labels),
     }
+
+
+def _said_again(record: Json) -> Json:
+    """What a Run says whenever it is made again: not how long that took, nor where it was."""
+    return {name: value for name, value in record.items() if name not in ("seconds", "environment")}
 
 
 def _prepared(run_path: Path, key: Json, world: World, files: ExitStack) -> Checkpoints:

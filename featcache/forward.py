@@ -190,7 +190,7 @@ def _is_to_be_compiled(backbone: Backbone, compile_: str, n_images: int, on_note
         return True
     if not has_compiler or kind not in _WORTH_COMPILING:
         return False
-    flops = _flops(lambda: backbone(torch.zeros(1, 3, *backbone.transform.input_size, dtype=torch.uint8)))
+    flops = _flops(backbone)
     if not _is_worth_it(kind, n_images * flops):
         return False
     on_note(
@@ -208,7 +208,13 @@ def _is_worth_it(kind: str, flops: float) -> bool:
     return flops / (_n_cores() if kind == "cpu" else 1) >= _WORTH_COMPILING[kind]
 
 
-def _flops(work: Callable[[], object]) -> int:
+def _flops(backbone: Backbone) -> int:
+    """Of one image."""
+    image = torch.zeros(1, 3, *backbone.transform.input_size, dtype=torch.uint8)
+    return _operations(lambda: backbone(image))
+
+
+def _operations(work: Callable[[], object]) -> int:
     """Multiplications and additions of some work, counted by torch while it is done."""
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -237,7 +243,7 @@ def for_learning(module: nn.Module, sample: Tensor, n_images: int, compile_: str
         if compile_ == "on":
             raise UsageError("--compile on needs a C++ compiler (Debian: apt install g++); none was found.")
         return module
-    if compile_ == "auto" and not _is_worth_it(kind, 3.0 * n_images * _flops(lambda: _unmoved(module, sample))):
+    if compile_ == "auto" and not _is_worth_it(kind, 3.0 * n_images * _operations(lambda: _unmoved(module, sample))):
         return module
     on_note("compiling the part that learns, which takes about a minute (--compile off does without).")
     _keep_compiled_code()

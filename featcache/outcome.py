@@ -72,6 +72,7 @@ def write(
     parent = start.parent.record if start.parent else None
     record = {
         **key,
+        "parent": {"run": start.parent.path.name, "sha256": key["parent_sha256"]} if start.parent else None,
         "head": {name: value for name, value in start.head.used().items() if name in _SHAPE},
         "n_parameters": sum(outcome.n_trainable),
         "n_trainable": {"backbone": outcome.n_trainable[0], "head": outcome.n_trainable[1]},

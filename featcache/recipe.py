@@ -76,7 +76,8 @@ class Recipe:
         label_smoothing: share of the target spread evenly over the classes.
         dropout: of the head's hidden layers; None for what the head has.
         batch_rows: images per step, within half a batch; of all processes together.
-        accumulate: pieces in which a batch goes through the network, for less memory: gradients are added up.
+        accumulate: pieces in which a batch goes through the network, for less memory: gradients are added up,
+            and norms that learn see a piece at a time.
         augment: of training images; None shows them as they are, in every epoch.
         precision: of the arithmetic that learns; "float16" and "bfloat16" are torch's autocast, weights stay float32.
         select: the validation metric by which the best weights are kept; those of the start are among them.

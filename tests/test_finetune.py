@@ -437,6 +437,24 @@ def test_a_training_may_be_repeated_in_its_place(phase_one: Path, tmp_path: Path
     same_files(again, replace(first, path=tmp_path / "kept"))
 
 
+def test_a_parent_that_was_made_again_or_moved_is_the_same_parent(phase_one: Path, tmp_path: Path) -> None:
+    """A script may run twice from the beginning, and a stopped training goes on wherever its parent is by then."""
+    for name in ("once", "again"):
+        with Store.open(phase_one / "tail.h5") as store:
+            head, split = HeadSpec(epochs=2, lr=1e-4), SplitSpec(val_fraction=0.25)
+            train_head(store, head, tmp_path / name / "head", split=split)
+    (tmp_path / "again" / "head").rename(tmp_path / "again" / "elsewhere")
+    parents = [tmp_path / "once" / "head", tmp_path / "again" / "elsewhere"]
+    seconds = [Run.open(parent).record["seconds"] for parent in parents]
+    record = json.loads((parents[1] / "run.json").read_text())
+    (parents[1] / "run.json").write_text(json.dumps({**record, "seconds": seconds[0] + 1}))
+    tuned(phase_one, recipe(Stage("last-block", 1)), tmp_path / "run", parents[0])
+    again = tuned(phase_one, recipe(Stage("last-block", 1)), tmp_path / "run", parents[1])
+    assert again.record["parent"]["run"] == "elsewhere"
+    with pytest.raises(UsageError, match="holds another Run"):
+        tuned(phase_one, recipe(Stage("last-block", 1)), tmp_path / "run", "mlp")
+
+
 def test_another_training_is_never_continued_nor_written_over(phase_one: Path, tmp_path: Path) -> None:
     stop = Telling(on_epoch=stop_after(1))
     with pytest.raises(KeyboardInterrupt):

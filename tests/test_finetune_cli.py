@@ -76,6 +76,9 @@ def test_train_answers_scripts_with_one_json_object(here: Path) -> None:
     assert answer["parent"] is None
     assert answer["run"].startswith(f"runs/images-{NET}-")
     assert answer["recipe"]["stages"] == [{"unfreeze": "all", "epochs": 1}]
+    assert (answer["recipe"]["lr"], answer["recipe"]["backbone_lr"]) == (0.003, 0.003), (
+        "of a whole network both are --lr"
+    )
     assert (answer["train"]["n"], answer["val"]["n"], answer["test"]["n"]) == (24, 8, 16)
     assert answer["seconds"] > 0
 
