@@ -1,4 +1,4 @@
-"""A name becomes a frozen network, its transform, its vectors and the digest of its weights. The only user of timm.
+"""A name becomes a frozen network, its transform, its vectors and the digest of its weights.
 
 A name is `arch.tag` as timm spells it; a bare `arch` is resolved to timm's default tag, and the resolved name is what
 is printed and kept, because a default may change from one release to the next. Pretrained weights that cannot be had
@@ -7,33 +7,25 @@ are an error: a network with random weights is made only when `random:SEED` asks
 
 import difflib
 import fnmatch
-import math
-import re
-import urllib.error
-import urllib.request
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import huggingface_hub
-import safetensors.torch
-import timm
 import torch
-from huggingface_hub.errors import LocalEntryNotFoundError
 from timm.data.config import resolve_data_config
-from timm.models import VGG, InceptionResnetV2, Xception, group_parameters, is_model, list_models, list_pretrained
+from timm.models import VGG, is_model, list_models, list_pretrained
 from torch import Tensor, nn
 
-from featcache import networks
+from featcache import networks, weights
 from featcache.augment import ViewSpec
-from featcache.errors import UntrustedFile, UsageError, WeightsUnavailable, from_os_error
+from featcache.blocks import groups
+from featcache.errors import UsageError
 from featcache.graph import Cut, cut
 from featcache.images import CROP_MODES, DecodeSpec, TransformSpec
 from featcache.probe import pixels_sha256
-from featcache.provenance import Json, digest_arrays
+from featcache.provenance import Json
 from featcache.request import BackboneSpec
 from featcache.store import BOUNDARY, GRID, POOLED
 
@@ -52,25 +44,6 @@ SUGGESTED = (
     "legacy_xception",
     "mobilenetv2_100",
     *networks.DENSE,
-)
-_HUB_TIMEOUT_S = 5
-# Stages of families whose matcher knows none: of Inception-ResNet-v2 by resolution (Szegedy et al. 2017, figure 3), of
-# Xception its three flows (Chollet 2017, figure 5). In the form of timm's matchers.
-_STAGES: dict[type[nn.Module], dict[str, str]] = {
-    InceptionResnetV2: {
-        "stem": r"^conv2d_[1-4]",
-        "35": r"^mixed_5b|^repeat\.",
-        "17": r"^mixed_6a|^repeat_1\.",
-        "8": r"^mixed_7a|^repeat_2\.|^block8|^conv2d_7b",
-    },
-    Xception: {"entry": r"^conv[12]|^bn[12]|^block[123]\.", "middle": r"^block(?:[4-9]|10|11)\.", "exit": r"."},
-}
-_WITH_THE_GROUP_BEFORE = 99999.0  # timm's MATCH_PREV_GROUP
-# What timm's conversions of foreign state dicts raise.
-_DO_NOT_FIT = (RuntimeError, KeyError, AttributeError, IndexError, ValueError, TypeError, AssertionError)
-_WAYS_OUT = (
-    "Connect once (weights are then cached), copy the hub cache of a connected machine, pass a local file with "
-    "--weights FILE.safetensors, or ask for random weights with --weights random:0."
 )
 
 
@@ -165,32 +138,20 @@ def load(spec: BackboneSpec, device: str = "cpu") -> Backbone:
         UntrustedFile: a `.pth` that is more than tensors.
     """
     name = resolve_name(spec.name)
-    arch, _, _ = name.partition(".")
     check_precision(spec.precision, device)
-    config = _config(name)
+    config = weights.config_of(name)
     transform = _transform(spec, config)  # before the weights: a wrong option should not cost a download
-    paths: tuple[Path, ...] = ()
-    if spec.weights is not None and spec.weights.startswith("random:"):
-        source, module = spec.weights, _random(arch, spec.weights)
-        name = arch
-    elif spec.weights is not None:
-        source, paths = "file", (Path(spec.weights),)
-        module = _with_state(name, _read_weights(paths[0]), spec.weights)
-        name = arch
-    else:
-        source, cached = "hub", _fetch(name, config)
-        paths = (cached, _revision(cached))
-        module = _with_state(name, _read_weights(cached), name)
-    module = _frozen(module).to(memory_format=torch.channels_last)
-    digest = weights_digest(module)
+    loaded = weights.load(name, spec.weights)
+    module = loaded.module.to(memory_format=torch.channels_last)
+    digest = weights.digest(module)
     module = module.to(device)
     last_stage, divided = _divided(module) if BOUNDARY in spec.taps else (None, None)
     return Backbone(
-        name=name,
+        name=loaded.name,
         module=module,
         transform=transform,
-        weights_source=source,
-        weights_paths=paths,
+        weights_source=loaded.source,
+        weights_paths=loaded.paths,
         weights_sha256=digest,
         shapes=_shapes(module, divided, transform, spec.taps),
         pooling=_pooling(module),
@@ -199,11 +160,6 @@ def load(spec: BackboneSpec, device: str = "cpu") -> Backbone:
         cut=divided,
         last_stage=last_stage,
     )
-
-
-def weights_digest(module: nn.Module) -> str:
-    """sha256 of a network's state dict: names, dtypes, shapes, bytes."""
-    return digest_arrays({key: _bytes_of(value) for key, value in module.state_dict().items()})
 
 
 def check_precision(precision: str, device: str) -> None:
@@ -224,7 +180,7 @@ def resolve_name(name: str) -> str:
     arch, _, tag = name.partition(".")
     if not is_model(arch) and arch not in networks.DENSE:
         raise UsageError(f"no backbone is named {arch!r}. {_near(arch)}See: featcache backbones '*{arch[:6]}*'")
-    default = _config(arch)  # of the successor, where timm has renamed an architecture
+    default = weights.config_of(arch)  # of the successor, where timm has renamed an architecture
     arch = default["architecture"]
     if not tag:
         return f"{arch}.{default['tag']}" if default.get("tag") else arch
@@ -246,8 +202,8 @@ def listing(pattern: str | None = None) -> Iterator[dict[str, Any]]:
     else:
         archs = [arch for arch in _known() if fnmatch.fnmatch(arch, pattern) or pattern in arch]
     for arch in archs:
-        module = _frozen(_sketch(arch))
-        config = _config(arch)
+        module = weights.headless(weights.sketch(arch))
+        config = weights.config_of(arch)
         yield {
             "name": config["architecture"],
             "tag": config.get("tag") or "",
@@ -265,7 +221,11 @@ def sketch(name: str) -> tuple[str, nn.Module, tuple[int, ...]]:
         UsageError: unknown name.
     """
     name = resolve_name(name)
-    return name, _frozen(_sketch(name)), _transform(BackboneSpec(name), _config(name)).input_size
+    return (
+        name,
+        weights.headless(weights.sketch(name)),
+        _transform(BackboneSpec(name), weights.config_of(name)).input_size,
+    )
 
 
 def _known() -> list[str]:
@@ -277,249 +237,7 @@ def _near(arch: str) -> str:
     return f"Near it: {', '.join(near)}. " if near else ""
 
 
-# --- blocks -----------------------------------------------------------------------------------------------------------
-
-
-def groups(module: nn.Module, coarse: bool) -> list[list[str]]:
-    """Names of the parameters of each block, first to last; with `coarse` of each stage. Stem and head belong to none:
-    the stem is a group of its own, and what follows the last block (a convolution, a norm) is part of the last group.
-
-    They are those of timm's own matchers, by which it scales learning rates, with three exceptions: in a VGG or a
-    network of ours a block is a convolution with its norm, and a stage is what lies between two poolings; Xception and
-    Inception-ResNet-v2 have stages. In a transformer without stages, a stage is a block.
-
-    Args:
-        module: of a `Backbone`.
-
-    Raises:
-        UsageError: timm does not say what a block of this network is.
-    """
-    if isinstance(module, VGG | networks.ConvNet):
-        return _convolutions(module.features, coarse)
-    found = group_parameters(module, _with_rest(_matcher(module, coarse)))
-    return [names for names in found.values() if names]
-
-
-def _matcher(module: nn.Module, coarse: bool) -> Any:
-    if coarse and type(module) in _STAGES:
-        return _STAGES[type(module)]
-    try:
-        return cast(Any, module).group_matcher(coarse=coarse)
-    except (AttributeError, AssertionError, NotImplementedError) as error:  # it has none; or not this one
-        kind = "stages" if coarse else "blocks"
-        raise UsageError(
-            f"timm does not say what the {kind} of {type(module).__name__} are: name parameters by a pattern, or all."
-        ) from error
-
-
-def _with_rest(matcher: Any) -> Any:
-    """A matcher by which what it knows nothing of (norms and layers after the last block) goes with the last group."""
-    if not callable(matcher):
-        return {**matcher, "rest": [(r".", (_WITH_THE_GROUP_BEFORE,))]}
-
-    def with_rest(name: str) -> Any:
-        found = matcher(name)
-        return (math.inf, _WITH_THE_GROUP_BEFORE) if found == math.inf else found
-
-    return with_rest
-
-
-def _convolutions(features: nn.Module, coarse: bool) -> list[list[str]]:
-    """Those of a plain row of layers."""
-    found: list[list[str]] = [[]]
-    for i, layer in features.named_children():
-        if isinstance(layer, nn.MaxPool2d if coarse else nn.Conv2d):
-            found.append([])
-        found[-1] += [f"features.{i}.{name}" for name, _ in layer.named_parameters()]
-    return [names for names in found if names]
-
-
-# --- weights ----------------------------------------------------------------------------------------------------------
-
-
-def _create(arch: str) -> nn.Module:
-    if arch in networks.DENSE:
-        return networks.build(arch)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # timm's own deprecations concern its developers
-        return timm.create_model(arch, pretrained=False, num_classes=0)
-
-
-def _sketch(name: str) -> nn.Module:
-    """The network without memory for its weights."""
-    with torch.device("meta"):
-        return _create(name)
-
-
-def _config(name: str) -> dict[str, Any]:
-    """What timm knows of the weights a name stands for: tag, source, input size, normalisation, classifier."""
-    return dict(cast(dict[str, Any], _sketch(name).pretrained_cfg))
-
-
-def _random(arch: str, weights: str) -> nn.Module:
-    seed = weights.removeprefix("random:")
-    if not re.fullmatch(r"[0-9]{1,18}", seed):
-        raise UsageError(f"--weights {weights[:40]}: the seed must be a whole number, as in random:0.")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(seed))
-        return _create(arch)
-
-
-def _with_state(name: str, state: Mapping[str, Tensor], origin: str) -> nn.Module:
-    """The network with these weights and without their classifier, every tensor in its place.
-
-    Weights in timm's layout are stripped of their classifier and loaded into the headless network. Older layouts
-    (torchvision's VGG) show their classifier only once timm has converted them: they go into the whole network,
-    which then loses its head. timm itself would skip a missing tensor without a word and leave it random.
-
-    Raises:
-        UsageError: a tensor of the network is missing from the weights, left over, or of another shape.
-    """
-    config = _config(name)
-    headless = {key: value for key, value in state.items() if not _of_classifier(key, config)}
-    if not headless:  # timm would take an empty state dict for none at all, and fetch its own
-        raise UsageError(f"the weights {origin} do not fit {name}: they hold no tensor of it.")
-    try:
-        return _strictly(name, headless, {"num_classes": 0, "classifier": None})
-    except _DO_NOT_FIT as error:
-        first = error
-    try:
-        module = _strictly(name, state, {"num_classes": config["num_classes"], "label_offset": 0})
-    except _DO_NOT_FIT:
-        if (kept := _as_kept(name, state)) is not None:
-            return kept
-        reason = " ".join(str(first).split())[:300]
-        raise UsageError(f"the weights {origin} do not fit {name}: {reason}") from first
-    cast(Any, module).reset_classifier(0)
-    return module
-
-
-def _as_kept(name: str, state: Mapping[str, Tensor]) -> nn.Module | None:
-    """The network of a Run, which has no tensor of what `_frozen` takes away; None where the weights do not fit."""
-    if name in networks.DENSE:
-        return None
-    module = _frozen(timm.create_model(name, pretrained=False, num_classes=0))
-    try:
-        module.load_state_dict(dict(state))
-    except RuntimeError:
-        return None
-    return module
-
-
-def _strictly(name: str, state: Mapping[str, Tensor], overlay: dict[str, Any]) -> nn.Module:
-    """timm's own conversion and loading, made strict: it is lenient where the classes of weights and network differ."""
-    if name in networks.DENSE:
-        module = networks.build(name)
-        module.load_state_dict(dict(state))
-        return module
-    overlay = {**overlay, "state_dict": dict(state), "custom_load": False}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return timm.create_model(
-            name, pretrained=True, num_classes=overlay["num_classes"], pretrained_cfg_overlay=overlay
-        )
-
-
-def _of_classifier(key: str, config: Mapping[str, Any]) -> bool:
-    classifier = config.get("classifier") or ()
-    names = [classifier] if isinstance(classifier, str) else classifier
-    return any(key.startswith(f"{name}.") for name in names)
-
-
-def _read_weights(path: Path) -> Mapping[str, Tensor]:
-    """A state dict from a file. Pickles are opened as tensors only, whatever the environment says.
-
-    Raises:
-        UntrustedFile: the pickle wants more than tensors; the message names what.
-    """
-    if not path.is_file():
-        raise UsageError(f"--weights {path}: no such file (a local .safetensors or .pth, or random:SEED).")
-    if path.suffix not in (".safetensors", ".pth", ".pt"):
-        raise UsageError(f"--weights {path}: expected a .safetensors, .pth or .pt file.")
-    try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise from_os_error(error, "reading", path) from error
-    except safetensors.SafetensorError as error:
-        raise UsageError(f"--weights {path} is not a whole safetensors file: {error}.") from error
-    except Exception as error:  # torch.load: UnpicklingError for a refused global, RuntimeError or others for damage
-        reason = next((line for line in str(error).splitlines() if "GLOBAL" in line or "global" in line), str(error))
-        raise UntrustedFile(f"--weights {path} is not a plain file of tensors: {reason.strip()[:300]}") from error
-    for key in ("state_dict", "model"):
-        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
-            loaded = loaded[key]
-    if not isinstance(loaded, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in loaded.items()):
-        raise UsageError(f"--weights {path} holds no state dict (names with tensors).")
-    return loaded
-
-
-def _fetch(name: str, config: Mapping[str, Any]) -> Path:
-    """The file of pretrained weights in the local hub cache, brought there through the network if need be."""
-    repository = config.get("hf_hub_id")
-    if not repository:
-        raise WeightsUnavailable(
-            f"{name} has no pretrained weights. Pass a local file with --weights FILE.safetensors, or ask for random "
-            "weights with --weights random:0."
-        )
-    where = {"repo_id": repository, "filename": config.get("hf_hub_filename") or "model.safetensors"}
-    try:
-        return Path(huggingface_hub.hf_hub_download(**where, local_files_only=True))
-    except LocalEntryNotFoundError:
-        pass
-    if not hub_is_reachable():
-        raise WeightsUnavailable(f"weights of {name} are not cached and the hub cannot be reached. {_WAYS_OUT}")
-    try:
-        return Path(huggingface_hub.hf_hub_download(**where))
-    except (OSError, huggingface_hub.errors.HfHubHTTPError) as error:
-        reason = str(error).splitlines()[0]
-        raise WeightsUnavailable(f"weights of {name} could not be fetched: {reason} {_WAYS_OUT}") from error
-
-
-def _revision(cached: Path) -> Path:
-    """The file of the hub's cache that names the current revision: REPO/refs/main beside REPO/snapshots/…."""
-    return cached.parents[2] / "refs" / "main"
-
-
-def hub_is_reachable() -> bool:
-    """Whether the hub answers within seconds: its client alone would try for three quarters of a minute."""
-    if huggingface_hub.constants.HF_HUB_OFFLINE:
-        return False
-    request = urllib.request.Request(huggingface_hub.constants.ENDPOINT, method="HEAD")
-    try:
-        urllib.request.urlopen(request, timeout=_HUB_TIMEOUT_S).close()
-    except urllib.error.HTTPError:
-        return True  # an answer, if not a friendly one
-    except OSError:
-        return False
-    return True
-
-
-def _bytes_of(tensor: Tensor) -> Any:
-    """A tensor as an array of the same bytes; bfloat16, which numpy lacks, as uint16."""
-    tensor = tensor.detach().cpu().contiguous()
-    return tensor.view(torch.uint16).numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy()
-
-
 # --- vectors ----------------------------------------------------------------------------------------------------------
-
-
-class _MeanOfMap(nn.Module):
-    """(b, d, rows, columns) to (b, d)."""
-
-    def forward(self, grid: Tensor) -> Tensor:
-        return grid.mean(dim=(2, 3))
-
-
-def _frozen(module: nn.Module) -> nn.Module:
-    """Without classifier: called with an image, it gives the pooled vector."""
-    if isinstance(module, VGG):
-        module.register_module(
-            "pre_logits", nn.Identity()
-        )  # its two dense layers are classifier: 120 of 138 million parameters
-        module.register_module("head", _MeanOfMap())
-    return module.eval().requires_grad_(False)
 
 
 def _pooling(module: nn.Module) -> str:
@@ -583,7 +301,8 @@ def _shapes(
 def _transform(spec: BackboneSpec, config: dict[str, Any]) -> TransformSpec:
     """The model's own data configuration, with the overrides of the spec."""
     own = resolve_data_config(pretrained_cfg=config)  # type: ignore[no-untyped-call]
-    settings = {key: getattr(spec, key) for key in ("input_size", "crop_pct", "interpolation", "mean", "std")}
+    named = ("input_size", "crop_pct", "crop_mode", "interpolation", "mean", "std")
+    settings = {key: getattr(spec, key) for key in named}
     given = {key: value for key, value in settings.items() if value is not None}
     size = given.pop("input_size", None)
     for key in ("mean", "std"):

@@ -1,7 +1,7 @@
 """Which part of a backbone learns in a partial fine-tune, by a word of a person: `last-block`, `last-stage`, how many
 blocks, `all`, or a pattern of parameter names. What can be unfrozen, and what it costs, is a table (`choices`).
 
-What a block or a stage is, `backbones.groups` knows; how a network is cut in two before what learns, and how the rest
+What a block or a stage is, `blocks` knows; how a network is cut in two before what learns, and how the rest
 is kept from learning, `graph`.
 """
 
@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from featcache import backbones, networks, stacks
+from featcache.blocks import groups
 from featcache.errors import UsageError
 from featcache.graph import Cut, cut, learn, n_trainable
 from featcache.heads import HeadSpec
@@ -63,9 +64,9 @@ def unfrozen(module: nn.Module, which: str) -> list[str]:
     if which == "all":
         return names
     if which in ("last-block", "last-stage"):
-        chosen = set(backbones.groups(module, coarse=which == "last-stage")[-1])
+        chosen = set(groups(module, coarse=which == "last-stage")[-1])
     elif re.fullmatch(r"[0-9]{1,6}", which):
-        chosen = set(_last(backbones.groups(module, coarse=False), int(which)))
+        chosen = set(_last(groups(module, coarse=False), int(which)))
     else:
         chosen = set(_matching(module, names, which))
     return [name for name in names if name in chosen]
@@ -93,7 +94,7 @@ def _known(module: nn.Module) -> str:
     """What could have been asked for."""
     words = "There are last-block, last-stage, all, a number of blocks"
     try:
-        blocks = backbones.groups(module, coarse=False)
+        blocks = groups(module, coarse=False)
     except UsageError:
         return f"{words}, and a part of the name of a parameter."
     near = ", ".join(block_name(module, block) for block in blocks[-_N_NAMED:])
@@ -107,7 +108,7 @@ def choices(name: str) -> list[Choice]:
         UsageError: no backbone has this name, or what its blocks are is not known.
     """
     resolved, module, size = backbones.sketch(name)
-    blocks = backbones.groups(module, coarse=False)
+    blocks = groups(module, coarse=False)
     stage = unfrozen(module, "last-stage")
     entering, n_features = _entering(module, [_last(blocks, n) for n in range(len(blocks), 0, -1)], size)
     of_stage, _ = _entering(module, [stage], size)

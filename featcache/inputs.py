@@ -13,8 +13,9 @@ from typing import Any, Protocol, Self
 import numpy as np
 from torch import nn
 
-from featcache import backbones, cut
+from featcache import cut
 from featcache.backbones import Backbone
+from featcache.blocks import groups
 from featcache.boundaries import FromImages, FromStore, Source
 from featcache.errors import IdentityMismatch, InputsChanged, UsageError
 from featcache.forward import Forward
@@ -83,6 +84,8 @@ class ImageInputs:
             self._files.close()
             parts = cut.cut(self._backbone.module, names)
             trunk = None
+            if parts.tail is self._backbone.module:
+                self._telling.on_note("torch.fx cannot follow this network: its frozen part runs with what learns.")
             if parts.trunk is not None:
                 below = replace(
                     self._backbone, module=parts.trunk, cut=None, last_stage=None
@@ -108,7 +111,7 @@ class StoreInputs:
             IdentityMismatch: what it calls the last stage is not what is called so here.
         """
         self._source = source
-        self._stage = backbones.groups(backbone.module, coarse=True)[-1]
+        self._stage = groups(backbone.module, coarse=True)[-1]
         held = store.identity["backbone"].get("boundary")
         if held != self._stage[0]:
             raise IdentityMismatch(

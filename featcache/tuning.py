@@ -16,14 +16,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from featcache import cut
+from featcache import cut, learning
 from featcache.backbones import Backbone
 from featcache.boundaries import Source
 from featcache.checkpoints import Checkpoints
 from featcache.errors import InputOutputError, UsageError
 from featcache.forward import for_learning, keep_freed_memory
+from featcache.learning import Learner
 from featcache.modules import Head
-from featcache.objective import Objective, Targets, class_weights
+from featcache.objective import Targets
 from featcache.pace import Watcher
 from featcache.provenance import Json
 from featcache.recipe import Recipe, Stage
@@ -34,7 +35,6 @@ Point = dict[str, float]
 Open = Callable[[Sequence[str]], AbstractContextManager[tuple[nn.Module, Source]]]
 
 _AUTOCAST = {"float16": torch.float16, "bfloat16": torch.bfloat16}
-_OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
 _BACKBONE, _HEAD, _BEST, _MOMENTS = "backbone/", "head/", "best/", "moments/"
 
 
@@ -74,7 +74,7 @@ class _InMotion:
 
     stage: Stage
     names: Sequence[str]  # of what learns of the backbone
-    learner: "_Learner"
+    learner: Learner
     wrapped: nn.Module
     source: Source
     optimizer: torch.optim.Optimizer
@@ -120,7 +120,7 @@ class Tuner:
         self._compile, self._on_note = "off" if world.size > 1 else compile_, on_note
         self._device = backbone.device
         keep_freed_memory()
-        self._objective = _objective(targets, sides.train, recipe, self._device)
+        self._objective = learning.objective(targets, sides.train, recipe, self._device)
         self._names: list[str] = []  # of everything that has learnt so far
         self._state, self._best = _State(), dict[str, Tensor]()
 
@@ -172,7 +172,7 @@ class Tuner:
         """(n, c) float32 of rows as they are, by the weights in place: those of the start before `run`, the best after
         it. Nothing is augmented, nothing dropped."""
         with self._open(self._up_to(len(self._recipe.stages))) as (tail, source):
-            return self._evaluated(_Learner(self._backbone, tail, self.head), source, rows)
+            return self._evaluated(Learner(self._backbone, tail, self.head), source, rows)
 
     # --- a stage ------------------------------------------------------------------------------------------------------
 
@@ -184,15 +184,15 @@ class Tuner:
         self._names = self._up_to(self._state.stage)
         if self._best:  # what learns from now on was with the best so far as it still is
             self._best = {**self._weights(), **self._best}
-        optimizer = self._optimizer(names)
+        optimizer = learning.optimizer(self._backbone.module, names, self.head, self._recipe)
         scaler = torch.amp.GradScaler(self._device.type, enabled=self._recipe.precision == "float16")
-        watcher = Watcher(_OfStage(self._recipe, stage.epochs))
+        watcher = Watcher(learning.OfStage(self._recipe, stage.epochs))
         if moments is not None:  # sgd without momentum has none, and yet has been watched
-            _put_moments(optimizer, moments)
+            learning.put_moments(optimizer, moments)
             vars(watcher).update(self._state.watching)
             scaler.load_state_dict(self._state.scaling)
         with self._open(self._names) as (tail, source):
-            learner = _Learner(self._backbone, tail, self.head)
+            learner = Learner(self._backbone, tail, self.head)
             n_images = len(self._sides.train) * stage.epochs
             with torch.no_grad():
                 sample = learner.entering(next(source.batches([self._sides.train[:1]], 0)))
@@ -255,7 +255,7 @@ class Tuner:
         casting = torch.autocast(self._device.type, dtype=lower) if lower else nullcontext()
         uniform = [torch.from_numpy(draw).to(self._device) for draw in draws]
         norms = WholeBatchNorms(self._world) if self._world.size > 1 else nullcontext()
-        with casting, norms, _in_our_words():
+        with casting, norms, learning.in_our_words():
             z: Tensor = wrapped(inputs, uniform)
             return z
 
@@ -324,7 +324,7 @@ class Tuner:
         return {f"train_{name}": value for name, value in self._targets.curve_point(0, rows, logits).items()}
 
     @torch.no_grad()
-    def _evaluated(self, learner: "_Learner", source: Source, rows: Array) -> Array:
+    def _evaluated(self, learner: Learner, source: Source, rows: Array) -> Array:
         learner.eval()
         batches = np.array_split(self._world.share(rows), max(1, math.ceil(len(rows) / 32 / self._world.size)))
         found = [
@@ -341,29 +341,11 @@ class Tuner:
     def _diverged(self) -> UsageError:
         return UsageError(f"the training diverged in epoch {self._state.epoch}: lower --lr and --backbone-lr.")
 
-    def _plain(self, learner: "_Learner", inputs: Array) -> Array:
+    def _plain(self, learner: Learner, inputs: Array) -> Array:
         found: Array = learner(learner.entering(inputs), []).float().cpu().numpy()
         return found
 
     # --- rates, weights, checkpoints ----------------------------------------------------------------------------------
-
-    def _optimizer(self, names: Sequence[str]) -> torch.optim.Optimizer:
-        wanted, module = set(names), self._backbone.module
-        head, backbone = self._recipe.rates
-        groups = [
-            {
-                "params": [p for name, p in module.named_parameters() if name in wanted],
-                "lr": backbone,
-                "full": backbone,
-            },
-            {"params": list(self.head.parameters()), "lr": head, "full": head},
-        ]
-        how: dict[str, Any] = {"weight_decay": self._recipe.weight_decay}
-        if self._recipe.optimizer == "sgd":
-            how["momentum"] = self._recipe.momentum
-        make: Any = _OPTIMIZERS[self._recipe.optimizer]
-        made: torch.optim.Optimizer = make(groups, **how)
-        return made
 
     def _unfrozen(self, stage: Stage) -> list[str]:
         return cut.unfrozen(self._backbone.module, stage.unfreeze)
@@ -417,88 +399,6 @@ class Tuner:
             name.removeprefix(_BEST): t.to(self._device) for name, t in tensors.items() if name.startswith(_BEST)
         }
         return {name.removeprefix(_MOMENTS): t for name, t in tensors.items() if name.startswith(_MOMENTS)}
-
-
-class _Learner(nn.Module):
-    """The learning part of a network, and its head: what enters it to (b, c) logits."""
-
-    def __init__(self, backbone: Backbone, tail: nn.Module, head: Head) -> None:
-        super().__init__()
-        self._normalize, self._device = backbone.normalize, backbone.device
-        self.tail, self.head = tail, head
-        self.at_work = tail
-
-    def entering(self, inputs: Array) -> Tensor:
-        """What a source gives, as the tail takes it."""
-        x = torch.from_numpy(inputs).to(self._device)
-        if x.dtype == torch.uint8:  # pixels, (b, h, w) or (b, h, w, 3)
-            x = self._normalize((x[..., None].expand(*x.shape, 3) if x.ndim == 3 else x).permute(0, 3, 1, 2))
-        if x.ndim == 4:
-            x = x.contiguous(memory_format=torch.channels_last)
-        return x
-
-    def forward(self, x: Tensor, draws: Sequence[Tensor]) -> Tensor:
-        tail = self.at_work if self.training else self.tail
-        z: Tensor = self.head(tail(x).float(), draws or None)
-        return z
-
-
-@dataclass(frozen=True)
-class _OfStage:
-    """The pace of one stage, for its `Watcher`."""
-
-    recipe: Recipe
-    epochs: int
-
-    @property
-    def schedule(self) -> str:
-        return self.recipe.schedule
-
-    @property
-    def patience(self) -> int:
-        return self.recipe.patience
-
-    @property
-    def early_stopping(self) -> int:
-        return self.recipe.early_stopping
-
-
-def _objective(targets: Targets, train: Array, recipe: Recipe, device: torch.device) -> Objective:
-    weights = class_weights(targets.values[0][train], targets.n_classes, recipe.class_weights)
-    values = targets.values.astype(np.float32) if targets.has_findings else targets.values
-    return Objective(
-        mask=torch.ones(0, 1, device=device),
-        values=torch.from_numpy(values).to(device),
-        labelling=torch.zeros(1, dtype=torch.long, device=device),
-        class_weights=torch.from_numpy(weights[None].astype(np.float32)).to(device),
-        smoothing=torch.tensor([recipe.label_smoothing], device=device),
-        has_findings=targets.has_findings,
-    )
-
-
-def _put_moments(optimizer: torch.optim.Optimizer, moments: Mapping[str, Tensor]) -> None:
-    """What an optimizer remembers of each parameter, as a checkpoint kept it."""
-    if not moments:
-        return
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, value in moments.items():
-        number, _, what = name.partition("/")
-        state.setdefault(int(number), {})[what] = value
-    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-
-
-@contextmanager
-def _in_our_words() -> Iterator[None]:
-    """What torch says of a single row, one line by which something can be done about it."""
-    try:
-        yield
-    except (ValueError, RuntimeError) as error:
-        if "more than 1 value per channel" not in str(error):
-            raise
-        raise UsageError(
-            "a batch norm that learns cannot see one image at a time: a larger --batch-rows, a smaller --accumulate, "
-            "or an --unfreeze without such norms."
-        ) from error
 
 
 def _is_statistic(name: str) -> bool:

@@ -9,7 +9,7 @@ import safetensors.torch
 import timm
 import torch
 
-from featcache import backbones
+from featcache import weights
 from featcache.backbones import BackboneSpec, listing, load, resolve_name
 from featcache.errors import UntrustedFile, UsageError, WeightsUnavailable
 from featcache.forward import Forward
@@ -265,10 +265,10 @@ def test_the_hub_counts_as_unreachable_where_it_is_told_to_be_offline(monkeypatc
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-    assert not backbones.hub_is_reachable()
+    assert not weights.hub_is_reachable()
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
-    assert not backbones.hub_is_reachable()
+    assert not weights.hub_is_reachable()
 
 
 @pytest.mark.usefixtures("empty_hub")

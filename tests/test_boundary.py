@@ -15,6 +15,7 @@ import featcache
 from featcache import backbones, cut, images
 from featcache.augment import ViewSpec
 from featcache.backbones import load
+from featcache.blocks import groups
 from featcache.embed import embed
 from featcache.errors import CorruptStore, IdentityMismatch, UsageError
 from featcache.forecast import forecast
@@ -164,7 +165,7 @@ def test_another_last_stage_is_another_identity(
 ) -> None:
     """A later timm may divide a network into other stages."""
     shutil.copy(small, tmp_path / "s.h5")
-    real = backbones.groups
+    real = groups
 
     def fewer(module: torch.nn.Module, coarse: bool) -> list[list[str]]:
         *groups, last_but_one, last = real(module, coarse)

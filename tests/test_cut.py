@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from featcache import backbones, cut, graph
+from featcache.blocks import groups
 from featcache.errors import UsageError
 from featcache.request import BackboneSpec
 
@@ -110,11 +111,11 @@ LAST = {
 def test_blocks_and_stages_are_those_of_the_family(name: str) -> None:
     module = sketch(name)
     every = [parameter for parameter, _ in module.named_parameters()]
-    blocks, stages = (backbones.groups(module, coarse) for coarse in (False, True))
+    blocks, stages = (groups(module, coarse) for coarse in (False, True))
     last = (cut.block_name(module, blocks[-1]), cut.block_name(module, stages[-1]))
     assert (*last, len(blocks), len(stages)) == LAST[name]
-    for groups in (blocks, stages):
-        assert sorted(parameter for group in groups for parameter in group) == sorted(every)
+    for parts in (blocks, stages):
+        assert sorted(parameter for group in parts for parameter in group) == sorted(every)
     assert set(blocks[-1]) <= set(stages[-1])
     assert every[0] in blocks[0]
     assert every[-1] in blocks[-1]
@@ -491,7 +492,7 @@ def test_choices_say_what_a_cut_would(name: str) -> None:
         if row.n_blocks is not None:
             assert set(cut.unfrozen(module, str(row.n_blocks))) == set(names)
         assert any(name.startswith(row.first) for name in names)
-    assert len(rows) == len(backbones.groups(module, coarse=False)) + 1
+    assert len(rows) == len(groups(module, coarse=False)) + 1
 
 
 def test_choices_of_the_own_networks_count_the_dense_layers_that_belong_to_them() -> None:

@@ -251,7 +251,7 @@ def check_start_was_kept(run: Run, parent: Run, folder: Path) -> None:
     assert run.record["gain"]["test"]["auroc"][0] == 0.0
 
 
-@pytest.mark.parametrize("parent", ["linear", "mlp", "folds"])
+@pytest.mark.parametrize("parent", ["linear", "mlp", pytest.param("folds", marks=pytest.mark.long)])
 def test_where_everything_gets_worse_phase_one_is_kept(phase_one: Path, tmp_path: Path, parent: str) -> None:
     how = recipe(Stage("last-block", 1), Stage("last-stage", 1), lr=900.0)
     run = tuned(phase_one, how, tmp_path / "run", parent)
@@ -286,7 +286,7 @@ POISON: dict[str, tuple[str, Recipe, dict[str, Any]]] = {
 }
 
 
-@pytest.mark.parametrize("case", ["store", *(pytest.param(c, marks=pytest.mark.slow) for c in POISON if c != "store")])
+@pytest.mark.parametrize("case", ["store", *(pytest.param(c, marks=pytest.mark.long) for c in POISON if c != "store")])
 def test_nothing_but_the_test_numbers_depends_on_the_test_rows(
     phase_one: Path, poisoned: Path, tmp_path: Path, case: str
 ) -> None:
@@ -311,6 +311,7 @@ def test_nothing_but_the_test_numbers_depends_on_the_test_rows(
 # --- folds ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.long
 def test_folds_end_in_a_network_of_all_rows_for_the_mean_of_their_best_epochs(phase_one: Path, tmp_path: Path) -> None:
     """Each fold is the training that it would be alone: nothing of one that has seen its held rows is in it."""
     seen: list[tuple[int, int, dict[str, float]]] = []
@@ -361,6 +362,7 @@ def test_the_final_network_comes_to_the_later_stages_as_the_folds_did() -> None:
         assert final(whole, epochs) == stages
 
 
+@pytest.mark.long
 def test_a_fold_whose_held_labels_are_wrong_trains_the_same_network(phase_one: Path, tmp_path: Path) -> None:
     """Held rows reach nothing but the choice of the epoch, and with a schedule or early stopping the rate and the end:
     the state after the last epoch is the same."""
@@ -412,7 +414,9 @@ CUT: dict[str, tuple[str, Recipe, dict[str, Any], int]] = {
 }
 
 
-@pytest.mark.parametrize("case", ["images", pytest.param("folds", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "case", [pytest.param("images", marks=pytest.mark.slow), pytest.param("folds", marks=pytest.mark.long)]
+)
 def test_a_stopped_training_leaves_the_files_of_one_that_was_not(phase_one: Path, tmp_path: Path, case: str) -> None:
     parent, how, asked, n = CUT[case]
     whole = tuned(phase_one, how, tmp_path / "whole", parent, **asked)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from featcache import backbones, images
+from featcache import backbones, images, weights
 from featcache.backbones import load
 from featcache.embed import embed
 from featcache.errors import IdentityMismatch
@@ -167,14 +167,14 @@ def test_a_bare_name_never_matches_a_store_of_another_tag(
         save_file({key: value.contiguous() for key, value in network.module.state_dict().items()}, path)
         return path
 
-    monkeypatch.setattr(backbones, "_fetch", hub)
+    monkeypatch.setattr(weights, "_fetch", hub)
     embed(manifest, tmp_path / "s.h5", BackboneSpec("test_resnet", input_size=32))
     assert asked == ["test_resnet.r160_in1k"]
     (tmp_path / ".s.h5.seen").unlink()
     monkeypatch.setattr(backbones, "resolve_name", lambda name: resolve(name).replace("r160", "r161"))
-    monkeypatch.setattr(backbones, "_config", lambda name, real=backbones._config: real(name.replace("r161", "r160")))
+    monkeypatch.setattr(weights, "config_of", lambda name, real=weights.config_of: real(name.replace("r161", "r160")))
     monkeypatch.setattr(
-        backbones, "_with_state", lambda name, *rest, real=backbones._with_state: real("test_resnet", *rest)
+        weights, "_with_state", lambda name, *rest, real=weights._with_state: real("test_resnet", *rest)
     )
     with pytest.raises(
         IdentityMismatch, match=r"backbone.name: test_resnet.r160_in1k here, test_resnet.r161_in1k asked"

@@ -116,6 +116,7 @@ def test_a_start_that_no_epoch_improves_is_kept_and_said(images: Path, tmp_path:
     assert all(np.array_equal(after[name], tensor.numpy()) for name, tensor in before.items())
 
 
+@pytest.mark.long
 def test_folds_train_a_network_each_and_one_of_all_rows(images: Path, tmp_path: Path) -> None:
     run = trained(images, tmp_path / "run", split=SplitSpec(folds=3))
     assert run.metrics("val")["n"] == run.metrics("train")["n"] == 32
@@ -295,6 +296,7 @@ def test_what_cannot_be_trained_is_one_line(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.long
 def test_held_rows_of_one_class_choose_by_loss_alone(images: Path, tmp_path: Path) -> None:
     """AUROC does not exist on them: said at the beginning, and not in the end."""
     names = Manifest.read(images).image_ids

@@ -17,16 +17,18 @@ from sklearn.utils.class_weight import compute_class_weight
 from torch import nn
 from torch.nn import functional
 
-from featcache import cut
+from featcache import backbones, cut, learning
 from featcache.boundaries import FromStore
 from featcache.checkpoints import Checkpoints
 from featcache.errors import UsageError
+from featcache.images import DecodeSpec
 from featcache.inputs import ImageInputs, StoreInputs
 from featcache.manifest import Manifest
 from featcache.modules import tensors_of
 from featcache.objective import Targets
 from featcache.pixels import Pixels
 from featcache.recipe import Recipe, Stage
+from featcache.request import BackboneSpec
 from featcache.runs import Run
 from featcache.start import Start
 from featcache.store import Store
@@ -97,6 +99,19 @@ class Bench:
 def bench(phase_one: Path) -> Iterator[Bench]:
     with ExitStack() as files:
         yield Bench(phase_one, files)
+
+
+def test_a_network_that_cannot_be_divided_says_that_all_of_it_runs(bench: Bench) -> None:
+    how = recipe()
+    for name, said in (("test_vit", ["torch.fx cannot follow this network: its frozen part runs with what learns."]),
+                       ("test_resnet", [])):  # fmt: skip
+        backbone, notes = backbones.load(BackboneSpec(name, "random:0")), list[str]()
+        pixels = Pixels(bench.manifest.paths[:1], backbone.transform, DecodeSpec(), memory_bytes=1 << 30)
+        telling = Telling(on_note=notes.append)
+        with pixels, ImageInputs(backbone, pixels, how, 1, "off", World(), telling) as inputs:
+            with inputs.open(cut.unfrozen(backbone.module, "last-block")):
+                pass
+            assert notes == said
 
 
 @contextmanager
@@ -399,12 +414,10 @@ def test_rates_follow_the_schedule_of_each_stage_anew(
             found.append(self.param_groups[1]["lr"])
             return super().step(*arguments, **named)
 
-    from featcache import tuning
-
     how = recipe(LAST, Stage(CONVOLUTIONS, 2), optimizer="sgd", momentum=0.0, batch_rows=64, lr=1e-3, **given)
     tuner, _ = bench.tuner(how)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(tuning._OPTIMIZERS, "sgd", Noting)
+        patch.setitem(learning._OPTIMIZERS, "sgd", Noting)
         run(tuner, tmp_path / "run")
     np.testing.assert_allclose(found, np.array(rates) * 1e-3)
 
