@@ -13,7 +13,7 @@ import io
 import re
 import struct
 from collections.abc import Callable
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
@@ -42,6 +42,7 @@ _NOT_READ = ("ARGB", "CMYK", "HSV", "YBR_PARTIAL_420", "YBR_PARTIAL_422", "XYB")
 _RLE = "1.2.840.10008.1.2.5"
 _DEFLATED = b"1.2.840.10008.1.2.1.99"  # pydicom would inflate it whole, however large
 _HEAD = 1 << 16  # bytes, in which the file meta information says so
+_HEADER = ("Columns", "Rows", "PhotometricInterpretation", "BitsStored", "NumberOfFrames")
 _INSTALL = "pip install 'featcache[dicom]'"
 _J2K_START, _CODESTREAM_END = b"\xff\x4f\xff\x51", b"\xff\xd9"
 _JPEG_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC} | {0xF7}  # SOF0..15, and that of JPEG-LS
@@ -88,6 +89,29 @@ def decode(data: bytes, first_frame: bool, max_pixels: int, check_size: SizeChec
     except Exception as error:  # pydicom raises nearly anything on damaged bytes
         # Neither its words nor itself are passed on: it quotes values of the header, which a traceback would show.
         raise ImageError("dicom", f"damaged DICOM ({type(error).__name__})") from None
+
+
+def header(file: BinaryIO) -> tuple[int, int, str, int, int]:
+    """(width, height, photometric interpretation, bits stored, frames) of a DICOM file, whose pixels are not read.
+
+    Raises:
+        ImageError: `dicom`: pydicom is missing, or the data set is damaged or has no picture.
+    """
+    try:
+        import pydicom
+    except ImportError as error:
+        raise ImageError("dicom", f"DICOM needs pydicom: {_INSTALL}") from error
+    try:
+        if _DEFLATED in file.read(_HEAD):
+            raise ImageError("dicom", "deflated data sets are not read; inflate it (dcmconv +te)")
+        file.seek(0)
+        dataset = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(_HEADER))
+        width, height, photometric, bits = (dataset.get(name) for name in _HEADER[:4])
+        return int(width), int(height), str(photometric), int(bits), int(dataset.get("NumberOfFrames") or 1)
+    except (ImageError, MemoryError):
+        raise
+    except Exception as error:  # as in `decode`
+        raise ImageError("dicom", f"damaged DICOM, or one without a picture ({type(error).__name__})") from None
 
 
 # --- what is read -----------------------------------------------------------------------------------------------------

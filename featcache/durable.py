@@ -15,6 +15,8 @@ from typing import BinaryIO
 
 from featcache.errors import in_our_words
 
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")  # what a spreadsheet computes, with or without quotes before it
+
 
 def write_bytes(path: Path, data: bytes | memoryview) -> None:
     """Puts `data` at `path`, replacing what is there, or leaves what is there untouched.
@@ -32,7 +34,7 @@ def write_text(path: Path, text: str) -> None:
 
 def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """A table in UTF-8. A text that a spreadsheet would take for a formula gets a quote before it."""
-    table = [[_cell(value) for value in row] for row in (header, *rows)]
+    table = [[cell(value) for value in row] for row in (header, *rows)]
     # Python 3.11 leaves a lone carriage return bare, which ends the line for every reader.
     bare = any("\r" in cell for row in table for cell in row)
     buffer = io.StringIO()
@@ -40,9 +42,15 @@ def write_csv(path: Path, header: Sequence[str], rows: Iterable[Sequence[object]
     write_text(path, buffer.getvalue())
 
 
-def _cell(value: object) -> str:
+def cell(value: object) -> str:
+    """A value as `write_csv` writes it. No two texts become the same cell: what has a quote there gets another."""
     text = str(value)
-    return f"'{text}" if isinstance(value, str) and text[:1] in ("=", "+", "-", "@", "\t", "\r") else text
+    return f"'{text}" if isinstance(value, str) and _FORMULA.match(text) else text
+
+
+def text_of(written: str) -> str:
+    """The text that `cell` has written so."""
+    return written[1:] if written.startswith("'") and _FORMULA.match(written) else written
 
 
 def write_with(path: Path, fill: Callable[[BinaryIO], object]) -> None:

@@ -16,10 +16,11 @@ from pathlib import Path
 
 import numpy as np
 
+from featcache import headers
 from featcache.augment import ViewSpec
 from featcache.embed import default_part_rows, networks_of
 from featcache.errors import FeatcacheError
-from featcache.images import DecodeSpec, header
+from featcache.images import DecodeSpec
 from featcache.manifest import Manifest
 from featcache.network import Array, Machine, Network, Note
 from featcache.output import store_bytes
@@ -182,7 +183,7 @@ def _formats(manifest: Manifest) -> dict[str, int]:
     """Of a sample of the files, by their headers, the most frequent first."""
     step = max(1, len(manifest.paths) // _N_HEADERS)
     with ThreadPoolExecutor() as pool:
-        found = list(pool.map(header, manifest.paths[::step]))
+        found = list(pool.map(headers.told, manifest.paths[::step]))
     kinds, counts = np.unique(found, return_counts=True)
     return {str(kinds[i]): int(counts[i]) for i in np.argsort(-counts, kind="stable")}
 

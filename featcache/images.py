@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
@@ -235,34 +235,33 @@ def read(path: Path, expected: Sequence[int] | None = None) -> bytes:
     Raises:
         ImageError: `missing`, `unreadable`, `not-a-file`, `too-large`, or `changed` (since the plan, or while reading).
     """
+    with opened(path) as file:
+        found = os.fstat(file.fileno())
+        _check_unchanged(expected, found)
+        if found.st_size > MAX_BYTES:
+            raise ImageError("too-large", f"{found.st_size:,} bytes, more than {MAX_BYTES:,}")
+        data = file.read(found.st_size + 1)  # one more, to notice a file that grows
+        _check_unchanged((len(data), *stamp(found)[1:]), os.fstat(file.fileno()))
+        return data
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """A regular file, open for reading. A FIFO or device is never opened.
+
+    Raises:
+        ImageError: `missing`, `unreadable` or `not-a-file`; also for what the block meets while it reads.
+    """
     try:
         _check_regular(os.stat(path))
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO put there since cannot block
         with os.fdopen(descriptor, "rb") as file:
-            found = os.fstat(descriptor)
-            _check_regular(found)
-            _check_unchanged(expected, found)
-            if found.st_size > MAX_BYTES:
-                raise ImageError("too-large", f"{found.st_size:,} bytes, more than {MAX_BYTES:,}")
-            data = file.read(found.st_size + 1)  # one more, to notice a file that grows
-            _check_unchanged((len(data), *stamp(found)[1:]), os.fstat(descriptor))
-            return data
+            _check_regular(os.fstat(descriptor))
+            yield file
     except FileNotFoundError as error:
         raise ImageError("missing", "the file is gone") from error
     except OSError as error:
         raise ImageError("unreadable", (error.strerror or str(error)).lower()) from error
-
-
-def header(path: Path) -> str:
-    """What a file says of itself, for people: `PNG 2048 x 2496 L`; `unreadable` or `other` where it says nothing."""
-    try:
-        _check_regular(os.stat(path))
-        with _undisturbed(MAX_PIXELS), Image.open(path, formats=FORMATS) as image:
-            return f"{image.format} {image.width} x {image.height} {image.mode}"
-    except (ImageError, PermissionError, FileNotFoundError):
-        return "unreadable"
-    except Exception:  # as with pixels, Pillow raises nearly anything
-        return "other"
 
 
 def _check_regular(found: os.stat_result) -> None:
@@ -319,7 +318,7 @@ def decode(data: bytes, spec: DecodeSpec = DecodeSpec(), at_least: int | None = 
     if not data:
         raise ImageError("empty", "zero bytes")
     try:
-        with _undisturbed(spec.max_pixels):
+        with undisturbed(spec.max_pixels):
             if dicom.is_dicom(data):
                 return dicom.decode(data, spec.first_frame, spec.max_pixels, check_size)
             return _upright(*_decode(data, spec, at_least))
@@ -345,7 +344,7 @@ class _Undisturbed:
 
 
 @contextmanager
-def _undisturbed(max_pixels: int) -> Iterator[None]:
+def undisturbed(max_pixels: int) -> Iterator[None]:
     """While any thread decodes: no warning is printed, and Pillow's own limit is ours.
 
     Both are settings of the process and have no local form; they are put back when the last thread leaves.
@@ -397,7 +396,7 @@ def _scales(data: bytes, spec: DecodeSpec, sides: Sequence[int]) -> list[int]:
     if not spec.fast or len(set(sides)) == 1 or containers.kind_of(data) != "JPEG":
         return [1] * len(sides)
     try:
-        with _undisturbed(spec.max_pixels), Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        with undisturbed(spec.max_pixels), Image.open(io.BytesIO(data), formats=FORMATS) as image:
             return [_scale(image, spec, side) for side in sides]
     except Exception:
         return [1] * len(sides)

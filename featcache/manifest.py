@@ -8,18 +8,17 @@ two images. Names keep their bytes, also when they are not UTF-8 (surrogateescap
 skipped and counted by reason, never silently.
 """
 
-import csv
-import io
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from featcache import dicom
-from featcache.errors import UsageError, from_os_error, in_our_words
+from featcache import dicom, durable, tables
+from featcache.errors import UsageError, from_os_error
 from featcache.splits import split_name
+from featcache.tables import Table
 
 IMAGE_SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".dcm", ".dicom"}
@@ -28,7 +27,6 @@ _JUNK = frozenset({"thumbs.db", "desktop.ini", "__macosx", "dicomdir"})
 _NO_SUFFIX = re.compile(r"(\.\d*)?")  # what `splitext` leaves of IM0001 and of 1.2.840.113619.2
 _DICOM_HEAD = 132  # bytes
 _NOT_A_LABEL = frozenset({"nan", "na", "n/a", "null", "none"})
-_MAX_CELL = 16_384  # characters; text is kept at fixed length, so the longest cell decides the size of a column
 _RESERVED = frozenset({"image_id", "path"})
 
 
@@ -50,7 +48,8 @@ class Manifest:
 
     @classmethod
     def read(cls, source: Path | str, group_pattern: str | None = None, allow_outside: bool = False) -> "Manifest":
-        """The manifest of a folder or of a CSV file.
+        """The manifest of a folder or of a CSV file. The quote that `write` puts before what a spreadsheet would take
+        for a formula is taken off.
 
         Args:
             source: a folder (classes are its first level, or its second below `train`, `val`, `test`), or a `.csv` with
@@ -69,8 +68,29 @@ class Manifest:
         else:
             raise UsageError(f"{source} is neither a folder nor a .csv file.")
         if not allow_outside:
-            manifest = replace(manifest, refused=_outside(manifest))
+            manifest = replace(manifest, refused=outside(manifest))
         return manifest if group_pattern is None else _with_groups(manifest, group_pattern)
+
+    def write(self, path: Path | str) -> None:
+        """Writes a CSV from which `read` has the same names, files and columns.
+
+        Paths are relative to its folder: where images are not below it, reading needs `allow_outside`. Where names are
+        not the paths, the CSV has both, and what is read has a column `path` beside the others.
+
+        Raises:
+            UsageError: a name without .csv; a text that no CSV brings back as it is, with row and column: bytes that
+                are not UTF-8, a name that begins with a blank, a label 'nan'.
+            NoSpace, AccessDenied, InputOutputError: nothing changed at `path`.
+        """
+        path = Path(path)
+        if path.suffix.lower() != ".csv":
+            raise UsageError(f"{path}: the name of a manifest ends with .csv.")
+        paths = [_relative(each, path.parent) for each in self.paths]
+        names = {} if [_name_of(each) for each in paths] == self.image_ids else {"image_id": self.image_ids}
+        others = {name: values for name, values in self.columns.items() if name not in _RESERVED}
+        cells = {**names, "path": paths, **others}
+        _check_readable(path, cells)
+        durable.write_csv(path, list(cells), zip(*cells.values(), strict=True))
 
 
 # --- a folder ---------------------------------------------------------------------------------------------------------
@@ -168,57 +188,38 @@ def _why_no_dicom(entry: os.DirEntry[str]) -> str | None:
 
 
 def _from_csv(source: Path) -> Manifest:
-    text = _csv_text(source)
-    rows = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    try:
-        names = _checked_header(source, rows.fieldnames)
-        records = [(rows.line_num, row) for row in rows]
-    except csv.Error as error:
-        raise UsageError(f"{source}, line {rows.line_num + 1}: not a CSV ({error}).") from error
-    if not records:
+    table = tables.read(source, required=("path",))
+    _check_names(source, table.columns)
+    if not len(table):
         raise UsageError(f"{source} has a header and no rows: found 0 images.")
-    table = {name: [_cell(source, line, name, row) for line, row in records] for name in names}
-    lines = [line for line, _ in records]
-    image_ids = table.get("image_id") or [os.path.normpath(path).replace(os.sep, "/") for path in table["path"]]
-    _check_unique(source, image_ids, lines)
-    implied = _RESERVED if "image_id" not in table else {"image_id"}  # a path is kept where it is not the name
-    columns = {name: values for name, values in table.items() if name not in implied}
-    return Manifest(image_ids, [source.parent / path for path in table["path"]], columns, source)
+    cells = {name: _read_cells(table, name) for name in table.columns}
+    image_ids = cells.get("image_id") or [_name_of(path) for path in cells["path"]]
+    tables.first_line(source, image_ids, table.lines)
+    implied = _RESERVED if "image_id" not in cells else {"image_id"}  # a path is kept where it is not the name
+    columns = {name: values for name, values in cells.items() if name not in implied}
+    return Manifest(image_ids, [source.parent / path for path in cells["path"]], columns, source)
 
 
-def _csv_text(source: Path) -> str:
-    """The text of a CSV in UTF-8, with or without a byte order mark."""
-    try:
-        with in_our_words("reading", source):
-            return source.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line, byte = error.object.count(b"\n", 0, error.start) + 1, error.object[error.start]
-        raise UsageError(f"{source}, line {line}: not UTF-8 (byte {byte:#04x}); save it as UTF-8.") from error
+def _name_of(path: str) -> str:
+    """What an image is called that has no other name than its path."""
+    return os.path.normpath(path).replace(os.sep, "/")
 
 
-def _checked_header(source: Path, header: object) -> list[str]:
-    names = [str(name).strip() for name in header] if isinstance(header, list) else []
-    if any("\0" in name for name in names):
-        raise UsageError(f"{source}, line 1: a column name has a zero byte.")
-    if "path" not in names:
-        raise UsageError(f"{source}, line 1: no column named path (columns: {', '.join(names) or 'none'}).")
-    if len(set(names)) != len(names) or "" in names:
-        raise UsageError(f"{source}, line 1: column names must be unique and not empty, got {', '.join(names)}.")
+def _check_names(source: Path, names: Iterable[str]) -> None:
     if unusable := [name for name in names if "/" in name or name.startswith(".")]:
         raise UsageError(f"{source}, line 1: a column cannot be named {unusable[0]!r} (no '/' and no leading '.').")
-    return names
 
 
-def _cell(source: Path, line: int, name: str, row: dict[str | None, str | list[str] | None]) -> str:
-    """The text of a cell. A split gets its standard spelling; a path may not be empty, nor a label be 'nan'."""
-    where = f"{source}, line {line}, column {name}"
-    by_name = {key.strip() if isinstance(key, str) else key: value for key, value in row.items()}
-    value = by_name.get(name)
-    if None in by_name or not isinstance(value, str):
-        raise UsageError(f"{source}, line {line}: the number of cells is not that of the header.")
-    if "\0" in value or len(value) > _MAX_CELL:
-        raise UsageError(f"{where}: a zero byte, or more than {_MAX_CELL:,} characters.")
-    value = value.strip() if name != "path" else value
+def _read_cells(table: Table, name: str) -> list[str]:
+    """The texts of a column. A split gets its standard spelling; a path may not be empty, nor a label be 'nan'."""
+    cells = table.columns[name] if name == "path" else table.cells(name)  # a file's name may begin with a blank
+    return [_read_cell(table.where(row, name), name, cell) for row, cell in enumerate(cells)]
+
+
+def _read_cell(where: str, name: str, cell: str) -> str:
+    value = durable.text_of(cell)
+    if "\0" in value or len(value) > tables.MAX_CELL:
+        raise UsageError(f"{where}: a zero byte, or more than {tables.MAX_CELL:,} characters.")
     if name in _RESERVED and not value:
         raise UsageError(f"{where}: empty.")
     if name == "label" and value.lower() in _NOT_A_LABEL:
@@ -230,18 +231,40 @@ def _cell(source: Path, line: int, name: str, row: dict[str | None, str | list[s
     return value
 
 
-def _check_unique(source: Path, image_ids: list[str], lines: list[int]) -> None:
-    first: dict[str, int] = {}
-    for image_id, line in zip(image_ids, lines, strict=True):
-        if image_id in first:
-            raise UsageError(f"{source}, line {line}: {image_id!r} stands already at line {first[image_id]}.")
-        first[image_id] = line
+def _relative(path: Path, folder: Path) -> str:
+    """A path as seen from a folder. Where it is not below it as both are written, links are followed first: the system
+    takes `..` as the folder above where a link leads, not above the link."""
+    path, folder = Path.cwd() / path, Path.cwd() / folder
+    if ".." not in path.parts and path.is_relative_to(folder):
+        return os.fspath(path.relative_to(folder))
+    return os.path.relpath(os.path.join(os.path.realpath(path.parent), path.name), os.path.realpath(folder))
+
+
+def _check_readable(path: Path, cells: dict[str, list[str]]) -> None:
+    """Raises UsageError for a text that would not be read as what it is, or not at all."""
+    _check_names(path, cells)
+    for name, values in cells.items():
+        for row, value in enumerate(values):
+            where = f"{path}, row {row + 1}, column {name}"
+            written = durable.cell(value)
+            if _read_cell(where, name, written if name == "path" else written.strip()) != value:
+                raise UsageError(f"{where}: {value!r} would be read as another text (blanks at an end?). Rename it.")
+            if not _is_utf8(value):
+                raise UsageError(f"{where}: {value!r} is not UTF-8, as a CSV has to be. Rename it.")
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:  # surrogates stand for other bytes
+        return False
+    return True
 
 
 # --- both -------------------------------------------------------------------------------------------------------------
 
 
-def _outside(manifest: Manifest) -> dict[str, str]:
+def outside(manifest: Manifest) -> dict[str, str]:
     """The images whose path, links followed, is not below the folder of the source."""
     folder = manifest.source if manifest.source.is_dir() else manifest.source.parent
     inside = os.path.join(os.path.realpath(folder), "")  # ends with one separator, also where the folder is /

@@ -12,7 +12,8 @@ from featcache.augment import ViewSpec
 from featcache.embed import embed
 from featcache.errors import FeatcacheError, IdentityMismatch, UsageError
 from featcache.forecast import Forecast, forecast
-from featcache.images import DecodeSpec, header
+from featcache.headers import told as header
+from featcache.images import DecodeSpec
 from featcache.manifest import Manifest
 from featcache.request import BackboneSpec
 from featcache.workers import Decoders, Prepared

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featcache.errors import UsageError
-from featcache.manifest import Manifest, _outside
+from featcache.manifest import Manifest, outside
 from tests.conftest import KERMANY_GROUPS, shared
 
 
@@ -293,7 +293,7 @@ def test_everything_is_inside_the_root_of_the_file_system(tmp_path: Path) -> Non
     """The folder `/` ends with its separator already."""
     touch(tmp_path, "1.png")
     manifest = Manifest(["x"], [tmp_path / "1.png"], {}, Path("/"))
-    assert _outside(manifest) == {}
+    assert outside(manifest) == {}
 
 
 def test_a_folder_whose_name_begins_like_the_root_is_outside(tmp_path: Path) -> None:

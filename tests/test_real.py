@@ -80,6 +80,19 @@ def test_an_mlp_has_the_parameters_it_should(kermany: tuple[Path, dict[str, obje
     assert answer["test"]["auroc"] >= 0.93
 
 
+def test_an_audit_finds_copies_and_what_crosses_the_split(kermany: tuple[Path, dict[str, object]]) -> None:
+    answer = featcache("audit", kermany[0], "--images", shared("data", "kermany224"), cwd=kermany[0].parent)
+    assert (answer["identical"]["sets"], answer["identical"]["images"]) == (30, 62)
+    assert answer["identical"]["across_splits"] == answer["identical"]["different_labels"] == []
+    assert answer["near"]["pairs"] == 34
+    nearest = answer["near"]["nearest_across_splits"]
+    assert [each["near"] for each in nearest[:3]] == ["yes", "yes", "no"]
+    assert answer["label_from_vectors"]["auroc"] >= 0.985
+    (split,) = answer["confounds"]  # all images have one size and format
+    assert split["name"] == "split"
+    assert 0.6 < split["from_vectors"]["low"] < split["from_vectors"]["high"] < 0.8
+
+
 def test_h5py_alone_finds_everything(kermany: tuple[Path, dict[str, object]]) -> None:
     with h5py.File(kermany[0]) as file:
         assert file["features/pooled"].shape == (5840, 1280)

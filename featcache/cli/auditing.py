@@ -1,0 +1,126 @@
+"""The command that looks at vectors for what they should not know: `audit`.
+
+The tables are files; what is printed is their heads, and what of it a score should be doubted for.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from featcache.cli.options import AllowOutside, Json, StoreFile
+from featcache.cli.showing import answer, console, escaped, plain_table
+from featcache.cli.waiting import interruptible, progress
+
+
+def audit_command(
+    store: StoreFile,
+    images: Annotated[
+        Path | None,
+        typer.Option(help="The folder or CSV it was made of: sizes, depths and formats are looked at, too."),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder of the tables.", show_default="audit/STORE")
+    ] = None,
+    label_column: Annotated[str, typer.Option(help="The column of classes.")] = "label",
+    ignore: Annotated[list[str] | None, typer.Option(help="A column that is no confound. Repeat it.")] = None,
+    near: Annotated[
+        float | None, typer.Option(help="Cosine from which two vectors are nearly the same.", show_default="0.95")
+    ] = None,
+    allow_outside: AllowOutside = False,
+    as_json: Json = False,
+) -> None:
+    """What the vectors give away: copies, confounds, outliers, labels that are probably wrong."""
+    from featcache.audit import NEAR, audit
+    from featcache.manifest import Manifest
+    from featcache.store import Store
+
+    folder = output or Path("audit") / store.stem
+    asked: dict[str, Any] = {"label": label_column, "ignore": ignore or (), "near": NEAR if near is None else near}
+    with interruptible("nothing was changed"), progress("auditing", "steps/s") as (on_progress, _):
+        manifest = Manifest.read(images, allow_outside=allow_outside) if images is not None else None
+        with Store.open(store) as opened:
+            found = audit(opened, manifest, on_progress=on_progress, **asked)
+        found.write(folder)
+    if as_json:
+        answer({**found.as_json(), "tables": str(folder)})
+    print_audit(console(as_json), found, folder)
+
+
+def print_audit(people: Console, found: Any, folder: Path) -> None:
+    """The head of each table."""
+    for line in (_copies(found), *_near_copies(found)):
+        people.print(line, highlight=False, soft_wrap=True)
+    if found.confounds:
+        people.print(_confounds(found))
+    for line in (*_label_lines(found), *_left_out(found)):
+        people.print(line, highlight=False, soft_wrap=True)
+    doubtful = "" if found.doubts is None else f" ({int(found.doubts.is_confident.sum()):,} by confident learning)"
+    for title, rows in (
+        ("furthest from all others", found.furthest()),
+        (f"most doubtful labels{doubtful}", found.most_doubtful()),
+    ):
+        if rows:
+            people.print(title, style="bold")
+            people.print(_rows(rows))
+    for note in found.notes:
+        people.print(f"[yellow]note: {escaped(note)}[/]", highlight=False, soft_wrap=True)
+    people.print(f"[bold]{escaped(folder)}[/]: all of it, the worst first", highlight=False, soft_wrap=True)
+
+
+def _copies(found: Any) -> str:
+    crossing = sum(each.crosses for each in found.identical)
+    other = sum(len(each.labels) > 1 for each in found.identical)
+    n_images = sum(len(each.images) for each in found.identical)
+    return (
+        f"{len(found.identical):,} sets of identical images ({n_images:,} files), {crossing:,} of them across splits, "
+        f"{other:,} with different labels"
+    )
+
+
+def _near_copies(found: Any) -> Iterator[str]:
+    n, n_across = (found.near.count(across) for across in (False, True))
+    told = "too many pairs to say anything"
+    if n is not None:
+        told = f"{n:,} pairs of different files, {n_across:,} of them across splits"
+    yield f"vectors with a cosine of {found.threshold:g} or more: {told}"
+    for each in found.nearest_across():
+        names = f"{escaped(each['image_id'])} and {escaped(each['other_image_id'])}"
+        yield f"  nearest across splits: {each['cosine']:.3f} {names}"
+
+
+def _confounds(found: Any) -> Any:
+    table = plain_table("variable", "values", "vectors tell it", "it tells the label", left=1)
+    for each in found.confounds:
+        told = escaped(each.why) if each.from_vectors is None else _score(each.from_vectors)
+        table.add_row(escaped(each.name), str(len(each.classes)), told, _score(each.to_label))
+    return table
+
+
+def _score(score: Any) -> str:
+    if score is None:
+        return "–"
+    return f"{score.auroc:.3f} [{score.low:.3f}, {score.high:.3f}]{'*' if score.above_chance else ' '}"
+
+
+def _label_lines(found: Any) -> Iterator[str]:
+    yield "AUROC out of fold with its 95 % interval; chance is 0.5, * stands where all of it is above"
+    from_vectors, together = (_score(each).strip() for each in (found.of_label, found.together))
+    yield f"the label is told from the vectors: {from_vectors}; from the variables together: {together}"
+
+
+def _left_out(found: Any) -> Iterator[str]:
+    names: dict[str, list[str]] = {}
+    for name, why in found.left_out.items():
+        names.setdefault(why, []).append(name)
+    for why, those in names.items():
+        yield f"not looked at: {escaped(', '.join(those))} ({escaped(why)})"
+
+
+def _rows(rows: Any) -> Any:
+    table = plain_table(*(name.replace("_", " ") for name in rows[0]), left=3)
+    for row in rows:
+        table.add_row(*(escaped(str(value)) for value in row.values()))
+    return table

@@ -1,0 +1,405 @@
+"""What is planted in a store is found, and a clean one shows nothing."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from featcache import confounds, suspects
+from featcache.audit import audit
+from featcache.audited import Audit
+from featcache.cli.auditing import print_audit
+from featcache.confounds import Variable
+from featcache.errors import UsageError
+from featcache.manifest import Manifest
+from featcache.store import Store
+from tests.conftest import draw, make_store, two_clouds
+from tests.test_cli import featcache
+
+N, D = 400, 24
+GROUPS = [f"patient{i // 2}" for i in range(N)]
+SPLITS = ["train" if i % 10 < 7 else "test" for i in range(N // 2) for _ in (0, 1)]
+
+
+def found_in(path: Path, **options: object) -> Audit:
+    with Store.open(path) as store:
+        return audit(store, **options)
+
+
+def columns_of(labels: list[str], **others: list[str]) -> dict[str, list[str]]:
+    return {"label": labels, "group": GROUPS, "split": SPLITS, **others}
+
+
+def score_of(found: Audit, name: str) -> confounds.Confound:
+    return next(each for each in found.confounds if each.name == name)
+
+
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[int]]]:
+    """A store with everything: a scanner in the vectors that goes with the label, a ward in neither, wrong labels,
+    outliers, copies within and across splits, one of them with another label, and near copies."""
+    rng = np.random.default_rng(3)
+    x, labels = two_clouds(N, D, seed=3, apart=5.0)
+    scanner = np.array(["new" if (label == "sick") == (rng.random() < 0.8) else "old" for label in labels])
+    x[:, 0] += np.where(scanner == "new", 3.0, -3.0)
+    wrong, odd = [11, 52, 153], [200, 301]
+    for row in wrong:
+        labels[row] = "normal" if labels[row] == "sick" else "sick"
+    x[odd] = 40 * rng.standard_normal((2, D)) * (np.arange(D) > D - 4)
+    train, test = ([i for i in range(60, 180) if SPLITS[i] == side] for side in ("train", "test"))
+    content = [f"{i:064x}" for i in range(N)]
+    for one, other in ((train[0], train[9]), (train[1], test[0])):
+        content[other], x[other] = content[one], x[one]
+    labels[train[9]], labels[train[0]] = "normal", "sick"
+    labels[test[0]] = labels[train[1]]
+    x[test[5]] = x[train[5]] * 1.0001 + 1e-4
+    ages = [str(20 + 60 * rng.random()) for _ in range(N)]
+    wards = [("a", "b", "c")[rng.integers(3)] for _ in range(N)]
+    texts = [f"report {i}" for i in range(N)]
+    others = {"scanner": list(scanner), "ward": wards, "age": ages, "findings": texts, "kind": labels}
+    path = make_store(tmp_path_factory.mktemp("planted") / "p.h5", x, columns_of(labels, **others), content)
+    return path, {
+        "wrong": wrong, "odd": odd, "copies": [train[0], train[9], train[1], test[0]], "near": [train[5], test[5]],
+    }  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def found(planted: tuple[Path, dict[str, list[int]]]) -> Audit:
+    return found_in(planted[0], near=0.9999)
+
+
+# --- copies -----------------------------------------------------------------------------------------------------------
+
+
+def test_copies_are_sets_and_those_across_splits_or_of_two_labels_are_marked(
+    planted: tuple[Path, dict[str, list[int]]], found: Audit
+) -> None:
+    a, b, c, d = (found.image_ids[row] for row in planted[1]["copies"])
+    assert {tuple(sorted(each.images)) for each in found.identical} == {tuple(sorted((a, b))), tuple(sorted((c, d)))}
+    assert [sorted(each.images) for each in found.identical if each.crosses] == [sorted((c, d))]
+    assert [sorted(each.images) for each in found.identical if len(each.labels) > 1] == [sorted((a, b))]
+
+
+def test_near_copies_across_splits_are_told_from_copies(
+    planted: tuple[Path, dict[str, list[int]]], found: Audit
+) -> None:
+    near = found.near
+    of = {
+        tuple(pair): (bool(c), bool(i))
+        for pair, c, i, is_near in zip(near.pairs.tolist(), near.crosses, near.identical, near.is_near, strict=True)
+        if is_near
+    }
+    a, b, c, d = planted[1]["copies"]
+    assert of == {
+        tuple(sorted((a, b))): (False, True), tuple(sorted((c, d))): (True, True),
+        tuple(sorted(planted[1]["near"])): (True, False),
+    }  # fmt: skip
+    assert (near.count(across=False), near.count(across=True)) == (1, 1)
+    assert near.pairs[0].tolist() == planted[1]["copies"][2:]
+    assert [(each["image_id"], each["near"]) for each in found.nearest_across()][:2] == [
+        (found.image_ids[min(planted[1]["near"])], "yes"), (found.nearest_across()[1]["image_id"], "no"),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(("n", "n_pairs"), [(700, None), (60, 60 * 59 // 2)])
+def test_vectors_that_are_all_alike_say_nothing_of_near_copies(tmp_path: Path, n: int, n_pairs: int | None) -> None:
+    x = 100 + np.random.default_rng(0).standard_normal((n, 8)) / 100
+    found = found_in(make_store(tmp_path / "s.h5", x, {}))
+    assert found.near.count(across=False) == n_pairs
+    assert any("near copies" in note and "alike throughout" in note for note in found.notes)
+
+
+# --- confounds --------------------------------------------------------------------------------------------------------
+
+
+def test_a_planted_confound_is_above_chance_from_vectors_and_to_the_label(found: Audit) -> None:
+    scanner = score_of(found, "scanner")
+    assert scanner.from_vectors is not None
+    assert scanner.to_label is not None
+    assert scanner.from_vectors.low > 0.9
+    assert 0.6 < scanner.to_label.low < 0.8 < scanner.to_label.high < 0.95
+    assert found.confounds[0] is scanner
+    assert found.together is not None
+    assert found.together.above_chance
+    assert found.of_label is not None
+    assert found.of_label.low > 0.9
+
+
+def test_what_is_in_neither_is_at_chance(found: Audit) -> None:
+    for name in ("ward", "age", "split"):
+        each = score_of(found, name)
+        assert each.from_vectors is not None
+        assert each.from_vectors.low <= confounds.CHANCE <= each.from_vectors.high, name
+        assert each.to_label is None or each.to_label.low <= confounds.CHANCE, name
+    assert score_of(found, "split").to_label is None
+    assert len(score_of(found, "age").classes) == 2
+
+
+def test_free_text_and_the_label_in_other_words_are_no_variables(found: Audit) -> None:
+    assert found.left_out["findings"] == "400 different texts"
+    assert found.left_out["kind"] == "says what the label says"
+    assert found.left_out["source folder"] == "the same everywhere"
+    assert {each.name for each in found.confounds} == {"scanner", "ward", "age", "split"}
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_clean_store_shows_no_confound_no_copy_and_no_confident_doubt(tmp_path: Path, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    x, labels = two_clouds(N, D, seed=seed, apart=12.0)
+    wards = [("a", "b")[rng.integers(2)] for _ in range(N)]
+    found = found_in(make_store(tmp_path / "c.h5", x, columns_of(labels, ward=wards)), near=0.9999)
+    assert not [each.name for each in found.confounds if each.from_vectors and each.from_vectors.above_chance]
+    assert not [each.name for each in found.confounds if each.to_label and each.to_label.above_chance]
+    assert (len(found.identical), found.near.count(across=False)) == (0, 0)
+    assert found.doubts is not None
+    assert not found.doubts.is_confident.any()
+
+
+def test_no_group_is_on_two_sides_of_the_folds_that_score(tmp_path: Path) -> None:
+    """A vector that is its patient's alone tells the patient's ward only to those who have seen the patient."""
+    rng = np.random.default_rng(5)
+    of_patient = rng.standard_normal((N // 2, 150))
+    x = np.repeat(of_patient, 2, axis=0) + 0.01 * rng.standard_normal((N, 150))
+    wards = [("a", "b")[w] for w in np.repeat(rng.integers(2, size=N // 2), 2)]
+    columns = columns_of(["n"] * N, ward=wards)
+    told = score_of(found_in(make_store(tmp_path / "g.h5", x, columns)), "ward").from_vectors
+    del columns["group"]
+    blind = found_in(make_store(tmp_path / "b.h5", x, columns))
+    blind_told = score_of(blind, "ward").from_vectors
+    assert told is not None
+    assert blind_told is not None
+    assert told.low < 0.5 < told.high
+    assert blind_told.low > 0.7
+    assert any("no groups" in note for note in blind.notes)
+
+
+def test_values_in_few_groups_become_one_and_unknown_ones_are_not_learnt() -> None:
+    texts = ["a"] * 40 + ["b"] * 40 + [f"rare{i % 4}" for i in range(16)] + [""] * 4
+    variable = Variable.of("view", texts, np.arange(100))
+    assert isinstance(variable, Variable)
+    assert variable.classes == ["a", "b", "(rare)"]
+    assert np.bincount(variable.codes + 1).tolist() == [4, 40, 40, 16]
+    assert variable.one_hot().sum(axis=0).tolist() == [40, 40, 16, 4]
+    assert Variable.of("view", ["a"] * 96 + ["b"] * 4, np.arange(100)) == "the same everywhere, but for a few"
+
+
+def test_numbers_are_cut_at_the_median_and_into_tenths() -> None:
+    numbers = np.random.default_rng(0).permutation(200)
+    variable = Variable.of("width", [str(n) for n in numbers] + [""], np.arange(201))
+    assert isinstance(variable, Variable)
+    assert (variable.codes[:-1] == (numbers > 99.5)).all()
+    assert variable.codes[-1] == -1
+    assert (np.bincount(variable.bins) == [20] * 10 + [1]).all()
+    texts = ["99"] * 150 + [str(n) for n in range(50)]
+    assert Variable.of("width", texts, np.arange(200)) == "more than half of its values are the greatest"
+
+
+# --- outliers ---------------------------------------------------------------------------------------------------------
+
+
+def test_planted_outliers_are_the_furthest(planted: tuple[Path, dict[str, list[int]]], found: Audit) -> None:
+    assert set(found.outlying[:2]) == set(planted[1]["odd"])
+
+
+@pytest.mark.parametrize("max_reference", [1000, 60])
+def test_distances_are_those_of_brute_force(max_reference: int) -> None:
+    x = np.random.default_rng(0).standard_normal((90, 7)).astype(np.float32)
+    x[40] = x[3]
+    kth, nearest = suspects.outliers(x, k=4, max_reference=max_reference)
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    apart = np.linalg.norm(unit[:, None] - unit[None], axis=2)
+    np.fill_diagonal(apart, np.inf)
+    drawn = np.random.default_rng(0).permutation(90)[:max_reference] if max_reference < 90 else np.arange(90)
+    others = np.sort(apart[:, drawn], axis=1)
+    assert np.allclose(kth, others[:, 3], atol=1e-3)
+    assert np.allclose(apart[np.arange(90), nearest], others[:, 0], atol=1e-3)
+
+
+@pytest.mark.parametrize("most", [3, 1000])
+def test_the_nearest_across_splits_are_those_of_brute_force(most: int) -> None:
+    rng = np.random.default_rng(2)
+    x = rng.standard_normal((60, 5))
+    sides = np.array(["train"] * 30 + ["val"] * 10 + ["test"] * 15 + [""] * 5, dtype=object)[rng.permutation(60)]
+    content = np.array([f"{i}" for i in range(60)], dtype=object)
+    one, other = np.flatnonzero(sides == "train")[0], np.flatnonzero(sides == "test")[0]
+    x[other], content[other] = x[one], content[one]
+    pairs, cosine = suspects.closest_across(x, sides, content, most)
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    best = {}
+    for few, many in (("val", "test"), ("val", "train"), ("test", "train")):
+        for i in np.flatnonzero(sides == few):
+            others = [j for j in np.flatnonzero(sides == many) if content[j] != content[i]]
+            j = max(others, key=lambda j: unit[i] @ unit[j])
+            best[tuple(sorted((int(i), int(j))))] = float(unit[i] @ unit[j])
+    expected = sorted(best.values(), reverse=True)[:most]
+    assert len(pairs) == len({tuple(pair) for pair in pairs.tolist()}) == len(expected)
+    assert np.allclose(cosine, expected, atol=1e-5)
+    assert all(abs(best[tuple(pair)] - c) < 1e-5 for pair, c in zip(pairs.tolist(), cosine, strict=True))
+
+
+# --- labels -----------------------------------------------------------------------------------------------------------
+
+
+def test_planted_wrong_labels_rank_first(planted: tuple[Path, dict[str, list[int]]], found: Audit) -> None:
+    wrong = {*planted[1]["wrong"], planted[1]["copies"][0], planted[1]["copies"][1]}  # two copies, two labels: one is
+    assert found.doubts is not None
+    ranked = [int(found.labelled[place]) for place in found.doubtful]
+    assert set(planted[1]["wrong"]) <= set(ranked[: len(wrong)])
+    assert {*ranked[:3]} <= wrong
+    assert found.doubts.is_confident[found.doubtful[:3]].all()
+
+
+def test_confident_learning_counts_as_it_is_defined() -> None:
+    """Four rows of two classes whose thresholds are 0.6 and 0.7, by hand."""
+    p = np.array([[0.9, 0.1], [0.3, 0.7], [0.2, 0.8], [0.4, 0.6]])
+    labels = np.array([0, 0, 1, 1])
+    found = suspects.doubt(labels, np.log(p))
+    assert found.is_confident.tolist() == [False, True, False, False]
+    assert found.suggested.tolist() == [0, 1, 1, 1]
+    assert np.allclose(found.loss, -np.log([0.9, 0.3, 0.8, 0.6]))
+    assert np.allclose(found.p_given, [0.9, 0.3, 0.8, 0.6])
+
+
+# --- what cannot be learnt --------------------------------------------------------------------------------------------
+
+
+def test_a_store_without_labels_is_audited_for_the_rest(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).standard_normal((30, 6))
+    found = found_in(make_store(tmp_path / "s.h5", x, {}))
+    assert (found.doubts, found.of_label, found.together) == (None, None, None)
+    assert len(found.outlying) == 30
+    assert any("no two classes" in note for note in found.notes)
+
+
+def test_a_class_of_few_patients_is_left_out_and_said(tmp_path: Path) -> None:
+    x, labels = two_clouds(N, D, seed=9, apart=5.0)
+    labels[5] = labels[6] = "rare"
+    found = found_in(make_store(tmp_path / "s.h5", x, columns_of(labels)))
+    assert len(found.labelled) == N - 2
+    assert any("fewer than 5 groups" in note and "rare" in note for note in found.notes)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"ignore": ["colour"]}, "no column 'colour'"),
+        ({"label": "colour"}, "no column 'colour'"),
+        ({"near": 0.0}, "above 0 and at most 1"),
+    ],
+)
+def test_what_is_not_there_cannot_be_asked_for(
+    planted: tuple[Path, dict[str, list[int]]], options: dict[str, object], message: str
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        found_in(planted[0], **options)
+
+
+def test_one_image_is_nothing_to_compare(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"1 image\(s\): there is nothing to compare"):
+        found_in(make_store(tmp_path / "s.h5", np.ones((1, 3)), {}))
+
+
+# --- images, files and the command line -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pictured(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A store of 60 images whose width goes with the class, as some vectors do, and the folder of the images."""
+    folder = tmp_path_factory.mktemp("pictured")
+    x, labels = two_clouds(60, 6, seed=1, apart=8.0)
+    ids = [f"image{i:05d}" for i in range(60)]
+    for i, (name, label) in enumerate(zip(ids, labels, strict=True)):
+        draw(folder / "images" / f"{name}.png", i, size=(50 if label == "sick" else 40, 30))
+    rows = "".join(f"{name},images/{name}.png\n" for name in ids)
+    (folder / "m.csv").write_text("image_id,path\n" + rows)
+    return make_store(folder / "s.h5", x, {"label": labels}), folder / "m.csv"
+
+
+def test_headers_of_the_images_are_variables_where_they_are_given(pictured: tuple[Path, Path]) -> None:
+    found = found_in(pictured[0], images=Manifest.read(pictured[1]))
+    width = score_of(found, "image width")
+    assert width.classes == ["40", "50"]
+    assert width.from_vectors is not None
+    assert width.to_label is not None
+    assert width.from_vectors.low > 0.9
+    assert width.to_label.low == 1.0
+    assert found.left_out["image height"] == found.left_out["bit depth"] == "the same everywhere"
+
+
+def test_images_of_another_store_are_refused(pictured: tuple[Path, Path], class_folder: Path) -> None:
+    with pytest.raises(UsageError, match=r"none of the 60 images of .* is under"):
+        found_in(pictured[0], images=Manifest.read(class_folder))
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_the_tables_are_whole_and_the_worst_comes_first(
+    planted: tuple[Path, dict[str, list[int]]], found: Audit, tmp_path: Path
+) -> None:
+    found.write(tmp_path / "audit")
+    ids = found.image_ids
+    outliers, labels = rows_of(tmp_path / "audit" / "outliers.csv"), rows_of(tmp_path / "audit" / "labels.csv")
+    assert (len(outliers), len(labels)) == (N, N)
+    assert {row["image_id"] for row in outliers[:2]} == {ids[row] for row in planted[1]["odd"]}
+    assert labels[0]["confident"] == "yes"
+    assert {row["across_splits"] for row in rows_of(tmp_path / "audit" / "identical.csv")[:2]} == {"yes"}
+    near = rows_of(tmp_path / "audit" / "near_duplicates.csv")
+    assert [(row["across_splits"], row["identical"]) for row in near if row["near"] == "yes"] == [
+        ("yes", "yes"), ("yes", "no"), ("no", "yes"),
+    ]  # fmt: skip
+    assert rows_of(tmp_path / "audit" / "confounds.csv")[0]["variable"] == "scanner"
+    assert json.loads((tmp_path / "audit" / "audit.json").read_text()) == found.as_json()
+
+
+def test_an_audit_twice_is_the_same_audit(pictured: tuple[Path, Path]) -> None:
+    assert found_in(pictured[0]).as_json() == found_in(pictured[0]).as_json()
+
+
+def test_what_is_printed_is_what_was_found(planted: tuple[Path, dict[str, list[int]]], found: Audit) -> None:
+    people = Console(file=io.StringIO(), width=140)
+    print_audit(people, found, Path("out"))
+    text = people.file.getvalue()  # type: ignore[attr-defined]
+    assert "2 sets of identical images (4 files), 1 of them across splits, 1 with different labels" in text
+    assert "cosine of 0.9999 or more: 1 pairs of different files, 1 of them across splits" in text
+    scanner = score_of(found, "scanner").from_vectors
+    assert scanner is not None
+    assert f"{scanner.auroc:.3f} [{scanner.low:.3f}, {scanner.high:.3f}]*" in text
+    assert "not looked at: findings (400 different texts)" in text
+    assert found.image_ids[planted[1]["odd"][0]] in text
+
+
+def test_audit_on_the_command_line(pictured: tuple[Path, Path], tmp_path: Path) -> None:
+    done = featcache("audit", pictured[0], cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "0 sets of identical images" in done.stdout
+    assert "note: the store has no groups" in done.stdout
+    assert (tmp_path / "audit" / "s" / "labels.csv").exists()
+    assert not done.stderr
+
+
+def test_audit_answers_scripts_with_one_json_object(pictured: tuple[Path, Path], tmp_path: Path) -> None:
+    done = featcache("audit", pictured[0], "--images", pictured[1], "-o", "out", "--json", cwd=tmp_path)
+    answer = json.loads(done.stdout)
+    assert done.returncode == 0
+    assert (answer["rows"], answer["chance"], answer["tables"]) == (60, 0.5, "out")
+    assert answer["confounds"][0]["name"] == "image width"
+    assert answer["confounds"][0]["from_vectors"]["low"] > 0.9
+
+
+def test_names_that_would_be_formulas_or_markup_are_text(tmp_path: Path) -> None:
+    x, labels = two_clouds(40, 4, seed=0, apart=8.0)
+    hostile = ["=cmd|' /C calc'!A0", "<img src=x onerror=alert(1)>", "[red]x[/]"]
+    columns = {"label": labels, "=view": [hostile[i % 3] for i in range(40)]}
+    path = make_store(tmp_path / "s.h5", x, columns)
+    done = featcache("audit", path, "-o", "out", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    text = (tmp_path / "out" / "confounds.csv").read_text()
+    assert "\n'=view" in text
+    assert "\n=view" not in text
