@@ -48,7 +48,7 @@ def permuted(bench: Bench, spec: HeadSpec, fold: Fold, n_permutations: int) -> N
         shuffled.append(values)
     bench = replace(bench, targets=replace(bench.targets, values=np.stack(shuffled)))
     fits = bench.fits([_unwatched(spec, i) for i in range(n_permutations)], [fold])
-    fitted = bench.run([replace(fit, labelling=i) for i, fit in enumerate(fits, start=1)])
+    fitted = bench.run([replace(fit, labelling=i) for i, fit in enumerate(fits, start=1)], weights=False)
     check_finite(fitted)
     found = [numbers(bench.task, fold.held, each.logits) for each in fitted]
     said: Numbers = {"n_permutations": n_permutations, "intervals": {}}

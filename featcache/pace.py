@@ -83,9 +83,12 @@ class Step:
     moments: list[list[Tensor]]
     steps: list[Tensor]
 
-    def take(self, gradients: Sequence[Tensor]) -> None:
+    def take(self, gradients: Sequence[Tensor], skipped: int = 0) -> None:
+        """By the gradients of the whole stack, of all parameters but the first `skipped`."""
         # The fused kernels read gradients as if they were contiguous, whatever they are.
-        self.optimize(self.parameters, [t[self.heads].contiguous() for t in gradients], self.moments, self.steps)
+        wanted = [t[self.heads].contiguous() for t in gradients]
+        moments = [each[skipped:] for each in self.moments]
+        self.optimize(self.parameters[skipped:], wanted, moments, self.steps[skipped:])
 
 
 def optimizer(spec: HeadSpec, lr: float, weight_decay: float) -> Callable[..., None]:

@@ -2,7 +2,8 @@
 
 They resemble an X-ray only as far as a demonstration and a test need: a thorax with lungs, heart, spine, ribs and
 clavicles, different for every patient, turned and exposed a little differently in every image. "abnormal" has one to
-three hazy opacities in the lungs, some of them faint. Nothing learnt on them says anything about patients.
+three hazy opacities in the lungs, some of them faint; where there are four classes they differ in number and size.
+Nothing learnt on them says anything about patients.
 """
 
 from concurrent.futures import ThreadPoolExecutor
@@ -18,8 +19,26 @@ Array = np.ndarray[Any, Any]
 
 HEIGHT, WIDTH = 384, 352
 CLASSES = ("abnormal", "normal")
+FOUR_CLASSES = ("diffuse", "focal", "normal", "scattered")
 GROUP_PATTERN = r"(patient\d+)"
 _FORMATS = ("16-bit PNG", "8-bit PNG", "JPEG")
+
+
+@dataclass(frozen=True)
+class Hazes:
+    """The opacities of a class, each number from a range: how many, their radius in half image widths, how bright."""
+
+    n: tuple[int, int]
+    radius: tuple[float, float]
+    strength: tuple[float, float]
+
+
+_HAZES = {
+    "abnormal": Hazes((1, 4), (0.10, 0.25), (0.10, 0.34)),
+    "diffuse": Hazes((2, 4), (0.35, 0.50), (0.12, 0.24)),
+    "focal": Hazes((1, 2), (0.12, 0.20), (0.24, 0.40)),
+    "scattered": Hazes((6, 11), (0.04, 0.08), (0.14, 0.28)),
+}
 
 
 @dataclass(frozen=True)
@@ -49,8 +68,9 @@ class Anatomy:
         )
 
 
-def radiograph(patient_seed: int, image_seed: int, abnormal: bool) -> Array:
-    """(384, 352) float32 in 0..1. The same seeds give the same pixels."""
+def radiograph(patient_seed: int, image_seed: int, abnormal: bool, kind: str = "abnormal") -> Array:
+    """(384, 352) float32 in 0..1. The same seeds give the same pixels. `kind` is the class whose opacities an abnormal
+    one has."""
     body = Anatomy.drawn(np.random.default_rng([patient_seed, 1]))
     rng = np.random.default_rng([patient_seed, image_seed, 2])
     u, v = _coordinates(rng)
@@ -63,26 +83,34 @@ def radiograph(patient_seed: int, image_seed: int, abnormal: bool) -> Array:
     image += 0.09 * _ribs(u, v, body) * _ellipse(u, v, 0.88, 0.85, softness=0.05)
     image += _vessels(u, v, rng) * lungs
     if abnormal:
-        image += _opacities(u, v, body, np.random.default_rng([patient_seed, image_seed, 3])) * (0.25 + 0.75 * lungs)
+        rng_of_hazes = np.random.default_rng([patient_seed, image_seed, 3])
+        image += _opacities(u, v, body, rng_of_hazes, _HAZES[kind]) * (0.25 + 0.75 * lungs)
     image *= body.density * rng.uniform(0.90, 1.10)
     image += 0.05 * _haze(rng, 90) + 0.02 * rng.standard_normal(image.shape, dtype=np.float32)
     pixels: Array = gaussian_filter(image, 0.7)
     return pixels.clip(0.0, 1.0).astype(np.float32)
 
 
-def write(folder: Path, n_patients: int = 160, images_per_patient: int = 3, seed: int = 0) -> int:
+def write(
+    folder: Path,
+    n_patients: int = 160,
+    images_per_patient: int = 3,
+    seed: int = 0,
+    classes: tuple[str, ...] = CLASSES,
+) -> int:
     """Writes `folder/{train,test}/{normal,abnormal}/patientNNN-K.{png,jpg}` and returns the number of images.
 
-    Half of the patients are abnormal, three in ten are in `test`. File formats (16-bit PNG, 8-bit PNG, JPEG) go round
-    over the images of either class alike, so that they give nothing away.
+    The classes, `CLASSES` or `FOUR_CLASSES`, have equally many patients; three in ten patients are in `test`. File
+    formats (16-bit PNG, 8-bit PNG, JPEG) go round over the images of each class alike, so that they give nothing away.
     """
 
     def draw(patient: int) -> None:
-        label = CLASSES[patient % 2]
+        label = classes[patient % len(classes)]
         target = folder / ("test" if patient % 20 >= 14 else "train") / label
         target.mkdir(parents=True, exist_ok=True)
         for k in range(images_per_patient):
-            pixels = radiograph(seed * 1_000_003 + patient, k, label == "abnormal")
+            kind = {} if label == "normal" else {"kind": label}
+            pixels = radiograph(seed * 1_000_003 + patient, k, bool(kind), **kind)
             _save(target / f"patient{patient:03d}-{k}", pixels, _FORMATS[(patient // 2 + k) % 3])
 
     with ThreadPoolExecutor() as pool:
@@ -133,12 +161,12 @@ def _vessels(u: Array, v: Array, rng: np.random.Generator) -> Array:
     return np.asarray(0.10 * np.maximum(_haze(rng, 12), 0) * np.exp(-distance / 0.35))
 
 
-def _opacities(u: Array, v: Array, body: Anatomy, rng: np.random.Generator) -> Array:
+def _opacities(u: Array, v: Array, body: Anatomy, rng: np.random.Generator, hazes: Hazes) -> Array:
     total = np.zeros_like(u)
-    for _ in range(rng.integers(1, 4)):
+    for _ in range(rng.integers(*hazes.n)):
         side = rng.choice((-1.0, 1.0))
         x, y = side * body.lung_gap + rng.uniform(-0.15, 0.15), rng.uniform(-0.35, 0.45)
-        radius, strength = rng.uniform(0.10, 0.25), rng.uniform(0.10, 0.34)
+        radius, strength = rng.uniform(*hazes.radius), rng.uniform(*hazes.strength)
         total += strength * np.exp(-(np.hypot(u - x, v - y) ** 2) / (2 * radius**2))
     return np.asarray(total * (1 + 0.35 * _haze(rng, 20)))
 

@@ -12,7 +12,8 @@ import torch
 
 from featcache import intervals, metrics
 from featcache.errors import UsageError
-from featcache.fitting import Fit, Fitted, Pool, fit_all
+from featcache.fits import Fit, Fitted, Pool
+from featcache.fitting import fit_all
 from featcache.heads import HeadSpec
 from featcache.objective import Targets
 from featcache.protocol import Protocol, watch_rows
@@ -130,10 +131,16 @@ class Bench:
         return found
 
     def run(
-        self, fits: Sequence[Fit], *, curves: bool = False, on_progress: Progress = lambda done, total: None
+        self,
+        fits: Sequence[Fit],
+        *,
+        curves: bool = False,
+        weights: bool = True,
+        on_progress: Progress = lambda done, total: None,
     ) -> list[Fitted]:
-        """Trains or solves, whatever the kinds; in the order of `fits`."""
-        how = {"average_views": self.average_views}
+        """Trains or solves, whatever the kinds; in the order of `fits`. Curves, weights and progress are for trained
+        kinds, as in `fit_all`."""
+        how: dict[str, Any] = {"average_views": self.average_views}
         results: dict[int, Fitted] = {}
         groups: dict[tuple[str, bool], list[int]] = {}
         for i, fit in enumerate(fits):
@@ -141,7 +148,8 @@ class Bench:
         for (tap, is_trained), members in groups.items():
             wanted = [fits[i] for i in members]
             if is_trained:
-                found = fit_all(wanted, self.x[tap], self.targets, **how, curves=curves, on_progress=on_progress)
+                more: dict[str, Any] = {"curves": curves, "weights": weights, "on_progress": on_progress}
+                found = fit_all(wanted, self.x[tap], self.targets, **how, **more)
             else:
                 found = solve_all(wanted, self.x[tap], self.targets, **how)
             results.update(zip(members, found, strict=True))
@@ -172,7 +180,7 @@ def rank(
     Specs that differ in their seed alone are one candidate.
     """
     folds = [fold for group in groups for fold in group]
-    fitted = bench.run(bench.fits(specs, folds), on_progress=on_progress)
+    fitted = bench.run(bench.fits(specs, folds), weights=False, on_progress=on_progress)
     of_spec = {spec: fitted[i * len(folds) : (i + 1) * len(folds)] for i, spec in enumerate(specs)}
     ranked, start = [], 0
     for group in groups:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from featcache import scoring
-from featcache.fitting import Fit, Fitted
+from featcache.fits import Fit, Fitted
 from featcache.objective import Targets, class_weights
 from featcache.stacks import feature_scale
 from featcache.vectors import clean, scored

@@ -100,11 +100,22 @@ class Stack:
         statistics = {name: tensor[heads] for name, tensor in self.statistics.items()}
         return Stack(parameters, statistics, self.scale[heads], self.dropout[heads], self.activation)
 
-    def put(self, heads: Tensor, better: "Stack") -> None:
-        """Replaces the heads of these numbers by those of another stack of the same length."""
+    def one(self, i: int) -> "Stack":
+        """Head i alone, not copied."""
+        parameters = {name: tensor.detach()[i : i + 1] for name, tensor in self.parameters.items()}
+        statistics = {name: tensor[i : i + 1] for name, tensor in self.statistics.items()}
+        only = slice(i, i + 1)
+        return Stack(parameters, statistics, self.scale[only], self.dropout[only], self.activation)
+
+    def put(self, heads: Tensor | int, better: "Stack") -> None:
+        """Replaces the heads of these numbers, or one head, by those of another stack of the same length."""
         for mine, theirs in ((self.parameters, better.parameters), (self.statistics, better.statistics)):
             for name, tensor in mine.items():
                 tensor[heads] = theirs[name].detach()[heads]
+
+    def is_finite(self, i: int) -> bool:
+        """Whether all numbers of head i are."""
+        return all(bool(torch.isfinite(t[i]).all()) for t in (*self.parameters.values(), *self.statistics.values()))
 
     def trainable(self) -> "Stack":
         """The same heads, with gradients."""
@@ -126,8 +137,11 @@ class Stack:
             draws: (k, b, h) uniform numbers for each hidden layer; a unit lives where its number is not below the
                 head's dropout. None of them drops nothing.
         """
+        return self.onward(self._first(x), taking, draws)
+
+    def onward(self, z: Tensor, taking: Tensor | None = None, draws: Sequence[Tensor] = ()) -> Tensor:
+        """What the first layer gives, (k, b, h), to (k, b, c); `taking` and `draws` as above."""
         names = [f"hidden.{i}." for i in range(self.n_hidden)]
-        z = self._first(x, names[0] if names else "")
         for i, name in enumerate(names):
             if f"{name}norm.weight" in self.parameters:
                 z = self._normed(z, f"{name}norm.", taking)
@@ -140,19 +154,24 @@ class Stack:
             z = torch.baddbmm(bias[:, None, :], z, weight.transpose(1, 2))
         return z
 
-    def _first(self, x: Tensor, name: str) -> Tensor:
+    def scaled(self, product: Tensor) -> Tensor:
+        """(k, b, h) of the first layer's weights and features as they are in the store, where the scale is one number:
+        divided by it, and the bias added."""
+        return product / self.scale.divisor[:, None] + self._bias("hidden.0." if self.n_hidden else "")[:, None]
+
+    def _first(self, x: Tensor) -> Tensor:
         """x W' + b of the first layer on scaled features, (k, b, h): the scale is taken into the weights where it is
         per feature, into the product where it is one number."""
-        weight, bias = self.parameters[f"{name}weight"], self._bias(name)
+        name = "hidden.0." if self.n_hidden else ""
+        weight, per_feature = self.parameters[f"{name}weight"], self.scale.divisor.shape[1] > 1
         k, h, d = weight.shape
-        per_feature = self.scale.divisor.shape[1] > 1
         if per_feature:
             weight = weight / self.scale.divisor[:, None, :]
-            bias = bias - (weight @ self.scale.offset[:, :, None]).squeeze(2)
-        z = functional.linear(x, weight.reshape(k * h, d)).view(len(x), k, h)  # (b, k, h): one product for all heads
+        z = functional.linear(x, weight.reshape(k * h, d)).view(len(x), k, h)  # one product for all heads
+        z = z.transpose(0, 1)
         if not per_feature:
-            z = z / self.scale.divisor[None]
-        return (z + bias).transpose(0, 1)
+            return self.scaled(z)
+        return z + (self._bias(name) - (weight @ self.scale.offset[:, :, None]).squeeze(2))[:, None]
 
     def _bias(self, name: str) -> Tensor:
         """A bias before a batch norm has no effect and a gradient of rounding errors, which Adam would blow up to steps

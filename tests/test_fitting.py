@@ -9,8 +9,9 @@ import torch
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.neighbors import KNeighborsClassifier
 
-from featcache import fitting, scoring
-from featcache.fitting import Fit, Fitted, Pool, fit_all
+from featcache import scoring, wide
+from featcache.fits import Fit, Fitted, Pool, bytes_of_one, stacked, stacks_abreast, trajectories
+from featcache.fitting import fit_all
 from featcache.heads import HeadSpec
 from featcache.objective import Targets
 from featcache.pace import Watcher
@@ -218,13 +219,13 @@ def test_head_i_of_a_stack_equals_head_i_alone(kind: str, stops: bool, views: bo
             fits.append(Fit(spec, pool, train[10:], held, train[:10]))
     together = fit_all(fits, x, targets, average_views=views, curves=True)
     assert len({each.epoch for each in together}) > 2
-    for fit, stacked in zip(fits, together, strict=True):
+    for fit, found in zip(fits, together, strict=True):
         (alone,) = fit_all([fit], x, targets, average_views=views, curves=True)
-        assert alone.epoch == stacked.epoch
-        np.testing.assert_allclose(stacked.logits, alone.logits, atol=1e-5)
+        assert alone.epoch == found.epoch
+        np.testing.assert_allclose(found.logits, alone.logits, atol=1e-5)
         for name, tensor in alone.tensors.items():
-            np.testing.assert_allclose(stacked.tensors[name], tensor, atol=1e-5)
-        for ours, theirs in zip(stacked.history, alone.history, strict=True):
+            np.testing.assert_allclose(found.tensors[name], tensor, atol=1e-5)
+        for ours, theirs in zip(found.history, alone.history, strict=True):
             assert ours == pytest.approx(theirs, abs=1e-5)
 
 
@@ -235,22 +236,34 @@ def test_a_stack_too_large_for_memory_is_cut_and_gives_the_same() -> None:
     whole, cut = fit_all(fits, x, targets), fit_all(fits, x, targets, memory_bytes=1)
     for a, b in zip(whole, cut, strict=True):
         np.testing.assert_allclose(a.logits, b.logits, atol=1e-5)
-    size = fitting._bytes_of_one(fits[0], D, targets)
-    shares = [len(s) for s in fitting._stacked(fitting._trajectories(fits), D, targets, 2 * size, 1)]
+    size = bytes_of_one(fits[0], x, targets)
+    shares = [len(s) for s in stacked(trajectories(fits), x, targets, 2 * size, 1)]
     assert shares == [2, 2, 1]
+    torch.set_num_threads(4)
+    assert [stacks_abreast(trajectories(fits), x, targets, n * size) for n in (0, 1, 3, 9)] == [1, 1, 3, 4]
+
+
+def test_logits_without_weights_are_the_same_and_a_head_that_diverged_is_told_apart() -> None:
+    x, targets = data(2)
+    fit = one(HeadSpec.of("mlp", widths=(8,), lr=0.01, epochs=4, optimizer="sgd"))
+    fits = [fit, replace(fit, spec=replace(fit.spec, weight_decay=1000.0, norm="none", epochs=40))]
+    for whole, bare in zip(fit_all(fits, x, targets), fit_all(fits, x, targets, weights=False), strict=True):
+        assert not bare.tensors
+        assert np.array_equal(whole.logits, bare.logits, equal_nan=True)
+        assert bare.diverged == whole.diverged == (whole.fit is fits[1])
 
 
 def test_epochs_of_a_sweep_are_snapshots_of_one_training() -> None:
     x, targets = data(2)
     base = one(HeadSpec(schedule="constant"))
     fits = [replace(base, spec=replace(base.spec, epochs=epochs)) for epochs in (3, 9, 6)]
-    assert len(fitting._trajectories(fits)) == 1
+    assert len(trajectories(fits)) == 1
     for fit, snapshot in zip(fits, fit_all(fits, x, targets), strict=True):
         (alone,) = fit_all([fit], x, targets)
         assert snapshot.epoch == fit.spec.epochs == alone.epoch
         np.testing.assert_allclose(snapshot.logits, alone.logits, atol=1e-6)
     cosine = [replace(base, spec=replace(base.spec, epochs=epochs, schedule="cosine")) for epochs in (3, 9)]
-    assert len(fitting._trajectories(cosine)) == 2
+    assert len(trajectories(cosine)) == 2
 
 
 def test_many_labellings_are_learnt_side_by_side() -> None:
@@ -261,6 +274,54 @@ def test_many_labellings_are_learnt_side_by_side() -> None:
     (alone,) = fit_all([fit], x, Targets(1 - targets.values, 2, 1))
     np.testing.assert_allclose(other.logits, alone.logits, atol=1e-5)
     assert np.abs(straight.logits - other.logits).max() > 0.1
+
+
+# --- first layers of millions of weights ------------------------------------------------------------------------------
+
+WIDE = 8_192  # features, times 256 units
+
+
+def wide_fits(**how: Any) -> tuple[list[Fit], torch.Tensor, Targets]:
+    """Six heads in three folds, of two rates and dropouts, and what they learn from."""
+    x, targets = data(3, n=60, d=WIDE)
+    pool = Pool(np.arange(60), 2 / 3, seed=5)
+    specs = [
+        HeadSpec.of("flatten-mlp", **{"lr": lr, "dropout": dropout, "epochs": 3, "weight_decay": 0.01, **how})
+        for lr, dropout in ((1e-3, 0.25), (3e-4, 0.0))
+    ]
+    fits = [Fit(spec, pool, np.setdiff1d(pool.rows, held)[6:], held) for spec in specs for held in folds(60, 3)]
+    assert all(wide.is_wide(fit.spec, WIDE) for fit in fits)
+    return [replace(fit, watch=np.setdiff1d(fit.pool.rows, [*fit.train, *fit.held])) for fit in fits], x, targets
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_a_wide_head_equals_a_plain_pytorch_loop(optimizer: str) -> None:
+    fits, x, targets = wide_fits(optimizer=optimizer, dropout=0.0)
+    check_equals_plain(fits[1], x, targets, atol=1e-4)
+
+
+@pytest.mark.parametrize("how", [{}, {"norm": "batch", "early_stopping": 1, "epochs": 6, "schedule": "plateau"}])
+def test_a_wide_head_of_a_stack_equals_it_alone(how: dict[str, Any]) -> None:
+    fits, x, targets = wide_fits(**how)
+    assert max(len(each) for each in stacked(trajectories(fits), x, targets, 1 << 40, 1)) == wide.HEADS
+    for fit, beside_others in zip(fits, fit_all(fits, x, targets, curves=True), strict=True):
+        (alone,) = fit_all([fit], x, targets, curves=True)
+        assert beside_others.epoch == alone.epoch
+        np.testing.assert_allclose(beside_others.logits, alone.logits, atol=1e-5)
+        for name, tensor in alone.tensors.items():
+            np.testing.assert_allclose(beside_others.tensors[name], tensor, atol=1e-5)
+        for ours, theirs in zip(beside_others.history, alone.history, strict=True):
+            assert ours == pytest.approx(theirs, abs=1e-5)
+
+
+def test_training_in_pieces_comes_to_what_one_product_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a last piece that is smaller than the others."""
+    fits, x, targets = wide_fits()
+    monkeypatch.setattr(wide, "_PIECE", 100 * WIDE)
+    in_pieces = fit_all(fits, x, targets)
+    monkeypatch.setattr(wide, "_LEAST", 1 << 40)
+    for one_by_one, at_once in zip(in_pieces, fit_all(fits, x, targets), strict=True):
+        np.testing.assert_allclose(one_by_one.logits, at_once.logits, atol=1e-4)
 
 
 # --- what may not matter ----------------------------------------------------------------------------------------------

@@ -8,7 +8,8 @@ import torch
 
 from featcache import scoring
 from featcache.errors import UsageError
-from featcache.fitting import Fit, Fitted, Pool, fit_all
+from featcache.fits import Fit, Fitted, Pool
+from featcache.fitting import fit_all
 from featcache.heads import HeadSpec
 from featcache.modules import fresh, head_module, tensors_of
 from featcache.objective import Targets, class_weights

@@ -43,6 +43,17 @@ def test_formats_give_the_label_away_to_nobody(tmp_path: Path) -> None:
     assert set(kinds["normal"]) == {"PNG I;16", "PNG L", "JPEG L"}
 
 
+def test_four_classes_are_told_apart_by_their_opacities_and_by_nothing_else(tmp_path: Path) -> None:
+    phantoms.write(tmp_path, n_patients=24, images_per_patient=1, classes=phantoms.FOUR_CLASSES)
+    manifest = Manifest.read(tmp_path)
+    assert Counter(manifest.columns["label"]) == dict.fromkeys(phantoms.FOUR_CLASSES, 6)
+    kinds = [kind for kind in phantoms.FOUR_CLASSES if kind != "normal"]
+    normal = phantoms.radiograph(5, 0, False)
+    covered = {kind: (phantoms.radiograph(5, 0, True, kind) - normal > 0.03).mean() for kind in kinds}
+    assert covered["diffuse"] > 2 * covered["focal"]
+    assert np.array_equal(phantoms.radiograph(5, 0, True), phantoms.radiograph(5, 0, True, "abnormal"))
+
+
 def test_a_patient_is_in_one_split_and_one_class(tmp_path: Path) -> None:
     phantoms.write(tmp_path, n_patients=40, images_per_patient=2)
     manifest = Manifest.read(tmp_path, phantoms.GROUP_PATTERN)
