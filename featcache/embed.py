@@ -27,6 +27,7 @@ from featcache.network import COMPILE, Array, Machine, Network, Note, Outdated
 from featcache.output import Embedded, Output, check_space, nothing_new
 from featcache.plan import Plan
 from featcache.precision import Canaries, held_precision, settle
+from featcache.provenance import Json
 from featcache.request import BackboneSpec, Request
 from featcache.seen import Seen
 from featcache.store import STORED_DTYPES, KnownVectors, Part
@@ -77,6 +78,7 @@ def embed_all(
     timeout_s: float = TIMEOUT_S,
     rehash: bool = False,
     strict: bool = False,
+    expect: Callable[[Path, Json], None] = lambda path, identity: None,
     on_progress: Progress = lambda done, total: None,
     on_note: Note = lambda text: None,
 ) -> list[Embedded]:
@@ -96,6 +98,8 @@ def embed_all(
         timeout_s: what one image may take to be read and decoded.
         rehash: read every file, whatever its times say.
         strict: the first image that fails ends the pass.
+        expect: called with each store and the identity that its vectors will have, before any is computed; what it
+            raises ends the pass.
         on_progress: called when rows are safely on disk, in all stores.
         on_note: called with what a person should know while it happens.
 
@@ -116,6 +120,8 @@ def embed_all(
 
     def attempt() -> list[Embedded]:
         networks = networks_of(specs, decode, views, dtype, machine, canaries, seen, on_note)
+        for path, network in networks.items():
+            expect(path, network.answer.identity)
         if len(specs) > 1:
             _make_folders({path.parent for path in specs})
         plans = {path: Plan.of(manifest, Seen() if rehash else seen[path]) for path in specs}

@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors.torch
 
-from featcache import backbones, baselines, calibration, figures, metrics, runs, selection
-from featcache.backbones import Backbone
+from featcache import baselines, calibration, figures, metrics, runs, selection, weights
+from featcache.origin import WEIGHTS, packed
 from featcache.protocol import Protocol
 from featcache.provenance import Json, digest_json
 from featcache.runs import Images, Run
-from featcache.start import WEIGHTS, Start
+from featcache.start import Start
 from featcache.summary import TEST, VAL, Said, tables
 from featcache.task import Task
 
@@ -64,7 +63,7 @@ def write(
     """
     task, protocol = start.task, start.protocol
     before, after = (_said(task, protocol, sides, rule) for sides in (outcome.before, outcome.after))
-    backbone = replace(start.backbone, weights_sha256=backbones.weights_digest(start.backbone.module))
+    backbone = replace(start.backbone, weights_sha256=weights.digest(start.backbone.module))
     identity = backbone.identity(start.decode, "float32")
     images, division = Images.of(task, protocol).to_json(), protocol.record(task.image_ids)
     points, epoch = _history(start.parent, outcome)
@@ -94,7 +93,7 @@ def write(
     }
     kept = {"split.json": division, "images.json": images}
     files = {name: (json.dumps(value) + "\n").encode() for name, value in kept.items()}
-    files[WEIGHTS] = _weights(backbone)
+    files[WEIGHTS] = packed(backbone)
     found = tables(after, points)
     names, rows = found["history.csv"]
     history = [dict(zip(names, row, strict=True)) for row in rows]
@@ -174,9 +173,3 @@ def _title(start: Start, key: Json) -> str:
     stages = ", ".join(f"{stage['unfreeze']} for {stage['epochs']}" for stage in key["recipe"]["stages"])
     over = f", mean of {len(start.protocol.folds)} folds" if not start.protocol.is_hold_out else ""
     return f"{start.backbone.name}, {stages} epochs, lr {key['recipe']['lr']:g}{over}"
-
-
-def _weights(backbone: Backbone) -> bytes:
-    """The whole network, in timm's layout: what it learnt stands beside what it did not."""
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in backbone.module.state_dict().items()}
-    return safetensors.torch.save(state)

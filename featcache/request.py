@@ -25,7 +25,7 @@ class BackboneSpec:
     Attributes:
         name: `arch.tag` or `arch`, as timm spells it.
         weights: None for those the name stands for, a `.safetensors`, `.pth` or `.pt` file, or `random:SEED`.
-        input_size, crop_pct, interpolation, mean, std: None for the model's own data configuration.
+        input_size, crop_pct, interpolation, mean, std, crop_mode: None for the model's own data configuration.
         taps: what is kept of it: `pooled`, the vector; with `grid` the feature map before pooling, too, or with
             `boundary` the tensor that enters the last stage.
         precision: of the arithmetic; "auto" is settled by `precision.settled` before a network is loaded.
@@ -40,6 +40,7 @@ class BackboneSpec:
     std: tuple[float, ...] | None = None
     taps: tuple[str, ...] = (POOLED,)
     precision: str = "float32"
+    crop_mode: str | None = None
 
     def __post_init__(self) -> None:
         if POOLED not in self.taps or not set(self.taps) <= set(TAPS) or {GRID, BOUNDARY} <= set(self.taps):

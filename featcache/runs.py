@@ -143,7 +143,7 @@ class Run:
             ) from error
         except OSError as error:
             raise from_os_error(error, "reading", path) from error
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise CorruptStore(f"{path / 'run.json'} is damaged: {error}.") from error
         if not isinstance(record, dict):
             raise CorruptStore(f"{path / 'run.json'} is damaged: it holds no record.")

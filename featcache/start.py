@@ -3,26 +3,23 @@ anything is computed. Either of a Run, or of a labelled folder of images with a 
 Letters: d features, c classes.
 """
 
-import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
-from featcache import backbones, modules, stacks
-from featcache.augment import ViewSpec
+from featcache import modules, origin, stacks
 from featcache.backbones import Backbone
-from featcache.errors import IdentityMismatch, UsageError
+from featcache.errors import UsageError
 from featcache.heads import HeadSpec
-from featcache.images import DecodeSpec, TransformSpec
+from featcache.images import DecodeSpec
 from featcache.manifest import Manifest
 from featcache.modules import Head, head_module
 from featcache.pixels import Pixels
 from featcache.protocol import Protocol, SplitSpec, divide
-from featcache.provenance import Json, difference, from_json
-from featcache.request import BackboneSpec
+from featcache.provenance import Json, difference
 from featcache.runs import Run
 from featcache.task import TargetSpec, Task
 from featcache.telling import Telling
@@ -30,7 +27,7 @@ from featcache.world import World
 
 Array = np.ndarray[Any, Any]
 
-WEIGHTS = "backbone.safetensors"  # of a Run whose network is its own
+_MAX_PIXELS = 1 << 30  # an image of the Run was within the bound that it was embedded with
 
 
 @dataclass(frozen=True)
@@ -72,7 +69,7 @@ class Start:
             UsageError: a head that has no weights to train on, or whose validation rows were learnt from.
             IdentityMismatch: other weights, or another preprocessing than the Run's.
         """
-        if run.spec.kind == "knn" or (run.spec.kind == "flatten-mlp" and not (run.path / WEIGHTS).exists()):
+        if run.spec.kind == "knn" or (run.spec.kind == "flatten-mlp" and not (run.path / origin.WEIGHTS).exists()):
             raise UsageError(f"{run.path} has a {run.spec.kind} head; phase 2 needs one on vectors: linear or mlp.")
         if run.record["asked"].get("refit_all"):
             raise UsageError(
@@ -83,7 +80,9 @@ class Start:
         folds = [run.weights()] if protocol.is_hold_out else run.fold_weights()
         if len(folds) != len(protocol.folds):
             raise UsageError(f"{run.path} has no heads of its {len(protocol.folds)} folds to go on from.")
-        backbone, decode = _backbone_of(run, weights, device)
+        backbone, request = origin.backbone_of(run, weights, device)
+        # What was embedded is known by its bytes, so a first frame is taken where it was taken before.
+        decode = replace(request.decode, first_frame=True, max_pixels=_MAX_PIXELS)
         rms = run.feature_rms
         assert rms is not None, "only knn has none"
         return cls(task, protocol, backbone, decode, run.spec, run.weights(), folds, rms, run)
@@ -92,8 +91,8 @@ class Start:
         """What the vectors of a store have that those of the Run have not, a line each. What else it holds, and under
         which name, changes nothing."""
         assert self.parent is not None
-        own = self.backbone.identity(self.decode, "", _views_of(identity))
-        lines = difference(_comparable(identity), _comparable(own))
+        own = self.backbone.identity(self.decode, "", origin.views_of(identity))
+        lines = difference(origin.comparable(identity), origin.comparable(own))
         stored = (each["stored_dtype"] for each in (identity, self.parent.record["store"]["identity"]))
         return lines + difference(*({"stored_dtype": dtype} for dtype in stored))
 
@@ -102,80 +101,6 @@ class Start:
         spec = replace(self.head, dropout=dropout) if dropout is not None and self.head.widths else self.head
         task = self.task
         return head_module(spec, tensors, self.feature_rms, len(task.classes), task.positive, task.has_findings)
-
-
-# --- of a Run ---------------------------------------------------------------------------------------------------------
-
-
-def _backbone_of(run: Run, weights: str | None, device: str) -> tuple[Backbone, DecodeSpec]:
-    """The Run's network, found again and compared field by field."""
-    held = run.record["store"]["identity"]
-    transform = from_json(TransformSpec, held["transform"])
-    decode = _decode_of(held["decode"])
-    spec = BackboneSpec(
-        held["backbone"]["name"],
-        weights or _weights_of(run),
-        input_size=transform.input_size[0] if len(set(transform.input_size)) == 1 else None,
-        crop_pct=transform.crop_pct,
-        interpolation=transform.interpolation,
-        mean=transform.mean,
-        std=transform.std,
-        precision=held["precision"],
-    )
-    backbone = backbones.load(spec, device)
-    backbone = replace(backbone, transform=replace(backbone.transform, crop_mode=transform.crop_mode))
-    own = backbone.identity(decode, held["stored_dtype"], _views_of(held))
-    lines = difference(_comparable(held), _comparable(own))
-    if lines:
-        fields = "\n  ".join(lines)
-        raise IdentityMismatch(
-            f"the vectors of {run.path} come from another network or preprocessing than there is here:\n  {fields}\n"
-            f"Give its weights with --weights, or embed again and train a head on that."
-        )
-    return backbone, decode
-
-
-def _comparable(identity: Json) -> Json:
-    """Without what else a store held, and without the name, which follows from where the weights come from."""
-    backbone = {key: identity["backbone"][key] for key in ("weights_sha256", "pooling")}
-    rest = {key: identity[key] for key in ("pipeline", "transform", "decode", "probe", "precision")}
-    return {**rest, "backbone": backbone}
-
-
-def _views_of(identity: Json) -> ViewSpec | None:
-    """The probe of an identity with views is of a view, too."""
-    held = identity.get("views")
-    return from_json(ViewSpec, {f.name: held[f.name] for f in fields(ViewSpec)}) if held else None
-
-
-def _weights_of(run: Run) -> str | None:
-    """As `BackboneSpec` takes it."""
-    if (own := run.path / WEIGHTS).exists():
-        return str(own)
-    source = run.record["store"].get("weights")
-    if source == "file":
-        digest = run.record["store"]["identity"]["backbone"]["weights_sha256"]
-        raise UsageError(
-            f"the weights of {run.path} came from a file: name it with --weights FILE (their sha256, as featcache info "
-            f"tells it, is {digest[:12]}…)."
-        )
-    return source if source and source.startswith("random:") else None
-
-
-def _decode_of(rules: Json) -> DecodeSpec:
-    """The options by which files became pixels, from the rules of an identity. What was embedded is known by its bytes,
-    so a first frame is taken where it was taken before."""
-    bits = re.match(r"(\d+) bit;", rules["gray16"])
-    return DecodeSpec(
-        bit_depth=int(bits[1]) if bits else None,
-        float_range=tuple(rules["float"]) if isinstance(rules["float"], list) else None,
-        first_frame=True,
-        max_pixels=_MAX_PIXELS,
-        fast="shortcuts" in rules,
-    )
-
-
-_MAX_PIXELS = 1 << 30  # an image of the Run was within the bound that it was embedded with
 
 
 # --- of a folder ------------------------------------------------------------------------------------------------------

@@ -6,14 +6,16 @@ Letters: n rows, K views of each, d features.
 """
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from featcache.errors import UsageError
 from featcache.heads import HeadSpec
 from featcache.store import GRID, POOLED, VIEWS, Store
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _TAPS = {"flatten-mlp": GRID}
 _BLOCK = 1024  # rows
@@ -58,9 +60,11 @@ def _check_views(store: Store) -> None:
         )
 
 
-def load(store: Store, specs: Sequence[HeadSpec], average_views: bool, device: str) -> dict[str, Tensor]:
+def load(store: Store, specs: Sequence[HeadSpec], average_views: bool, device: str) -> "dict[str, Tensor]":
     """By name the feature arrays that some heads work on, (n, d) float32 with feature maps flattened; pooled vectors as
     (n, 1 + K, d) where views are needed."""
+    import torch
+
     found = {}
     for tap in dict.fromkeys(map(tap_of, specs)):
         with_views = tap == POOLED and need_views(specs, average_views)
@@ -78,11 +82,11 @@ def _with_views(store: Store) -> "np.ndarray[tuple[int, int, int], np.dtype[np.f
     return x
 
 
-def clean(x: Tensor) -> Tensor:
+def clean(x: "Tensor") -> "Tensor":
     """(n, d): of the images as they are, not copied."""
     return x if x.ndim == 2 else x[:, 0]
 
 
-def scored(x: Tensor, average_views: bool) -> Tensor:
+def scored(x: "Tensor", average_views: bool) -> "Tensor":
     """What rows are scored by: (n, d), or (n, 1 + K, d) where the logits of all are averaged."""
     return x if average_views else clean(x)

@@ -14,7 +14,7 @@ from scipy.special import expit, log_softmax, softmax
 
 from featcache import calibration, metrics, vectors
 from featcache.errors import UsageError
-from featcache.fitting import Pool
+from featcache.fits import Pool
 from featcache.heads import HeadSpec, grid
 from featcache.protocol import SplitSpec
 from featcache.runs import Run

@@ -1,0 +1,122 @@
+"""The commands that make use of a finished Run: `predict`, and `bundle`, which makes one file of it to give away."""
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from featcache.cli.options import AllowOutside, Device, Json, Timeout
+from featcache.cli.showing import answer, console, escaped, plain_table, tell_unreadable
+from featcache.cli.waiting import CONTINUES, interruptible, progress
+from featcache.errors import EXIT_SOME_FAILED
+
+_MAX_SHOWN = 5
+
+RunOrBundle = Annotated[Path, typer.Argument(help="The folder of a Run, or a bundle, MODEL.fcb.zip.")]
+Weights = Annotated[str | None, typer.Option(help="Of the backbone, where the store had them from a file.")]
+
+
+def predict_command(
+    run: RunOrBundle,
+    images: Annotated[Path | None, typer.Argument(help="A folder of images, or a CSV with a column path.")] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The CSV to write.")] = Path("predictions.csv"),
+    store: Annotated[Path | None, typer.Option(help="Instead of images, a store of vectors like the Run's.")] = None,
+    keep: Annotated[Path | None, typer.Option(help="A store in which the vectors of the images stay.")] = None,
+    weights: Weights = None,
+    allow_outside: AllowOutside = False,
+    first_frame: Annotated[
+        bool, typer.Option(help="Take the first frame of several.", rich_help_panel="Images")
+    ] = False,
+    max_pixels: Annotated[
+        int | None, typer.Option(show_default="89478485", help="Per image.", rich_help_panel="Images")
+    ] = None,
+    strict: Annotated[bool, typer.Option(help="Stop at the first bad image.", rich_help_panel="Images")] = False,
+    precision: Annotated[
+        str | None,
+        typer.Option(show_default="that of the Run", help="float32, bfloat16; tf32, float16 on a GPU."),
+    ] = None,
+    timeout: Timeout = None,
+    workers: Annotated[int | None, typer.Option(min=1, max=256, help="Decoders.", rich_help_panel="Machine")] = None,
+    compile: Annotated[  # noqa: A002
+        str, typer.Option(help="auto, on or off: compile the network first.", rich_help_panel="Machine")
+    ] = "auto",
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Say what new images are: a probability of each class, and what is called at 0.5 and at the operating point."""
+    from featcache.manifest import Manifest
+    from featcache.predict import predict
+    from featcache.predictor import load_run
+    from featcache.store import Store
+    from featcache.workers import TIMEOUT_S
+
+    options: dict[str, Any] = {"first_frame": first_frame, "max_pixels": max_pixels, "strict": strict}
+    options |= {"timeout_s": timeout or TIMEOUT_S, "n_workers": workers, "compile": compile}
+    with ExitStack() as opened:
+        opened.enter_context(interruptible(CONTINUES))
+        on_progress, on_note = opened.enter_context(progress("predicting"))
+        predictor = opened.enter_context(load_run(run, weights=weights, device=device, precision=precision))
+        vectors = opened.enter_context(Store.open(store)) if store else None
+        manifest = Manifest.read(images, allow_outside=allow_outside) if images else None
+        tell_unreadable(manifest.unreadable_folders if manifest else [], on_note)
+        options |= {"on_progress": on_progress, "on_note": on_note}
+        done = predict(predictor, output, images=manifest, store=vectors, keep=keep, **options)
+    if as_json:
+        answer(done.as_json())
+    _print_predicted(console(as_json), done)
+    if done.n_failed:
+        raise typer.Exit(EXIT_SOME_FAILED)
+
+
+def bundle_command(
+    run: RunOrBundle,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write, MODEL.fcb.zip.")],
+    with_backbone: Annotated[
+        bool, typer.Option("--with-backbone/--without-backbone", help="Put the backbone's weights in.")
+    ] = True,
+    onnx: Annotated[bool, typer.Option("--onnx", help="Put an ONNX file in, too.")] = False,
+    weights: Weights = None,
+    as_json: Json = False,
+) -> None:
+    """Make one file of a Run, from which it can predict elsewhere."""
+    from featcache.bundle import bundle
+    from featcache.predictor import load_run
+
+    with interruptible("nothing was written"), load_run(run) as predictor:
+        done = bundle(predictor.run, output, with_backbone=with_backbone, weights=weights, with_onnx=onnx)
+    if as_json:
+        answer(done.as_json())
+    people = console(as_json)
+    for note in done.notes:
+        people.print(f"[yellow]note: {escaped(note)}[/]", highlight=False)
+    if not done.has_backbone:
+        people.print(f"the backbone is not inside: its weights have sha256 {done.weights_sha256[:12]}…")
+    inside = ", ".join(f"{name} {n_bytes / 1e6:,.1f} MB" for name, n_bytes in done.members.items() if n_bytes > 1e5)
+    people.print(
+        f"[bold]{escaped(done.path)}[/]: {len(done.members)} members{f' ({inside})' if inside else ''}", highlight=False
+    )
+
+
+def _print_predicted(people: Console, done: Any) -> None:
+    """How many images are called what, and what became of the others."""
+    found, model = done.predictions, done.predictions.model
+    columns = [("called at 0.5" if model.has_findings or len(found.classes) == 2 else "called", found.called)]
+    if found.at_operating_point is not None:
+        columns.append((f"at p ≥ {model.threshold:.3f} of {escaped(found.classes[model.positive])}",
+                        found.at_operating_point))  # fmt: skip
+    table = plain_table("", *(title for title, _ in columns))
+    counts = [found.counts(called) for _, called in columns]
+    for name in found.classes:
+        table.add_row(escaped(name), *(f"{each[name]:,}" for each in counts))
+    people.print(table)
+    for image_id, (code, reason) in list(found.failures.items())[:_MAX_SHOWN]:
+        people.print(f"  [red]{escaped(code)}[/] {escaped(image_id)}: {escaped(reason)}", highlight=False)
+    skipped = ", ".join(f"{n} {reason}" for reason, n in done.skipped.items())
+    more = f", see {escaped(done.output)}.failures.csv" if done.n_failed else ""
+    people.print(
+        f"[bold]{escaped(done.output)}[/]: found {len(found):,} = predicted {done.n_predicted:,} + failed "
+        f"{done.n_failed:,}{more}{f'; skipped {skipped}' if skipped else ''}; in {done.seconds:.1f} s",
+        highlight=False,
+    )
