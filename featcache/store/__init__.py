@@ -6,10 +6,12 @@ that it keeps and compares. Opening costs milliseconds; vectors are read when as
 
     schema       names, limits, arrays in and out of HDF5
     validation   whether a file may be read at all
+    opening      a file held open, by whichever process
     reading      Store: a published file
     parts        the folder of a pass under way, its lock and its status
     known        vectors by the digest of their image
     publishing   parts into a store
+    selecting    some rows of a store
     describing   what is inside
     verifying    a store against its recorded digests
 """
@@ -32,6 +34,7 @@ from featcache.store.schema import (
     VIEW_PARAMETERS,
     VIEWS,
 )
+from featcache.store.selecting import blocks, digests_of, gather, publish_rows, texts_of
 from featcache.store.verifying import Verified, verify
 
 __all__ = [
@@ -53,12 +56,17 @@ __all__ = [
     "Status",
     "Store",
     "Verified",
+    "blocks",
     "check_identity",
     "describe",
+    "digests_of",
     "folder_of",
+    "gather",
     "held_identity",
     "publish",
+    "publish_rows",
     "read_part",
     "status",
+    "texts_of",
     "verify",
 ]

@@ -2,7 +2,7 @@
 
 import io
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -73,24 +73,14 @@ def publish(
     known = _distinct([*environments, *(head.environment for head in heads if head.environment is not None)])
     kept = np.flatnonzero(origin != FAILED).tolist()
 
-    def fill(raw: BinaryIO) -> None:
-        with _Unbreakable(raw) as target, new_file(target) as file:
-            set_text(file, "format", FORMAT)
-            file.attrs["format_version"] = np.array(VERSION, dtype=np.int64)
-            set_text(file, "identity", canonical_json(identity))
-            set_text(file, "identity_sha256", digest_json(identity))
-            set_text(file, "environment", canonical_json(known))
-            if weights_source is not None:
-                set_text(file, "weights_source", weights_source)
-            digests = {"image_id": put_text(file, "image_id", [image_ids[i] for i in kept])}
-            file.create_group("columns")
-            for name, values in columns.items():
-                digests[f"columns/{name}"] = put_text(file, f"columns/{name}", [values[i] for i in kept])
-            digests |= _pack(file, parts, image_ids, len(kept))
-            set_text(file, "datasets_sha256", canonical_json(digests))
+    def fill(file: h5py.File) -> None:
+        put_head(file, identity, known, weights_source)
+        digests = put_names(file, [image_ids[i] for i in kept], {n: [v[i] for i in kept] for n, v in columns.items()})
+        digests |= _pack(file, parts, image_ids, len(kept))
+        set_text(file, "datasets_sha256", canonical_json(digests))
 
     try:
-        durable.write_with(path, lambda raw: out_of_reach_of_signals(partial(fill, raw)))
+        write_file(path, fill)
     except NoSpace as error:
         n_bytes = sum(part.stat().st_size for part in parts)
         raise NoSpace(
@@ -98,6 +88,38 @@ def publish(
             f"all {len(parts):,} parts are safe. Free some and run the same command again."
         ) from error
     return Counts(*(int(np.sum(origin == kind)) for kind in (EMBEDDED, REUSED, FAILED)))
+
+
+def write_file(path: Path, fill: Callable[[h5py.File], None]) -> None:
+    """Puts an HDF5 file at a path, replacing what is there in one step, with what `fill` puts into it.
+
+    Raises:
+        NoSpace, AccessDenied, InputOutputError: the file at `path` is as it was.
+    """
+
+    def write(raw: BinaryIO) -> None:
+        with _Unbreakable(raw) as target, new_file(target) as file:
+            fill(file)
+
+    durable.write_with(path, lambda raw: out_of_reach_of_signals(partial(write, raw)))
+
+
+def put_head(file: h5py.File, identity: Json, environments: Sequence[Json], weights_source: str | None) -> None:
+    """What a store says of itself, but for the digests of its arrays."""
+    set_text(file, "format", FORMAT)
+    file.attrs["format_version"] = np.array(VERSION, dtype=np.int64)
+    set_text(file, "identity", canonical_json(identity))
+    set_text(file, "identity_sha256", digest_json(identity))
+    set_text(file, "environment", canonical_json(environments))
+    if weights_source is not None:
+        set_text(file, "weights_source", weights_source)
+
+
+def put_names(file: h5py.File, image_ids: Sequence[str], columns: Mapping[str, Sequence[str]]) -> dict[str, str]:
+    """The names and columns of the rows; returns the sha256 of their arrays."""
+    digests = {"image_id": put_text(file, "image_id", image_ids)}
+    file.create_group("columns")
+    return digests | {f"columns/{name}": put_text(file, f"columns/{name}", each) for name, each in columns.items()}
 
 
 def _distinct(environments: Sequence[Json]) -> list[Json]:

@@ -1,11 +1,8 @@
 """A published store, open for reading: vectors, names, columns, and where they came from."""
 
-import json
 import math
-import os
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -13,10 +10,11 @@ from typing import Any, Self
 import h5py
 import numpy as np
 
-from featcache.errors import CorruptStore, IdentityMismatch, InputsChanged, UsageError
+from featcache.errors import CorruptStore, IdentityMismatch, UsageError
 from featcache.provenance import Json, difference, digest_json
-from featcache.store.schema import POOLED, WEIGHTS_SOURCE, Array, get_text, texts
-from featcache.store.validation import check_store, open_file, reading
+from featcache.store.opening import OpenFile
+from featcache.store.schema import POOLED, WEIGHTS_SOURCE, Array, get_text
+from featcache.store.validation import reading
 
 _ONLY_PROBE = (
     "The installed libraries make other pixels of the same images than those of its environment (see featcache info): "
@@ -44,12 +42,10 @@ class Store:
     def __init__(self, path: Path | str) -> None:
         """Opens a store; see `Store.open`."""
         self.path = Path(path)
-        self._file: h5py.File | None = None
-        self._pid = 0
-        self._which: tuple[int, ...] | None = None
+        self._held = OpenFile(self.path)
         try:
             with reading(self.path, "its head"):
-                self._read_head(self._opened())
+                self._read_head(self._held.file)
         except BaseException:
             self.close()
             raise
@@ -72,14 +68,9 @@ class Store:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_file": None, "_pid": 0}
-
     def close(self) -> None:
         """Closes the file. Reading again opens it again."""
-        if self._file is not None and self._pid == os.getpid():
-            self._file.close()
-        self._file = None
+        self._held.close()
 
     @property
     def image_ids(self) -> list[str]:
@@ -94,7 +85,7 @@ class Store:
     @property
     def taps(self) -> list[str]:
         """The feature arrays there are; `pooled` is always one."""
-        return sorted(self._opened()["features"])
+        return sorted(self._held.file["features"])
 
     def width(self, tap: str = POOLED) -> int:
         """The number of features of a row: d, or that of all places of a feature map together."""
@@ -119,7 +110,7 @@ class Store:
         try:
             values = np.asarray(dataset[rows if rows is not None else slice(None)], dtype=np.float32)
         except (OSError, RuntimeError):
-            deque(self._read(f"features/{tap}"), maxlen=0)  # names the rows
+            deque(self._held.chunks(f"features/{tap}"), maxlen=0)  # names the rows
             with reading(self.path, f"features/{tap}"):  # this time they all could be read
                 raise
         self._check_finite(tap, values, np.arange(len(self))[rows if rows is not None else slice(None)])
@@ -157,12 +148,12 @@ class Store:
     @property
     def columns(self) -> dict[str, list[str]]:
         """Label, group, split and further columns by name: n texts each, empty where unknown."""
-        return {name: self._texts(f"columns/{name}") for name in self._opened()["columns"]}
+        return {name: self._held.texts(f"columns/{name}") for name in self._held.file["columns"]}
 
     @property
     def content_sha256(self) -> list[str]:
         """The n digests of the image files' bytes."""
-        return self._texts("content_sha256")
+        return self._held.texts("content_sha256")
 
     @property
     def identical_images(self) -> list[list[str]]:
@@ -178,33 +169,29 @@ class Store:
     @property
     def datasets(self) -> list[str]:
         """The full names of all arrays that are part of the format."""
-        file = self._opened()
+        file = self._held.file
         members = [f"{group}/{name}" for group in ("columns", "failures", "features") for name in file[group]]
         return ["image_id", "content_sha256", *members]
 
     def raw(self, name: str) -> Iterator[tuple[slice, Callable[[], Any]]]:
         """An array as it is stored, chunk by chunk: (rows, a call that reads them). For checking it."""
-        dataset = self._opened()[name]
-        step = dataset.chunks[0] if dataset.chunks else max(1, len(dataset))
-        for start in range(0, len(dataset), step):
-            rows = slice(start, min(start + step, len(dataset)))
-            yield rows, partial(dataset.__getitem__, rows)
+        return self._held.raw(name)
 
     def shape(self, name: str) -> tuple[tuple[int, ...], Any]:
         """Shape and dtype of any array by its full name."""
-        dataset = self._opened()[name]
+        dataset = self._held.file[name]
         return dataset.shape, dataset.dtype
 
     def _read_head(self, file: h5py.File) -> None:
-        self.identity: Json = _json(file, "identity", dict)
+        self.identity: Json = self._held.json("identity", dict)
         self.recorded_identity_sha256 = get_text(file, "identity_sha256")
-        self.environments: list[Json] = _json(file, "environment", list)
-        self.datasets_sha256: dict[str, str] = _json(file, "datasets_sha256", dict)
+        self.environments: list[Json] = self._held.json("environment", list)
+        self.datasets_sha256: dict[str, str] = self._held.json("datasets_sha256", dict)
         source = get_text(file, "weights_source")
         self.weights_source = source if WEIGHTS_SOURCE.fullmatch(source) else None
-        self._image_ids = self._texts("image_id")
-        entries = zip(self._texts("failures/code"), self._texts("failures/reason"), strict=True)
-        self.failures = dict(zip(self._texts("failures/image_id"), entries, strict=True))
+        self._image_ids = self._held.texts("image_id")
+        entries = zip(self._held.texts("failures/code"), self._held.texts("failures/reason"), strict=True)
+        self.failures = dict(zip(self._held.texts("failures/image_id"), entries, strict=True))
         self._check_lengths(file)
 
     def _check_lengths(self, file: h5py.File) -> None:
@@ -216,34 +203,8 @@ class Store:
         if len(set(self._image_ids)) != n:
             raise ValueError("a name stands twice in image_id")
 
-    def _texts(self, name: str) -> list[str]:
-        return [text for rows in self._read(name) for text in texts(rows)]
-
-    def _read(self, name: str) -> Iterator[Array]:
-        """The chunks of an array; damage is told with its rows."""
-        for rows, read in self.raw(name):
-            with reading(self.path, f"{name}, rows {rows.start} to {rows.stop - 1},"):
-                values = read()
-            yield values
-
-    def _opened(self) -> h5py.File:
-        """The file, as this process opened it: HDF5's handles do not survive a fork."""
-        if self._file is None or self._pid != os.getpid():
-            file = open_file(self.path)
-            try:
-                found = os.fstat(file.id.get_vfd_handle())
-                which = (found.st_ino, found.st_size, found.st_mtime_ns)
-                if self._which not in (None, which):
-                    raise InputsChanged(f"{self.path} was replaced since it was opened. Open it again.")
-                check_store(self.path, file)
-            except BaseException:
-                file.close()
-                raise
-            self._file, self._pid, self._which = file, os.getpid(), which
-        return self._file
-
     def _tap(self, tap: str) -> h5py.Dataset:
-        features = self._opened()["features"]
+        features = self._held.file["features"]
         if tap not in features:
             raise UsageError(f"{self.path} has no tap {tap!r}, it has {', '.join(self.taps)}.")
         return features[tap]
@@ -262,25 +223,6 @@ def _places(rows: Any, views: Any, shape: tuple[int, ...]) -> list[tuple[int, ..
         if len(each) and (each.min() < 0 or each.max() >= n):
             raise IndexError(f"there are {n:,} {what}, got numbers from {each.min()} to {each.max()}")
     return list(zip(*(each.tolist() for each in asked), strict=True))
-
-
-def _json(file: h5py.File, name: str, kind: type) -> Json:
-    """The JSON of an attribute. NaN and infinity, which JSON does not have, are refused.
-
-    Raises:
-        ValueError: it is none, or of another kind.
-    """
-
-    def refuse(constant: str) -> None:
-        raise ValueError(f"the attribute {name} has {constant}")
-
-    try:
-        value = json.loads(get_text(file, name), parse_constant=refuse)
-    except RecursionError as error:
-        raise ValueError(f"the attribute {name} is nested without end") from error
-    if not isinstance(value, kind):
-        raise ValueError(f"the attribute {name} is no {kind.__name__}")
-    return value
 
 
 def check_identity(path: Path, held: Json, asked: Json) -> None:

@@ -18,6 +18,7 @@ Array = np.ndarray[Any, Any]
 FORMAT = "featcache.store"
 PART_FORMAT = "featcache.part"
 VERSION = (1, 0)  # (major, minor): a reader refuses another major, ignores what a later minor added
+FUSION_FORMAT, FUSION_VERSION = "featcache.fusion", (1, 0)  # of a table of studies, made of a store and texts
 POOLED, GRID, VIEWS, VIEW_PARAMETERS = "pooled", "grid", "views", "view_parameters"  # what `features` may hold
 BOUNDARY, BOUNDARY_VIEWS = "boundary", "boundary_views"  # the same, of the tensor that enters the last stage
 STORED_DTYPES = ("float32", "float16")
@@ -30,7 +31,8 @@ CHUNK_ROWS = (64, 256)
 CHUNK_BYTES = 1 << 18  # aim of a chunk; its rows stay within the two bounds above
 # Read in any order, a few rows at a time: a chunk is one row, or one view of one. Rows of 49 KB drawn 32 at a time then
 # take as long as all of them at once. Array -> leading axes of length 1.
-SINGLE = {f"features/{BOUNDARY}": 1, f"features/{BOUNDARY_VIEWS}": 2}
+SINGLE = {f"features/{BOUNDARY}": 1, f"features/{BOUNDARY_VIEWS}": 2, "image_vectors": 1, "image_tokens": 1}
+TEXT_BYTES = "text_bytes/"  # arrays of single bytes, for which 256 rows would be a chunk of 256 bytes
 
 
 def new_file(target: Any) -> h5py.File:
@@ -58,6 +60,8 @@ def create_rows(file: h5py.File, name: str, shape: tuple[int, ...], dtype: Any) 
 def _chunk(name: str, shape: tuple[int, ...], value_bytes: int) -> tuple[int, ...]:
     if n_single := SINGLE.get(name):
         return (*[1] * n_single, *shape[n_single:])
+    if name.startswith(TEXT_BYTES):
+        return (min(CHUNK_BYTES, shape[0]),)
     row_bytes = max(1, value_bytes * int(np.prod(shape[1:])))
     rows = min(max(CHUNK_BYTES // row_bytes, CHUNK_ROWS[0]), CHUNK_ROWS[1], shape[0])
     return (rows, *shape[1:])
@@ -70,19 +74,23 @@ def put_rows(file: h5py.File, name: str, values: Array) -> str:
 
 
 def put_text(file: h5py.File, name: str, values: Sequence[str]) -> str:
-    """Writes texts as fixed-length UTF-8, as long as the longest, and returns the sha256 of the array. A name that is
-    not UTF-8 keeps its bytes."""
-    encoded = [value.encode("utf-8", "surrogateescape") for value in values]
-    length = max([1, *map(len, encoded)])
-    array = np.array(encoded, dtype=h5py.string_dtype("utf-8", length))
+    """Writes texts as `text_array` has them, and returns the sha256 of the array."""
+    array = text_array(values)
     dataset = create_rows(file, name, array.shape, array.dtype)
-    if encoded:
+    if len(array):
         dataset[...] = array
     return ArrayDigest(array.dtype, array.shape).update(array).hexdigest()
 
 
+def text_array(values: Sequence[str]) -> Array:
+    """Texts as fixed-length UTF-8, as long as the longest. A name that is not UTF-8 keeps its bytes."""
+    encoded = [value.encode("utf-8", "surrogateescape") for value in values]
+    length = max([1, *map(len, encoded)])
+    return np.array(encoded, dtype=h5py.string_dtype("utf-8", length))
+
+
 def texts(values: Array) -> list[str]:
-    """What `put_text` was given, from the array that it wrote."""
+    """What `text_array` was given."""
     return [value.decode("utf-8", "surrogateescape") for value in values.tolist()]
 
 

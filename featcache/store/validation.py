@@ -1,58 +1,103 @@
 """Looks at a file before a value of it is read: may it be read at all?
 
 HDF5 lets a file name other files to be read in its place (external links, external storage, virtual datasets), declare
-more rows than there are atoms in the disk, and pull in decoders. A store has none of that, so whatever asks for it was
-not written by featcache. Nothing here reads an array; a damaged header is the caller's `reading` guard to put in words.
+more rows than there are atoms in the disk, and pull in decoders. A store, a part of one and a fusion file have none of
+that, so whatever asks for it was not written by featcache. Nothing here reads an array; a damaged header is the
+caller's `reading` guard to put in words.
 """
 
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
 import numpy as np
 
 from featcache.errors import CorruptStore, StoreNotFound, UnknownFormat, UntrustedFile, from_os_error
-from featcache.store.schema import FORMAT, POOLED, SIGNATURE, STORED_DTYPES, VERSION, get_text
+from featcache.store.schema import (
+    FORMAT,
+    FUSION_FORMAT,
+    FUSION_VERSION,
+    PART_FORMAT,
+    POOLED,
+    SIGNATURE,
+    STORED_DTYPES,
+    VERSION,
+    get_text,
+)
 
 _MAX_CHUNK_BYTES = 1 << 28
 _MAX_MEMBERS = 10_000  # of a group
 _MAX_ATTRIBUTE_BYTES = 1 << 26
 _MAX_TEXT_BYTES = 1 << 16  # of one text; the longest cell of a manifest is a quarter of it
 _SIGNATURE_ALIKE = 6  # of the eight bytes; fewer and the file is something else, not a damaged store
-TEXT_ATTRIBUTES = ("format", "identity", "identity_sha256", "environment", "datasets_sha256")
-MAY_BE_THERE = ("weights_source",)  # text attributes that stores of this version need not have
+
+
+@dataclass(frozen=True)
+class Kind:
+    """A kind of file, and what a person is told of one that cannot be read.
+
+    Attributes:
+        name: what it is called.
+        format, version: what it must say of itself; another major version is refused.
+        attributes: texts that it must have.
+        may_have: texts that it need not have.
+        missing: of a path at which there is nothing.
+        again: how another one is made.
+    """
+
+    name: str
+    format: str
+    version: tuple[int, int]
+    attributes: tuple[str, ...]
+    may_have: tuple[str, ...]
+    missing: str
+    again: str
+
+
+STORE = Kind(
+    "featcache store", FORMAT, VERSION,
+    ("format", "identity", "identity_sha256", "environment", "datasets_sha256"), ("weights_source",),
+    "there is no store at {path}. Make one with: featcache embed IMAGES -o {path}", "Embed into another file.",
+)  # fmt: skip
+FUSION = Kind(
+    "featcache fusion file", FUSION_FORMAT, FUSION_VERSION,
+    ("format", "identity", "identity_sha256", "about", "datasets_sha256"), (),
+    "there is no fusion file at {path}. Make one with: featcache export STORE.h5 {path} --by COLUMN",
+    "Export it again.",
+)  # fmt: skip
 
 
 @contextmanager
-def reading(path: Path, what: str) -> Iterator[None]:
+def reading(path: Path, what: str, kind: Kind = STORE) -> Iterator[None]:
     """Damage, in whatever words HDF5, numpy or json put it, as one error of ours. A device that fails is no damage."""
     try:
         yield
     except (OSError, KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
         _raise_if_device_failed(path, error)
         reason = " ".join(str(error).split())[:200]
-        raise CorruptStore(f"{path} is damaged: {what} cannot be read ({reason}). Embed into another file.") from error
+        raise CorruptStore(f"{path} is damaged: {what} cannot be read ({reason}). {kind.again}") from error
 
 
-def open_file(path: Path) -> h5py.File:
+def open_file(path: Path, kind: Kind = STORE) -> h5py.File:
     """Opens an HDF5 file for reading, without a lock: a published file never changes, and read-only or network file
     systems may refuse locks.
 
     Raises:
         StoreNotFound, UnknownFormat, CorruptStore, AccessDenied, InputOutputError.
     """
-    alike = _signature_alike(path)
+    alike = _signature_alike(path, kind)
     try:
         return h5py.File(path, "r", locking=False)
     except (OSError, RuntimeError) as error:
         _raise_if_device_failed(path, error)
         if alike >= _SIGNATURE_ALIKE:
             raise CorruptStore(f"{path} is damaged or cut short ({error}).") from error
-        raise UnknownFormat(f"{path} is not a featcache store.") from error
+        raise UnknownFormat(f"{path} is not a {kind.name}.") from error
 
 
 def _raise_if_device_failed(path: Path, error: Exception) -> None:
@@ -61,7 +106,7 @@ def _raise_if_device_failed(path: Path, error: Exception) -> None:
         raise from_os_error(OSError(errno.EIO, os.strerror(errno.EIO)), "reading", path) from error
 
 
-def _signature_alike(path: Path) -> int:
+def _signature_alike(path: Path, kind: Kind) -> int:
     """How many of the signature's bytes are there. Reads them itself, for the operating system's own reason where it
     cannot be opened, which h5py hides in its message."""
     try:
@@ -70,41 +115,43 @@ def _signature_alike(path: Path) -> int:
         with open(path, "rb") as raw:
             return sum(a == b for a, b in zip(raw.read(len(SIGNATURE)), SIGNATURE, strict=False))
     except FileNotFoundError as error:
-        raise StoreNotFound(f"there is no store at {path}. Make one with: featcache embed IMAGES -o {path}") from error
+        raise StoreNotFound(kind.missing.format(path=path)) from error
     except OSError as error:
         raise from_os_error(error, "reading", path) from error
 
 
-# --- a store ----------------------------------------------------------------------------------------------------------
+# --- a file -----------------------------------------------------------------------------------------------------------
 
 
-def check_store(path: Path, file: h5py.File) -> None:
-    """Refuses a file that is no store of this version, or that asks for more than being read.
+def check(path: Path, file: h5py.File, kind: Kind) -> None:
+    """Refuses a file that is not of this kind and version, or that asks for more than being read.
 
     Raises:
         UnknownFormat: another kind of file, or another major version.
         UntrustedFile: links, external storage, virtual sources, foreign types or filters, absurd sizes.
-        CorruptStore: an object that every store has is missing.
+        CorruptStore: an object that every file of this kind has is missing.
     """
-    with reading(path, "its head"):
-        _check_version(path, file)
-        for name in TEXT_ATTRIBUTES:
+    with reading(path, "its head", kind):
+        _check_version(path, file, kind)
+        for name in kind.attributes:
             _check_text_attribute(path, file, name)
-        for name in MAY_BE_THERE:
+        for name in kind.may_have:
             if h5py.h5a.exists(file.id, name.encode()):
                 _check_text_attribute(path, file, name)
-        _check_tree(path, file, _STORE)
+        _check_tree(path, file, *_TREES[kind.format])
 
 
-def _check_version(path: Path, file: h5py.File) -> None:
-    if not _is_plain_text(file, "format") or get_text(file, "format") != FORMAT:
-        raise UnknownFormat(f"{path} is an HDF5 file, but not a featcache store.")
+def _check_version(path: Path, file: h5py.File, kind: Kind) -> None:
+    if not _is_plain_text(file, "format") or get_text(file, "format") != kind.format:
+        raise UnknownFormat(f"{path} is an HDF5 file, but not a {kind.name}.")
     version = h5py.h5a.open(file.id, b"format_version")
     if version.shape != (2,) or version.dtype.kind not in "iu":
         raise UntrustedFile(f"{path}: its format_version is not two numbers.")
     major, minor = (int(number) for number in file.attrs["format_version"])
-    if major != VERSION[0]:
-        raise UnknownFormat(f"{path} is of format {major}.{minor}; this featcache reads {VERSION[0]}.x. Upgrade it.")
+    if major != kind.version[0]:
+        raise UnknownFormat(
+            f"{path} is of format {major}.{minor}; this featcache reads {kind.version[0]}.x. Upgrade it."
+        )
 
 
 def _check_text_attribute(path: Path, file: h5py.File, name: str) -> None:
@@ -142,6 +189,12 @@ def _integers(dataset: h5py.h5d.DatasetID) -> str | None:
     return None if whole else "is not a list of whole numbers"
 
 
+def _flags(dataset: h5py.h5d.DatasetID) -> str | None:
+    kind = dataset.get_type()
+    small = isinstance(kind, h5py.h5t.TypeIntegerID) and kind.get_size() == 1
+    return None if small and 1 <= len(dataset.shape) <= 2 else "is not an array of bytes with one axis or two"
+
+
 Check = Callable[[h5py.h5d.DatasetID], str | None]  # what is wrong with a dataset, if anything
 Tree = Mapping[str, Check]  # "group/*" is any member of a group
 
@@ -154,29 +207,48 @@ _PART: Tree = {
     "origin": _integers, "content_sha256": _text, "features/*": _vectors,
     "failures/row": _integers, **_FAILURES,
 }  # fmt: skip
-_REQUIRED = {f"features/{POOLED}"}
+_MAY_BE: Tree = {
+    "image_tokens": _vectors, "logits": _vectors, "logits_mask": _flags, "logits_head": _flags, "fold": _integers,
+}  # fmt: skip
+_FUSION: Tree = {
+    "study_id": _text, "group_number": _integers, "image_vectors": _vectors, "image_mask": _flags, **_MAY_BE,
+    "images/image_id": _text, "images/content_sha256": _text, "images/study": _integers, "images/view": _integers,
+    "columns/*": _text, "image_columns/*": _text, "text_bytes/*": _flags, "text_offsets/*": _integers,
+}  # fmt: skip
+
+
+def _required(tree: Tree, also: Iterable[str] = (), but: Iterable[str] = ()) -> set[str]:
+    return {name for name in tree if not name.endswith("*")} - set(but) | set(also)
+
+
+_TREES: Mapping[str, tuple[Tree, set[str]]] = {  # and what of it must be there
+    FORMAT: (_STORE, _required(_STORE, also=[f"features/{POOLED}"])),
+    PART_FORMAT: (_PART, _required(_PART, also=[f"features/{POOLED}"])),
+    FUSION_FORMAT: (_FUSION, _required(_FUSION, but=_MAY_BE)),
+}
 
 
 def check_part(path: Path, file: h5py.File) -> None:
     """The same for a part file, whose bytes agree with the digest in its name, but may be somebody else's."""
     with reading(path, "its head"):
-        _check_tree(path, file, _PART)
+        _check_tree(path, file, *_TREES[PART_FORMAT])
 
 
 # --- any tree ---------------------------------------------------------------------------------------------------------
 
 
-def _check_tree(path: Path, file: h5py.File, tree: Tree) -> None:
-    """Everything the tree names is there and plain; what it does not name is no link either, and is never opened."""
+def _check_tree(path: Path, file: h5py.File, tree: Tree, required: set[str]) -> None:
+    """Everything required is there, and all that the tree names is plain; what it does not name is no link either, and
+    is never opened."""
     n_bytes = 0
     found = set()
     for name, dataset in _members(path, file, tree):
         found.add(name)
-        check = tree.get(name) or tree[f"{name.rsplit('/', 1)[0]}/*"]
-        if reason := check(dataset) or _not_plain(dataset):
+        fault_of = tree.get(name) or tree[f"{name.rsplit('/', 1)[0]}/*"]
+        if reason := fault_of(dataset) or _not_plain(dataset):
             raise UntrustedFile(f"{path}: {name} {reason}. It was not written by featcache; nothing was read.")
         n_bytes += _n_bytes(dataset)
-    if missing := ({name for name in tree if not name.endswith("*")} | _REQUIRED) - found:
+    if missing := required - found:
         raise CorruptStore(f"{path} is damaged: it has no {', '.join(sorted(missing))}.")
     if n_bytes > (size := os.path.getsize(path)):
         raise UntrustedFile(f"{path} declares {n_bytes:,} bytes of arrays and has {size:,}; nothing was read.")

@@ -1,0 +1,47 @@
+"""What is asked of a fusion file, as plain values that are checked when they are made."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+VIEWS, MEAN, FIRST = POOLS = ("views", "mean", "first")
+
+
+@dataclass(frozen=True)
+class FusionSpec:
+    """How images and reports become studies.
+
+    Attributes:
+        by: the column of the store whose values are the studies; `image_id` makes each image one.
+        texts: the columns of report text.
+        reports: a CSV that has them, one record for each study; None for columns of the store.
+        on: the column of the CSV that has the studies; None for one named as `by`.
+        pool: `views` keeps the vectors of all images of a study, `mean` their mean, `first` that of the first image in
+            the order of the store.
+        tokens: keep the places of the feature maps (`grid`), too.
+        complete: leave studies out that lack images or text.
+    """
+
+    by: str
+    texts: tuple[str, ...] = ()
+    reports: Path | None = None
+    on: str | None = None
+    pool: str = VIEWS
+    tokens: bool = False
+    complete: bool = False
+
+    def __post_init__(self) -> None:
+        if self.pool not in POOLS:
+            raise ValueError(f"pool must be one of {', '.join(POOLS)}, got {self.pool!r}")
+        if self.tokens and self.pool == MEAN:
+            raise ValueError("the feature maps of several images have no mean: pool views or first")
+        if len(set(self.texts)) < len(self.texts) or any("/" in text or text.startswith(".") for text in self.texts):
+            raise ValueError(f"texts are named once each, without '/' or a leading '.', got {', '.join(self.texts)}")
+        if self.reports is not None and not self.texts:
+            raise ValueError("reports need the names of their text columns: --text findings --text impression")
+        if self.reports is None and self.on is not None:
+            raise ValueError("--on is a column of --reports, and there are none")
+
+    @property
+    def key(self) -> str:
+        """The column of the CSV that has the studies."""
+        return self.on or self.by

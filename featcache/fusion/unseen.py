@@ -1,0 +1,184 @@
+"""What a Run says of studies that it has not seen: logits by the heads that learnt from no image of theirs.
+
+A head has seen a study if it has learnt from an image of it, of another study of the same patient, or from the same
+bytes under another name. The head that a Run keeps speaks of those it has not seen, which are the rows of `test`, those
+held out of a single division, and those that took no part; of all others the heads of its folds that have not seen
+them, their logits averaged, as are those of the images of a study. Where no head is left there are no logits.
+Letters: n rows of the store, s studies, m images of studies, c classes.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from featcache import scoring, vectors
+from featcache.errors import IdentityMismatch, UsageError
+from featcache.fusion.reading import FINAL_HEAD, FOLD_HEADS, NO_HEAD
+from featcache.fusion.studies import Division, StudyTable
+from featcache.provenance import Json, difference
+from featcache.runs import Run
+from featcache.splits import TEST, TRAIN, VAL
+from featcache.store import Store
+
+Array = np.ndarray[Any, Any]
+Head = Mapping[str, Array]
+
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Learnt:
+    """What a Run has learnt from, in the rows of a store.
+
+    Attributes:
+        run: it.
+        division: sides, groups and labels of the rows that took part.
+        fold: (n,) the fold, of the first repeat, that held a row; -1 where none did.
+        final: the head that is kept, and (n,) bool of the rows it has seen.
+        folds: the same of each fold's head; none where they were not kept.
+    """
+
+    run: Run
+    division: Division
+    fold: Array
+    final: tuple[Head, Array]
+    folds: Sequence[tuple[Head, Array]]
+
+    def about(self) -> Json:
+        """What a reader of the logits has to know."""
+        record = self.run.record
+        said = ("classes", "positive", "task", "temperature", "operating_point")
+        point = record["operating_point"]
+        return {
+            **{name: record[name] for name in said},
+            "operating_point": {"rule": point["rule"], "threshold": point["threshold"]} if point else None,
+            "name": self.run.path.name,
+            "head": record["head"],
+            "average_views": record["asked"]["average_views"],
+            "split_sha256": record["split_sha256"],
+            "images_sha256": record["images_sha256"],
+            "n_folds": len(self.folds) or 1,
+        }
+
+
+@dataclass(frozen=True)
+class Said:
+    """Logits of studies.
+
+    Attributes:
+        logits: (s, c) float32, NaN where there are none.
+        head: (s,) uint8 of NO_HEAD, FINAL_HEAD, FOLD_HEADS.
+        fold: (s,) int64, the fold that held all images of a study, -1 where none did.
+    """
+
+    logits: Array
+    head: Array
+    fold: Array
+
+
+def learnt(run: Run, store: Store) -> Learnt:
+    """What a Run has learnt from.
+
+    Raises:
+        IdentityMismatch: the Run's head is for other vectors than those of the store.
+        UsageError: the Run has learnt from images that the store has not, or is of an earlier featcache.
+        CorruptStore: a file of the Run is damaged.
+    """
+    if lines := difference(store.identity, run.record["store"]["identity"]):
+        fields = "\n  ".join(lines)
+        raise IdentityMismatch(
+            f"{run.path} was trained on other vectors than those of {store.path}:\n  {fields}\nTrain it on this store."
+        )
+    rows, protocol = _rows(run, store), run.protocol()
+    n, is_one = len(store), protocol.is_hold_out
+    refitted = not is_one or run.record["asked"].get("refit_all", False)
+    seen = _mask(n, rows[protocol.rows if refitted else protocol.folds[0].train])
+    heads = run.fold_weights()
+    if len(heads) not in (0, len(protocol.folds)):
+        raise UsageError(f"{run.path} has {len(heads)} heads of {len(protocol.folds)} folds. Make the Run again.")
+    fold = np.full(n, -1, dtype=np.int64)
+    for each in protocol.folds:
+        fold[rows[each.held]] = each.number if each.repeat == 0 else fold[rows[each.held]]
+    by_fold = [(head, _mask(n, rows[each.train])) for head, each in zip(heads, protocol.folds, strict=False)]
+    return Learnt(run, _division(run, rows, n), fold, (run.weights(), seen), by_fold)
+
+
+def said(what: Learnt, store: Store, table: StudyTable) -> Said:
+    """The logits of studies, each by heads that have not seen it.
+
+    Raises:
+        UsageError: the store lacks the vectors or views that the head works on.
+        CorruptStore: the store is damaged.
+    """
+    spec, record = what.run.spec, what.run.record
+    average = bool(record["asked"]["average_views"])
+    vectors.check(store, [spec], average)
+    x = vectors.scored(vectors.load(store, [spec], average, "cpu")[vectors.tap_of(spec)], average)[table.rows].numpy()
+    c = len(record["classes"])
+    unit = table.row_groups[table.rows]  # (m,)
+    total, times = np.zeros((len(table), c)), np.zeros(len(table), dtype=np.int64)
+    head_of = np.full(len(table), NO_HEAD, dtype=np.uint8)
+    for kind, heads in ((FINAL_HEAD, [what.final]), (FOLD_HEADS, what.folds)):
+        left = np.isin(table.study, np.flatnonzero(head_of == NO_HEAD))
+        for head, seen in heads:
+            clean = np.flatnonzero(left & ~np.isin(unit, table.row_groups[seen]))
+            z = scoring.logits(spec, head, x[clean], c, record["classes"].index(record["positive"]))
+            np.add.at(total, table.study[clean], z)
+            np.add.at(times, table.study[clean], 1)
+            head_of[table.study[clean]] = kind
+    logits = np.where(times[:, None] > 0, total / np.maximum(times, 1)[:, None], np.nan)
+    return Said(logits.astype(np.float32), head_of, _fold_of_studies(what.fold, table))
+
+
+def _rows(run: Run, store: Store) -> Array:
+    """The row of the store that each image of the Run is."""
+    images = run.images()
+    place, held = {name: i for i, name in enumerate(store.image_ids)}, store.content_sha256
+    pairs = zip(images.image_ids, images.content_sha256, strict=True)
+    missing = [name for name, content in pairs if name not in place or held[place[name]] != content]
+    if missing:
+        shown = ", ".join(map(repr, missing[:_SHOWN]))
+        raise UsageError(
+            f"{run.path} has learnt from {len(missing):,} image(s) that {store.path} has not, or has with other bytes, "
+            f"the first {shown}: it cannot be said which studies it has seen. Train it on this store."
+        )
+    return np.array([place[name] for name in images.image_ids], dtype=np.int64)
+
+
+def _division(run: Run, rows: Array, n: int) -> Division:
+    """Sides, groups and labels of the rows that took part."""
+    protocol, images, record = run.protocol(), run.images(), run.record
+    sides, groups = [""] * n, [""] * n
+    learnt_from = VAL if protocol.is_hold_out else TRAIN
+    named = [(protocol.rows, learnt_from), (protocol.test, TEST)]
+    named += [(protocol.folds[0].train, TRAIN)] if protocol.is_hold_out else []
+    for numbers, side in named:
+        for row in rows[numbers].tolist():
+            sides[row] = side
+    for row, group in zip(rows.tolist(), images.groups.tolist(), strict=True):
+        groups[row] = str(group)
+    labels = images.labels if images.labels.ndim == 2 else None
+    names = record["classes"] if labels is not None else ["label"]
+    columns = {name: [""] * n for name in names}
+    for i, row in enumerate(rows.tolist()):
+        if labels is None:
+            columns["label"][row] = record["classes"][int(images.labels[i])]
+        else:
+            for name, value in zip(names, labels[i].tolist(), strict=True):
+                columns[name][row] = "" if value != value else f"{value:.0f}"
+    return Division(sides, groups, columns)
+
+
+def _fold_of_studies(fold: Array, table: StudyTable) -> Array:
+    low, high = np.full(len(table), np.iinfo(np.int64).max), np.full(len(table), -1, dtype=np.int64)
+    np.minimum.at(low, table.study, fold[table.rows])
+    np.maximum.at(high, table.study, fold[table.rows])
+    return np.where(low == high, high, -1)
+
+
+def _mask(n: int, rows: Array) -> Array:
+    mask = np.zeros(n, dtype=bool)
+    mask[rows] = True
+    return mask
