@@ -1,4 +1,4 @@
-"""The whole loop on generated phantoms, offline: images, store, Run, figure. Everything it makes is synthetic.
+"""The whole loop on generated phantoms, offline: images, store, Run, report. Everything it makes is synthetic.
 
 With the hub in reach the backbone has its pretrained weights; without, it has random ones (seed 0) and the result says
 so. Even random convolutions see opacities of this size better than chance, which is a caution for easy data sets.
@@ -13,6 +13,7 @@ from featcache.errors import WeightsUnavailable, from_os_error
 from featcache.heads import HeadSpec
 from featcache.manifest import Manifest
 from featcache.output import Embedded
+from featcache.report import Reported, report
 from featcache.request import BackboneSpec
 from featcache.runs import Run
 from featcache.store import Store
@@ -30,6 +31,7 @@ class Demonstrated:
     images: Path
     embedded: Embedded
     run: Run
+    reported: Reported
 
     @property
     def has_random_weights(self) -> bool:
@@ -37,7 +39,7 @@ class Demonstrated:
 
 
 def demo(folder: Path, on_progress: Progress = lambda done, total: None) -> Demonstrated:
-    """Draws a few hundred phantoms below `folder`, embeds them, and trains a linear head.
+    """Draws a few hundred phantoms below `folder`, embeds them, trains a linear head, and writes its report.
 
     Run again, it draws the same images, finds all of them in the store, and repeats the Run in its place.
 
@@ -53,7 +55,8 @@ def demo(folder: Path, on_progress: Progress = lambda done, total: None) -> Demo
     embedded = _embed(manifest, store_path, on_progress)
     with Store.open(store_path) as store:
         run = train_head(store, HeadSpec(), folder / "linear", target=TargetSpec(positive="abnormal"))
-    return Demonstrated(image_dir, embedded, run)
+    reported = report(run, folder / "report.html", store_path, manifest)
+    return Demonstrated(image_dir, embedded, run, reported)
 
 
 def _embed(manifest: Manifest, store_path: Path, on_progress: Progress) -> Embedded:

@@ -1,4 +1,5 @@
-"""Numbers in, PNG out. The only user of matplotlib; knows nothing of runs or stores.
+"""Numbers in, PNG out. With `charts`, which draws for any page, the only user of matplotlib; knows nothing of runs or
+stores.
 
 Figures are drawn without a display and without pyplot's global state, for a white page, at 150 dots per inch.
 """
@@ -12,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-_TRAIN, _VAL, _INK, _FAINT, _RULE = "#4477aa", "#cc5533", "#222222", "#dddddd", "#888888"
+TRAIN, VAL, INK, FAINT, RULE = "#4477aa", "#cc5533", "#222222", "#dddddd", "#888888"
 _DPI = 150
 _ABOVE_PHASES = 14.0  # points between a panel and its title, for the names of phases
 _SIDES = {"train": "training", "val": "validation"}
@@ -30,7 +31,7 @@ def curves(history: Sequence[Mapping[str, float]], title: str, kept: int | None 
     """
     figure = Figure(figsize=(11, 3.6))
     figure.suptitle(
-        title.encode("utf-8", "replace").decode(), fontsize=11, color=_INK, x=0.01, ha="left", parse_math=False
+        title.encode("utf-8", "replace").decode(), fontsize=11, color=INK, x=0.01, ha="left", parse_math=False
     )
     margins = {
         "left": 0.04,
@@ -43,17 +44,31 @@ def curves(history: Sequence[Mapping[str, float]], title: str, kept: int | None 
     for axes, name, label in zip(
         panels, ("loss", "accuracy", "f1"), ("cross entropy (nats)", "accuracy", "F1"), strict=True
     ):
-        _draw_curve(axes, history, name, label, kept)
-    panels[0].legend(frameon=False, fontsize=9, labelcolor=_INK)
-    canvas = FigureCanvasAgg(figure)
+        draw_curve(axes, history, name, label, kept)
+    panels[0].legend(frameon=False, fontsize=9, labelcolor=INK)
+    return png_of(figure)
+
+
+def png_of(figure: Figure) -> bytes:
+    """The figure for a white page. The same figure gives the same bytes."""
     buffer = io.BytesIO()
-    canvas.print_figure(buffer, format="png", dpi=_DPI, metadata={"Software": None})
+    FigureCanvasAgg(figure).print_figure(buffer, format="png", dpi=_DPI, metadata={"Software": None})
     return buffer.getvalue()
 
 
-def _draw_curve(axes: Axes, history: Sequence[Mapping[str, float]], name: str, label: str, kept: int | None) -> None:
+def plain(axes: Axes) -> None:
+    """Short ticks, a faint grid across, no frame above or to the right."""
+    axes.tick_params(labelsize=8, colors=INK, length=3)
+    axes.grid(axis="y", color=FAINT, linewidth=0.7)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+
+
+def draw_curve(axes: Axes, history: Sequence[Mapping[str, float]], name: str, label: str, kept: int | None) -> None:
+    """One of the panels of `curves`, for the number `name`, called `label`."""
     epochs = range(1, len(history) + 1)
-    for side, color, width in (("train", _TRAIN, 1.4), ("val", _VAL, 1.8)):
+    for side, color, width in (("train", TRAIN, 1.4), ("val", VAL, 1.8)):
         values = [row[f"{side}_{name}"] for row in history]
         axes.plot(
             epochs, values, color=color, linewidth=width, label=_SIDES[side], marker="o" if len(epochs) < 3 else ""
@@ -62,14 +77,10 @@ def _draw_curve(axes: Axes, history: Sequence[Mapping[str, float]], name: str, l
             _mark(axes, kept, values[epochs.index(kept)], 7 if name == "loss" else -13, color)
     phases = [int(row.get("phase", 1)) for row in history]
     above = _ABOVE_PHASES if len(set(phases)) > 1 else None
-    axes.set_title(label, fontsize=10, color=_INK, loc="left", pad=above)
-    axes.set_xlabel("epoch", fontsize=9, color=_INK)
+    axes.set_title(label, fontsize=10, color=INK, loc="left", pad=above)
+    axes.set_xlabel("epoch", fontsize=9, color=INK)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.tick_params(labelsize=8, colors=_INK, length=3)
-    axes.grid(axis="y", color=_FAINT, linewidth=0.7)
-    axes.set_axisbelow(True)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
+    plain(axes)
     _draw_phases(axes, phases)
 
 
@@ -77,10 +88,10 @@ def _draw_phases(axes: Axes, phases: Sequence[int]) -> None:
     """A line between the epochs where a phase begins, and which it is, above the curves."""
     for i, (before, phase) in enumerate(itertools.pairwise(phases), start=1):
         if phase != before:
-            axes.axvline(i + 0.5, color=_RULE, linewidth=0.8, zorder=1)
+            axes.axvline(i + 0.5, color=RULE, linewidth=0.8, zorder=1)
             at = axes.get_xaxis_transform()
             axes.annotate(
-                f"phase {phase}", (i + 0.5, 1), (3, 2), at, "offset points", ha="left", fontsize=7, color=_RULE
+                f"phase {phase}", (i + 0.5, 1), (3, 2), at, "offset points", ha="left", fontsize=7, color=RULE
             )
 
 

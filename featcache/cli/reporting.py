@@ -1,0 +1,47 @@
+"""The command that shows what came of a training: `report`, of one Run or of several, as a page."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from featcache.cli.options import AllowOutside, Json
+from featcache.cli.showing import answer, console, escaped
+from featcache.cli.waiting import interruptible, progress
+
+
+def report_command(
+    runs: Annotated[list[Path], typer.Argument(help="Runs. Of several, differences are from the first.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", show_default="RUN/report.html", help="The page to write.")
+    ] = None,
+    store: Annotated[
+        list[Path] | None, typer.Option(show_default="beside or above the Run", help="The store of a Run.")
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(show_default="where they were embedded", help="The folder or CSV that was embedded.")
+    ] = None,
+    by: Annotated[
+        list[str] | None, typer.Option(help="Numbers by the values of this column; folder is that of the names.")
+    ] = None,
+    umap: Annotated[bool, typer.Option("--umap", help="UMAP instead of t-SNE (extra umap).")] = False,
+    allow_outside: AllowOutside = False,
+    as_json: Json = False,
+) -> None:
+    """Write what a Run is worth as one HTML page, to open and to send on."""
+    people = console(as_json)
+    from featcache.manifest import Manifest
+    from featcache.report import report
+
+    with interruptible("nothing was written"), progress("reporting") as (_, on_note):
+        manifest = Manifest.read(images, allow_outside=allow_outside) if images else None
+        done = report(runs, output, store or (), manifest, by=by or (), umap=umap, on_note=on_note)
+    if as_json:
+        answer(done.as_json())
+    for text in done.missing:
+        people.print(f"[yellow]{escaped(text)}[/]", highlight=False)
+    people.print(
+        f"[bold]{escaped(done.path)}[/]: {done.n_bytes / 1e6:.1f} MB; {len(done.files):,} figures and tables in "
+        f"{escaped(done.path.with_suffix('.files'))}",
+        highlight=False,
+    )

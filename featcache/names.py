@@ -1,0 +1,11 @@
+"""Names of files, classes and columns are somebody's text: how they are shown without doing anything.
+
+Knows no terminal and no page: what a name may not mean there is escaped there.
+"""
+
+
+def printable(text: str, keep_lines: bool = False) -> str:
+    """A text with its control characters, and bytes that are not UTF-8, made visible: names are somebody's text."""
+    return "".join(
+        c if c.isprintable() or (keep_lines and c == "\n") else c.encode("unicode_escape").decode() for c in text
+    )

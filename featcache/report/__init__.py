@@ -1,0 +1,281 @@
+"""`report`: Runs as one self-contained HTML page that a reader of images, or a reviewer, can open and send on.
+
+It shows what was trained on what, every number with its interval, the curves, how decisions and probabilities hold up,
+the images that went wrong, and where they lie among those that were learnt from. What is shown is what the Run
+recorded: nothing is trained or scored again. Figures and tables are also written as PNG and CSV beside the page.
+
+`subject` is a Run row by row, `sources` finds its store and its images, `tables`, `deciding`, `drawing`, `gallery`,
+`mapping` and `comparison` make sections of `blocks`, helped by `evidence` and `pictures`; `page` makes them HTML.
+"""
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from featcache import __version__, durable
+from featcache.errors import UsageError, in_our_words
+from featcache.manifest import Manifest
+from featcache.names import printable
+from featcache.origin import identity_of
+from featcache.report import comparison, deciding, drawing, gallery, mapping, tables
+from featcache.report.blocks import (
+    Abreast,
+    Block,
+    Cell,
+    Chapter,
+    Content,
+    Headline,
+    Section,
+    Words,
+    count,
+    interval_of,
+    listed,
+    shown,
+)
+from featcache.report.page import GENERATOR, Page, render
+from featcache.report.sources import Material, material
+from featcache.report.subject import CALLED, Subject, subjects
+from featcache.runs import Run
+from featcache.summary import TRAIN, VAL
+
+__all__ = ["Reported", "report"]
+
+_HEAD_BYTES = 4096
+_KINDS = {
+    "linear": "a linear head", "mlp": "an MLP head", "flatten-mlp": "an MLP head on the feature map",
+    "logreg": "logistic regression", "ridge": "ridge regression", "knn": "the vote of nearest neighbours",
+}  # fmt: skip
+_MEANINGS = {
+    "auroc": "how often a positive image ranks above another one",
+    "recall": "positive images that were called so",
+    "specificity": "other images that were not",
+    "accuracy": "images rightly called",
+    "balanced_accuracy": "mean share found of each class",
+    "f1": "precision and sensitivity together",
+}
+
+
+@dataclass(frozen=True)
+class Reported:
+    """What was written.
+
+    Attributes:
+        path: the page.
+        files: beside it, in the order of the page.
+        n_bytes: of the page.
+        missing: what could not be shown, and what to give for it, a sentence each.
+    """
+
+    path: Path
+    files: list[Path]
+    n_bytes: int
+    missing: list[str]
+
+    def as_json(self) -> dict[str, Any]:
+        """For `--json`."""
+        files = [str(path) for path in self.files]
+        return {"report": str(self.path), "bytes": self.n_bytes, "files": files, "missing": self.missing}
+
+
+def report(
+    runs: Run | Path | str | Sequence[Run | Path | str],
+    path: Path | str | None = None,
+    store: Path | str | Sequence[Path | str] = (),
+    images: Manifest | Path | str | None = None,
+    *,
+    by: Sequence[str] = (),
+    umap: bool = False,
+    on_note: Callable[[str], None] = lambda text: None,
+) -> Reported:
+    """Writes a page about one Run, or about several beside each other.
+
+    Args:
+        runs: folders of Runs, or Runs. Differences are from the first.
+        path: the page to write, `.html`; None for `report.html` in the first Run's folder. Pictures and tables go into
+            a folder beside it, `report.files`. A page of ours that is there is replaced, nothing else is.
+        store: their stores; without, each is looked for beside the Run, above it and in the current folder.
+        images: the folder or CSV that was embedded; without, they are looked for where the store's last pass saw them.
+        by: columns of the store for whose values numbers are given; `folder` is that of the image_id.
+        umap: UMAP instead of t-SNE; needs the extra `umap`.
+        on_note: called with what takes a while.
+
+    Raises:
+        StoreNotFound: no finished Run, or no store, where one is given.
+        UsageError: something else is at `path`; an unknown column; a Run of an earlier featcache.
+        IdentityMismatch: a store that is given is of none of the Runs.
+        CorruptStore: a file of a Run is damaged.
+        AccessDenied, NoSpace, InputOutputError: the page cannot be written.
+    """
+    opened = [each if isinstance(each, Run) else Run.open(each) for each in _several(runs)]
+    told = subjects(opened)
+    path = Path(path) if path is not None else told[0].run.path / "report.html"
+    _check_free(path)
+    if umap:
+        mapping.check_umap()
+    manifest = Manifest.read(images) if isinstance(images, Path | str) else images
+    with ExitStack() as files:
+        found = material(told, [Path(each) for each in _several(store)], manifest, files)
+        _check_columns(told, found, by)
+        images_shown = mapping.Shown([])
+        chapters = [comparison.compared(told)] if len(told) > 1 else []
+        chapters += [
+            _chapter(subject, each, by, umap, images_shown, on_note) for subject, each in zip(told, found, strict=True)
+        ]
+    return _write(path, told, chapters, images_shown)
+
+
+def _several(given: Any) -> list[Any]:
+    return [given] if isinstance(given, Run | Path | str) else list(given)
+
+
+def _check_free(path: Path) -> None:
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise UsageError(f"{path} is no name of a page: give one that ends in .html with -o.")
+    if not path.exists():
+        return
+    with in_our_words("reading", path):
+        start = path.read_bytes()[:_HEAD_BYTES] if path.is_file() else b""
+    if f'content="{GENERATOR}'.encode() not in start:
+        raise UsageError(f"{path} is there already and no report. Choose another place with -o.")
+
+
+def _check_columns(told: Sequence[Subject], found: Sequence[Material], by: Sequence[str]) -> None:
+    for subject, each in zip(told, found, strict=True):
+        for name in by:
+            if each.vectors and deciding.column_of(subject, name, each.vectors) is None:
+                has = sorted({*each.vectors.store.columns, deciding.FOLDER})
+                raise UsageError(f"{each.vectors.store.path} has no column {name!r} for --by; it has {', '.join(has)}.")
+
+
+# --- a chapter --------------------------------------------------------------------------------------------------------
+
+
+def _chapter(
+    subject: Subject,
+    each: Material,
+    by: Sequence[str],
+    umap: bool,
+    images_shown: mapping.Shown,
+    on_note: Callable[[str], None],
+) -> Chapter:
+    on_note(f"reading {subject.name}")
+    decisions: list[Block] = [*deciding.confusions(subject), *drawing.ranking(subject), *drawing.calibration(subject)]
+    gained: list[Block] = []
+    if subject.record.get("gain"):
+        figure = drawing.gain(subject)
+        gained = [*tables.gain(subject), *([Abreast([figure])] if figure else [])]
+    sections: list[tuple[str, str, Sequence[Block]]] = [
+        ("what", "What was trained on what", [*tables.protocol(subject), *tables.identity(subject)]),
+        ("numbers", "Numbers", tables.scores(subject)),
+        ("gain", "What going back to the pixels changed", gained),
+        ("decisions", "Decisions and probabilities", decisions),
+        ("classes", "By class and by group", [
+            *deciding.per_class(subject), *deciding.per_group(subject, by, each.vectors, each.no_vectors),
+        ]),
+        ("images", "Errors and successes", gallery.gallery(subject, each)),
+        ("map", "Map", mapping.maps(subject, each, umap, images_shown, on_note)),
+        ("curves", "Learning curves", drawing.curves(subject)),
+        ("sweep", "Heads that were tried", tables.sweep(subject)),
+    ]  # fmt: skip
+    made = [Section(f"{subject.slug}-{name}", title, blocks) for name, title, blocks in sections if blocks]
+    notes = [printable(note) for note in subject.record["notes"]]
+    return Chapter(subject.slug, subject.name, _lead(subject), _headlines(subject), _below(subject), notes, made)
+
+
+def _title(told: Sequence[Subject]) -> str:
+    """What is told apart, where all Runs tell the same apart."""
+    if len({tuple(subject.classes) for subject in told}) > 1:
+        return f"{len(told)} Runs"
+    classes = told[0].classes
+    if len(classes) > 4:
+        return f"{len(classes)} {'findings' if told[0].task.has_findings else 'classes'}"
+    return listed(classes, "and" if told[0].task.has_findings else "or")
+
+
+def _lead(subject: Subject) -> str:
+    record = subject.record
+    backbone = printable(str(identity_of(subject.run)["backbone"]["name"]))
+    kind = _KINDS.get(record["head"]["kind"], record["head"]["kind"])
+    n_images = f"{len(subject.task.image_ids):,} images"
+    if trainable := record.get("n_trainable"):
+        parts = f"{trainable['backbone']:,} parameters of {backbone} and {trainable['head']:,} of {kind}"
+        return f"{parts}, trained on the pixels of {len(subject.sides[TRAIN]):,} of {n_images}."
+    n = f" of {subject.run.n_parameters:,} parameters" if subject.run.n_parameters else ""
+    return f"{kind[0].upper()}{kind[1:]}{n}, on the vectors that a frozen {backbone} made of {n_images}."
+
+
+def _headlines(subject: Subject) -> list[Headline]:
+    """The numbers that a reader takes along, of the reported side, where is decided."""
+    at_point = subject.threshold is not None
+    side = subject.reported
+    names = ("auroc", "recall", "specificity", "accuracy") if subject.is_binary else (
+        "auroc", "accuracy", "balanced_accuracy", "f1"
+    )  # fmt: skip
+    found = []
+    for name in names:
+        scores = subject.scores(side, at_point and name != "auroc")
+        value, interval = scores.get(name), scores.get("intervals", {}).get(name)
+        meaning = f"{_MEANINGS[name]}{_counted(subject, scores, name)}"
+        cell = Cell(shown(value), value, interval_of(interval) if value is not None else "")
+        called = "sensitivity" if name == "recall" else tables.name_of(name)
+        found.append(Headline(called, cell, meaning))
+    return found
+
+
+def _counted(subject: Subject, scores: Any, name: str) -> str:
+    """The images behind a share, of two classes."""
+    if not subject.is_binary or name == "auroc":
+        return ""
+    matrix, positive = scores["confusion"], subject.task.positive
+    right = [matrix[0][0], matrix[1][1]]
+    of = [sum(row) for row in matrix]
+    if name == "accuracy":
+        return f": {count(sum(right)).text} of {count(sum(of)).text}"
+    c = positive if name == "recall" else 1 - positive
+    return f": {count(right[c]).text} of {count(of[c]).text}"
+
+
+def _below(subject: Subject) -> str:
+    side = subject.reported
+    n = f"{len(subject.sides[side]):,} {CALLED[side]} images"
+    chose = " (which also chose, so these numbers flatter)" if side == VAL and subject.scores(VAL).get("chose") else ""
+    if not subject.is_binary:
+        means = "means over the findings" if subject.task.has_findings else "macro averages"
+        return f"{n}{chose}; {means}. In brackets 95 % intervals."
+    at = 0.5 if subject.threshold is None else subject.threshold
+    return (
+        f"{n}{chose}; {subject.positive} is the positive class, called from p ≥ {at:.3f}. In brackets 95 % intervals."
+    )
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+def _write(path: Path, told: Sequence[Subject], chapters: Sequence[Chapter], images_shown: mapping.Shown) -> Reported:
+    folder = path.with_suffix(".files")
+    contents: dict[str, Content] = {name: content for chapter in chapters for name, content in chapter.files()}
+    one = told[0]
+    about = ("Runs " if len(told) > 1 else "Run ") + listed([subject.name for subject in told])
+    lead = chapters[0].lead if len(told) > 1 else _lead(one)
+    page = Page(
+        _title(told), about, lead, chapters, images_shown.entries, list(contents), printable(folder.name), __version__
+    )
+    html = render(page)
+    with in_our_words("writing", path):
+        folder.mkdir(parents=True, exist_ok=True)
+    for name, content in contents.items():
+        if isinstance(content, bytes):
+            durable.write_bytes(folder / name, content)
+        else:
+            durable.write_csv(folder / name, *content)
+    durable.write_text(path, html)
+    missing = [
+        block.text
+        for chapter in chapters
+        for section in chapter.sections
+        for block in section.blocks
+        if isinstance(block, Words) and block.role == "missing"
+    ]
+    return Reported(path, [folder / name for name in contents], len(html.encode("utf-8")), list(dict.fromkeys(missing)))

@@ -1,0 +1,74 @@
+"""Chapters in, one HTML page out, that needs nothing but itself: the only user of Jinja2.
+
+Every text is escaped by the template, and data for the script stand in the page as JSON that can end no element. The
+page allows itself its own style and script, by their sha256, and images within itself; nothing is fetched from
+anywhere. The same chapters give the same bytes.
+"""
+
+import base64
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined, Template
+from markupsafe import Markup
+
+from featcache.report.blocks import Chapter, probability
+
+GENERATOR = "featcache report"  # by which a page is known to be one of ours
+_POLICY = (
+    "default-src 'none'; img-src data:; style-src 'sha256-{style}'; script-src 'sha256-{script}'; base-uri 'none'; "
+    "form-action 'none'"
+)
+
+
+@dataclass(frozen=True)
+class Page:
+    """Everything that a page shows.
+
+    Attributes:
+        title: of the window, and of the page.
+        about: which Runs.
+        lead: what it is about.
+        chapters: of each Run, the comparison of several first.
+        images: what the points of maps stand for, as the script reads it.
+        files: names of what is kept beside it, in a folder of this name.
+        folder: the folder's name.
+        made_by: version of featcache.
+    """
+
+    title: str
+    about: str
+    lead: str
+    chapters: Sequence[Chapter]
+    images: Sequence[Any]
+    files: Sequence[str]
+    folder: str
+    made_by: str
+
+
+def render(page: Page) -> str:
+    """The page as HTML."""
+    style, script = _text("page.css"), _text("page.js")
+    policy = _POLICY.format(style=_sha256(style), script=_sha256(script))
+    ours = {"style": Markup(style), "script": Markup(script)}  # noqa: S704  files of this package
+    return _template().render(page=page, policy=policy, generator=GENERATOR, **ours)
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["safe_svg"] = Markup  # of `charts`, where every text of it was escaped
+    environment.filters["probability"] = probability
+    return environment.from_string(_text("page.html"))
+
+
+def _text(name: str) -> str:
+    return resources.files("featcache.report").joinpath(name).read_text("utf-8")
+
+
+def _sha256(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")

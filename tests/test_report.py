@@ -1,0 +1,767 @@
+"""The report: its numbers are the Run's, its pictures are the Run's, and it does nothing but show them."""
+
+import base64
+import csv
+import hashlib
+import io
+import json
+import re
+import shutil
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.metrics import confusion_matrix
+
+from featcache import intervals, metrics, scoring
+from featcache.embed import embed
+from featcache.errors import CorruptStore, IdentityMismatch, UsageError
+from featcache.finetune import fine_tune
+from featcache.heads import HeadSpec
+from featcache.images import DecodeSpec, TransformSpec
+from featcache.manifest import Manifest
+from featcache.protocol import SplitSpec
+from featcache.provenance import digest_bytes
+from featcache.recipe import Recipe, Stage
+from featcache.report import Reported, comparison, evidence, gallery, mapping, report
+from featcache.report.blocks import Chapter, Words
+from featcache.report.sources import material
+from featcache.report.subject import Subject, subjects
+from featcache.request import BackboneSpec
+from featcache.runs import Run
+from featcache.seen import Seen, stamp_of
+from featcache.store import Part, PartFolder, Store, publish
+from featcache.task import TargetSpec
+from featcache.training import ReportSpec, train_head
+from tests.browser import chromium
+from tests.conftest import NET, make_store, two_clouds
+from tests.test_cli import featcache
+
+N, D, SIDE = 72, 12, 3  # images, channels, places along a side of the feature map
+HOSTILE = {
+    1: "test/sick/<img src=x onerror=alert(1)>.png",
+    4: "test/well/=cmd|' '!A1\n.png",
+    7: "test/sick/</script><script>alert(2)<!--.png",
+    10: "@SUM(A1).png",
+}
+SECRET = "Jane Doe 1970-01-01"
+
+
+def draw(path: Path, seed: int) -> str:
+    """A small image that tells of a patient in its header; the sha256 of its bytes."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (5, 6), dtype=np.uint8)
+    image = Image.fromarray(coarse).resize((30, 26), Image.Resampling.BICUBIC)
+    about = Image.Exif()
+    about[0x010E] = SECRET
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image.save(path, exif=about)
+    return digest_bytes(path.read_bytes())
+
+
+def names() -> list[str]:
+    plain = [f"{'test' if i % 3 == 1 else 'train'}/{'sick' if i % 2 else 'well'}/{i:03d}.png" for i in range(N)]
+    return [HOSTILE.get(i, name) for i, name in enumerate(plain)]
+
+
+def embedded(folder: Path) -> Path:
+    """A store of images that are there, with feature maps whose means are the vectors; written as all stores are."""
+    rng = np.random.default_rng(0)
+    files = [folder / "images" / f"{i:03d}.png" for i in range(N)]
+    content = [draw(path, i) for i, path in enumerate(files)]
+    sick = np.arange(N) % 2
+    grid = rng.standard_normal((N, D, SIDE, SIDE)).astype(np.float32)
+    grid[:, 0, 1, 1] += 6.0 * sick
+    pooled = grid.mean(axis=(2, 3))
+    transform = TransformSpec((24, 24), 1.0, "bilinear", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
+    identity = {
+        "pipeline": 1,
+        "backbone": {"name": "small", "weights_sha256": "0" * 64, "tap": "pooled+grid", "pooling": "mean"},
+        "transform": transform.identity(),
+        "decode": DecodeSpec().identity(),
+        "probe": "0" * 64,
+        "precision": "float32",
+        "stored_dtype": "float32",
+    }
+    columns = {
+        "label": ["sick" if s else "well" for s in sick],
+        "split": ["test" if i % 3 == 1 else "train" for i in range(N)],
+        "group": [f"p{i // 2}" if i % 3 == 0 else f"q{i}" for i in range(N)],
+        "view": ["<b>frontal" if i % 5 else "lateral" for i in range(N)],
+    }
+    path = folder / "s.h5"
+    parts = PartFolder(path, {"identity": identity})
+    with parts.locked():
+        parts.write(Part(0, {"pooled": pooled, "grid": grid}, content, np.zeros(N, dtype=np.uint8), {}))
+        publish(path, parts.heads(), names(), columns, identity)
+        parts.clear()
+    seen = Seen()
+    for file, digest in zip(files, content, strict=True):
+        seen.keep(file, stamp_of(file), digest)
+    seen.write(path)
+    return path
+
+
+def label(folder: Path) -> None:
+    """Other labels of the same images: three classes, and two findings of which some are unknown."""
+    with open(folder / "labels.csv", "w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(["image_id", "kind", "sick", "odd"])
+        for i, name in enumerate(names()):
+            kind = "well" if i % 2 == 0 else ("<i>virus", "other")[i // 2 % 2]
+            rows.writerow([name, kind, i % 2, "" if i % 11 == 5 else int(i % 4 < 2)])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a store, its images, and the Runs `two` (a linear head with an operating point), `mlp`, `three` (of
+    three classes), `findings` and `flat`. Never to be changed."""
+    folder = tmp_path_factory.mktemp("report")
+    path = embedded(folder)
+    label(folder)
+    linear = HeadSpec(epochs=6, lr=0.01)
+    three, two = TargetSpec(("kind",), folder / "labels.csv"), TargetSpec(positive="sick")
+    found = TargetSpec(("sick", "odd"), folder / "labels.csv")
+    held = SplitSpec(val_fraction=0.3)
+    youden = ReportSpec(operating_point="youden")
+    with Store.open(path) as store:
+        train_head(store, linear, folder / "two", target=two, split=held, report=youden)
+        train_head(store, HeadSpec.of("mlp", widths=(6,), epochs=3), folder / "mlp", target=two, split=held)
+        train_head(store, linear, folder / "three", target=three, split=held)
+        train_head(store, linear, folder / "findings", target=found, split=held)
+        flat = HeadSpec.of("flatten-mlp", widths=(5,), epochs=2, lr=0.01)
+        train_head(store, flat, folder / "flat", target=two, split=held)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def two(folder: Path) -> Reported:
+    """The report of `two`, for which nothing is given: store and images are found."""
+    return report(folder / "two", folder / "pages" / "two.html", by=["view"])
+
+
+def subject_of(path: Path) -> Subject:
+    (found,) = subjects([Run.open(path)])
+    return found
+
+
+# --- what stands in a page --------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Grid:
+    """A table of a page: its caption, its header, and of each cell the text and the number behind it."""
+
+    caption: str = ""
+    header: list[str] = field(default_factory=list)
+    rows: list[list[tuple[str, float | None]]] = field(default_factory=list)
+
+
+class Seer(HTMLParser):
+    """What a reader sees of a page: texts, tables, and the numbers in large type."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.texts: list[str] = []
+        self.tables: list[Grid] = []
+        self.large: list[float] = []
+        self.images: list[str] = []
+        self.handlers: list[str] = []
+        self._open: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        told = dict(attrs)
+        self.handlers += [name for name in told if name == "style" or name.startswith("on")]
+        if tag == "table":
+            self.tables.append(Grid())
+        elif tag == "tr":
+            self.tables[-1].rows.append([])
+        elif tag in ("td", "th"):
+            self.tables[-1].rows[-1].append(("", None))
+        elif tag == "data" and told.get("class") == "large":
+            self.large.append(float(told["value"] or "nan"))
+        elif tag == "data" and "table" in self._open:
+            self.tables[-1].rows[-1][-1] = ("", float(told["value"] or "nan"))
+        elif tag == "img" and told.get("src"):
+            self.images.append(told["src"] or "")
+        if tag not in ("meta", "link", "img", "rect", "circle", "path", "use"):
+            self._open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        while self._open and self._open.pop() != tag:
+            pass
+        if tag == "table" and self.tables[-1].rows:
+            self.tables[-1].header = [text for text, _ in self.tables[-1].rows.pop(0)]
+
+    def handle_data(self, data: str) -> None:
+        if {"style", "script"} & set(self._open):
+            return
+        if data.strip():
+            self.texts.append(data.strip())
+        if "caption" in self._open:
+            self.tables[-1].caption += data
+        elif "table" in self._open and "tr" in self._open and "small" not in self._open:
+            row = self.tables[-1].rows[-1]
+            if row and data.strip():
+                row[-1] = (row[-1][0] + data.strip(), row[-1][1])
+
+    def table(self, caption: str) -> Grid:
+        return next(table for table in self.tables if table.caption.startswith(caption))
+
+
+def read(found: Reported) -> str:
+    return found.path.read_text("utf-8")
+
+
+def csv_of(found: Reported, name: str) -> list[dict[str, str]]:
+    path = next(path for path in found.files if path.name == name)
+    with open(path, encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def predictions(run: Path, side: str) -> list[dict[str, str]]:
+    with open(run / "predictions.csv", encoding="utf-8", newline="") as file:
+        return [row for row in csv.DictReader(file) if row["split"] == side]
+
+
+# --- numbers ----------------------------------------------------------------------------------------------------------
+
+
+def test_every_number_of_the_page_is_the_records(folder: Path, two: Reported) -> None:
+    record, seen = Run.open(folder / "two").record, Seer(read(two))
+    table = seen.table("Numbers by side")
+    columns = [record["metrics"]["train"], record["metrics"]["val"], record["metrics"]["test"]]
+    columns += [record["operating_point"]["val"], record["operating_point"]["test"]]
+    assert len(table.header) == len(columns) + 1
+    by_name = {row[0][0]: row[1:] for row in table.rows}
+    called = {"auroc": "AUROC", "accuracy": "accuracy", "recall": "sensitivity (recall)", "loss": "loss (nats)"}
+    for name, shown in called.items():
+        for (text, value), of in zip(by_name[shown], columns, strict=True):
+            assert (value, text) == (of[name], f"{of[name]:.3f}") or (text == "" and name in ("auroc", "loss"))
+    point = record["operating_point"]["test"]
+    large = [record["metrics"]["test"]["auroc"], *(point[name] for name in ("recall", "specificity", "accuracy"))]
+    assert seen.large == large
+    low, high = point["intervals"]["accuracy"]
+    assert f"[{low:.3f}, {high:.3f}]" in seen.texts
+
+
+def test_what_chose_something_is_marked_so(two: Reported) -> None:
+    assert "validation, chose operating point" in Seer(read(two)).table("Numbers by side").header
+
+
+def test_confusion_equals_scikit_learn_on_the_predictions(folder: Path, two: Reported) -> None:
+    rows, tables = predictions(folder / "two", "test"), Seer(read(two)).tables
+    found = [table for table in tables if table.caption.startswith("Called at")]
+    assert len(found) == 2
+    for table, column in zip(found, ("prediction", "at_operating_point"), strict=True):
+        expected = confusion_matrix([row["label"] for row in rows], [row[column] for row in rows])
+        assert [[value for _, value in row[1:]] for row in table.rows] == expected.tolist()
+
+
+def test_curves_have_the_areas_of_the_record(folder: Path, two: Reported) -> None:
+    record = Run.open(folder / "two").record["metrics"]
+    for side in ("val", "test"):
+        rows = [row for row in csv_of(two, "two-roc.csv") if row["of"] == side]
+        x, y = (np.array([float(row[n]) for row in rows]) for n in ("false_positive_rate", "true_positive_rate"))
+        assert np.trapezoid(y, x) == pytest.approx(record[side]["auroc"], abs=1e-12)
+        rows = [row for row in csv_of(two, "two-pr.csv") if row["of"] == side]
+        recall, precision = (np.array([float(row[n]) for row in rows]) for n in ("recall", "precision"))
+        assert -np.sum(np.diff(recall) * precision[:-1]) == pytest.approx(record[side]["auprc"], abs=1e-12)
+
+
+def test_reliability_is_that_of_the_record(folder: Path, two: Reported) -> None:
+    expected = Run.open(folder / "two").record["metrics"]["test"]["calibrated"]["reliability"]
+    rows = [row for row in csv_of(two, "two-reliability.csv") if row["what"] == "calibrated"]
+    assert [float(row["frequency"]) for row in rows] == [point["frequency"] for point in expected]
+    assert [int(row["n"]) for row in rows] == [point["n"] for point in expected]
+
+
+def test_scores_are_counted_once_each(folder: Path, two: Reported) -> None:
+    rows = csv_of(two, "two-scores.csv")
+    counts = {name: sum(int(row["n"]) for row in rows if row["of"] == name) for name in ("sick", "well")}
+    assert [counts["sick"], counts["well"]] == Run.open(folder / "two").record["metrics"]["test"]["support"]
+
+
+def test_numbers_by_a_column_equal_those_of_its_rows(folder: Path, two: Reported) -> None:
+    subject = subject_of(folder / "two")
+    side = subject.sides["test"]
+    views = ["lateral" if row % 5 == 0 else "<b>frontal" for row in side.rows.tolist()]
+    for view in set(views):
+        mask = np.array([each == view for each in views])
+        labels = subject.task.labels[side.rows[mask]]
+        expected = metrics.evaluate(labels, side.logits[mask], subject.task.positive, subject.threshold)
+        rows = [row for row in csv_of(two, "two-by-view.csv") if row["value"] == view]
+        found = {row["number"]: row["estimate"] for row in rows}
+        assert {int(row["n"]) for row in rows} == {len(labels)}
+        for name in ("auroc", "accuracy", "recall", "specificity"):
+            assert float(found[name]) == expected[name]
+
+
+@pytest.mark.slow
+def test_other_tasks_are_told_as_they_are(folder: Path, tmp_path: Path) -> None:
+    """Three classes and two findings, also where neither store nor images are at hand; by the command, which answers
+    scripts with one object."""
+    for name in ("three", "findings"):
+        shutil.copytree(folder / name, tmp_path / name)
+        done = featcache("report", name, "-o", f"{name}.html", "--json", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        answer = json.loads(done.stdout)
+        assert list(answer) == ["report", "bytes", "files", "missing"]
+        assert answer["bytes"] == (tmp_path / f"{name}.html").stat().st_size
+        assert all((tmp_path / path).exists() for path in answer["files"])
+        record, seen = Run.open(tmp_path / name).record, Seer((tmp_path / f"{name}.html").read_text("utf-8"))
+        assert seen.large == [record["metrics"]["test"][n] for n in ("auroc", "accuracy", "balanced_accuracy", "f1")]
+        table = seen.table("Classes, each" if name == "three" else "Findings, on")
+        at = table.header.index("AUROC")
+        told = record["metrics"]["test"]["per_class"]
+        assert [row[at][1] for row in table.rows] == [each["auroc"] for each in told]
+        assert [row[0][0] for row in table.rows] == record["classes"]
+        assert not seen.images
+        for what in ("--images FOLDER", "--store"):
+            assert any(what in text for text in answer["missing"]), what
+        counts = next(t for t in seen.tables if t.caption.startswith(("Called the", "Findings, called")))
+        labels, calls = [[row[c] for row in predictions(tmp_path / name, "test")] for c in ("label", "prediction")]
+        if name == "three":
+            expected = confusion_matrix(labels, calls, labels=record["classes"]).tolist()
+            assert [[value for _, value in row[1:]] for row in counts.rows] == expected
+        else:
+            first = [(y.split(" ")[0], z.split(" ")[0]) for y, z in zip(labels, calls, strict=True)]
+            expected = [first.count((y, z)) for y, z in (("1", "1"), ("1", "0"), ("0", "1"), ("0", "0"))]
+            assert [value for _, value in counts.rows[0][1:5]] == expected
+
+
+# --- images -----------------------------------------------------------------------------------------------------------
+
+
+def test_missed_positives_come_first_and_the_surest_before_others(folder: Path) -> None:
+    subject = subject_of(folder / "two")
+    side, labels = subject.sides["test"], subject.labels("test")
+    kinds = gallery.choose(subject)
+    order = [kind.key for kind in kinds]
+    assert order == [key for key in ("missed", "false-alarms", "found", "rightly-absent") if key in order]
+    positive = subject.task.positive
+    for kind in kinds:
+        p = side.p[kind.places, positive]
+        is_positive, called_so = labels[kind.places] == positive, side.called[kind.places] == positive
+        assert is_positive.all() if kind.key in ("missed", "found") else not is_positive.any()
+        assert called_so.all() if kind.key in ("false-alarms", "found") else not called_so.any()
+        assert (np.diff(p if kind.key in ("missed", "rightly-absent") else -p) >= 0).all()
+
+
+def nearest_by_hand(features: np.ndarray, row: int, taught: Sequence[int], k: int) -> list[int]:
+    x = features.astype(np.float64)
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    return sorted(taught, key=lambda other: -float(x[row] @ x[other]))[:k]
+
+
+def test_neighbours_are_the_nearest_of_all_training_rows(folder: Path, two: Reported) -> None:
+    subject = subject_of(folder / "two")
+    with ExitStack() as opened:
+        vectors = material([subject], [], None, opened)[0].vectors
+        assert vectors is not None
+        rows = subject.sides["test"].rows
+        found = gallery.neighbours(subject, vectors, rows)
+        taught = subject.sides["train"].rows.tolist()
+        for row in rows.tolist():
+            assert [other for other, _ in found[row]] == nearest_by_hand(vectors.features, row, taught, 3)
+            x, y = vectors.features[row], vectors.features[found[row][0][0]]
+            assert found[row][0][1] == pytest.approx(float(x @ y / np.linalg.norm(x) / np.linalg.norm(y)), abs=1e-6)
+        first = csv_of(two, "two-found.csv")[0]
+        place = subject.task.image_ids.index(first["image_id"].removeprefix("'"))
+        assert first["neighbours"].split(" | ")[0].startswith(subject.shown[found[place][0][0]])
+
+
+def test_a_row_has_no_neighbour_that_taught_another_head(tmp_path: Path) -> None:
+    """Out of fold, neighbours are rows that the head of that fold learnt from."""
+    x, labels = two_clouds(40, 6)
+    path = make_store(tmp_path / "s.h5", x, {"label": labels})
+    with Store.open(path) as store:
+        train_head(store, HeadSpec(epochs=2), tmp_path / "run", split=SplitSpec(folds=3))
+        train_head(store, HeadSpec.of("knn"), tmp_path / "knn")
+    subject = subject_of(tmp_path / "run")
+    assert subject.reported == "val"
+    for fold in subject.protocol.folds:
+        for row in fold.held.tolist():
+            assert np.array_equal(subject.taught("val", row), fold.train)
+    assert "knn head" in gallery.evidence_missing(subject_of(tmp_path / "knn"), None)
+
+
+def test_a_map_of_a_linear_head_sums_to_its_log_odds(folder: Path) -> None:
+    """Zhou et al. 2016: over the places, and with the bias, for each of two and of three classes, and of findings."""
+    with Store.open(folder / "s.h5") as store:
+        grid, pooled = store.features("grid"), store.features()
+    for name in ("two", "three", "findings"):
+        subject = subject_of(folder / name)
+        run, c = subject.run, len(subject.classes)
+        z = run.logits(pooled).astype(np.float64)
+        for of in range(c):
+            found = evidence.maps(run.spec, run.weights(), grid, subject.task, np.full(N, of))
+            assert found.shape == (N, SIDE, SIDE)
+            said = found.sum(axis=(1, 2)) + evidence.constant(run.weights(), subject.task, of)
+            others = np.delete(z, of, axis=1).mean(axis=1)
+            np.testing.assert_allclose(said, z[:, of] - (0 if name == "findings" else others), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["mlp", "flat"])
+def test_a_map_of_another_head_is_its_gradient(folder: Path, name: str) -> None:
+    """Scaling an image's map by (1 + e) moves the log odds by e times the sum of what its places add."""
+    subject = subject_of(folder / name)
+    run, positive = subject.run, subject.task.positive
+    with Store.open(folder / "s.h5") as store:
+        grid = store.features("grid")[:20]
+    found = evidence.maps(run.spec, run.weights(), grid, subject.task, np.full(20, positive))
+
+    def log_odds(scale: float) -> np.ndarray:
+        x = grid.mean(axis=(2, 3)) if name == "mlp" else grid.reshape(20, -1)
+        z = run.logits((scale * x).astype(np.float32)).astype(np.float64)
+        return z[:, positive] - z[:, 1 - positive]
+
+    slope = (log_odds(1.001) - log_odds(0.999)) / 0.002
+    off = np.abs(found.sum(axis=(1, 2)) - slope)
+    assert np.median(off) < 1e-3  # a unit may switch between the two
+    assert np.mean(off < 0.02) > 0.8
+
+
+def test_vectors_that_are_no_mean_are_not_read_place_by_place() -> None:
+    grid = np.random.default_rng(0).standard_normal((5, 4, 3, 3)).astype(np.float32)
+    assert evidence.is_mean(grid, grid.mean(axis=(2, 3)))
+    assert evidence.is_mean(grid.astype(np.float16), grid.mean(axis=(2, 3)))
+    assert not evidence.is_mean(grid, grid.max(axis=(2, 3)))
+    assert not evidence.is_mean(grid, grid.mean(axis=(2, 3))[:, :2])
+    assert np.array_equal(evidence.channels_first(np.moveaxis(grid, 1, 3), 4), grid)
+
+
+def test_the_hidden_layer_is_what_the_last_layer_acts_on(folder: Path) -> None:
+    subject = subject_of(folder / "mlp")
+    with Store.open(folder / "s.h5") as store:
+        x = store.features()
+    tensors = subject.run.weights()
+    z = mapping.hidden(subject, x) @ tensors["weight"].T + tensors["bias"]
+    np.testing.assert_allclose(z, subject.run.logits(x), atol=1e-6)
+    assert scoring.hidden(subject_of(folder / "two").run.spec, {}, x) is x
+
+
+def test_vectors_that_are_all_alike_have_a_map_too() -> None:
+    assert not mapping.project(np.ones((9, 4), dtype=np.float32), umap=False).any()
+
+
+@pytest.mark.long
+def test_umap_gives_the_same_plane_twice() -> None:
+    pytest.importorskip("umap", reason="the extra umap is not installed")
+    x = two_clouds(40, 6, apart=9.0)[0]
+    planes = [mapping.project(x, umap=True) for _ in range(2)]
+    assert planes[0].shape == (40, 2)
+    assert np.array_equal(*planes)
+
+
+def test_a_map_shows_all_errors_and_says_of_how_many(folder: Path, two: Reported) -> None:
+    subject = subject_of(folder / "two")
+    found = mapping.sample(subject)
+    wrong = set(subject.sides["test"].rows[subject.is_error("test")].tolist())
+    assert wrong <= set(found.rows.tolist())
+    assert len(set(found.rows.tolist())) == len(found)
+    n = len(subject.sides["test"])
+    assert any(f"of {n} of {n} test images" in text for text in Seer(read(two)).texts)
+    assert len(csv_of(two, "two-map-vectors-class.csv")) == len(found)
+
+
+def test_pictures_are_pixels_and_nothing_else(two: Reported) -> None:
+    html = read(two)
+    uris = set(re.findall(r"data:image/webp;base64,([A-Za-z0-9+/=]+)", html))
+    assert len(uris) > 20
+    for uri in uris:
+        data = base64.b64decode(uri)
+        assert SECRET.encode() not in data
+        with Image.open(io.BytesIO(data)) as image:
+            assert not image.getexif()
+            assert max(image.size) <= 224
+    assert SECRET not in html
+
+
+def test_an_image_that_is_another_by_now_is_not_shown(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "images", tmp_path / "images")
+    with open(tmp_path / "rows.csv", "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([["path", "image_id"], *([f"images/{i:03d}.png", n] for i, n in enumerate(names()))])
+    for i in (1, 7):
+        draw(tmp_path / "images" / f"{i:03d}.png", 1000 + i)
+    (tmp_path / "images" / "013.png").unlink()
+    subject = subject_of(folder / "two")
+    with ExitStack() as opened:
+        (found,) = material([subject], [], Manifest.read(tmp_path / "rows.csv"), opened)
+    assert found.pictures is not None
+    found.pictures.load(range(20))
+    assert [row for row in range(20) if found.pictures.get(row) is None] == [1, 7, 13]
+    assert found.pictures.changed == {subject.shown[row] for row in (1, 7, 13)}
+    with Image.open(folder / "images" / "002.png") as image:
+        expected = TransformSpec((24, 24), 1.0, "bilinear", (0.5,) * 3, (0.5,) * 3)(image)
+    assert np.array_equal(np.asarray(found.pictures.get(2)), expected)
+
+
+# --- what may go wrong ------------------------------------------------------------------------------------------------
+
+
+def test_the_same_run_gives_the_same_bytes(folder: Path, two: Reported, tmp_path: Path) -> None:
+    """Also from another place, with store and images named."""
+    rows = [[str(folder / "images" / f"{i:03d}.png"), name] for i, name in enumerate(names())]
+    with open(tmp_path / "rows.csv", "w", newline="", encoding="utf-8") as file:
+        csv.writer(file).writerows([["path", "image_id"], *rows])
+    manifest = Manifest.read(tmp_path / "rows.csv", allow_outside=True)
+    again = report(folder / "two", tmp_path / "two.html", folder / "s.h5", manifest, by=["view"])
+    assert again.path.read_bytes() == two.path.read_bytes()
+    assert [path.name for path in again.files] == [path.name for path in two.files]
+    for mine, its in zip(again.files, two.files, strict=True):
+        assert mine.read_bytes() == its.read_bytes(), mine.name
+
+
+def test_names_are_texts(folder: Path, two: Reported) -> None:
+    html = read(two)
+    for text in ("<img src=x", "alert(2)<!", "<b>frontal"):
+        assert text not in html
+    assert "&lt;img src=x onerror=alert(1)&gt;.png" in html
+    assert "<b>frontal" in " ".join(Seer(html).texts)
+    (data,) = re.findall(r'<script type="application/json" id="images">(.*?)</script>', html, re.S)
+    assert not set("<>&") & set(data)
+    shown = {entry["name"] for entry in json.loads(data)}
+    assert {HOSTILE[1], HOSTILE[7]} <= shown
+    for path in two.files:
+        if path.suffix == ".csv":
+            with open(path, encoding="utf-8", newline="") as file:
+                assert not [cell for row in csv.reader(file) for cell in row if cell[:1] in ("=", "@")], path.name
+
+
+def test_a_page_runs_its_own_script_and_asks_for_nothing(two: Reported) -> None:
+    html = read(two)
+    (policy,) = re.findall(r'http-equiv="Content-Security-Policy" content="([^"]+)"', html)
+    policy = policy.replace("&#39;", "'")
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    for tag in ("style", "script"):
+        (text,) = re.findall(rf"<{tag}>(.*?)</{tag}>", html, re.S)
+        digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+        assert f"{tag}-src 'sha256-{digest}'" in policy
+    assert not re.findall(r"//[a-z]", re.sub(r"data:image/webp;base64,[A-Za-z0-9+/=]+", "", html))
+    assert not Seer(html).handlers
+
+
+def test_figures_and_their_numbers_lie_beside_the_page(two: Reported) -> None:
+    assert sorted(path.name for path in (two.path.parent / "two.files").iterdir()) == sorted(p.name for p in two.files)
+    assert {path.suffix for path in two.files} == {".png", ".csv"}
+    charts = [path for path in two.files if path.suffix == ".png"]
+    assert len(charts) >= 9
+    assert all(path.with_suffix(".csv") in two.files for path in charts if "error" not in path.name)
+
+
+def test_another_store_is_refused_where_it_is_given_and_passed_over_where_not(folder: Path, tmp_path: Path) -> None:
+    x, labels = two_clouds(20, D)
+    other = make_store(tmp_path / "s.h5", x, {"label": labels})
+    with pytest.raises(IdentityMismatch, match="other vectors"):
+        report(folder / "two", tmp_path / "r.html", other)
+    shutil.copytree(folder / "two", tmp_path / "two")
+    subject = subject_of(tmp_path / "two")
+    with ExitStack() as opened:
+        (found,) = material([subject], [], None, opened)
+    assert found.vectors is None
+    assert "holds other vectors" in found.no_vectors
+    assert not (tmp_path / "r.html").exists()
+
+
+def test_what_is_not_a_report_is_not_written_over(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "thesis.html").write_text("<!doctype html><title>years of work</title>")
+    with pytest.raises(UsageError, match="no report"):
+        report(folder / "two", tmp_path / "thesis.html")
+    with pytest.raises(UsageError, match=r"ends in \.html"):
+        report(folder / "two", tmp_path / "report.pdf")
+    with pytest.raises(UsageError, match="no column 'ward'"):
+        report(folder / "two", tmp_path / "r.html", by=["ward"])
+    with pytest.raises(UsageError, match="each once"):
+        report([folder / "two", folder / "two"], tmp_path / "r.html")
+    assert not (tmp_path / "r.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda text: text.replace("p_sick", "p_ill"), "columns"),
+        (lambda text: text.replace(",test,", ",exam,", 1), "sides"),
+        (
+            lambda text: re.sub(r"(test/well/\d+\.png,test,,well,\w+,\w+),[^,]+", r"\1,nan", text, count=1),
+            "probability",
+        ),
+        (lambda text: text.replace("train/well/002.png", "nobody.png"), "nobody"),
+        (lambda text: text[:100], "columns"),
+    ],
+)
+def test_damaged_predictions_are_one_line(folder: Path, tmp_path: Path, damage: Any, words: str) -> None:
+    shutil.copytree(folder / "two", tmp_path / "two")
+    path = tmp_path / "two" / "predictions.csv"
+    path.write_text(damage(path.read_text()))
+    with pytest.raises(CorruptStore, match=words) as error:
+        subject_of(tmp_path / "two")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["metrics", "notes", "test", "confusion"])
+def test_a_damaged_record_is_one_line(folder: Path, tmp_path: Path, name: str) -> None:
+    shutil.copytree(folder / "two", tmp_path / "two")
+    record = json.loads((tmp_path / "two" / "run.json").read_text())
+    damaged = record["metrics"]["test"] if name == "confusion" else record["metrics"] if name == "test" else record
+    damaged[name] = {"auroc": "0.9"} if name == "test" else "lost"
+    (tmp_path / "two" / "run.json").write_text(json.dumps(record))
+    with pytest.raises(CorruptStore, match=name) as error:
+        subject_of(tmp_path / "two")
+    assert "\n" not in str(error.value)
+
+
+# --- several Runs -----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def compared(folder: Path) -> Chapter:
+    return comparison.compared(subjects([Run.open(folder / name) for name in ("two", "mlp", "three")]))
+
+
+def rows_of(chapter: Chapter, name: str) -> list[dict[str, Any]]:
+    found = dict(chapter.files())[f"{name}.csv"]
+    assert isinstance(found, tuple)
+    header, rows = found
+    return [dict(zip(header, row, strict=True)) for row in rows]
+
+
+def test_differences_are_paired_on_the_same_rows(folder: Path, compared: Chapter) -> None:
+    first, other = subject_of(folder / "two"), subject_of(folder / "mlp")
+    rows = first.sides["test"].rows
+    assert np.array_equal(rows, other.sides["test"].rows)
+    found = intervals.paired(
+        first.task.labels[rows], first.sides["test"].logits, other.sides["test"].logits, first.task.positive,
+        thresholds=(first.threshold, other.threshold), groups=first.protocol.groups[rows],
+    )  # fmt: skip
+    told = {row["number"]: row for row in rows_of(compared, "comparison-differences")}
+    assert set(told) == set(found)
+    for name, expected in found.items():
+        assert tuple(told[name][each] for each in ("difference", "low", "high")) == expected
+    assert told["auroc"]["n"] == len(rows)
+    a, b = (Run.open(folder / name).record["metrics"]["test"]["auroc"] for name in ("two", "mlp"))
+    assert found["auroc"][0] == pytest.approx(b - a, abs=1e-12)
+
+
+def test_runs_of_other_classes_stand_beside_and_are_not_subtracted(folder: Path, compared: Chapter) -> None:
+    beside = rows_of(compared, "comparison-runs")
+    assert list(dict.fromkeys(row["run"] for row in beside)) == ["two", "mlp", "three"]
+    assert {row["run"] for row in rows_of(compared, "comparison-differences")} == {"mlp"}
+    words = [block.text for section in compared.sections for block in section.blocks if isinstance(block, Words)]
+    assert any("three is not subtracted: it has other classes" in text for text in words)
+    for row in beside:
+        record = Run.open(folder / row["run"]).record
+        point = record["operating_point"] if row["number"] != "auroc" else None
+        assert row["value"] == (point or record["metrics"])["test"][row["number"]]
+
+
+def test_labels_that_differ_are_not_compared(folder: Path) -> None:
+    first, other = subject_of(folder / "two"), subject_of(folder / "mlp")
+    other.task.labels[other.sides["test"].rows[0]] ^= 1
+    assert comparison.difference(first, other) == "it has other labels for the same images"
+
+
+@pytest.mark.long
+def test_what_several_runs_call_alike_is_told_apart(folder: Path, tmp_path: Path) -> None:
+    """Two folders of one name: in the page, among its anchors and among its files."""
+    places = [tmp_path / side / "two" for side in "ab"]
+    for place in places:
+        shutil.copytree(folder / "two", place)
+    found = report(places, tmp_path / "r.html")
+    html = read(found)
+    ids = re.findall(r' id="([^"]+)"', html)
+    charts = [each for each in ids if re.match("f[0-9a-f]{8}-", each)]  # the same charts have the same parts
+    rest = [each for each in ids if each not in charts]
+    assert len(set(rest)) == len(rest)
+    assert set(re.findall(r'href="#([^"]+)"', html)) <= set(ids)
+    assert len({path.name for path in found.files}) == len(found.files)
+    assert {"two (1)", "two (2)"} <= set(Seer(html).texts)
+
+
+@pytest.mark.long
+def test_a_run_of_phase_two_says_what_it_bought(phase_one: Path, tmp_path: Path) -> None:
+    """Before, after and gain are the record's; its vectors are shown once a store of its own network is given."""
+    images = Manifest.read(phase_one / "images")
+    recipe, weights = Recipe(stages=(Stage("last-block", 1),)), str(phase_one / "net.safetensors")
+    run = fine_tune(Run.open(phase_one / "mlp"), recipe, tmp_path / "r", images=images, weights=weights)
+    found = report(run, tmp_path / "r.html", images=images)
+    record = run.record
+    told = [row for side in ("test", "val") for row in csv_of(found, f"r-before-after-{side}.csv")]
+    for row in told:
+        value, low, high = record["gain"][row["side"]][row["number"]]
+        assert [float(row[name]) for name in ("difference", "low", "high")] == [value, low, high]
+        assert float(row["before"]) == record["before"]["metrics"][row["side"]][row["number"]]
+        assert float(row["after"]) == record["metrics"][row["side"]][row["number"]]
+    assert {row["side"] for row in told} == {"val", "test"}
+    phases = [float(row["phase"]) for row in csv_of(found, "r-curve-loss.csv")]
+    assert set(phases) == {1.0, 2.0}
+    assert any("has a network of its own" in text for text in found.missing)
+
+    spec = BackboneSpec(NET, str(tmp_path / "r" / "backbone.safetensors"), input_size=32)
+    embed(images, tmp_path / "tuned.h5", spec)
+    again = report(run, tmp_path / "again.html", tmp_path / "tuned.h5")
+    assert not any("has a network of its own" in text for text in again.missing)
+    assert "r-map-hidden-class.csv" in {path.name for path in again.files}
+
+
+# --- the command, and a browser ---------------------------------------------------------------------------------------
+
+
+def test_a_run_that_is_not_there_is_one_line(tmp_path: Path) -> None:
+    refused = featcache("report", "nothing", cwd=tmp_path)
+    assert refused.returncode == 10
+    assert refused.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_a_browser_shows_it_without_complaint_or_request(two: Reported, tmp_path: Path) -> None:
+    """In Chromium: no error, nothing fetched, names are text, and maps answer to pointer and keys."""
+    with chromium(tmp_path) as browser:
+        browser.open(two.path)
+        assert browser.evaluate("document.querySelectorAll('img[src=x], .card script').length") == 0
+        text = browser.evaluate("document.body.innerText")
+        assert HOSTILE[1] in text
+        assert HOSTILE[7] in text
+
+        plane = "document.querySelector('svg.plane')"
+        browser.evaluate(f"{plane}.scrollIntoView({{block: 'center', behavior: 'instant'}})")
+        box = browser.evaluate(
+            f"(() => {{ const b = {plane}.querySelector('circle').getBoundingClientRect();"
+            "return [b.x + b.width / 2, b.y + b.height / 2] })()"
+        )
+        browser.point(*box)
+        tip = "document.getElementById('tip')"
+        assert browser.evaluate(f"{tip}.hidden") is False
+        assert browser.evaluate(f"{tip}.querySelector('img').src").startswith("data:image/webp")
+        browser.point(1, 1)
+        assert browser.evaluate(f"{tip}.hidden") is True
+
+        browser.evaluate(f"{plane}.focus()")
+        browser.press("Home")
+        first = browser.evaluate(f"{tip}.innerText")
+        browser.press("End")
+        assert browser.evaluate(f"{tip}.innerText") != first
+        for key in ("ArrowLeft", "ArrowUp", "ArrowRight", "ArrowDown"):
+            browser.press(key)
+            assert browser.evaluate(f"{tip}.hidden") is False
+        browser.press("Escape")
+        assert browser.evaluate(f"{tip}.hidden") is True
+
+        papers = {}
+        for dark in (False, True):
+            browser.open(two.path, width=390, dark=dark)
+            assert browser.evaluate("document.documentElement.scrollWidth") <= 390
+            papers[dark] = browser.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert papers[False] != papers[True]
+        browser.pdf(tmp_path / "page.pdf")
+        assert (tmp_path / "page.pdf").read_bytes().startswith(b"%PDF")
+        assert not browser.complaints
+        assert [url for url in browser.requests if not url.startswith(("data:image/webp", "data:,", "file:"))] == []
+        assert sum(url.startswith("file:") for url in browser.requests) == 1
