@@ -10,7 +10,7 @@ ABREAST := -n auto --maxprocesses 4 --dist worksteal
 # Without its bytecode torch takes twice as long to import, in every process.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-long lint check faults bench venv lock clean
+.PHONY: demo test test-long lint check faults bench docs venv lock clean
 
 demo: $(STAMP)  ## the whole loop on generated images, offline
 	$(BIN)/featcache demo
@@ -36,6 +36,10 @@ bench: $(STAMP)  ## measured ratios; see benchmarks/README.md
 	$(BIN)/python benchmarks/embed.py
 	$(BIN)/python benchmarks/heads.py
 	$(BIN)/python benchmarks/finetune.py
+	$(BIN)/python benchmarks/cpu_vs_gpu.py
+
+docs: $(STAMP)  ## pages of the Python interface, in dist/api
+	$(BIN)/python docs/api.py dist/api
 
 venv: $(STAMP)  ## only the environment
 

@@ -17,6 +17,7 @@ _HOME = {
     "Run": "featcache.runs",
     "Store": "featcache.store",
     "TransformSpec": "featcache.images",
+    "load_run": "featcache.predictor",
 }
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "Store",
     "TransformSpec",
     "__version__",
+    "load_run",
 ]
 
 if TYPE_CHECKING:
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
     from featcache.heads import HeadSpec
     from featcache.images import TransformSpec
     from featcache.manifest import Manifest
+    from featcache.predictor import load_run
     from featcache.request import BackboneSpec
     from featcache.runs import Run
     from featcache.store import Store

@@ -63,7 +63,9 @@ def _logits(spec: HeadSpec, tensors: Mapping[str, Array], x: Array, n_classes: i
     return pair
 
 
-def _forward(spec: HeadSpec, tensors: Mapping[str, Array], z: Array) -> Array:
+def hidden(spec: HeadSpec, tensors: Mapping[str, Array], x: Array) -> Array:
+    """(n, d) features to the (n, h) activations that the last layer acts on; of a head without hidden layers x."""
+    z = x
     for i in range(len(spec.widths)):
         layer = {name.removeprefix(f"hidden.{i}."): t for name, t in tensors.items() if name.startswith(f"hidden.{i}.")}
         z = z @ layer["weight"].T + layer["bias"]
@@ -71,7 +73,11 @@ def _forward(spec: HeadSpec, tensors: Mapping[str, Array], z: Array) -> Array:
             z = (z - layer["norm.running_mean"]) / np.sqrt(layer["norm.running_var"] + NORM_EPSILON)
             z = z * layer["norm.weight"] + layer["norm.bias"]
         z = _ACTIVATIONS[spec.activation](z)
-    return np.asarray(z @ tensors["weight"].T + tensors["bias"], dtype=np.float32)
+    return z
+
+
+def _forward(spec: HeadSpec, tensors: Mapping[str, Array], x: Array) -> Array:
+    return np.asarray(hidden(spec, tensors, x) @ tensors["weight"].T + tensors["bias"], dtype=np.float32)
 
 
 def unit_rows(x: Array) -> Array:

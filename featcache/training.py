@@ -17,7 +17,7 @@ import numpy as np
 
 from featcache import baselines, calibration, devices, figures, metrics, runs, scoring, selection, vectors
 from featcache.errors import UsageError
-from featcache.fitting import Fitted
+from featcache.fits import Fitted
 from featcache.heads import HeadSpec
 from featcache.objective import Targets
 from featcache.protocol import Protocol, SplitSpec, divide
@@ -189,7 +189,7 @@ def _nested(bench: Bench, specs: Sequence[HeadSpec], select: str, on_progress: P
         ]
     fits = bench.fits(list(dict.fromkeys(best)), [o.fold for o in outer])
     wanted = {(best[i], id(o.fold.held)) for i, o in enumerate(outer)}
-    found = bench.run([fit for fit in fits if (fit.spec, id(fit.held)) in wanted])
+    found = bench.run([fit for fit in fits if (fit.spec, id(fit.held)) in wanted], weights=False)
     selection.check_finite(found)
     return out_of_fold(len(bench.task.image_ids), found)
 

@@ -145,6 +145,13 @@ def make_network(path: Path, images: list[Path]) -> None:
     safetensors.torch.save_file({name: t.contiguous() for name, t in net.module.state_dict().items()}, path)
 
 
+def save_others(weights: Path | str, path: Path) -> None:
+    """Other weights of the same network, some of which are larger by one."""
+    state = safetensors.torch.load_file(weights)
+    first = next(iter(state))
+    safetensors.torch.save_file({**state, first: state[first] + 1}, path)
+
+
 @pytest.fixture(scope="session")
 def demonstrated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, "Done"]:
     """A folder in which `featcache demo` ran once, as anybody sees it who has no network, and what it said.

@@ -60,8 +60,11 @@ def featcache(*arguments: object, cwd: Path) -> Done:
 
 
 @pytest.mark.parametrize(
-    "command", ["", "demo", "embed", "train-head", "fine-tune", "train", "backbones", "info", "status", "verify"]
-)
+    "command",
+    ["", "demo", "embed", "train-head", "fine-tune", "train", "predict", "bundle", "export", "backbones", "info",
+     "status", "verify", "manifest", "manifest iu-xray", "manifest kermany", "manifest covid", "check",
+     "audit", "report"],
+)  # fmt: skip
 def test_every_command_has_help(command: str, tmp_path: Path) -> None:
     done = featcache(*command.split(), "--help", cwd=tmp_path)
     assert done.returncode == 0
@@ -73,8 +76,10 @@ def test_the_commands_are_exactly_these() -> None:
     from featcache.cli import app
 
     assert sorted(command.name or "" for command in app.registered_commands) == [
-        "backbones", "demo", "embed", "fine-tune", "info", "status", "train", "train-head", "verify",
+        "audit", "backbones", "bundle", "check", "demo", "embed", "export", "fine-tune", "info", "predict", "report",
+        "status", "train", "train-head", "verify",
     ]  # fmt: skip
+    assert [group.name for group in app.registered_groups] == ["manifest"]
 
 
 def test_help_shows_the_defaults_of_the_head(tmp_path: Path) -> None:

@@ -10,7 +10,12 @@ modules are imported inside the commands, so that `featcache --help` answers at 
     embedding    demo, embed
     heads        train-head
     pixels       fine-tune, train
+    exporting    export
+    predicting   predict, bundle
     looking      status, info, verify, backbones
+    sources      manifest, check
+    auditing     audit
+    reporting    report
 """
 
 import io
@@ -22,12 +27,18 @@ from typing import Annotated, NoReturn
 import typer
 
 from featcache import __version__
+from featcache.cli.auditing import audit_command
 from featcache.cli.embedding import demo_command, embed_command
+from featcache.cli.exporting import export_command
 from featcache.cli.heads import train_head_command
 from featcache.cli.looking import backbones_command, info_command, status_command, verify_command
 from featcache.cli.pixels import fine_tune_command, train_command
-from featcache.cli.showing import answer, printable
+from featcache.cli.predicting import bundle_command, predict_command
+from featcache.cli.reporting import report_command
+from featcache.cli.showing import answer
+from featcache.cli.sources import check_command, manifest_app
 from featcache.errors import FeatcacheError, from_os_error
+from featcache.names import printable
 
 __all__ = ["app", "main"]
 
@@ -44,10 +55,17 @@ app.command("embed")(embed_command)
 app.command("train-head")(train_head_command)
 app.command("fine-tune")(fine_tune_command)
 app.command("train")(train_command)
+app.command("predict")(predict_command)
+app.command("bundle")(bundle_command)
+app.command("export")(export_command)
 app.command("status")(status_command)
 app.command("info")(info_command)
 app.command("verify")(verify_command)
 app.command("backbones")(backbones_command)
+app.add_typer(manifest_app, name="manifest")
+app.command("check")(check_command)
+app.command("audit")(audit_command)
+app.command("report")(report_command)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The commands that run a frozen backbone: `embed`, and `demo`, which goes on to a trained head.
+"""The commands that run a frozen backbone: `embed`, and `demo`, which goes on to a trained head and its report.
 
 How an image is decoded, transformed and computed on are options of `embed` alone: they are of a store's identity, and
 whatever works on the store later takes them from there.
@@ -39,14 +39,15 @@ def demo_command(
     with interruptible(CONTINUES), progress("embedding") as (on_progress, _):
         done = demo(output, on_progress)
     if as_json:
-        answer({"embed": done.embedded.as_json(), "train_head": run_answer(done.run)})
+        told = {"embed": done.embedded.as_json(), "train_head": run_answer(done.run)}
+        answer({**told, "report": done.reported.as_json()})
     if done.has_random_weights:
         people.print("[yellow]The hub cannot be reached: the backbone has random weights (random:0).[/]")
     print_embedded(people, done.embedded)
     print_run(people, done.run)
     people.print(
         f"\nThe images are [bold]synthetic[/]: the scores say that the loop works, nothing about patients.\n"
-        f"Look at [bold]{escaped(done.run.path / 'curves.png')}[/]. Then try\n"
+        f"Look at [bold]{escaped(done.reported.path)}[/] in a browser. Then try\n"
         f"  featcache train-head {escaped(done.embedded.store)} --lr 0.001 --epochs 100 --positive abnormal\n"
         f"  featcache embed YOUR_IMAGES -o yours.h5 --backbone efficientnet_b1.ft_in1k",
         highlight=False,

@@ -14,6 +14,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from featcache.names import printable
+
 
 def answer(value: Any) -> None:
     """The one JSON object of `--json`."""
@@ -29,13 +31,6 @@ def console(as_json: bool) -> Console:
 def escaped(path: Path | str) -> str:
     """A name as `Console.print` takes it: printable, and without a meaning as markup."""
     return escape(printable(str(path)))
-
-
-def printable(text: str, keep_lines: bool = False) -> str:
-    """A text with its control characters, and bytes that are not UTF-8, made visible: names are somebody's text."""
-    return "".join(
-        c if c.isprintable() or (keep_lines and c == "\n") else c.encode("unicode_escape").decode() for c in text
-    )
 
 
 def plain_table(*headers: str, left: int = 1) -> Table:
