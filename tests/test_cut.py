@@ -32,7 +32,17 @@ SIZES = {
     "vgg19_bn": 64,
 }
 QUICK = ("efficientnet_b1", "resnet18", "simple-cnn", "test_convnext")
-LARGE_OR_ALIKE = ("convnext_tiny", "inception_resnet_v2", "resnet34", "resnet50", "vgg19_bn")
+LARGE_OR_ALIKE = (
+    "vit_tiny_patch16_224",
+    "densenet121",
+    "vgg16",
+    "legacy_xception",
+    "convnext_tiny",
+    "inception_resnet_v2",
+    "resnet34",
+    "resnet50",
+    "vgg19_bn",
+)
 NORMS = (nn.modules.batchnorm._BatchNorm, nn.LayerNorm)
 
 

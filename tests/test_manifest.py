@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from featcache.durable import text_of
 from featcache.errors import UsageError
 from featcache.manifest import Manifest, outside
 from tests.conftest import KERMANY_GROUPS, shared
@@ -359,10 +360,11 @@ TEXT = st.text(st.characters(blacklist_categories=("Cs",), blacklist_characters=
 
 @settings(max_examples=150, deadline=None)
 @given(
-    rows=st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=6, unique_by=lambda row: row[0].strip()),
+    rows=st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=6, unique_by=lambda row: text_of(row[0].strip())),
     bom=st.booleans(),
 )
 def test_any_name_and_path_survive_a_csv(tmp_path_factory: pytest.TempPathFactory, rows: list, bom: bool) -> None:
+    """But for the quote before a formula, as our own tables have it."""
     rows = [(name, path) for name, path in rows if name.strip()]
     if not rows:
         return
@@ -370,9 +372,9 @@ def test_any_name_and_path_survive_a_csv(tmp_path_factory: pytest.TempPathFactor
     with open(source, "w", encoding="utf-8-sig" if bom else "utf-8", newline="") as file:
         csv.writer(file).writerows([["image_id", "path"], *rows])
     manifest = Manifest.read(source)
-    assert manifest.image_ids == [name.strip() for name, _ in rows]
-    assert manifest.columns["path"] == [path for _, path in rows]
-    assert manifest.paths == [source.parent / path for _, path in rows]
+    assert manifest.image_ids == [text_of(name.strip()) for name, _ in rows]
+    assert manifest.columns["path"] == [text_of(path) for _, path in rows]
+    assert manifest.paths == [source.parent / text_of(path) for _, path in rows]
 
 
 def test_a_csv_that_is_not_utf8_names_line_and_byte(tmp_path: Path) -> None:

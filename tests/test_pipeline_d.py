@@ -57,7 +57,7 @@ def test_the_grids_are_those_that_are_published(pipeline: ModuleType) -> None:
     assert {what: 3 * n for what, n in sizes.items()} == {"binary": 270, "four": 54, pipeline.OWN: 108}
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_rehearsal_has_a_run_of_every_model(rehearsed: Path, pipeline: ModuleType) -> None:
     told = {(task, name): numbers for task, name, *numbers in rows(rehearsed, "Accuracy")}
     models = {(task, name) for task in pipeline.TASKS for name in [*pipeline.NETWORKS, "VGG16 tuned"]}
@@ -67,7 +67,7 @@ def test_a_rehearsal_has_a_run_of_every_model(rehearsed: Path, pipeline: ModuleT
         assert [val, test] == ["–" if value is None else f"{value:.3f}" for value in published.get(key, (None, None))]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_all_five_networks_have_seen_the_same_images_and_keep_their_maps(rehearsed: Path) -> None:
     stores = [Store.open(path) for path in sorted((rehearsed / "binary").glob("*.h5"))]
     assert len(stores) == 5
@@ -76,7 +76,7 @@ def test_all_five_networks_have_seen_the_same_images_and_keep_their_maps(rehears
     assert all("grid" in store.taps for store in stores)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_is_told_is_what_the_runs_say(rehearsed: Path) -> None:
     said = {(run.path.parent.name, run.n_parameters, run.metrics("test")["accuracy"]) for run in runs(rehearsed)}
     for task, _, n, _, _, test, _ in rows(rehearsed, "Accuracy"):
@@ -86,7 +86,7 @@ def test_what_is_told_is_what_the_runs_say(rehearsed: Path) -> None:
         )
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_grid_is_ranked_by_loss_over_three_folds(rehearsed: Path) -> None:
     (tuned,) = [run for run in runs(rehearsed) if run.sweep() and run.path.parent.name == "binary"]
     losses = [float(row["loss_mean"]) for row in tuned.sweep()]
@@ -95,7 +95,7 @@ def test_a_grid_is_ranked_by_loss_over_three_folds(rehearsed: Path) -> None:
     assert len(tuned.protocol().folds) == 3
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_map_of_the_hidden_layer_shows_every_class(rehearsed: Path) -> None:
     for task in ("binary", "four"):
         with Image.open(io.BytesIO((rehearsed / f"{task}-hidden.png").read_bytes())) as image:

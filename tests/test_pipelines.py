@@ -17,7 +17,7 @@ from featcache.sources import kermany
 PIPELINES = Path(__file__).parents[1] / "pipelines"
 INDIANA, PNEUMONIA = ("a_linear_probe_indiana", "b_cnn_mlp_indiana"), ("c_pneumonia_resnet34", "e_pneumonia_resnet18")
 
-LONGER = {INDIANA[1], PNEUMONIA[1]}
+LONGER = {INDIANA[1], *PNEUMONIA}
 
 Rehearsed = Callable[[str], Path]
 
@@ -102,7 +102,7 @@ def test_both_phases_are_in_one_history(rehearsed: Rehearsed) -> None:
     assert [(point["phase"], point["epoch"]) for point in tuned.history()] == [(1, 1), (1, 2), (2, 3)]
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_errors_and_missed_images_are_those_of_the_predictions(rehearsed: Rehearsed) -> None:
     folder = rehearsed(PNEUMONIA[0])
     said = {row["model"]: row for row in rows_of(folder / "compared.md", "Errors on the test folder, at p = 0.5:")}
@@ -135,7 +135,7 @@ def test_confusions_stand_beside_those_that_were_published(rehearsed: Rehearsed)
         assert row["confusion"] == str(confusion_matrix(table["label"], table["prediction"]).tolist())
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_is_finished_is_found_by_what_was_asked_and_not_made_again(rehearsed: Rehearsed, tmp_path: Path) -> None:
     showing, folder = importlib.import_module("showing"), rehearsed(PNEUMONIA[0])
     (model, *_), images = pipeline(PNEUMONIA[0]).models(asked(quick=True, weights=None)), kermany(folder / "images")

@@ -79,6 +79,7 @@ def test_a_network_learns_from_random_weights(images: Path, tmp_path: Path, name
     assert run.metrics("train")["n"] + run.metrics("val")["n"] == 32
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", [NET, "simple-cnn"])
 def test_what_was_trained_embeds_and_is_fine_tuned_on(images: Path, tmp_path: Path, name: str) -> None:
     run = trained(images, tmp_path / "run", recipe(), name)
@@ -116,6 +117,7 @@ def test_a_start_that_no_epoch_improves_is_kept_and_said(images: Path, tmp_path:
     assert all(np.array_equal(after[name], tensor.numpy()) for name, tensor in before.items())
 
 
+@pytest.mark.long
 @pytest.mark.long
 def test_folds_train_a_network_each_and_one_of_all_rows(images: Path, tmp_path: Path) -> None:
     run = trained(images, tmp_path / "run", split=SplitSpec(folds=3))
@@ -171,7 +173,7 @@ def test_heads_are_those_of_the_network_or_what_was_asked() -> None:
             head_for(NET, kind, **given)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_network_that_loses_more_than_its_classifier_is_kept_and_found_again(tmp_path: Path) -> None:
     """Of a VGG the dense layers are classifier as well, and its kept weights are without them."""
     kept = backbones.load(BackboneSpec("vgg11", "random:0", input_size=SIZE), "cpu")

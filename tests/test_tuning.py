@@ -452,7 +452,7 @@ STOPPED = {
 
 
 @pytest.mark.parametrize(
-    "case", ["adam", *(pytest.param(case, marks=pytest.mark.slow) for case in STOPPED if case != "adam")]
+    "case", ["adam", *(pytest.param(case, marks=pytest.mark.long) for case in STOPPED if case != "adam")]
 )
 def test_a_training_that_was_stopped_anywhere_ends_as_if_it_had_not_been(
     bench: Bench, tmp_path: Path, case: str
