@@ -98,7 +98,7 @@ def differences(run: Run, found: Json, *, average_views: bool = False, any_preci
         here[key], wanted[key] = found.get(key), held.get(key)
     if any_precision:
         here["precision"] = wanted.get("precision")
-    return difference(here, wanted)
+    return difference(_named(here, found, wanted), _named(wanted, held, here))
 
 
 def backbone_of(
@@ -152,6 +152,17 @@ def comparable(identity: Json) -> Json:
     if isinstance(network := found.get("backbone"), dict):
         found["backbone"] = {key: network[key] for key in ("weights_sha256", "pooling") if key in network}
     return found
+
+
+def _named(compared: Json, whole: Json, other: Json) -> Json:
+    """With the network's name where weights differ: it says more than their digests."""
+    networks = [identity.get("backbone") for identity in (compared, whole, other)]
+    if not all(isinstance(network, dict) for network in networks):
+        return compared
+    own, full, theirs = networks
+    if own.get("weights_sha256") == theirs.get("weights_sha256"):
+        return compared
+    return {**compared, "backbone": {**own, "name": full.get("name")}}
 
 
 def _weights_of(run: Run) -> str | None:

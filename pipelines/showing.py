@@ -5,11 +5,12 @@ that a pipeline takes the same steps on them; what it learns there is of no use.
 """
 
 import argparse
+import json
 import re
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from io import StringIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -186,12 +187,12 @@ def once(folder: Path, name: str, asked: tuple[Any, ...], make: Callable[[Path],
     Args:
         folder: of all Runs of the pipeline.
         name: for people.
-        asked: specs, names and labels, as they print; that files of images or weights were exchanged under their names
-            is not seen.
+        asked: specs, names and labels; that files of images or weights were exchanged under their names is not seen.
         make: for the folder of the Run, the Run.
     """
     word = re.sub(r"\W+", "-", name.lower())
-    run_path = folder / f"{word}-{digest_bytes(repr(asked).encode())[:8]}"
+    text = json.dumps(asked, default=lambda value: asdict(value) if is_dataclass(value) else str(value), sort_keys=True)
+    run_path = folder / f"{word}-{digest_bytes(text.encode())[:8]}"
     return Run.open(run_path) if (run_path / "run.json").exists() else make(run_path)
 
 

@@ -177,6 +177,7 @@ def test_a_store_of_other_vectors_is_refused_with_what_differs(phase_one: Path, 
     with pytest.raises(IdentityMismatch, match=r"backbone\.weights_sha256: \w+ here, \w+ asked") as raised:
         load_run(phase_one / "linear").predict(Store.open(embedded_once))
     assert "transform.mean: [0.5, 0.5, 0.5] here, [0.485, 0.456, 0.406] asked" in str(raised.value)
+    assert f"backbone.name: test_resnet here, {NET} asked" in str(raised.value)
     assert "input_size" not in str(raised.value)
 
 
