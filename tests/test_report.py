@@ -251,6 +251,16 @@ def test_every_number_of_the_page_is_the_records(folder: Path, two: Reported) ->
     assert f"[{low:.3f}, {high:.3f}]" in seen.texts
 
 
+def test_random_weights_are_said_to_be_random(folder: Path, two: Reported, tmp_path: Path) -> None:
+    run_path = shutil.copytree(folder / "two", tmp_path / "two")
+    record = json.loads((run_path / "run.json").read_text("utf-8"))
+    record["store"]["weights"] = "random:7"
+    (run_path / "run.json").write_text(json.dumps(record), "utf-8")
+    for made, says in ((report([Run.open(run_path)], tmp_path / "r.html"), True), (two, False)):
+        text = " ".join(Seer(read(made)).texts)
+        assert ("with random weights made of" in text) == ("of seed 7: it has learnt from no image" in text) == says
+
+
 def test_what_chose_something_is_marked_so(two: Reported) -> None:
     assert "validation, chose operating point" in Seer(read(two)).table("Numbers by side").header
 

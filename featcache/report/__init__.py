@@ -203,7 +203,8 @@ def _lead(subject: Subject) -> str:
         parts = f"{trainable['backbone']:,} parameters of {backbone} and {trainable['head']:,} of {kind}"
         return f"{parts}, trained on the pixels of {len(subject.sides[TRAIN]):,} of {n_images}."
     n = f" of {subject.run.n_parameters:,} parameters" if subject.run.n_parameters else ""
-    return f"{kind[0].upper()}{kind[1:]}{n}, on the vectors that a frozen {backbone} made of {n_images}."
+    untaught = " with random weights" if tables.has_random_weights(record) else ""
+    return f"{kind[0].upper()}{kind[1:]}{n}, on the vectors that a frozen {backbone}{untaught} made of {n_images}."
 
 
 def _headlines(subject: Subject) -> list[Headline]:

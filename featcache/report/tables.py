@@ -55,6 +55,21 @@ def identity(subject: Subject) -> list[Block]:
         return _identity(subject, identity_of(subject.run))
 
 
+def _origin(record: Json) -> str:
+    """Where the weights come from, as far as the Run knows."""
+    source = str(record["store"].get("weights"))
+    if record.get("n_trainable"):
+        return "the Run's own, in backbone.safetensors"
+    if has_random_weights(record):
+        return f"random, of seed {printable(source.removeprefix('random:'))}: it has learnt from no image"
+    return {"hub": "pretrained, from the Hugging Face hub", "file": "from a file"}.get(source, "not recorded")
+
+
+def has_random_weights(record: Json) -> bool:
+    """Whether the vectors of a Run are those of a network that has learnt nothing."""
+    return str(record["store"].get("weights")).startswith("random:")
+
+
 def _identity(subject: Subject, held: Json) -> list[Block]:
     record, backbone, transform = subject.record, held["backbone"], held["transform"]
     size = " × ".join(map(str, transform["input_size"]))
@@ -63,6 +78,7 @@ def _identity(subject: Subject, held: Json) -> list[Block]:
     pixels = f"mean {_numbers(transform['mean'])}, standard deviation {_numbers(transform['std'])}"
     rows = [
         ("Backbone", printable(str(backbone["name"]))),
+        ("Weights", _origin(record)),
         ("Weights (sha256)", f"`{backbone['weights_sha256']}"),
         ("Images seen at", f"{resized}; {pixels}"),
         ("Arithmetic", f"{held['precision']}, stored as {held['stored_dtype']}"),
