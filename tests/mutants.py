@@ -157,7 +157,7 @@ MUTANTS = (
     Mutant("statistics in a checkpoint", "tuning.py",
            ' or (name.rpartition(".")[0] in owners and _is_statistic(name))', "", "test_tuning.py -k stopped_anywhere"),
     Mutant("moments in a checkpoint", "tuning.py",
-           "            _put_moments(optimizer, moments)\n", "            pass\n",
+           "            learning.put_moments(optimizer, moments)\n", "            pass\n",
            "test_tuning.py -k stopped_anywhere"),
     Mutant("what was watched in a checkpoint", "tuning.py",
            "if moments is not None:  #", "if moments:  #", "test_tuning.py -k stopped_anywhere"),
