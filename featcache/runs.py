@@ -132,7 +132,8 @@ class Run:
         """Reads a Run's record.
 
         Raises:
-            StoreNotFound: no `run.json` there, so no finished Run. CorruptStore: it is not JSON.
+            StoreNotFound: no `run.json` there, so no finished Run. UsageError: it is a file. CorruptStore: it is not
+                JSON.
         """
         path = Path(path)
         try:
@@ -141,6 +142,8 @@ class Run:
             raise StoreNotFound(
                 f"there is no finished Run at {path}. Make one: featcache train-head STORE.h5"
             ) from error
+        except NotADirectoryError as error:
+            raise UsageError(f"{path} is a file; a Run is the folder that featcache train-head writes.") from error
         except OSError as error:
             raise from_os_error(error, "reading", path) from error
         except (ValueError, RecursionError) as error:

@@ -265,3 +265,9 @@ def test_the_origin_of_the_weights_is_kept_where_the_store_says_it(embedded: Pat
         made = train_head(store, QUICK, tmp_path / "embedded")
     assert made.record["store"]["weights"] == "random:0"
     assert run.record["store"]["weights"] is None
+
+
+def test_a_file_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "store.h5").write_bytes(b"")
+    with pytest.raises(UsageError, match=r"store\.h5 is a file; a Run is the folder that featcache train-head writes"):
+        Run.open(tmp_path / "store.h5")
