@@ -246,15 +246,12 @@ def _scores(run: Run) -> list[str]:
 
 def _fill(file: BinaryIO, members: Mapping[str, bytes]) -> None:
     """The zip, member by member."""
-    buffered = io.BufferedRandom(file)  # type: ignore[arg-type]  # which is unbuffered, and may take a part of a write
-    with zipfile.ZipFile(buffered, "w", zipfile.ZIP_STORED) as archive:
+    with zipfile.ZipFile(durable.Whole(file), "w", zipfile.ZIP_STORED) as archive:
         for name in _LARGEST:
             if name in members:
                 info = zipfile.ZipInfo(name, _DATE)
                 info.create_system, info.external_attr = _UNIX, _MODE << 16
                 archive.writestr(info, members[name])
-    buffered.flush()
-    buffered.detach()
 
 
 # --- reading what comes from elsewhere --------------------------------------------------------------------------------

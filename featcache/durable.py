@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from featcache.errors import in_our_words
 
@@ -81,6 +81,36 @@ def write_all(file: BinaryIO, data: bytes | memoryview) -> None:
     rest = memoryview(data)
     while rest:
         rest = rest[file.write(rest) :]
+
+
+class Whole(io.RawIOBase):
+    """An unbuffered file for libraries that take a `write` for done: each is whole or raises, and after the first that
+    raises nothing more is written, so that they may close what they have begun in peace."""
+
+    def __init__(self, raw: BinaryIO) -> None:
+        self._raw, self._is_over = raw, False
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        if not self._is_over:
+            try:
+                write_all(self._raw, view)
+            except OSError:
+                self._is_over = True
+                raise
+        return len(view)
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        return self._raw.seek(offset, whence)
+
+    def tell(self) -> int:
+        return self._raw.tell()
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
 
 
 def sync_folder(folder: Path) -> None:

@@ -8,11 +8,9 @@ nothing of labels or Runs.
 Letters: n rows of the store, m rows that are exported.
 """
 
-import io
 import json
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -206,7 +204,7 @@ def _npz(chosen: _Selection, path: Path) -> None:
     each character and pads all to the longest."""
 
     def fill(raw: BinaryIO) -> None:
-        with _buffered(raw) as file, zipfile.ZipFile(file, "w") as archive:
+        with zipfile.ZipFile(durable.Whole(raw), "w") as archive:
             for name, values in {**chosen.texts, ABOUT: canonical_json(chosen.about)}.items():
                 _add(archive, name, *_text_blocks(values), zipfile.ZIP_DEFLATED)
             for tap in chosen.taps:
@@ -286,7 +284,7 @@ def _parquet(chosen: _Selection, path: Path) -> None:
 
     def fill(raw: BinaryIO) -> None:
         how = {"use_dictionary": list(chosen.texts), "write_statistics": list(chosen.texts)}
-        with _buffered(raw) as file, pq.ParquetWriter(file, schema, **how) as writer:
+        with pq.ParquetWriter(durable.Whole(raw), schema, **how) as writer:
             for start in range(0, len(chosen.rows), step):
                 writer.write_table(pa.Table.from_arrays(list(columns(start)), schema=schema), row_group_size=step)
 
@@ -358,15 +356,3 @@ SUFFIXES = tuple(_WRITERS)
 
 def _bytes(block: Array) -> memoryview:
     return np.ascontiguousarray(block).reshape(-1).view(np.uint8).data
-
-
-@contextmanager
-def _buffered(raw: BinaryIO) -> Iterator[BinaryIO]:
-    """For libraries that take a `write` for done: an unbuffered file may take a part of it only."""
-    buffered = io.BufferedRandom(raw)  # type: ignore[arg-type]
-    try:
-        yield buffered
-        buffered.flush()
-    finally:
-        with suppress(OSError):  # the same as the one that is on its way
-            buffered.detach()
