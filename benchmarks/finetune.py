@@ -26,17 +26,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from featcache import backbones, cut, phantoms
+from featcache import backbones, phantoms
 from featcache.embed import embed
-from featcache.finetune import fine_tune
+from featcache.finetune import cut, fine_tune
+from featcache.finetune.telling import Machine, Telling
 from featcache.heads import HeadSpec
+from featcache.heads.modules import head_module
 from featcache.manifest import Manifest
-from featcache.modules import head_module
 from featcache.recipe import AugmentSpec, Recipe, Stage
 from featcache.request import BackboneSpec
 from featcache.runs import Run
 from featcache.store import Store
-from featcache.telling import Machine, Telling
 from featcache.training import train_head
 
 CORES = len(os.sched_getaffinity(0))

@@ -27,13 +27,13 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, PredefinedSplit
 from torch.utils.data import DataLoader, TensorDataset
 
-from featcache.fits import Fit, Pool
-from featcache.fitting import fit_all
 from featcache.heads import HeadSpec, grid
-from featcache.objective import Targets
-from featcache.solvers import solve_all
+from featcache.heads.fits import Fit, Pool
+from featcache.heads.fitting import fit_all
+from featcache.heads.objective import Targets
+from featcache.heads.solvers import solve_all
+from featcache.runs.task import Task
 from featcache.store import Store
-from featcache.task import Task
 
 LR, DECAY, SEEDS, FOLDS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2), (0.0, 1e-4, 1e-2), range(6), 3
 MAPS = {

@@ -15,9 +15,10 @@ import pdoc
 import featcache
 
 MODULES = (
-    "featcache", "featcache.sources", "featcache.embed", "featcache.training", "featcache.task", "featcache.protocol",
-    "featcache.recipe", "featcache.finetune", "featcache.audit", "featcache.report", "featcache.predict",
-    "featcache.bundle", "featcache.export", "featcache.fusion", "featcache.phantoms", "featcache.errors",
+    "featcache", "featcache.manifest.sources", "featcache.manifest.checking", "featcache.embed", "featcache.training",
+    "featcache.runs.task", "featcache.runs.protocol", "featcache.recipe", "featcache.finetune", "featcache.audit",
+    "featcache.report", "featcache.predict", "featcache.predict.bundle", "featcache.export", "featcache.fusion",
+    "featcache.phantoms", "featcache.errors",
 )  # fmt: skip
 
 

@@ -17,7 +17,7 @@ _HOME = {
     "Run": "featcache.runs",
     "Store": "featcache.store",
     "TransformSpec": "featcache.images",
-    "load_run": "featcache.predictor",
+    "load_run": "featcache.predict.predictor",
 }
 
 __all__ = [
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from featcache.heads import HeadSpec
     from featcache.images import TransformSpec
     from featcache.manifest import Manifest
-    from featcache.predictor import load_run
+    from featcache.predict.predictor import load_run
     from featcache.request import BackboneSpec
     from featcache.runs import Run
     from featcache.store import Store

@@ -9,15 +9,15 @@ from pathlib import Path
 
 from featcache import phantoms
 from featcache.embed import Progress, embed
+from featcache.embed.output import Embedded
 from featcache.errors import WeightsUnavailable, from_os_error
 from featcache.heads import HeadSpec
 from featcache.manifest import Manifest
-from featcache.output import Embedded
 from featcache.report import Reported, report
 from featcache.request import BackboneSpec
 from featcache.runs import Run
+from featcache.runs.task import TargetSpec
 from featcache.store import Store
-from featcache.task import TargetSpec
 from featcache.training import train_head
 
 BACKBONE = "efficientnet_b1"

@@ -9,8 +9,8 @@ import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from featcache.augment import ViewSpec
 from featcache.images import DecodeSpec
+from featcache.images.augment import ViewSpec
 from featcache.provenance import Json, digest_json
 from featcache.store import BOUNDARY, GRID, POOLED, STORED_DTYPES
 

@@ -22,10 +22,10 @@ from dataclasses import replace
 import showing
 
 from featcache import BackboneSpec, HeadSpec, Run, Store
-from featcache.protocol import SplitSpec
+from featcache.manifest.sources import iu_xray
 from featcache.report import report
-from featcache.sources import iu_xray
-from featcache.task import TargetSpec
+from featcache.runs.protocol import SplitSpec
+from featcache.runs.task import TargetSpec
 from featcache.training import train_head
 
 BACKBONE = BackboneSpec("efficientnet_b1.ft_in1k")

@@ -26,14 +26,14 @@ from typing import Any
 import showing
 
 from featcache import BackboneSpec, HeadSpec, Manifest, Run, Store
-from featcache.augment import ViewSpec
 from featcache.cli.waiting import training
 from featcache.finetune import fine_tune
-from featcache.protocol import SplitSpec
+from featcache.images.augment import ViewSpec
+from featcache.manifest.sources import iu_xray
 from featcache.recipe import PRESETS, Recipe, Stage
 from featcache.report import report
-from featcache.sources import iu_xray
-from featcache.task import TargetSpec
+from featcache.runs.protocol import SplitSpec
+from featcache.runs.task import TargetSpec
 from featcache.training import train_head
 
 

@@ -29,11 +29,11 @@ import showing
 from showing import Model
 
 from featcache import BackboneSpec, Run, durable
-from featcache.protocol import SplitSpec
+from featcache.manifest.sources import kermany
 from featcache.recipe import PRESETS, Stage
 from featcache.report import report
-from featcache.sources import kermany
-from featcache.task import TargetSpec
+from featcache.runs.protocol import SplitSpec
+from featcache.runs.task import TargetSpec
 
 SPLIT = SplitSpec(val_fraction=0.1)
 TARGET = TargetSpec(positive="PNEUMONIA")

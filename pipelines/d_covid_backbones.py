@@ -30,16 +30,17 @@ import numpy as np
 import showing
 import torch
 
-from featcache import BackboneSpec, HeadSpec, Manifest, Run, Store, backbones, charts, durable, phantoms, scoring
+from featcache import BackboneSpec, HeadSpec, Manifest, Run, Store, backbones, durable, phantoms
 from featcache.cli.waiting import progress, training
 from featcache.embed import embed_all
+from featcache.figures import charts
 from featcache.finetune import train
-from featcache.heads import grid
-from featcache.protocol import SplitSpec
+from featcache.heads import grid, scoring
+from featcache.heads.stacks import n_parameters
 from featcache.recipe import Recipe, Stage
 from featcache.report import report
 from featcache.report.mapping import project
-from featcache.stacks import n_parameters
+from featcache.runs.protocol import SplitSpec
 from featcache.training import ReportSpec, train_head
 
 TASKS, OWN = ("binary", "four"), "own CNN"

@@ -26,13 +26,14 @@ import numpy as np
 import showing
 from PIL import Image
 
-from featcache import BackboneSpec, HeadSpec, Manifest, Store, durable, phantoms, splits, tables
+from featcache import BackboneSpec, HeadSpec, Manifest, Store, durable, phantoms, splits
 from featcache.embed import embed
 from featcache.fusion.spec import FusionSpec
 from featcache.fusion.writing import export_studies
-from featcache.protocol import SplitSpec
-from featcache.sources import iu_xray
-from featcache.task import TargetSpec
+from featcache.manifest import tables
+from featcache.manifest.sources import iu_xray
+from featcache.runs.protocol import SplitSpec
+from featcache.runs.task import TargetSpec
 from featcache.training import train_head
 
 BACKBONE = BackboneSpec("efficientnet_b1.ft_in1k")

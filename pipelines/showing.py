@@ -22,17 +22,17 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from featcache import BackboneSpec, FeatcacheError, Manifest, Run, durable, inputs, phantoms, splits
-from featcache.augment import ViewSpec
+from featcache import BackboneSpec, FeatcacheError, Manifest, Run, durable, phantoms, splits
 from featcache.cli.showing import console, escaped, print_embedded
 from featcache.cli.waiting import progress, training
 from featcache.embed import embed
-from featcache.finetune import head_for, train
-from featcache.protocol import SplitSpec
+from featcache.finetune import head_for, inputs, train
+from featcache.finetune.telling import Machine
+from featcache.images.augment import ViewSpec
 from featcache.provenance import digest_bytes
 from featcache.recipe import Recipe, Stage
-from featcache.task import TargetSpec
-from featcache.telling import Machine
+from featcache.runs.protocol import SplitSpec
+from featcache.runs.task import TargetSpec
 
 _SIDE = 96  # pixels of a phantom, which are looked at in 32 to 64
 _REPORTS = ("uid", "MeSH", "Problems", "image", "indication", "comparison", "findings", "impression")

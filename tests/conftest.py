@@ -16,15 +16,15 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from featcache.augment import ViewSpec
 from featcache.backbones import load
 from featcache.embed import embed
 from featcache.heads import HeadSpec
+from featcache.images.augment import ViewSpec
 from featcache.manifest import Manifest
-from featcache.protocol import SplitSpec
 from featcache.request import BackboneSpec
+from featcache.runs.protocol import SplitSpec
+from featcache.runs.task import TargetSpec
 from featcache.store import Part, PartFolder, Store, publish
-from featcache.task import TargetSpec
 from featcache.training import train_head
 
 if TYPE_CHECKING:

@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from featcache import confounds, suspects
-from featcache.audit import audit
-from featcache.audited import Audit
+from featcache.audit import audit, confounds, suspects
+from featcache.audit.audited import Audit
+from featcache.audit.confounds import Variable
 from featcache.cli.auditing import print_audit
-from featcache.confounds import Variable
 from featcache.errors import UsageError
 from featcache.manifest import Manifest
 from featcache.store import Store

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from featcache.augment import PARAMETERS, ViewSpec, apply, views
 from featcache.images import TransformSpec
+from featcache.images.augment import PARAMETERS, ViewSpec, apply, views
 from featcache.provenance import canonical_json, digest_bytes, from_json
 
 DIGEST = "0123456789abcdef" * 4

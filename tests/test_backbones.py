@@ -9,10 +9,9 @@ import safetensors.torch
 import timm
 import torch
 
-from featcache import weights
-from featcache.backbones import BackboneSpec, listing, load, resolve_name
+from featcache.backbones import BackboneSpec, listing, load, resolve_name, weights
+from featcache.embed.forward import Forward
 from featcache.errors import UntrustedFile, UsageError, WeightsUnavailable
-from featcache.forward import Forward
 
 SMALL = "resnet18"  # with the tensors and the tags of a network people use
 

@@ -8,15 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from featcache import baselines
 from featcache.errors import StoreNotFound, UsageError
 from featcache.heads import HeadSpec
-from featcache.protocol import SplitSpec, divide
-from featcache.selection import Bench, numbers, out_of_fold
+from featcache.runs.protocol import SplitSpec, divide
+from featcache.runs.task import TargetSpec, Task
 from featcache.splits import Fold
 from featcache.store import Part, PartFolder, Store, publish
-from featcache.task import TargetSpec, Task
-from featcache.training import _targets
+from featcache.training import _targets, baselines
+from featcache.training.selection import Bench, numbers, out_of_fold
 from tests.conftest import make_store, two_clouds
 
 N, D = 120, 8

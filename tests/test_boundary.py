@@ -12,14 +12,15 @@ import pytest
 import torch
 
 import featcache
-from featcache import backbones, cut, images
-from featcache.augment import ViewSpec
+from featcache import backbones, images
 from featcache.backbones import load
-from featcache.blocks import groups
+from featcache.backbones.blocks import groups
 from featcache.embed import embed
+from featcache.embed.forecast import forecast
 from featcache.errors import CorruptStore, IdentityMismatch, UsageError
-from featcache.forecast import forecast
+from featcache.finetune import cut
 from featcache.images import DecodeSpec
+from featcache.images.augment import ViewSpec
 from featcache.manifest import Manifest
 from featcache.request import TAPS, BackboneSpec
 from featcache.store import Part, PartFolder, Store, describe, publish, verify

@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from featcache import bundle as bundles
-from featcache.bundle import bundle, unpack
 from featcache.errors import CorruptStore, FeatcacheError, IdentityMismatch, UnknownFormat, UntrustedFile, UsageError
 from featcache.heads import HeadSpec
-from featcache.predictor import load_run
+from featcache.predict import bundle as bundles
+from featcache.predict.bundle import bundle, unpack
+from featcache.predict.predictor import load_run
 from featcache.provenance import digest_bytes
 from featcache.runs import Run
 from featcache.store import Store

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from scipy.special import softmax
 from sklearn.metrics import log_loss
 
-from featcache.calibration import OPERATING_RULES, OperatingRule, operating_point, parse_rule, temperature
 from featcache.errors import UsageError
+from featcache.metrics.calibration import OPERATING_RULES, OperatingRule, operating_point, parse_rule, temperature
 
 Array = np.ndarray[Any, Any]
 unhurried = settings(deadline=None)  # two cores are often busy

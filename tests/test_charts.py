@@ -6,9 +6,8 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from featcache import charts
-from featcache.charts import Counts, Dots, Drawn, Estimate, Line
-from featcache.figures import INK, RULE
+from featcache.figures import INK, RULE, charts
+from featcache.figures.charts import Counts, Dots, Drawn, Estimate, Line
 
 HOSTILE = "<img src=x onerror=alert(1)> & $x_1$ _"
 

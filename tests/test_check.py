@@ -11,11 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from featcache import headers
-from featcache.checking import Checked, check
 from featcache.errors import ImageError
-from featcache.images import DecodeSpec
+from featcache.images import DecodeSpec, headers
 from featcache.manifest import Manifest
+from featcache.manifest.checking import Checked, check
 from tests.conftest import KERMANY_GROUPS, draw, shared
 from tests.encoders import dicom
 from tests.test_cli import featcache

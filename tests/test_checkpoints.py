@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from featcache.checkpoints import Checkpoints
 from featcache.errors import NoSpace, StoreLocked, UsageError
+from featcache.finetune.checkpoints import Checkpoints
 from featcache.provenance import digest_bytes
 
 KEY = {"recipe": {"lr": 0.1}, "seed": 0}
@@ -141,7 +141,7 @@ def test_what_was_stopped_before_its_first_epoch_binds_nobody(tmp_path: Path) ->
     """A process that was killed leaves its plan, and nothing that would be lost."""
     checkpoints = Checkpoints(tmp_path / "run")
     code = (
-        "import os, sys; from pathlib import Path; from featcache.checkpoints import Checkpoints\n"
+        "import os, sys; from pathlib import Path; from featcache.finetune.checkpoints import Checkpoints\n"
         "with Checkpoints(Path(sys.argv[1])).locked({'seed': 7}): os.kill(os.getpid(), 9)"
     )
     killed = subprocess.run([sys.executable, "-c", code, str(tmp_path / "run")], check=False)
@@ -168,7 +168,7 @@ def test_checkpoints_whose_plan_is_lost_are_not_taken_for_ours(tmp_path: Path) -
 def test_only_one_process_trains_at_a_place(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path / "run")
     code = (
-        "import sys; from pathlib import Path; from featcache.checkpoints import Checkpoints\n"
+        "import sys; from pathlib import Path; from featcache.finetune.checkpoints import Checkpoints\n"
         "with Checkpoints(Path(sys.argv[1])).locked({'seed': 7}): print('here', flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", code, str(tmp_path / "run")]

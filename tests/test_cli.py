@@ -97,7 +97,7 @@ def test_help_shows_the_defaults_of_the_head(tmp_path: Path) -> None:
 
 def test_help_shows_the_limits_of_images(tmp_path: Path) -> None:
     from featcache.images import MAX_PIXELS
-    from featcache.workers import TIMEOUT_S
+    from featcache.images.workers import TIMEOUT_S
 
     text = featcache("embed", "--help", cwd=tmp_path).stdout
     assert f"[default: ({TIMEOUT_S:g})]" in text

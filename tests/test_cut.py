@@ -9,9 +9,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from featcache import backbones, cut, graph
-from featcache.blocks import groups
+from featcache import backbones
+from featcache.backbones import graph
+from featcache.backbones.blocks import groups
 from featcache.errors import UsageError
+from featcache.finetune import cut
 from featcache.request import BackboneSpec
 
 SIZES = {

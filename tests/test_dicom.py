@@ -10,9 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from featcache import dicom
 from featcache.errors import ImageError
-from featcache.images import DecodeSpec, decode
+from featcache.images import DecodeSpec, decode, dicom
 from tests import encoders, zoo
 
 if not zoo.HAS_DICOM:
@@ -184,7 +183,7 @@ def test_a_missing_pydicom_or_codec_is_named_with_the_way_out(tmp_path: Path) ->
 
 def test_pydicom_is_imported_by_the_first_dicom_file_only() -> None:
     code = (
-        "import sys, featcache.images, featcache.manifest, featcache.probe\n"
+        "import sys, featcache.images, featcache.manifest, featcache.images.probe\n"
         "assert not {'pydicom', 'torch', 'timm'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[1], check=True)

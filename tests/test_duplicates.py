@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featcache.duplicates import near_pairs, pair_keys
 from featcache.errors import UsageError
 from featcache.splits import merge_groups
+from featcache.splits.duplicates import near_pairs, pair_keys
 
 
 def brute_force(x: np.ndarray, threshold: float) -> dict[tuple[int, int], float]:

@@ -21,16 +21,16 @@ from featcache import durable, images
 from featcache import embed as module
 from featcache.backbones import load
 from featcache.embed import default_part_rows, embed
+from featcache.embed.forward import Forward
+from featcache.embed.network import Network
+from featcache.embed.plan import Plan
 from featcache.errors import FeatcacheError, IdentityMismatch, InputOutputError, NoSpace, UsageError
-from featcache.forward import Forward
+from featcache.images.seen import Seen
+from featcache.images.workers import Decoders
 from featcache.manifest import Manifest
-from featcache.network import Network
-from featcache.plan import Plan
 from featcache.provenance import digest_bytes
 from featcache.request import BackboneSpec
-from featcache.seen import Seen
 from featcache.store import Store
-from featcache.workers import Decoders
 from tests.conftest import SMALL, draw
 
 SPEC = BackboneSpec(SMALL, "random:0", input_size=32)

@@ -15,20 +15,20 @@ from PIL import Image
 from safetensors.numpy import load_file
 from scipy.special import softmax
 
-from featcache.augment import ViewSpec
-from featcache.course import shortened
 from featcache.embed import embed
 from featcache.errors import IdentityMismatch, InputsChanged, UsageError
 from featcache.finetune import fine_tune
+from featcache.finetune.course import shortened
+from featcache.finetune.telling import Telling
 from featcache.heads import HeadSpec
+from featcache.images.augment import ViewSpec
 from featcache.manifest import Manifest
-from featcache.protocol import SplitSpec
 from featcache.recipe import AugmentSpec, Recipe, Stage
 from featcache.request import BackboneSpec
 from featcache.runs import Run
+from featcache.runs.protocol import SplitSpec
+from featcache.runs.task import TargetSpec
 from featcache.store import Store
-from featcache.task import TargetSpec
-from featcache.telling import Telling
 from featcache.training import ReportSpec, train_head
 from tests.conftest import NET, begin_phase_two
 from tests.test_tuning import Bench
@@ -540,7 +540,7 @@ def test_an_image_that_changes_while_it_is_learnt_from_is_seen(
     phase_one: Path, moved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where it is not kept in memory it is read again in each epoch, and compared again."""
-    from featcache import inputs
+    from featcache.finetune import inputs
 
     monkeypatch.setattr(inputs, "memory_bytes", lambda world: 0)
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from featcache.heads import HeadSpec
-from featcache.protocol import SplitSpec
 from featcache.runs import Run
+from featcache.runs.protocol import SplitSpec
 from featcache.store import Store
 from featcache.training import ReportSpec, train_head
 from tests.conftest import NET

@@ -9,14 +9,13 @@ import torch
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.neighbors import KNeighborsClassifier
 
-from featcache import scoring, wide
-from featcache.fits import Fit, Fitted, Pool, bytes_of_one, stacked, stacks_abreast, trajectories
-from featcache.fitting import fit_all
-from featcache.heads import HeadSpec
-from featcache.objective import Targets
-from featcache.pace import Watcher
-from featcache.solvers import solve_all
-from featcache.stacks import Stack, feature_scale, n_parameters
+from featcache.heads import HeadSpec, scoring, wide
+from featcache.heads.fits import Fit, Fitted, Pool, bytes_of_one, stacked, stacks_abreast, trajectories
+from featcache.heads.fitting import fit_all
+from featcache.heads.objective import Targets
+from featcache.heads.pace import Watcher
+from featcache.heads.solvers import solve_all
+from featcache.heads.stacks import Stack, feature_scale, n_parameters
 
 N, D = 150, 20
 

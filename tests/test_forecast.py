@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from featcache.augment import ViewSpec
 from featcache.embed import embed
+from featcache.embed.forecast import Forecast, forecast
 from featcache.errors import FeatcacheError, IdentityMismatch, UsageError
-from featcache.forecast import Forecast, forecast
-from featcache.headers import told as header
 from featcache.images import DecodeSpec
+from featcache.images.augment import ViewSpec
+from featcache.images.headers import told as header
+from featcache.images.workers import Decoders, Prepared
 from featcache.manifest import Manifest
 from featcache.request import BackboneSpec
-from featcache.workers import Decoders, Prepared
 from tests.conftest import draw
 from tests.test_cli import featcache
 

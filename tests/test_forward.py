@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 import torch
 
-from featcache import forward as module
-from featcache import network as network_module
 from featcache.backbones import load
 from featcache.embed import embed
+from featcache.embed import forward as module
+from featcache.embed import network as network_module
+from featcache.embed.forward import Forward, Streams
 from featcache.errors import IdentityMismatch, UsageError
-from featcache.forward import Forward, Streams
 from featcache.manifest import Manifest
 from featcache.request import BackboneSpec
 from featcache.store import Store
@@ -249,7 +249,7 @@ def test_a_compiler_that_fails_is_one_line_and_exit_2_where_compiling_was_asked_
 @with_a_compiler
 def test_a_compiler_that_fails_where_nobody_asked_for_it_is_a_note_and_the_pass_goes_on(tmp_path: Path) -> None:
     manifest = many(tmp_path / "images", 3)
-    patch = "import featcache.forward as forward; forward._WORTH_COMPILING = {'cpu': 1.0}"
+    patch = "import featcache.embed.forward as forward; forward._WORTH_COMPILING = {'cpu': 1.0}"
     arguments = ("embed", "images", "-o", "s.h5", *ARGUMENTS, "--device", "cpu")
     done = in_a_process(tmp_path, *arguments, first=patch, CXX="/bin/false")
     assert done.returncode == 0, done.stderr

@@ -20,17 +20,17 @@ import torch
 from torch.utils.data import DataLoader
 
 import featcache as package
-from featcache import durable, scoring
+from featcache import durable
 from featcache.errors import CorruptStore, IdentityMismatch, StoreNotFound, UnknownFormat, UntrustedFile, UsageError
 from featcache.fusion import Studies, StudyDataset, collate, open_studies
 from featcache.fusion.reading import FINAL_HEAD, FOLD_HEADS, NO_HEAD
 from featcache.fusion.spec import FusionSpec
 from featcache.fusion.writing import export_studies
-from featcache.heads import HeadSpec
-from featcache.protocol import SplitSpec
+from featcache.heads import HeadSpec, scoring
 from featcache.runs import Run
+from featcache.runs.protocol import SplitSpec
+from featcache.runs.task import TargetSpec
 from featcache.store import Part, PartFolder, Store, publish, schema
-from featcache.task import TargetSpec
 from featcache.training import ReportSpec, train_head
 from tests.conftest import make_store, two_clouds
 from tests.test_cli import featcache

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from featcache import backbones, images, weights
-from featcache.backbones import load
+from featcache import backbones, images
+from featcache.backbones import load, weights
 from featcache.embed import embed
 from featcache.errors import IdentityMismatch
 from featcache.images import DecodeSpec

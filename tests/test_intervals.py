@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from featcache import intervals, metrics
-from featcache.intervals import (
+from featcache import metrics
+from featcache.metrics import intervals
+from featcache.metrics.intervals import (
     COMPARED,
     bootstrap,
     bootstrap_findings,

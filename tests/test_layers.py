@@ -10,51 +10,54 @@ import pytest
 import featcache
 
 PACKAGE = Path(featcache.__file__).parent
-FLOORS = {
-    "errors": 0,
-    "provenance": 1, "durable": 1, "metrics": 1, "splits": 1, "figures": 1, "phantoms": 1, "devices": 1,
-    "names": 1, "charts": 1.1,
-    "containers": 1, "dicom": 1, "tables": 1, "calibration": 1, "duplicates": 1, "intervals": 1.1,
-    "manifest": 2, "images": 2, "heads": 2, "augment": 2.1, "headers": 2.1, "sources": 2.1,
-    "store.schema": 2.1, "store.validation": 2.2, "store.opening": 2.25, "store.reading": 2.3, "store.parts": 2.4,
-    "store.known": 2.5, "store.publishing": 2.5, "store.verifying": 2.5, "store.describing": 2.5,
-    "store.selecting": 2.55, "store": 2.6, "export": 2.7,
-    "fusion.spec": 1, "fusion.reading": 2.7, "fusion.datasets": 2.8, "fusion.studies": 2.8, "fusion.unseen": 3.3,
-    "fusion.writing": 3.4, "fusion": 3.5,
-    "probe": 3, "seen": 3, "request": 3.1, "workers": 3.1,
-    "task": 3, "vectors": 3, "scoring": 3, "stacks": 3, "objective": 3, "pace": 3, "modules": 3.1,
-    "wide": 3.1, "fits": 3.15,
-    "protocol": 3.1, "runs": 3.2,
-    "fitting": 3.2, "solvers": 3.3,
-    "selection": 3.4, "baselines": 3.5, "summary": 3.5, "training": 3.6,
-    "suspects": 3.1, "checking": 3.2, "confounds": 3.4, "audited": 3.5, "audit": 3.6,
-    "graph": 3, "networks": 3,
-    "blocks": 3.1, "weights": 3.1, "backbones": 4, "origin": 4.1, "cut": 4.1, "plan": 4, "forward": 4.5,
-    "recipe": 1, "pixels": 3.2, "telling": 3.2, "world": 1, "checkpoints": 3,
-    "boundaries": 4.6, "learning": 4.6, "inputs": 4.7, "tuning": 4.7,
-    "start": 4.8, "outcome": 4.85, "course": 4.9, "finetune": 5,
-    "predictions": 4.2, "portable": 4.3, "bundle": 4.4,
-    "network": 5, "precision": 5.1, "filling": 5.1, "output": 5.2,
-    "embed": 6, "forecast": 6.1, "predictor": 6.2, "predict": 6.3,
-    "report.blocks": 6.4, "report.subject": 6.4, "report.evidence": 6.4, "report.pictures": 6.4, "report.sources": 6.5,
-    "report.tables": 6.5, "report.page": 6.5, "report.deciding": 6.6, "report.drawing": 6.6, "report.gallery": 6.6,
-    "report.mapping": 6.6, "report.comparison": 6.6, "report": 6.7,
-    "demo": 7,
-    "cli.options": 8, "cli.showing": 8, "cli.results": 8.1, "cli.waiting": 8.1,
-    "cli.embedding": 8.2, "cli.heads": 8.2, "cli.pixels": 8.2, "cli.looking": 8.2, "cli.exporting": 8.2,
-    "cli.sources": 8.2, "cli.auditing": 8.2, "cli.predicting": 8.2, "cli.reporting": 8.2,
-    "cli": 8.3,
-    "__main__": 9,
+FLOORS = (  # from the ground up
+    ("errors", "names", "phantoms", "provenance", "recipe"),
+    ("devices", "durable", "figures", "metrics", "splits"),
+    ("images", "store"),
+    ("export", "heads", "manifest", "request"),
+    ("audit", "backbones", "runs"),
+    ("embed", "fusion", "training"),
+    ("predict",),
+    ("finetune", "report"),
+    ("demo",),
+    ("cli",),
+    ("__main__",),
+)
+PARTS = {  # of the packages, each after those it uses; "." is the package's own module, its story
+    "audit": "suspects confounds audited .",
+    "backbones": "graph networks blocks weights .",
+    "cli": "options showing results waiting embedding heads pixels exporting predicting looking sources auditing "
+           "reporting .",
+    "embed": "plan forward network precision filling output . forecast",
+    "figures": ". charts",
+    "finetune": "world telling cut pixels start boundaries inputs learning checkpoints tuning outcome course .",
+    "fusion": "reading datasets spec studies unseen writing .",
+    "heads": ". stacks modules vectors objective pace wide fits fitting scoring solvers",
+    "images": "containers dicom . headers augment probe seen workers",
+    "manifest": "tables . sources checking",
+    "metrics": "calibration . intervals",
+    "predict": "origin predictions portable bundle predictor .",
+    "report": "subject pictures evidence blocks drawing page tables comparison sources mapping gallery deciding .",
+    "runs": "task protocol .",
+    "splits": "duplicates .",
+    "store": "schema validation opening reading parts known publishing selecting describing verifying .",
+    "training": "selection baselines summary .",
 }  # fmt: skip
+FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}
+MODULES = {
+    (f"{name}.{part}" if part != "." else name): (FLOOR[name], place)
+    for name in FLOOR
+    for place, part in enumerate(PARTS.get(name, ".").split())
+}
 ONLY_USERS = {
     "h5py": {
         "store.schema", "store.validation", "store.opening", "store.reading", "store.publishing", "store.selecting",
     },
-    "timm": {"backbones", "blocks", "weights"}, "pydicom": {"dicom"},
-    "matplotlib": {"figures", "charts"}, "jinja2": {"report.page"},
+    "timm": {"backbones", "backbones.blocks", "backbones.weights"}, "pydicom": {"images.dicom"},
+    "matplotlib": {"figures", "figures.charts"}, "jinja2": {"report.page"},
     "typer": {"cli", "cli.options", "cli.embedding", "cli.heads", "cli.looking", "cli.pixels", "cli.exporting",
              "cli.sources", "cli.auditing", "cli.predicting", "cli.reporting"},
-    "onnx": {"portable"}, "onnxruntime": {"portable"},
+    "onnx": {"predict.portable"}, "onnxruntime": {"predict.portable"},
     "rich": {"cli.showing", "cli.results", "cli.waiting", "cli.looking", "cli.sources", "cli.auditing",
              "cli.predicting"},
 }  # fmt: skip
@@ -78,28 +81,45 @@ def imports(module: str) -> set[str]:
     return names
 
 
-def test_every_module_has_a_floor() -> None:
+def test_every_module_has_a_place() -> None:
     files = {path.relative_to(PACKAGE).with_suffix("").as_posix() for path in PACKAGE.rglob("*.py")}
     modules = {name.removesuffix("/__init__").replace("/", ".") for name in files}
-    assert modules - {"__init__"} == set(FLOORS)
+    assert modules - {"__init__"} == set(MODULES)
 
 
-@pytest.mark.parametrize("module", sorted(FLOORS))
-def test_module_imports_only_from_lower_floors(module: str) -> None:
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_module_imports_only_what_is_below_it(module: str) -> None:
+    (floor, place), home = MODULES[module], module.split(".")[0]
     for name in imports(module):
         parts = name.removeprefix("featcache.").split(".") if name.startswith("featcache.") else []
-        if imported := next((".".join(parts[:n]) for n in (2, 1) if ".".join(parts[:n]) in FLOORS), None):
-            assert FLOORS[imported] < FLOORS[module], f"{module} imports {imported}"
+        if imported := next((".".join(parts[:n]) for n in (2, 1) if ".".join(parts[:n]) in MODULES), None):
+            at_home = imported.split(".")[0] == home
+            below = MODULES[imported][1] < place if at_home else MODULES[imported][0] < floor
+            assert below, f"{module} imports {imported}"
+
+
+@pytest.mark.parametrize("package", sorted(PARTS))
+def test_a_package_lists_its_parts_from_the_bottom(package: str) -> None:
+    docstring = ast.get_docstring(ast.parse(source(package))) or ""
+    listed = [line.split()[0] for line in docstring.splitlines() if line.startswith("    ")]
+    assert listed == [part for part in PARTS[package].split() if part != "."]
+
+
+@pytest.mark.parametrize("floor", range(len(FLOORS)))
+def test_contributing_shows_every_floor(floor: int) -> None:
+    table = (PACKAGE.parent / "CONTRIBUTING.md").read_text("utf-8")
+    for name in FLOORS[floor]:
+        assert name == "__main__" or f"| {floor} | `{name}` |" in table
 
 
 @pytest.mark.parametrize("library", sorted(ONLY_USERS))
 def test_library_has_one_user(library: str) -> None:
-    users = {module for module in FLOORS if any(name.split(".")[0] == library for name in imports(module))}
+    users = {module for module in MODULES if any(name.split(".")[0] == library for name in imports(module))}
     assert users == ONLY_USERS[library]
 
 
 def test_only_the_command_line_prints() -> None:
-    for module in (module for module in FLOORS if module.split(".")[0] != "cli"):
+    for module in (module for module in MODULES if module.split(".")[0] != "cli"):
         calls = [node for node in ast.walk(ast.parse(source(module))) if isinstance(node, ast.Call)]
         assert not [call for call in calls if isinstance(call.func, ast.Name) and call.func.id == "print"], module
 

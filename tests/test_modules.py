@@ -6,15 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from featcache import scoring
 from featcache.errors import UsageError
-from featcache.fits import Fit, Fitted, Pool
-from featcache.fitting import fit_all
-from featcache.heads import HeadSpec
-from featcache.modules import fresh, head_module, tensors_of
-from featcache.objective import Targets, class_weights
-from featcache.solvers import solve_all
-from featcache.stacks import feature_scale, n_outputs, n_parameters
+from featcache.heads import HeadSpec, scoring
+from featcache.heads.fits import Fit, Fitted, Pool
+from featcache.heads.fitting import fit_all
+from featcache.heads.modules import fresh, head_module, tensors_of
+from featcache.heads.objective import Targets, class_weights
+from featcache.heads.solvers import solve_all
+from featcache.heads.stacks import feature_scale, n_outputs, n_parameters
 from tests.conftest import two_clouds
 
 Array = np.ndarray[Any, Any]

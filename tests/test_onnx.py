@@ -12,19 +12,19 @@ import onnxruntime
 import pytest
 from PIL import Image
 
-from featcache import portable
 from featcache.embed import embed
 from featcache.errors import FeatcacheError, UsageError
 from featcache.heads import HeadSpec
 from featcache.manifest import Manifest
-from featcache.origin import backbone_of
-from featcache.portable import onnx_model
-from featcache.predictor import load_run
-from featcache.protocol import SplitSpec
+from featcache.predict import portable
+from featcache.predict.origin import backbone_of
+from featcache.predict.portable import onnx_model
+from featcache.predict.predictor import load_run
 from featcache.request import BackboneSpec
 from featcache.runs import Run
+from featcache.runs.protocol import SplitSpec
+from featcache.runs.task import TargetSpec
 from featcache.store import Store
-from featcache.task import TargetSpec
 from featcache.training import train_head
 from tests.conftest import draw_classes
 from tests.test_cli import featcache

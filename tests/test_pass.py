@@ -13,19 +13,19 @@ import numpy as np
 import pytest
 import torch
 
-from featcache import backbones, seen, workers
+from featcache import backbones
 from featcache import embed as module
 from featcache.backbones import load
 from featcache.embed import embed
+from featcache.embed.filling import stored
+from featcache.embed.forward import Forward
+from featcache.embed.network import Network
 from featcache.errors import FeatcacheError, InputOutputError, StoreLocked, UsageError
-from featcache.filling import stored
-from featcache.forward import Forward
-from featcache.images import DecodeSpec
+from featcache.images import DecodeSpec, seen, workers
+from featcache.images.workers import Decoders
 from featcache.manifest import Manifest
-from featcache.network import Network
 from featcache.request import BackboneSpec
 from featcache.store import Part, PartFolder, Store, status
-from featcache.workers import Decoders
 from tests.conftest import draw
 
 SPEC = BackboneSpec("test_resnet", "random:0", input_size=32)

@@ -11,14 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from featcache import augment
 from featcache.backbones import load
-from featcache.boundaries import FromImages, FromStore
-from featcache.cut import cut, unfrozen
+from featcache.embed.forward import Forward
 from featcache.errors import InputsChanged
-from featcache.forward import Forward
-from featcache.images import TransformSpec
-from featcache.pixels import Pixels
+from featcache.finetune.boundaries import FromImages, FromStore
+from featcache.finetune.cut import cut, unfrozen
+from featcache.finetune.pixels import Pixels
+from featcache.images import TransformSpec, augment
 from featcache.provenance import digest_bytes
 from featcache.recipe import AugmentSpec
 from featcache.request import BackboneSpec

@@ -22,14 +22,14 @@ from featcache.finetune import fine_tune, train
 from featcache.heads import HeadSpec
 from featcache.manifest import Manifest
 from featcache.predict import predict
-from featcache.predictions import Predictions
-from featcache.predictor import Predictor, load_run
-from featcache.protocol import SplitSpec
+from featcache.predict.predictions import Predictions
+from featcache.predict.predictor import Predictor, load_run
 from featcache.recipe import Recipe, Stage
 from featcache.request import BackboneSpec
 from featcache.runs import Run
+from featcache.runs.protocol import SplitSpec
+from featcache.runs.task import TargetSpec
 from featcache.store import EMBEDDED, FAILED, Part, PartFolder, Store, publish
-from featcache.task import TargetSpec
 from featcache.training import ReportSpec, train_head
 from tests.conftest import NET, SMALL, draw, make_store, save_others, shared, two_clouds
 from tests.test_cli import Done, featcache

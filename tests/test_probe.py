@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from featcache import images, probe
-from featcache.images import DecodeSpec, TransformSpec
-from featcache.probe import pixels_sha256
+from featcache import images
+from featcache.images import DecodeSpec, TransformSpec, probe
+from featcache.images.probe import pixels_sha256
 
 SPEC = TransformSpec((48, 48), 0.9, "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 DECODE = DecodeSpec()

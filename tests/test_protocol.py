@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from featcache.errors import FeatcacheError, UsageError
-from featcache.protocol import Protocol, SplitSpec, divide, watch_rows
+from featcache.runs.protocol import Protocol, SplitSpec, divide, watch_rows
+from featcache.runs.task import TargetSpec, Task
 from featcache.splits import Fold
 from featcache.store import Store
-from featcache.task import TargetSpec, Task
 from tests.conftest import make_store, two_clouds
 
 Array = np.ndarray

@@ -19,14 +19,15 @@ import pytest
 from PIL import Image
 from sklearn.metrics import confusion_matrix
 
-from featcache import intervals, metrics, scoring
+from featcache import metrics
 from featcache.embed import embed
 from featcache.errors import CorruptStore, IdentityMismatch, UsageError
 from featcache.finetune import fine_tune
-from featcache.heads import HeadSpec
+from featcache.heads import HeadSpec, scoring
 from featcache.images import DecodeSpec, TransformSpec
+from featcache.images.seen import Seen, stamp_of
 from featcache.manifest import Manifest
-from featcache.protocol import SplitSpec
+from featcache.metrics import intervals
 from featcache.provenance import digest_bytes
 from featcache.recipe import Recipe, Stage
 from featcache.report import Reported, comparison, evidence, gallery, mapping, report
@@ -35,9 +36,9 @@ from featcache.report.sources import material
 from featcache.report.subject import Subject, subjects
 from featcache.request import BackboneSpec
 from featcache.runs import Run
-from featcache.seen import Seen, stamp_of
+from featcache.runs.protocol import SplitSpec
+from featcache.runs.task import TargetSpec
 from featcache.store import Part, PartFolder, Store, publish
-from featcache.task import TargetSpec
 from featcache.training import ReportSpec, train_head
 from tests.browser import chromium
 from tests.conftest import NET, make_store, two_clouds

@@ -9,14 +9,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from featcache import scoring
 from featcache.errors import CorruptStore, UnknownFormat, UsageError
-from featcache.heads import HeadSpec
-from featcache.protocol import Protocol, SplitSpec, divide, watch_rows
+from featcache.heads import HeadSpec, scoring
 from featcache.provenance import digest_json
 from featcache.runs import Images, Run
+from featcache.runs.protocol import Protocol, SplitSpec, divide, watch_rows
+from featcache.runs.task import Task
 from featcache.store import Store
-from featcache.task import Task
 from featcache.training import train_head
 from tests.conftest import make_store, two_clouds
 from tests.test_training import THREE_FINDINGS, findings, side

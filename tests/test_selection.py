@@ -11,12 +11,22 @@ import torch
 from featcache import metrics
 from featcache.errors import UsageError
 from featcache.heads import HeadSpec, grid
-from featcache.protocol import SplitSpec, divide
-from featcache.selection import SELECT, Bench, Candidate, change, check_finite, numbers, out_of_fold, rank, spread
+from featcache.runs.protocol import SplitSpec, divide
+from featcache.runs.task import TargetSpec, Task
 from featcache.splits import Fold
 from featcache.store import Store
-from featcache.task import TargetSpec, Task
 from featcache.training import _targets
+from featcache.training.selection import (
+    SELECT,
+    Bench,
+    Candidate,
+    change,
+    check_finite,
+    numbers,
+    out_of_fold,
+    rank,
+    spread,
+)
 from tests.conftest import make_store, two_clouds
 
 N, D = 120, 8

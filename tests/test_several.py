@@ -13,19 +13,19 @@ import numpy as np
 import pytest
 import torch
 
-from featcache import augment, images
-from featcache.augment import ViewSpec
+from featcache import images
 from featcache.backbones import load
 from featcache.embed import embed, embed_all
+from featcache.embed.forward import Forward, Streams
+from featcache.embed.network import Network
 from featcache.errors import IdentityMismatch
-from featcache.forward import Forward, Streams
-from featcache.images import DecodeSpec
+from featcache.images import DecodeSpec, augment
+from featcache.images.augment import ViewSpec
+from featcache.images.workers import Decoders, Prepared
 from featcache.manifest import Manifest
-from featcache.network import Network
 from featcache.provenance import digest_bytes
 from featcache.request import BackboneSpec
 from featcache.store import KnownVectors, Part, PartFolder, Store, known, publish
-from featcache.workers import Decoders, Prepared
 from tests.conftest import SMALL, draw
 from tests.test_cli import featcache
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from featcache import splits
 from featcache.errors import UsageError
 from featcache.manifest import Manifest
-from featcache.sources import covid, iu_xray, kermany
+from featcache.manifest.sources import covid, iu_xray, kermany
 from featcache.store import Store
 from tests.conftest import draw, shared
 from tests.test_cli import RANDOM, featcache

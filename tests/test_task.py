@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from featcache.errors import UsageError
+from featcache.runs.task import TargetSpec, Task
 from featcache.store import Store
-from featcache.task import TargetSpec, Task
 from tests.conftest import make_store
 
 N = 6

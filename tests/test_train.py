@@ -14,20 +14,20 @@ from safetensors.numpy import load_file
 from safetensors.torch import save_file
 from scipy.special import softmax
 
-from featcache import backbones, modules, stacks
+from featcache import backbones
+from featcache.backbones.networks import DENSE
 from featcache.embed import embed
 from featcache.errors import UsageError, WeightsUnavailable
 from featcache.finetune import fine_tune, head_for, train
-from featcache.heads import HeadSpec
+from featcache.finetune.telling import Telling
+from featcache.heads import HeadSpec, modules, stacks
 from featcache.manifest import Manifest
-from featcache.networks import DENSE
-from featcache.protocol import SplitSpec
 from featcache.recipe import AugmentSpec, Recipe, Stage
 from featcache.request import BackboneSpec
 from featcache.runs import Run
+from featcache.runs.protocol import SplitSpec
+from featcache.runs.task import TargetSpec
 from featcache.store import Store
-from featcache.task import TargetSpec
-from featcache.telling import Telling
 from tests.conftest import NET, draw_shadows
 from tests.test_finetune import stop_after
 

@@ -14,10 +14,10 @@ from scipy.special import expit, softmax
 from featcache import metrics
 from featcache.errors import CorruptStore, StoreNotFound, UsageError
 from featcache.heads import HeadSpec, grid
-from featcache.protocol import SplitSpec
 from featcache.runs import Run
+from featcache.runs.protocol import SplitSpec
+from featcache.runs.task import TargetSpec
 from featcache.store import Store
-from featcache.task import TargetSpec
 from featcache.training import ReportSpec, train_head
 from tests.conftest import make_store, two_clouds
 from tests.test_baselines import write_store

@@ -17,24 +17,25 @@ from sklearn.utils.class_weight import compute_class_weight
 from torch import nn
 from torch.nn import functional
 
-from featcache import backbones, cut, learning
-from featcache.boundaries import FromStore
-from featcache.checkpoints import Checkpoints
+from featcache import backbones
 from featcache.errors import UsageError
+from featcache.finetune import cut, learning
+from featcache.finetune.boundaries import FromStore
+from featcache.finetune.checkpoints import Checkpoints
+from featcache.finetune.inputs import ImageInputs, StoreInputs
+from featcache.finetune.pixels import Pixels
+from featcache.finetune.start import Start
+from featcache.finetune.telling import Telling
+from featcache.finetune.tuning import Sides, Tuner
+from featcache.finetune.world import World
+from featcache.heads.modules import tensors_of
+from featcache.heads.objective import Targets
 from featcache.images import DecodeSpec
-from featcache.inputs import ImageInputs, StoreInputs
 from featcache.manifest import Manifest
-from featcache.modules import tensors_of
-from featcache.objective import Targets
-from featcache.pixels import Pixels
 from featcache.recipe import Recipe, Stage
 from featcache.request import BackboneSpec
 from featcache.runs import Run
-from featcache.start import Start
 from featcache.store import Store
-from featcache.telling import Telling
-from featcache.tuning import Sides, Tuner
-from featcache.world import World
 
 LAST, EARLIER = Stage("last-block", 2), Stage(r"blocks\.3\.0\.conv_dw", 2)
 OF_LAST = ("blocks.4.", "conv_head.", "bn2.")

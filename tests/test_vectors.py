@@ -12,14 +12,15 @@ import pytest
 import torch
 from scipy.special import expit, log_softmax, softmax
 
-from featcache import calibration, metrics, vectors
+from featcache import metrics
 from featcache.errors import UsageError
-from featcache.fits import Pool
-from featcache.heads import HeadSpec, grid
-from featcache.protocol import SplitSpec
+from featcache.heads import HeadSpec, grid, vectors
+from featcache.heads.fits import Pool
+from featcache.metrics import calibration
 from featcache.runs import Run
+from featcache.runs.protocol import SplitSpec
+from featcache.runs.task import TargetSpec
 from featcache.store import Store
-from featcache.task import TargetSpec
 from featcache.training import ReportSpec, train_head
 from tests.conftest import two_clouds
 from tests.test_baselines import write_store
@@ -359,7 +360,7 @@ FLAT = HeadSpec.of("flatten-mlp", widths=(4,))
 def test_what_has_no_views_is_refused_before_anything_is_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tap: Any, specs: Any, report: ReportSpec, message: str
 ) -> None:
-    monkeypatch.setattr("featcache.selection.fit_all", None)
+    monkeypatch.setattr("featcache.training.selection.fit_all", None)
     x, columns = data()
     views = None if tap is None else np.zeros(tap)
     store = Store.open(store_of(tmp_path / "s.h5", x, views, columns, grid=np.zeros((N, 2, 2, 2))))
@@ -371,7 +372,7 @@ def test_what_has_no_views_is_refused_before_anything_is_trained(
 def test_a_compared_store_without_views_is_refused_before_anything_is_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("featcache.selection.fit_all", None)
+    monkeypatch.setattr("featcache.training.selection.fit_all", None)
     x, columns = data()
     other = store_of(tmp_path / "other" / "o.h5", x, None, columns)
     for spec, report in ((DRAWN, ReportSpec()), (HeadSpec(), AVERAGED)):

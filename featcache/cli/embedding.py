@@ -125,13 +125,13 @@ def embed_command(
 ) -> None:
     """Run every image once through a frozen backbone, into a store."""
     people = console(as_json)
-    from featcache.augment import ViewSpec
     from featcache.embed import embed_all, store_paths
-    from featcache.forecast import forecast
+    from featcache.embed.forecast import forecast
     from featcache.images import DecodeSpec
+    from featcache.images.augment import ViewSpec
+    from featcache.images.workers import TIMEOUT_S
     from featcache.manifest import Manifest
     from featcache.request import BackboneSpec
-    from featcache.workers import TIMEOUT_S
 
     asked: dict[str, Any] = {
         "weights": weights,

@@ -83,8 +83,8 @@ def _refuse(options: dict[str, Any], why: str) -> None:
 
 
 def _export_onnx(source: Path, output: Path, weights: str | None, as_json: bool) -> None:
-    from featcache.portable import onnx_model
-    from featcache.predictor import load_run
+    from featcache.predict.portable import onnx_model
+    from featcache.predict.predictor import load_run
 
     with interruptible(_UNTOUCHED), load_run(source) as predictor:
         done = onnx_model(predictor.run, output, weights=weights)

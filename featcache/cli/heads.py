@@ -98,9 +98,9 @@ def train_head_command(
 ) -> None:
     """Train heads on a store, in seconds. Repeat an option of the head to try all its values."""
     from featcache.heads import grid
-    from featcache.protocol import SplitSpec
+    from featcache.runs.protocol import SplitSpec
+    from featcache.runs.task import TargetSpec
     from featcache.store import Store
-    from featcache.task import TargetSpec
     from featcache.training import ReportSpec, train_head
 
     options = {

@@ -99,10 +99,10 @@ def fine_tune_command(
 ) -> None:
     """Phase 2: go back to the images, and train a part of the backbone together with the head."""
     from featcache.finetune import fine_tune
+    from featcache.finetune.telling import Machine
     from featcache.manifest import Manifest
     from featcache.runs import Run
     from featcache.store import Store
-    from featcache.telling import Machine
 
     asked = {
         "lr": lr, "backbone_lr": backbone_lr, "optimizer": optimizer, "weight_decay": weight_decay,
@@ -188,11 +188,11 @@ def train_command(
 ) -> None:
     """Train a whole network on images: from scratch, or from pretrained weights."""
     from featcache.finetune import SCRATCH, head_for, train
+    from featcache.finetune.telling import Machine
     from featcache.manifest import Manifest
-    from featcache.protocol import SplitSpec
     from featcache.request import BackboneSpec
-    from featcache.task import TargetSpec
-    from featcache.telling import Machine
+    from featcache.runs.protocol import SplitSpec
+    from featcache.runs.task import TargetSpec
 
     asked = {
         "lr": lr, "backbone_lr": lr if backbone_lr is None else backbone_lr, "optimizer": optimizer,

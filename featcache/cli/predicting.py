@@ -46,11 +46,11 @@ def predict_command(
     as_json: Json = False,
 ) -> None:
     """Say what new images are: a probability of each class, and what is called at 0.5 and at the operating point."""
+    from featcache.images.workers import TIMEOUT_S
     from featcache.manifest import Manifest
     from featcache.predict import predict
-    from featcache.predictor import load_run
+    from featcache.predict.predictor import load_run
     from featcache.store import Store
-    from featcache.workers import TIMEOUT_S
 
     options: dict[str, Any] = {"first_frame": first_frame, "max_pixels": max_pixels, "strict": strict}
     options |= {"timeout_s": timeout or TIMEOUT_S, "n_workers": workers, "compile": compile}
@@ -81,8 +81,8 @@ def bundle_command(
     as_json: Json = False,
 ) -> None:
     """Make one file of a Run, from which it can predict elsewhere."""
-    from featcache.bundle import bundle
-    from featcache.predictor import load_run
+    from featcache.predict.bundle import bundle
+    from featcache.predict.predictor import load_run
 
     with interruptible("nothing was written"), load_run(run) as predictor:
         done = bundle(predictor.run, output, with_backbone=with_backbone, weights=weights, with_onnx=onnx)

@@ -36,7 +36,7 @@ def iu_xray_command(
     as_json: Json = False,
 ) -> None:
     """Indiana University: a row per projection, with the texts of its report; groups are studies."""
-    from featcache.sources import iu_xray
+    from featcache.manifest.sources import iu_xray
 
     found = iu_xray(reports, projections, images, label=label)
     found.write(output, reports, projections)
@@ -54,7 +54,7 @@ def kermany_command(
     as_json: Json = False,
 ) -> None:
     """Kermany et al. 2018, pneumonia of children; groups are patients, kind is bacteria, virus or normal."""
-    from featcache.sources import kermany
+    from featcache.manifest.sources import kermany
 
     found = kermany(folder)
     found.write(output)
@@ -77,7 +77,7 @@ def covid_command(
     as_json: Json = False,
 ) -> None:
     """COVID-19 collections: class folders, or the metadata.csv of ieee8023/covid-chestxray-dataset."""
-    from featcache.sources import covid
+    from featcache.manifest.sources import covid
 
     given: dict[str, Any] = {"classes": classes or (), "other": other, "modality": modality}
     found = covid(source, images, group_pattern=group_pattern, **given)
@@ -98,9 +98,9 @@ def check_command(
     as_json: Json = False,
 ) -> None:
     """Look at images before anything is embedded: counts, formats, sizes, unreadable files, leaks between splits."""
-    from featcache.checking import check
     from featcache.images import DecodeSpec
     from featcache.manifest import Manifest
+    from featcache.manifest.checking import check
 
     decode = spec_of(DecodeSpec, {"first_frame": first_frame, "max_pixels": max_pixels})
     with interruptible("nothing was changed"), progress("looking") as (on_progress, on_note):

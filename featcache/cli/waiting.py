@@ -42,7 +42,7 @@ def interruptible(kept: str) -> Iterator[None]:
 def training() -> Iterator[tuple[Any, ExitStack]]:
     """How a training on pixels is followed: a bar while images are read, a line per epoch; and files to close with it.
     Of several processes that train together only the first speaks."""
-    from featcache.telling import Telling
+    from featcache.finetune.telling import Telling
 
     speaks = not int(os.environ.get("RANK", "0"))
     with interruptible(CONTINUES), progress("reading") as (on_reading, on_note), ExitStack() as opened:

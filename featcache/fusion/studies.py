@@ -14,9 +14,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from featcache import splits, tables
+from featcache import splits
 from featcache.errors import UsageError
 from featcache.fusion.spec import FusionSpec
+from featcache.manifest import tables
 from featcache.provenance import Json
 
 Array = np.ndarray[Any, Any]

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from featcache import scoring, vectors
 from featcache.errors import IdentityMismatch, UsageError
 from featcache.fusion.reading import FINAL_HEAD, FOLD_HEADS, NO_HEAD
 from featcache.fusion.studies import Division, StudyTable
+from featcache.heads import scoring, vectors
 from featcache.provenance import Json, difference
 from featcache.runs import Run
 from featcache.splits import TEST, TRAIN, VAL

@@ -4,8 +4,18 @@ It shows what was trained on what, every number with its interval, the curves, h
 the images that went wrong, and where they lie among those that were learnt from. What is shown is what the Run
 recorded: nothing is trained or scored again. Figures and tables are also written as PNG and CSV beside the page.
 
-`subject` is a Run row by row, `sources` finds its store and its images, `tables`, `deciding`, `drawing`, `gallery`,
-`mapping` and `comparison` make sections of `blocks`, helped by `evidence` and `pictures`; `page` makes them HTML.
+    subject     a Run, row by row
+    pictures    images as the page shows them
+    evidence    where in an image a network looked
+    blocks      what a page is made of: sections of words, tables and figures
+    drawing     figures
+    page        blocks as HTML: the only user of Jinja2
+    tables      what was trained on what, and how well
+    comparison  several Runs beside each other
+    sources     the store and the images of a Run, found again
+    mapping     where its images lie among each other
+    gallery     its errors and successes
+    deciding    its decisions, by class and by group
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +28,7 @@ from featcache import __version__, durable
 from featcache.errors import UsageError, in_our_words
 from featcache.manifest import Manifest
 from featcache.names import printable
-from featcache.origin import identity_of
+from featcache.predict.origin import identity_of
 from featcache.report import comparison, deciding, drawing, gallery, mapping, tables
 from featcache.report.blocks import (
     Abreast,
@@ -38,7 +48,7 @@ from featcache.report.page import GENERATOR, Page, render
 from featcache.report.sources import Material, material
 from featcache.report.subject import CALLED, Subject, subjects
 from featcache.runs import Run
-from featcache.summary import TRAIN, VAL
+from featcache.training.summary import TRAIN, VAL
 
 __all__ = ["Reported", "report"]
 

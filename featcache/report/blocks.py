@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-from featcache.charts import Drawn
+from featcache.figures.charts import Drawn
 from featcache.names import printable
 
 Rows = Sequence[Sequence[object]]

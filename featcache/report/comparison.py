@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 
-from featcache import charts, selection
-from featcache.charts import Estimate
-from featcache.intervals import COMPARED
+from featcache.figures import charts
+from featcache.figures.charts import Estimate
+from featcache.metrics.intervals import COMPARED
 from featcache.names import printable
-from featcache.origin import identity_of
+from featcache.predict.origin import identity_of
 from featcache.report.blocks import (
     NOTHING,
     Abreast,
@@ -35,6 +35,7 @@ from featcache.report.blocks import (
 )
 from featcache.report.subject import CALLED, Subject
 from featcache.report.tables import MOVED, name_of
+from featcache.training import selection
 
 Array = np.ndarray[Any, Any]
 

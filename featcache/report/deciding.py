@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from featcache import charts, selection
-from featcache.charts import Estimate
+from featcache.figures import charts
+from featcache.figures.charts import Estimate
 from featcache.names import printable
 from featcache.report.blocks import (
     Abreast,
@@ -30,6 +30,7 @@ from featcache.report.blocks import (
 from featcache.report.sources import Vectors
 from featcache.report.subject import CALLED, Subject
 from featcache.report.tables import name_of
+from featcache.training import selection
 
 Array = np.ndarray[Any, Any]
 

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 from sklearn.metrics import precision_recall_curve, roc_curve
 
-from featcache import charts, metrics
-from featcache.charts import CLASSES, Counts, Dots, Line
-from featcache.figures import INK, RULE, VAL
+from featcache import metrics
+from featcache.figures import INK, RULE, VAL, charts
+from featcache.figures.charts import CLASSES, Counts, Dots, Line
 from featcache.report.blocks import Abreast, Figure, Words, interval_of, listed, missing, shown, with_sign
 from featcache.report.subject import CALLED, SIDES, Subject
-from featcache.summary import TRAIN
+from featcache.training.summary import TRAIN
 
 Array = np.ndarray[Any, Any]
 

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from featcache.heads import HeadSpec
-from featcache.task import Task
+from featcache.runs.task import Task
 
 Array = np.ndarray[Any, Any]
 
@@ -69,7 +69,7 @@ def _contrast(task: Task, of: int) -> Array:
 def _gradients(spec: HeadSpec, tensors: Mapping[str, Array], grid: Array, task: Task, of: Array) -> Array:
     import torch
 
-    from featcache.modules import head_module
+    from featcache.heads.modules import head_module
 
     n_places = grid.shape[2] * grid.shape[3]
     is_flat = spec.kind == "flatten-mlp"

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from featcache import scoring
+from featcache.heads import scoring
 from featcache.report import evidence, pictures
 from featcache.report.blocks import Block, Card, Cards, Neighbour, Words, missing
 from featcache.report.sources import Material, Pictures, Vectors

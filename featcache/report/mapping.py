@@ -14,15 +14,15 @@ from typing import Any
 
 import numpy as np
 
-from featcache import charts, scoring
-from featcache.charts import CLASSES
 from featcache.errors import UsageError
-from featcache.figures import FAINT, RULE
+from featcache.figures import FAINT, RULE, charts
+from featcache.figures.charts import CLASSES
+from featcache.heads import scoring
 from featcache.report import pictures
 from featcache.report.blocks import Block, Map, Maps, Point, Words, missing, probability
 from featcache.report.sources import Material
 from featcache.report.subject import CALLED, Subject
-from featcache.summary import TRAIN as TAUGHT
+from featcache.training.summary import TRAIN as TAUGHT
 
 Array = np.ndarray[Any, Any]
 

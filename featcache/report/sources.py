@@ -21,12 +21,12 @@ from PIL import Image
 from featcache import images
 from featcache.errors import FeatcacheError, IdentityMismatch, ImageError
 from featcache.images import DecodeSpec, TransformSpec
+from featcache.images.seen import Seen
 from featcache.manifest import Manifest
 from featcache.names import printable
-from featcache.origin import WEIGHTS, decode_of, differences, identity_of, said_by
+from featcache.predict.origin import WEIGHTS, decode_of, differences, identity_of, said_by
 from featcache.provenance import digest_bytes, digest_json, from_json
 from featcache.report.subject import Subject
-from featcache.seen import Seen
 from featcache.store import POOLED, Store
 
 Array = np.ndarray[Any, Any]

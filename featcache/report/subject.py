@@ -17,11 +17,11 @@ import numpy as np
 from featcache import durable, metrics
 from featcache.errors import CorruptStore, UsageError, in_our_words
 from featcache.names import printable
-from featcache.protocol import Protocol
 from featcache.provenance import Json
 from featcache.runs import Run
-from featcache.summary import OUTER, TEST, TRAIN, VAL
-from featcache.task import Task
+from featcache.runs.protocol import Protocol
+from featcache.runs.task import Task
+from featcache.training.summary import OUTER, TEST, TRAIN, VAL
 
 Array = np.ndarray[Any, Any]
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from featcache.names import printable
-from featcache.origin import identity_of, said_by
+from featcache.predict.origin import identity_of, said_by
 from featcache.provenance import Json, flatten
 from featcache.report.blocks import (
     Block,
@@ -25,7 +25,7 @@ from featcache.report.blocks import (
     with_sign,
 )
 from featcache.report.subject import CALLED, SIDES, Subject
-from featcache.summary import OUTER, TEST, TRAIN, VAL
+from featcache.training.summary import OUTER, TEST, TRAIN, VAL
 
 Array = np.ndarray[Any, Any]
 

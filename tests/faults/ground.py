@@ -26,11 +26,12 @@ from typing import Any
 
 import torch
 
-from featcache import backbones, workers
+from featcache import backbones
 from featcache.embed import embed
+from featcache.embed.network import Network
 from featcache.errors import FeatcacheError
+from featcache.images import workers
 from featcache.manifest import Manifest
-from featcache.network import Network
 from featcache.request import BackboneSpec
 from featcache.store import FAILED, Store, read_part
 from tests.conftest import draw
@@ -99,7 +100,7 @@ Tell = Callable[..., None]  # tell(kind, value): an event for the parent
 
 
 class ForkedWorker:
-    """A decoding worker by fork, with the part of `subprocess.Popen` that `featcache.workers` uses."""
+    """A decoding worker by fork, with the part of `subprocess.Popen` that `featcache.images.workers` uses."""
 
     def __init__(self, command: list[str], *, pass_fds: list[int], **_: Any) -> None:
         self.returncode: int | None = None
@@ -132,7 +133,7 @@ class ForkedWorker:
 
 
 class _Subprocess:
-    """`subprocess` as `featcache.workers` sees it in a forked pass."""
+    """`subprocess` as `featcache.images.workers` sees it in a forked pass."""
 
     DEVNULL = subprocess.DEVNULL
     Popen = ForkedWorker

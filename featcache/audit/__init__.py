@@ -1,0 +1,304 @@
+"""What the vectors of a store give away: copies, near copies, confounds, outliers, labels that are probably wrong.
+
+Everything is looked for at once, after a pass and before a score is believed. Nothing is changed, and nothing is
+decided: a person looks at what heads the tables. Memory grows with n × d, time with n × d but for the sieve for near
+copies, which compares every row with every other: 5,840 images of 1,280 features take half a minute on two cores.
+Letters: n rows, d features, c classes.
+
+    suspects    rows that deserve a look: outliers, labels that are probably wrong
+    confounds   what vectors tell that they should not know
+    audited     what was found, as tables
+"""
+
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import count
+from typing import Any, Self
+
+import numpy as np
+
+from featcache import splits
+from featcache.audit import confounds, suspects
+from featcache.audit.audited import Audit, Near
+from featcache.audit.confounds import Confound, Score, Variable
+from featcache.audit.suspects import Doubts
+from featcache.errors import ImageError, UsageError
+from featcache.images import headers
+from featcache.images.headers import Header
+from featcache.manifest import Manifest
+from featcache.manifest.checking import alike
+from featcache.splits import Fold
+from featcache.splits.duplicates import near_pairs
+from featcache.store import Store
+
+Array = np.ndarray[Any, Any]
+Columns = Mapping[str, Sequence[str]]
+Progress = Callable[[int, int], None]
+
+# Copies of 80 X-rays (MobileNetV2) that were mirrored, halved, cropped by 3 % or saved again as JPEG at quality 40 had
+# a median cosine of 0.965 to 0.968, and one in twenty less than 0.946 to 0.951. Of the 17 million pairs of different
+# files of their set 34 have more than 0.95.
+NEAR = 0.95
+_MAX_NEAR = 200_000  # pairs
+_NO_VARIABLES = frozenset({"group", "path"})
+_LABELS = frozenset({"label", "kind", "finding", "problems", "mesh"})  # the label in other words, as `sources` has them
+_KINDS = {"jpg": "jpeg", "jpe": "jpeg", "jfif": "jpeg", "tif": "tiff", "dcm": "dicom"}
+
+
+def audit(
+    store: Store,
+    images: Manifest | None = None,
+    *,
+    label: str = "label",
+    ignore: Sequence[str] = (),
+    near: float = NEAR,
+    seed: int = 0,
+    on_progress: Progress = lambda done, total: None,
+) -> Audit:
+    """Looks at the vectors, contents and columns of a store, and at the headers of its images where they are given.
+
+    Args:
+        store: an open store.
+        images: where its images are now; matched by name.
+        label: the column of classes.
+        ignore: columns that are no variables.
+        near: cosine from which two vectors are nearly the same.
+        seed: of everything that is drawn.
+        on_progress: called with (steps done, steps in all).
+
+    Raises:
+        UsageError: fewer than two rows, no such column, none of the images is in the store; and whatever reading the
+            store raises.
+    """
+    columns = _columns(store, label, ignore)
+    notes: list[str] = []
+    groups = _groups(store, columns, notes)
+    variables, left_out = _variables(_texts(store, columns, images, {"label", label, *ignore}, notes), groups)
+    step = _stepper(len(variables) + 3, on_progress)
+    x = store.features()
+    found_near = _near(store, x, columns["split"], near, notes)
+    step()
+    distance, nearest = suspects.outliers(x, seed=seed)
+    step()
+    x = confounds.components(x, seed)
+    task = _Task.of(columns["label"], x, groups, seed, notes)
+    step()
+    return Audit(
+        store=store.path,
+        image_ids=store.image_ids,
+        splits=columns["split"],
+        labels=columns["label"],
+        identical=alike(store.content_sha256, store.image_ids, columns),
+        threshold=near,
+        near=found_near,
+        confounds=_worst_first([_confound(each, x, groups, task, seed, step) for each in variables]),
+        left_out=left_out,
+        together=task.told_by(*(each for each in variables if each.name != "split")),
+        of_label=task.score,
+        distance=distance,
+        nearest=nearest,
+        classes=task.classes,
+        labelled=task.rows,
+        doubts=task.doubts,
+        notes=notes,
+    )
+
+
+def _columns(store: Store, label: str, ignore: Sequence[str]) -> dict[str, Sequence[str]]:
+    """Those of the store, with `label` the one asked for, and empty ones where there is no label or split."""
+    columns = store.columns
+    if len(store) < 2:
+        raise UsageError(f"{store.path} has {len(store)} image(s): there is nothing to compare.")
+    for name in (*ignore, *([label] if label != "label" else [])):
+        if name not in columns:
+            raise UsageError(f"{store.path} has no column {name!r}; it has {', '.join(columns) or 'none'}.")
+    empty = [""] * len(store)
+    return {"split": empty, **columns, "label": columns.get(label, empty)}
+
+
+def _groups(store: Store, columns: Columns, notes: list[str]) -> Array:
+    """(n,) group numbers: rows of one patient, or of the same bytes, are one."""
+    if "group" not in columns:
+        notes.append(
+            "the store has no groups: images of one patient are on both sides of the folds, and AUROCs too good"
+        )
+    keys = [columns["group"]] if "group" in columns else []
+    return splits.merge_groups(*keys, store.content_sha256)
+
+
+def _stepper(total: int, on_progress: Progress) -> Callable[[], None]:
+    numbers = count(1)
+    return lambda: on_progress(next(numbers), total)
+
+
+def _near(store: Store, x: Array, sides: Sequence[str], threshold: float, notes: list[str]) -> Near:
+    side, content = np.array(sides, dtype=object), np.array(store.content_sha256, dtype=object)
+    too_many = False
+    try:
+        pairs, cosine = near_pairs(x, threshold, max_pairs=_MAX_NEAR)
+        if len(pairs) > len(x):
+            notes.append(
+                f"near copies: {len(pairs):,} pairs of {len(x):,} images: they are alike throughout, raise --near"
+            )
+    except UsageError as error:
+        if not 0 < threshold <= 1:
+            raise
+        notes.append(f"near copies: {error}")
+        pairs, cosine, too_many = np.empty((0, 2), dtype=np.int64), np.empty(0, dtype=np.float32), True
+    closest, of_closest = suspects.closest_across(x, side, content)
+    known = set(map(tuple, pairs.tolist()))
+    new = np.array([tuple(pair) not in known for pair in closest.tolist()], dtype=bool)
+    pairs, cosine = np.concatenate([pairs, closest[new]]), np.concatenate([cosine, of_closest[new]])
+    one, other = pairs.T
+    crosses = ((side[one] != side[other]) & (side[one] != "") & (side[other] != "")).astype(bool)
+    order = np.lexsort((-cosine, ~crosses))
+    identical = (content[one] == content[other]).astype(bool)
+    is_near = cosine >= np.float32(threshold)
+    return Near(pairs[order], cosine[order], crosses[order], identical[order], is_near[order], too_many)
+
+
+# --- the label --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Task:
+    """The label as numbers, and what the vectors say of it. Classes in too few groups for the folds are left out.
+
+    Attributes:
+        classes: c names; fewer than two where there is nothing to learn.
+        rows: (k,) rows with one of them.
+        y: (k,) their numbers.
+        groups: (k,).
+        folds: of the k rows; none where nothing can be learnt.
+        score, doubts: of the out-of-fold logits; None where there are none.
+        seed: of everything that is drawn.
+    """
+
+    classes: Sequence[str]
+    rows: Array
+    y: Array
+    groups: Array
+    folds: Sequence[Fold]
+    score: Score | None
+    doubts: Doubts | None
+    seed: int
+
+    @classmethod
+    def of(cls, labels: Sequence[str], x: Array, groups: Array, seed: int, notes: list[str]) -> Self:
+        """Learns the label from the vectors."""
+        text = np.array(labels, dtype=object)
+        n_groups = {name: len(np.unique(groups[text == name])) for name in sorted(set(labels) - {""})}
+        classes = [name for name, n in n_groups.items() if n >= confounds.FOLDS]
+        if few := [name for name in n_groups if name not in classes]:
+            notes.append(f"labels in fewer than {confounds.FOLDS} groups are left out: {', '.join(few)}")
+        rows = np.flatnonzero(np.isin(text, classes))
+        y = np.array([classes.index(name) for name in text[rows]], dtype=np.int64)
+        folds = _folds(y, groups[rows], len(classes), seed, notes)
+        if not folds:
+            return cls(classes, rows, y, groups[rows], folds, None, None, seed)
+        logits = confounds.out_of_fold(confounds.rows_of(x, rows), y, len(classes), folds, seed)
+        score = confounds.score(y, logits, groups[rows], seed)
+        return cls(classes, rows, y, groups[rows], folds, score, suspects.doubt(y, logits), seed)
+
+    def told_by(self, *variables: Variable) -> Score | None:
+        """How well variables alone, together, tell the label."""
+        if not self.folds or not variables:
+            return None
+        bins = np.concatenate([each.one_hot()[self.rows] for each in variables], axis=1)
+        logits = confounds.out_of_fold(bins, self.y, len(self.classes), self.folds, self.seed)
+        return confounds.score(self.y, logits, self.groups, self.seed)
+
+
+def _folds(y: Array, groups: Array, n_classes: int, seed: int, notes: list[str]) -> list[Fold]:
+    if n_classes < 2:
+        notes.append("there are no two classes to learn: nothing is said of labels")
+        return []
+    try:
+        return splits.k_folds(y, groups, confounds.FOLDS, seed)
+    except UsageError as error:
+        notes.append(f"the label cannot be learnt: {error}")
+        return []
+
+
+# --- what is no finding -----------------------------------------------------------------------------------------------
+
+
+def _confound(
+    variable: Variable, x: Array, groups: Array, task: _Task, seed: int, step: Callable[[], None]
+) -> Confound:
+    to_label = None if variable.name == "split" else task.told_by(variable)
+    try:
+        found, why = confounds.told(variable, x, groups, seed), ""
+    except UsageError as error:
+        found, why = None, str(error)
+    step()
+    return Confound(variable.name, variable.classes, found, to_label, why)
+
+
+def _worst_first(found: Sequence[Confound]) -> list[Confound]:
+    return sorted(found, key=lambda each: -each.from_vectors.low if each.from_vectors else 1.0)
+
+
+def _variables(texts: Columns, groups: Array) -> tuple[list[Variable], dict[str, str]]:
+    """Those that can be told apart, and why the others cannot."""
+    found, left_out = [], {}
+    for name, values in texts.items():
+        variable = "says what the label says" if name in _LABELS else Variable.of(name, values, groups)
+        if isinstance(variable, str):
+            left_out[name] = variable
+        else:
+            found.append(variable)
+    return found, left_out
+
+
+def _texts(
+    store: Store, columns: Columns, images: Manifest | None, ignored: set[str], notes: list[str]
+) -> dict[str, Sequence[str]]:
+    """Everything known of the images that may be a variable, by name."""
+    own = {name: values for name, values in columns.items() if name not in _NO_VARIABLES | ignored and any(values)}
+    own |= {"source folder": _folders(store.image_ids, columns)}
+    if images is None:
+        return {**own, "file format": [_suffix(name) for name in store.image_ids]}
+    return {**own, **_of_headers(store, images, notes)}
+
+
+def _folders(image_ids: Sequence[str], columns: Columns) -> list[str]:
+    """Of each name its folders, without those that are the split or the label."""
+    rows = zip(image_ids, columns["split"], columns["label"], strict=True)
+    return ["/".join(_other_folders(name.split("/")[:-1], split, label)) or "." for name, split, label in rows]
+
+
+def _other_folders(parts: Sequence[str], split: str, label: str) -> Iterator[str]:
+    return (part for part in parts if part != label and (not split or splits.split_name(part) != split))
+
+
+def _suffix(name: str) -> str:
+    found = os.path.splitext(name)[1].lower().removeprefix(".")
+    return _KINDS.get(found, found)
+
+
+def _of_headers(store: Store, images: Manifest, notes: list[str]) -> dict[str, Sequence[str]]:
+    """Of the images of the store that are there, by their names."""
+    row_of = {name: row for row, name in enumerate(images.image_ids) if name not in images.refused}
+    paths = [images.paths[row_of[name]] if name in row_of else None for name in store.image_ids]
+    if not any(paths):
+        raise UsageError(
+            f"none of the {len(store):,} images of {store.path} is under {images.source}; the first is "
+            f"{store.image_ids[0]!r}. Give the folder, or the CSV, that they were embedded from."
+        )
+    with ThreadPoolExecutor() as pool:
+        found = list(pool.map(lambda path: None if path is None else _header(path), paths))
+    if n_without := found.count(None):
+        notes.append(f"{n_without:,} images are not there, or cannot be read: their headers are unknown")
+    of = {"image width": "width", "image height": "height", "bit depth": "bits", "colour mode": "mode"}
+    of["file format"] = "kind"
+    return {name: ["" if h is None else str(getattr(h, field)) for h in found] for name, field in of.items()}
+
+
+def _header(path: Any) -> Header | None:
+    try:
+        return headers.read(path)
+    except ImageError:
+        return None

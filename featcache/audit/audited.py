@@ -1,0 +1,223 @@
+"""What an audit found, as one JSON object and as tables, the worst first.
+
+Computes nothing but orders: what is shown to a person, written to a CSV and answered to a script is the same. Names in
+the tables are somebody's text, and are written so that no spreadsheet takes one for a formula.
+Letters: n rows, k labelled rows, m pairs.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featcache import durable
+from featcache.audit import confounds
+from featcache.audit.confounds import Confound, Score
+from featcache.audit.suspects import Doubts
+from featcache.manifest.checking import Alike
+from featcache.provenance import Json, canonical_json
+
+Array = np.ndarray[Any, Any]
+
+SHOWN = 5  # rows of the long tables in an answer
+_OF_SET = ("set", "image_id", "split", "label", "across_splits")
+_OF_PAIR = (
+    "image_id", "split", "label", "other_image_id", "other_split", "other_label", "cosine", "near", "across_splits",
+    "identical",
+)  # fmt: skip
+_OF_LABEL = ("image_id", "split", "label", "suggested", "p_label", "p_suggested", "loss", "confident")
+_OF_CONFOUND = (
+    "variable", "classes", "auroc_from_vectors", "low", "high", "above_chance", "auroc_to_label", "label_low",
+    "label_high", "chance", "why_not",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Near:
+    """Pairs of rows with similar vectors: all above a threshold, and the nearest across the split, however far.
+
+    Attributes:
+        pairs: (m, 2) row numbers, those across the split first, then by cosine.
+        cosine: (m,).
+        crosses: (m,) whether they are on two sides of the split.
+        identical: (m,) whether their files are the same.
+        is_near: (m,) whether the cosine is at least the threshold.
+        too_many: whether so many are that only those across the split are here.
+    """
+
+    pairs: Array
+    cosine: Array
+    crosses: Array
+    identical: Array
+    is_near: Array
+    too_many: bool
+
+    def count(self, across: bool) -> int | None:
+        """Near pairs of different files, of all or of those across the split; None where there are too many."""
+        wanted = self.is_near & ~self.identical & (self.crosses | (not across))
+        return None if self.too_many else int(wanted.sum())
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What was found in a store.
+
+    Attributes:
+        store: its file.
+        image_ids, splits, labels: n texts each, empty where unknown.
+        identical: sets of images with the same bytes.
+        threshold: cosine from which two vectors are nearly the same.
+        near: pairs.
+        confounds: a variable each, the best told by the vectors first.
+        left_out: columns that are no variables, with the reason.
+        together: how well all variables together tell the label.
+        of_label: how well the vectors tell it, in the same way.
+        distance, nearest: of each row, see `suspects.outliers`.
+        classes: names of the labels.
+        labelled: (k,) rows with a label.
+        doubts: of these; None where there is nothing to learn.
+        notes: what a reader must know.
+    """
+
+    store: Path
+    image_ids: Sequence[str]
+    splits: Sequence[str]
+    labels: Sequence[str]
+    identical: Sequence[Alike]
+    threshold: float
+    near: Near
+    confounds: Sequence[Confound]
+    left_out: Mapping[str, str]
+    together: Score | None
+    of_label: Score | None
+    distance: Array
+    nearest: Array
+    classes: Sequence[str]
+    labelled: Array
+    doubts: Doubts | None
+    notes: Sequence[str]
+
+    @property
+    def outlying(self) -> list[int]:
+        """Rows, the furthest from all others first."""
+        rows: list[int] = np.argsort(-self.distance, kind="stable").tolist()
+        return rows
+
+    @property
+    def doubtful(self) -> list[int]:
+        """Places in `labelled`, by the loss of their label: those that confident learning counts first."""
+        if self.doubts is None:
+            return []
+        places: list[int] = np.lexsort((-self.doubts.loss, ~self.doubts.is_confident)).tolist()
+        return places
+
+    def nearest_across(self) -> list[dict[str, Any]]:
+        """The head of the table of pairs: different files, across the split."""
+        places = np.flatnonzero(self.near.crosses & ~self.near.identical)[:SHOWN]
+        return [self._pair(place) for place in places.tolist()]
+
+    def furthest(self) -> list[dict[str, Any]]:
+        """The head of the table of outliers."""
+        return [self._outlier(row) for row in self.outlying[:SHOWN]]
+
+    def most_doubtful(self) -> list[dict[str, Any]]:
+        """The head of the table of labels."""
+        return [self._doubt(place) for place in self.doubtful[:SHOWN]]
+
+    def as_json(self) -> Json:
+        """The answer of `featcache audit --json`."""
+        crossing = [asdict(each) for each in self.identical if each.crosses]
+        return {
+            "store": str(self.store),
+            "rows": len(self.image_ids),
+            "identical": {
+                "sets": len(self.identical),
+                "images": sum(len(each.images) for each in self.identical),
+                "across_splits": crossing,
+                "different_labels": [asdict(each) for each in self.identical if len(each.labels) > 1],
+            },
+            "near": {
+                "threshold": self.threshold,
+                "pairs": self.near.count(across=False),
+                "across_splits": self.near.count(across=True),
+                "nearest_across_splits": self.nearest_across(),
+            },
+            "chance": confounds.CHANCE,
+            "confounds": [asdict(each) for each in self.confounds],
+            "left_out": dict(self.left_out),
+            "label_from_confounds": None if self.together is None else asdict(self.together),
+            "label_from_vectors": None if self.of_label is None else asdict(self.of_label),
+            "outliers": self.furthest(),
+            "doubtful_labels": None if self.doubts is None else int(self.doubts.is_confident.sum()),
+            "most_doubtful": self.most_doubtful(),
+            "notes": list(self.notes),
+        }
+
+    def write(self, folder: Path) -> list[Path]:
+        """Writes `audit.json` and a CSV each of identical images, near copies, confounds, outliers and doubtful labels.
+
+        Raises:
+            NoSpace, AccessDenied, InputOutputError: what was written before is whole.
+        """
+        durable.make_folders(folder)
+        for name, (header, rows) in self._tables().items():
+            durable.write_csv(folder / name, header, rows)
+        durable.write_text(folder / "audit.json", canonical_json(self.as_json()) + "\n")
+        return [folder / name for name in (*self._tables(), "audit.json")]
+
+    def _tables(self) -> dict[str, tuple[Sequence[str], list[list[object]]]]:
+        outliers = [list(self._outlier(row).values()) for row in self.outlying]
+        doubts = [list(self._doubt(place).values()) for place in self.doubtful]
+        return {
+            "identical.csv": (_OF_SET, list(self._identical_rows())),
+            "near_duplicates.csv": (_OF_PAIR, [list(self._pair(i).values()) for i in range(len(self.near.pairs))]),
+            "confounds.csv": (_OF_CONFOUND, [_confound_row(each) for each in self.confounds]),
+            "outliers.csv": (("image_id", "split", "label", "distance", "nearest"), outliers),
+            "labels.csv": (_OF_LABEL, doubts),
+        }
+
+    def _row(self, row: int) -> dict[str, str]:
+        return {"image_id": self.image_ids[row], "split": self.splits[row], "label": self.labels[row]}
+
+    def _outlier(self, row: int) -> dict[str, Any]:
+        nearest = self.image_ids[int(self.nearest[row])]
+        return {**self._row(row), "distance": round(float(self.distance[row]), 6), "nearest": nearest}
+
+    def _doubt(self, place: int) -> dict[str, Any]:
+        doubts = self.doubts
+        assert doubts is not None
+        numbers = {"p_label": doubts.p_given, "p_suggested": doubts.p_suggested, "loss": doubts.loss}
+        return {
+            **self._row(int(self.labelled[place])),
+            "suggested": self.classes[doubts.suggested[place]],
+            **{name: round(float(values[place]), 6) for name, values in numbers.items()},
+            "confident": "yes" if doubts.is_confident[place] else "no",
+        }
+
+    def _identical_rows(self) -> Iterator[list[object]]:
+        row_of = {name: row for row, name in enumerate(self.image_ids)}
+        worst_first = sorted(self.identical, key=lambda each: (not each.crosses, len(each.labels) < 2))
+        for number, each in enumerate(worst_first, start=1):
+            for name in each.images:
+                yield [number, *self._row(row_of[name]).values(), "yes" if each.crosses else "no"]
+
+    def _pair(self, place: int) -> dict[str, Any]:
+        one, other = self.near.pairs[place].tolist()
+        flags = {"near": self.near.is_near, "across_splits": self.near.crosses, "identical": self.near.identical}
+        return {
+            **self._row(one),
+            **{f"other_{name}": text for name, text in self._row(other).items()},
+            "cosine": round(float(self.near.cosine[place]), 6),
+            **{name: "yes" if values[place] else "no" for name, values in flags.items()},
+        }
+
+
+def _confound_row(each: Confound) -> list[object]:
+    def numbers(score: Score | None) -> list[object]:
+        return ["", "", ""] if score is None else [round(value, 4) for value in (score.auroc, score.low, score.high)]
+
+    above = "" if each.from_vectors is None else "yes" if each.from_vectors.above_chance else "no"
+    shown = [*numbers(each.from_vectors), above, *numbers(each.to_label)]
+    return [each.name, "; ".join(each.classes), *shown, confounds.CHANCE, each.why]

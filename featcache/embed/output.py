@@ -1,0 +1,257 @@
+"""One store of a pass: its lock and its parts, what is there already, and what is said of it in the end."""
+
+import os
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from featcache import durable
+from featcache.embed.filling import Filling, Submit
+from featcache.embed.network import Network, Note
+from featcache.embed.plan import Plan
+from featcache.errors import FeatcacheError, NoSpace
+from featcache.images.augment import ViewSpec
+from featcache.images.seen import Seen
+from featcache.manifest import Manifest
+from featcache.provenance import Json, digest_json
+from featcache.store import POOLED, Counts, KnownVectors, Part, PartFolder, Store, check_identity, publish
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """What a pass did. The counts add up: found = embedded + reused + failed.
+
+    Attributes:
+        counts: embedded are those computed for this store, also by the passes that this one continued; reused those
+            whose bytes it held already.
+        n_duplicates: rows whose image has the same bytes as an earlier row's: one forward pass served both.
+        n_dropped: images the store held before that are not among these.
+        shapes: array of the store -> shape of its rows.
+    """
+
+    store: Path
+    counts: Counts
+    skipped: dict[str, int]
+    n_ungrouped: int
+    n_resumed: int
+    n_duplicates: int
+    n_dropped: int
+    backbone: str
+    weights: str
+    shapes: Mapping[str, Sequence[int]]
+    identity: Json
+    seconds: float
+    failures: dict[str, tuple[str, str]] = field(default_factory=dict)
+
+    @property
+    def dim(self) -> int:
+        """d, the width of the pooled vector."""
+        return self.shapes[POOLED][0]
+
+    @property
+    def images_per_second(self) -> float:
+        """Of this pass; what an earlier one had finished does not count."""
+        return max(0, self.counts.embedded - self.n_resumed) / self.seconds if self.seconds else 0.0
+
+    @property
+    def weights_sha256(self) -> str:
+        return str(self.identity["backbone"]["weights_sha256"])
+
+    def as_json(self) -> Json:
+        """The answer of `featcache embed --json`."""
+        return {
+            "store": str(self.store),
+            "found": self.counts.found,
+            "skipped": sum(self.skipped.values()),
+            "embedded": self.counts.embedded,
+            "reused": self.counts.reused,
+            "failed": self.counts.failed,
+            "duplicates": self.n_duplicates,
+            "dropped": self.n_dropped,
+            "dim": self.dim,
+            "shapes": {tap: list(shape) for tap, shape in self.shapes.items()},
+            "backbone": self.backbone,
+            "weights_sha256": self.weights_sha256,
+            "identity": digest_json(self.identity),
+            "precision": self.identity["precision"],
+            "seconds": round(self.seconds, 3),
+            "images_per_second": round(self.images_per_second, 2),
+        }
+
+
+@dataclass
+class Output:
+    """One store of a pass.
+
+    Attributes:
+        folder: its finished parts.
+        known: the vectors there are.
+        missing: first rows of the parts that are to be made.
+        n_resumed: rows that an earlier pass had finished.
+        planned_ns: when the plan that is being worked on was made, on the clock of the store's file system.
+        filling: the part that is being filled.
+    """
+
+    store_path: Path
+    plan: Plan
+    network: Network
+    views: ViewSpec | None
+    folder: PartFolder = field(init=False)
+    known: KnownVectors = field(init=False)
+    missing: set[int] = field(default_factory=set)
+    n_resumed: int = 0
+    planned_ns: int = 0
+    filling: Filling | None = None
+
+    @contextmanager
+    def opened(self, part_rows: int, on_note: Note) -> Iterator[None]:
+        """Locked, with what is there already looked at, and told."""
+        self.folder = PartFolder(self.store_path, self.plan.record(self.network.answer.identity, part_rows))
+        with self.folder.locked(), self._known() as self.known:
+            self.planned_ns = self.folder.planned_ns
+            self._tell_what_is_there(part_rows, on_note)
+            n, finished = len(self.plan), self.folder.finished()
+            self.missing = {start for start in range(0, n, part_rows) if start not in finished}
+            self.n_resumed = n - sum(min(part_rows, n - start) for start in self.missing)
+            yield
+
+    def begin(self, rows: range, submit: Submit) -> Filling:
+        """The next part."""
+        self.filling = Filling(
+            rows, self.network, self.views, self.network.answer.identity["stored_dtype"], submit, self.filling
+        )
+        return self.filling
+
+    def write(self, filling: Filling) -> tuple[Path, Part]:
+        """Puts a part on disk once its batches are back: in a thread of its own, while the next one fills."""
+        part = filling.part()
+        return self.folder.write(part), part
+
+    def publish(self, manifest: Manifest, seconds: float) -> Embedded:
+        """Packs the parts into the store."""
+        self.filling = None
+        failures = _report_failures(self.store_path, manifest, self.folder)
+        self.plan.contents = self.folder.contents()
+        n_dropped = self.known.n_not_among(set(self.plan.contents))
+        heads, answer = self.folder.heads(), self.network.answer
+        counts = publish(
+            self.store_path,
+            heads,
+            manifest.image_ids,
+            manifest.columns,
+            answer.identity,
+            self.known.environments,
+            answer.weights,
+        )
+        self.folder.clear()
+        done = _embedded(self.store_path, self.plan, self.network, counts)
+        return replace(done, n_resumed=self.n_resumed, n_dropped=n_dropped, seconds=seconds, failures=failures)
+
+    def remember(self, seen: Seen) -> None:
+        """Keeps what was seen, for the next pass."""
+        self.plan.remember(seen, self.planned_ns)
+        self.network.remember(seen)
+        seen.write(self.store_path)
+
+    @contextmanager
+    def _known(self) -> Iterator[KnownVectors]:
+        """The vectors that are there already."""
+        if not self.store_path.exists():
+            yield KnownVectors(None, self.folder.old())
+            return
+        with Store.open(self.store_path) as store:
+            check_identity(self.store_path, store.identity, self.network.answer.identity)
+            yield KnownVectors(store, self.folder.old())
+
+    def _tell_what_is_there(self, part_rows: int, on_note: Note) -> None:
+        environments = list(self.known.environments)
+        for path, head in self.folder.heads().items():
+            self.known.add_finished(path, head)
+            environments += [head.environment] if head.environment else []
+        if n_finished := len(self.folder.finished()):
+            n_parts = -(-len(self.plan) // part_rows)
+            on_note(f"resuming: {n_finished:,} of {n_parts:,} parts are done")
+        _tell_of_other_environments(self.store_path, environments, self.network, on_note)
+
+
+def _embedded(store_path: Path, plan: Plan, network: Network, counts: Counts) -> Embedded:
+    contents = [content for content in plan.contents if content]
+    answer = network.answer
+    return Embedded(
+        store=store_path,
+        counts=counts,
+        skipped=plan.manifest.skipped,
+        n_ungrouped=plan.manifest.n_ungrouped,
+        n_resumed=0,
+        n_duplicates=len(contents) - len(set(contents)),
+        n_dropped=0,
+        backbone=answer.backbone,
+        weights=answer.weights,
+        shapes=network.shapes,
+        identity=answer.identity,
+        seconds=0.0,
+    )
+
+
+def nothing_new(store_path: Path, plan: Plan, network: Network, on_note: Note) -> Embedded:
+    with Store.open(store_path) as store:
+        _tell_of_other_environments(store_path, store.environments, network, on_note)
+    return _embedded(store_path, plan, network, Counts(embedded=0, reused=len(plan), failed=0))
+
+
+def _tell_of_other_environments(store_path: Path, held: Iterable[Json], network: Network, on_note: Note) -> None:
+    """Versions or a device that are not those of the vectors there: worth a word, and no more."""
+    here = network.environment
+    others = {
+        f"{name} {environment.get(name, 'unknown')} (here {here.get(name, 'unknown')})": None
+        for environment in held
+        for name in here
+        if environment.get(name) != here.get(name)
+    }
+    if others:
+        on_note(f"{store_path} has vectors made with {', '.join(others)}: they may differ in the last digits.")
+
+
+def store_bytes(network: Network, n: int) -> int:
+    """About what a store of n images takes: its arrays, names and labels."""
+    values = int(np.dtype(network.answer.identity["stored_dtype"]).itemsize)
+    return n * (network.row_bytes * values // 4 + 512)
+
+
+def check_space(outputs: Sequence[Output], n: int) -> None:
+    """The parts and the store they are packed into exist side by side for a moment."""
+    needed = 2 * sum(store_bytes(output.network, n) for output in outputs)
+    folder = outputs[0].store_path.parent
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        n_features = sum(output.network.row_bytes // 4 for output in outputs)
+        raise NoSpace(
+            f"no space: {n:,} images of {n_features:,} features need about {needed / 1e6:,.1f} MB, "
+            f"{free / 1e6:,.1f} MB are free on {folder}. Nothing was computed."
+        )
+
+
+def failures_path(store_path: Path) -> Path:
+    """`STORE.h5.failures.csv`, beside the store; there only while the last pass had failures."""
+    return store_path.with_name(store_path.name + ".failures.csv")
+
+
+def _report_failures(store_path: Path, manifest: Manifest, folder: PartFolder) -> dict[str, tuple[str, str]]:
+    """Writes the list of failed images, and stops before an empty store would be published."""
+    rows = sorted(folder.failures().items())
+    failures = {manifest.image_ids[row]: failure for row, failure in rows}
+    path = failures_path(store_path)
+    if not failures:
+        if path.is_file():
+            path.unlink()
+        return failures
+    table = [[os.fspath(manifest.paths[row]), *failure, manifest.image_ids[row]] for row, failure in rows]
+    durable.write_csv(path, ["path", "code", "reason", "image_id"], table)
+    if len(failures) == len(manifest):
+        image_id, (_, reason) = next(iter(failures.items()))
+        raise FeatcacheError(f"none of {len(manifest)} images could be embedded. {image_id!r}: {reason}. See {path}.")
+    return failures

@@ -1,0 +1,295 @@
+"""Phase 2: back to the pixels, for exactly as much of the network as helps; and training from scratch, the same loop
+with everything unfrozen.
+
+The story: a Run says which network, weights, transform, split, classes and head; the images, or a store that holds what
+enters the last stage, have to be the ones it was made of. What it bought is said on the same rows: those of validation,
+which chose the epoch, and those of test, which chose nothing. The start itself may win.
+Letters: n rows, c classes.
+
+    world       the processes that train one network together
+    telling     where a training runs, and how it is followed
+    cut         which part of a backbone learns, by a word of a person
+    pixels      images decoded once, augmented in every epoch
+    start       what a training starts from
+    boundaries  what enters the part that learns, from images or a store
+    inputs      the images of a Run, of a folder, or a store of them, checked
+    learning    what learns: the upper part of a network, its optimizer, loss and pace
+    checkpoints where a training is between two epochs, on disk
+    tuning      the loop: stages, epochs, batches, the best weights
+    outcome     what is said of it, beside what it started from
+    course      the trainings that make a Run: one, or one for each fold and a last
+"""
+
+import time
+from contextlib import ExitStack, nullcontext
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featcache import backbones, devices, runs
+from featcache.backbones import Backbone
+from featcache.backbones.networks import DENSE
+from featcache.errors import UsageError
+from featcache.finetune import cut
+from featcache.finetune.boundaries import FromStore
+from featcache.finetune.checkpoints import Checkpoints
+from featcache.finetune.course import Course
+from featcache.finetune.inputs import (
+    ImageInputs,
+    Inputs,
+    StoreInputs,
+    check_contents,
+    chosen,
+    memory_bytes,
+    pixels_of,
+    rows_of,
+)
+from featcache.finetune.outcome import Outcome, write
+from featcache.finetune.start import Start, of_folder
+from featcache.finetune.telling import Machine, Telling
+from featcache.finetune.world import World, joined
+from featcache.heads import HeadSpec
+from featcache.images import DecodeSpec
+from featcache.manifest import Manifest
+from featcache.metrics import calibration
+from featcache.provenance import Json, digest_json, environment
+from featcache.recipe import Recipe, Stage
+from featcache.request import BackboneSpec
+from featcache.runs import Run
+from featcache.runs.protocol import SplitSpec
+from featcache.runs.task import TargetSpec
+from featcache.store import Store
+from featcache.training import check_held
+
+Array = np.ndarray[Any, Any]
+
+SCRATCH = Recipe(stages=(Stage("all", 10),), backbone_lr=0.001)
+
+
+def fine_tune(
+    run: Run,
+    recipe: Recipe = Recipe(),
+    run_path: Path | None = None,
+    *,
+    images: Manifest | None = None,
+    store: Store | None = None,
+    views: bool = False,
+    weights: str | None = None,
+    operating_point: str | None = None,
+    machine: Machine = Machine(),
+    telling: Telling = Telling(),
+) -> Run:
+    """Trains a part of the backbone and the head of a Run on, and writes a Run that cites it.
+
+    Args:
+        run: of `train_head`, with a linear or mlp head; or of `fine_tune`.
+        recipe: what learns, for how long, and how.
+        run_path: the folder to write; None for `RUN-tuned-DIGEST` beside the Run. A training that was stopped is
+            continued at its path; another one is never overwritten.
+        images: those of the Run, which go through the frozen part again.
+        store: instead of them, a store of the same images with the tap `boundary`; without augmentation.
+        views: learn from the augmented views that the store holds as well, drawn per epoch.
+        weights: where the backbone's weights are, if the Run's store had them from a file.
+        operating_point: a rule of `calibration.parse_rule`; None for that of the Run.
+        machine: where it runs.
+        telling: how it is followed.
+
+    Raises:
+        IdentityMismatch: other weights, another preprocessing, or a store of other vectors.
+        InputsChanged: images that are not those of the Run, with the first of them.
+        UsageError: a head that cannot be trained on; nothing of that name to unfreeze.
+        StoreLocked: another process is training at this path.
+    """
+    started = time.perf_counter()
+    if (images is None) == (store is None):
+        raise UsageError("fine-tune needs the images of the Run (--images), or a store of them (--from-cache).")
+    if views and store is None:
+        raise UsageError("--views are those of a store: give it with --from-cache.")
+    recipe = replace(recipe, augment=None) if store is not None else recipe
+    run = replace(run, path=_named(run.path))
+    device = _checked(machine, recipe)
+    with joined(device) as world, ExitStack() as files:
+        start = Start.of_run(run, weights, world.device(device))
+        _check_stages(start.backbone, recipe)
+        rule = operating_point or run.record["asked"].get("operating_point")
+        _check_rule(start, rule)
+        asked = {
+            **run.record["asked"],
+            "average_views": False,
+            "operating_point": rule,
+            "views": store.identity.get("views") if store and views else None,
+            "inputs": "store" if store else "images",
+        }
+        key = _key(start, recipe, asked)
+        run_path = _named(run_path) if run_path else run.path.with_name(f"{run.path.name}-tuned-{digest_json(key)[:8]}")
+        checkpoints = _prepared(run_path, key, world, files)
+        inputs: Inputs
+        if store is not None:
+            rows = rows_of(store, start.differences(store.identity), start.task.image_ids, start.task.content, views)
+            inputs = StoreInputs(start.backbone, store, FromStore(store, rows, recipe.seed, views, memory_bytes(world)))
+        else:
+            assert images is not None
+            picked = chosen(images, start.task.image_ids)
+            pixels = files.enter_context(pixels_of(picked, start.backbone, start.decode, recipe, machine, world))
+            check_contents(pixels, start.task.image_ids, start.task.content, world, telling)
+            n = len(start.task.image_ids)
+            inputs = files.enter_context(
+                ImageInputs(start.backbone, pixels, recipe, n, machine.compile, world, telling)
+            )
+        outcome = Course(start, recipe, inputs, checkpoints, world, machine, telling).outcome()
+        return _written(start, outcome, key, rule, run_path, checkpoints, world, started)
+
+
+def train(
+    images: Manifest,
+    spec: BackboneSpec,
+    head: HeadSpec = HeadSpec(),
+    recipe: Recipe = SCRATCH,
+    run_path: Path | None = None,
+    *,
+    target: TargetSpec = TargetSpec(),
+    split: SplitSpec = SplitSpec(),
+    decode: DecodeSpec = DecodeSpec(),
+    operating_point: str | None = None,
+    machine: Machine = Machine(),
+    telling: Telling = Telling(),
+) -> Run:
+    """Trains a network with a fresh head on images, all of it or a part, and writes a Run.
+
+    Args:
+        images: with labels, and perhaps groups and a split. Those that cannot be read are left out and counted.
+        spec: the network and its weights: "random:SEED" is training from scratch.
+        head: on its vectors.
+        recipe: what learns, for how long, and how.
+        run_path: the folder to write; None for `runs/FOLDER-NETWORK-DIGEST`.
+        target: the labels.
+        split: how rows are divided.
+        decode: how files become pixels.
+        operating_point: a rule of `calibration.parse_rule`; None for none.
+        machine: where it runs.
+        telling: how it is followed.
+
+    Raises:
+        UsageError: labels, groups or the given split do not allow it, with counts.
+        WeightsUnavailable: pretrained weights are not cached and cannot be fetched.
+        StoreLocked: another process is training at this path.
+    """
+    started = time.perf_counter()
+    device = _checked(machine, recipe)
+    with joined(device) as world, ExitStack() as files:
+        backbone = backbones.load(spec, world.device(device))
+        _check_stages(backbone, recipe)
+        pixels = files.enter_context(pixels_of(images, backbone, decode, recipe, machine, world))
+        start, used = of_folder(images, backbone, decode, head, pixels, target, split, world, telling)
+        _check_rule(start, operating_point)
+        pixels.keep_only(used)
+        drawn = {name: getattr(split, name) for name in ("nested", "group_by", "near_duplicates", "seed")}
+        asked = {"average_views": False, "operating_point": operating_point, "split": drawn, "inputs": "images"}
+        key = _key(start, recipe, asked)
+        stem = f"{_named(images.source).stem}-{spec.name.replace('/', '_')}"
+        run_path = _named(run_path) if run_path else Path("runs") / f"{stem}-{digest_json(key)[:8]}"
+        checkpoints = _prepared(run_path, key, world, files)
+        inputs = files.enter_context(ImageInputs(backbone, pixels, recipe, len(used), machine.compile, world, telling))
+        outcome = Course(start, recipe, inputs, checkpoints, world, machine, telling).outcome()
+        return _written(start, outcome, key, operating_point, run_path, checkpoints, world, started)
+
+
+def head_for(model: str, kind: str | None = None, **given: Any) -> HeadSpec:
+    """The head that a network is trained with: a linear one, or the dense layers of a small network of ours.
+
+    Args:
+        model: the network's name.
+        kind: "linear", "mlp", or None for the network's own.
+        given: fields of `HeadSpec`; None for those that are not given.
+
+    Raises:
+        ValueError: another kind, or a field that does not apply to it.
+    """
+    fields = {name: value for name, value in given.items() if value is not None}
+    if kind is None and model in DENSE:
+        return HeadSpec.of("flatten-mlp", **{"widths": DENSE[model], **fields})
+    if kind not in (None, "linear", "mlp"):
+        raise ValueError(f"head must be linear or mlp, got {kind!r}")
+    return HeadSpec.of(kind or "linear", **fields)
+
+
+# --- what is asked ----------------------------------------------------------------------------------------------------
+
+
+def _named(path: Path) -> Path:
+    """A path whose last part is a name, so that others can stand beside it: not `.` or `..`."""
+    return path.resolve() if path.name in ("", "..") else path
+
+
+def _checked(machine: Machine, recipe: Recipe) -> str:
+    """The device, where all that is asked of it can be had."""
+    device = devices.choose(machine.device)
+    backbones.check_precision(recipe.precision, device)
+    return device
+
+
+def _check_stages(backbone: Backbone, recipe: Recipe) -> None:
+    """Before any image is read."""
+    for stage in recipe.stages:
+        cut.unfrozen(backbone.module, stage.unfreeze)
+
+
+def _check_rule(start: Start, rule: str | None) -> None:
+    check_held(start.task, start.protocol, calibration.parse_rule(rule) if rule else None)
+
+
+# --- before and after -------------------------------------------------------------------------------------------------
+
+
+def _key(start: Start, recipe: Recipe, asked: Json) -> Json:
+    """Everything that decides the result: two with the same key are the same Run."""
+    task, parent = start.task, start.parent
+    labels = [[None if v != v else v for v in np.atleast_1d(label).tolist()] for label in task.labels]
+    return {
+        "command": "fine-tune" if parent else "train",
+        "parent_sha256": digest_json(_said_again(parent.record)) if parent else None,
+        "recipe": asdict(recipe),
+        "heads": [start.head.used()],
+        "classes": task.classes,
+        "task": "findings" if task.has_findings else "classes",
+        "positive": task.classes[task.positive],
+        "asked": asked,
+        "start_sha256": digest_json(start.backbone.identity(start.decode, "float32")),
+        "content_sha256": digest_json(task.content),
+        "split_sha256": start.protocol.record(task.image_ids)["sha256"],
+        "labels_sha256": digest_json(labels),
+    }
+
+
+def _said_again(record: Json) -> Json:
+    """What a Run says whenever it is made again: not how long that took, nor where it was."""
+    return {name: value for name, value in record.items() if name not in ("seconds", "environment")}
+
+
+def _prepared(run_path: Path, key: Json, world: World, files: ExitStack) -> Checkpoints:
+    """Where it is written, if it may be, locked for this process and those that train with it."""
+    runs.check_free(run_path, key)
+    checkpoints = Checkpoints(run_path)
+    files.enter_context(checkpoints.locked(key) if world.is_first else nullcontext())
+    world.gathered(None)  # the plan is there before anybody looks for a checkpoint
+    return checkpoints
+
+
+def _written(
+    start: Start,
+    outcome: Outcome,
+    key: Json,
+    rule: str | None,
+    run_path: Path,
+    checkpoints: Checkpoints,
+    world: World,
+    started: float,
+) -> Run:
+    if world.is_first:
+        here = environment(devices.describe(start.backbone.device))
+        write(start, outcome, key, rule, run_path, here, time.perf_counter() - started)
+        checkpoints.remove()
+    world.gathered(None)
+    return Run.open(run_path)

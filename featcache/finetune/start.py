@@ -1,0 +1,163 @@
+"""What a training on pixels starts from: the network, its head, the rows and how they are divided, checked before
+anything is computed. Either of a Run, or of a labelled folder of images with a fresh head.
+Letters: d features, c classes.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+
+from featcache.backbones import Backbone
+from featcache.errors import UsageError
+from featcache.finetune.pixels import Pixels
+from featcache.finetune.telling import Telling
+from featcache.finetune.world import World
+from featcache.heads import HeadSpec, modules, stacks
+from featcache.heads.modules import Head, head_module
+from featcache.images import DecodeSpec
+from featcache.manifest import Manifest
+from featcache.predict import origin
+from featcache.provenance import Json, difference
+from featcache.runs import Run
+from featcache.runs.protocol import Protocol, SplitSpec, divide
+from featcache.runs.task import TargetSpec, Task
+
+Array = np.ndarray[Any, Any]
+
+_MAX_PIXELS = 1 << 30  # an image of the Run was within the bound that it was embedded with
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a training on pixels starts from.
+
+    Attributes:
+        task: labels of the rows.
+        protocol: how they are divided.
+        backbone: the network, ready and frozen.
+        decode: how files become pixels.
+        head: what the head is.
+        tensors: its weights; those of the final head.
+        of_folds: the weights of the head of each fold, which has not seen its held rows.
+        feature_rms: what the head's features were divided by.
+        parent: the Run, if it is one.
+    """
+
+    task: Task
+    protocol: Protocol
+    backbone: Backbone
+    decode: DecodeSpec
+    head: HeadSpec
+    tensors: Mapping[str, Array]
+    of_folds: Sequence[Mapping[str, Array]]
+    feature_rms: float
+    parent: Run | None = None
+
+    @classmethod
+    def of_run(cls, run: Run, weights: str | None, device: str) -> Self:
+        """The state in which a Run was left.
+
+        Args:
+            run: of `train_head`, or of a training on pixels.
+            weights: where the backbone's weights are; None for where the Run's store had them from.
+            device: where the network will be.
+
+        Raises:
+            UsageError: a head that has no weights to train on, or whose validation rows were learnt from.
+            IdentityMismatch: other weights, or another preprocessing than the Run's.
+        """
+        if run.spec.kind == "knn" or (run.spec.kind == "flatten-mlp" and not (run.path / origin.WEIGHTS).exists()):
+            raise UsageError(f"{run.path} has a {run.spec.kind} head; phase 2 needs one on vectors: linear or mlp.")
+        if run.record["asked"].get("refit_all"):
+            raise UsageError(
+                f"{run.path} was trained on its validation rows as well (--refit-all), and they could not choose "
+                f"anything any more. Train the head again without it."
+            )
+        task, protocol = run.task(), run.protocol()
+        folds = [run.weights()] if protocol.is_hold_out else run.fold_weights()
+        if len(folds) != len(protocol.folds):
+            raise UsageError(f"{run.path} has no heads of its {len(protocol.folds)} folds to go on from.")
+        backbone, request = origin.backbone_of(run, weights, device)
+        # What was embedded is known by its bytes, so a first frame is taken where it was taken before.
+        decode = replace(request.decode, first_frame=True, max_pixels=_MAX_PIXELS)
+        rms = run.feature_rms
+        assert rms is not None, "only knn has none"
+        return cls(task, protocol, backbone, decode, run.spec, run.weights(), folds, rms, run)
+
+    def differences(self, identity: Json) -> list[str]:
+        """What the vectors of a store have that those of the Run have not, a line each. What else it holds, and under
+        which name, changes nothing."""
+        assert self.parent is not None
+        own = self.backbone.identity(self.decode, "", origin.views_of(identity))
+        lines = difference(origin.comparable(identity), origin.comparable(own))
+        stored = (each["stored_dtype"] for each in (identity, self.parent.record["store"]["identity"]))
+        return lines + difference(*({"stored_dtype": dtype} for dtype in stored))
+
+    def made(self, tensors: Mapping[str, Array], dropout: float | None) -> Head:
+        """A head with these weights, to be trained on."""
+        spec = replace(self.head, dropout=dropout) if dropout is not None and self.head.widths else self.head
+        task = self.task
+        return head_module(spec, tensors, self.feature_rms, len(task.classes), task.positive, task.has_findings)
+
+
+# --- of a folder ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Folder:
+    """The images of a folder that can be read, as rows to be labelled."""
+
+    path: Path
+    image_ids: list[str]
+    columns: dict[str, list[str]]
+    content_sha256: list[str]
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+
+def of_folder(
+    images: Manifest,
+    backbone: Backbone,
+    decode: DecodeSpec,
+    head: HeadSpec,
+    pixels: Pixels,
+    target: TargetSpec,
+    split: SplitSpec,
+    world: World,
+    telling: Telling,
+) -> tuple[Start, list[int]]:
+    """A fresh head on the images of a folder that can be read, and the number among all images of each row.
+
+    Raises:
+        UsageError: labels, groups or the given split do not allow it, with counts.
+    """
+    if not images.image_ids:
+        raise UsageError(f"found 0 images under {images.source}.")
+    everything = np.arange(len(images.image_ids))
+    mine = world.share(everything).tolist()
+    pixels.read([i for i in mine if images.image_ids[i] not in images.refused], telling.on_reading)
+    digests = [each for several in world.gathered([pixels.digests[i] for i in mine]) for each in several]
+    failures: dict[int, tuple[str, str]] = {}
+    for each in world.gathered(pixels.failures):
+        failures |= each
+    pixels.digests = digests
+    numbers = [i for i in everything.tolist() if digests[i] and i not in failures]
+    failed = len(everything) - len(numbers)
+    reasons = [f"; the first: {images.image_ids[i]}: {reason}" for i, (_, reason) in sorted(failures.items())]
+    first = reasons[0].rstrip(".") if reasons else ""
+    if not numbers:
+        raise UsageError(f"none of the {failed:,} images under {images.source} can be used{first}.")
+    columns = {name: [values[i] for i in numbers] for name, values in images.columns.items()}
+    folder = _Folder(images.source, [images.image_ids[i] for i in numbers], columns, [digests[i] for i in numbers])
+    task = Task.of(folder, target)
+    if failed:
+        task.left_out["unreadable image"] = failed
+        telling.on_note(f"{failed:,} images cannot be used and are left out{first}.")
+    protocol = divide(task, split, None)
+    n_outputs = stacks.n_outputs(head, len(task.classes), task.has_findings)
+    tensors = modules.fresh(head, backbone.n_features, n_outputs)
+    return Start(task, protocol, backbone, decode, head, tensors, [tensors] * len(protocol.folds), 1.0), numbers

@@ -1,0 +1,238 @@
+"""What a head is and how it is trained: the specs, as plain values. Knows neither torch nor features.
+
+A field that means nothing for a kind cannot be set for it: a spec never promises a dropout that nobody applies. A sweep
+is a list of specs, made by `grid` from options with one or more values.
+
+    stacks      k heads in one tensor per parameter
+    modules     a head as a torch module
+    vectors     what of a store a head works on
+    objective   what is to be learnt, and how far heads are from it
+    pace        optimizers, schedules, early stopping
+    wide        first layers of millions of weights, in pieces
+    fits        what heads are to be made, and which go together
+    fitting     many heads are trained at once
+    scoring     what a finished head makes of features
+    solvers     heads that are solved: logistic regression, ridge, neighbours
+"""
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, Self
+
+TRAINED = ("linear", "mlp", "flatten-mlp")
+SOLVED = ("logreg", "ridge", "knn")
+KINDS = TRAINED + SOLVED
+
+NORM_EPSILON = 1e-5  # of a batch norm, that of torch.nn.BatchNorm1d
+
+_CHOICES = {
+    "kind": KINDS,
+    "activation": ("relu", "sigmoid", "tanh", "gelu"),
+    "norm": ("none", "batch"),
+    "output": ("softmax", "sigmoid"),
+    "optimizer": ("adam", "adamw", "sgd"),
+    "schedule": ("constant", "plateau", "cosine"),
+    "class_weights": ("none", "balanced"),
+    "scale": ("rms", "none", "standard"),
+}
+_HIDDEN = {"widths", "activation", "norm", "dropout"}
+_TRAINING = {
+    "optimizer", "lr", "weight_decay", "momentum", "label_smoothing", "epochs", "batch_rows", "schedule", "patience",
+    "early_stopping", "class_weights", "scale", "seed",
+}  # fmt: skip
+_APPLIES = {
+    "linear": _TRAINING | {"views"},
+    "mlp": _TRAINING | _HIDDEN | {"views"},
+    "flatten-mlp": _TRAINING | _HIDDEN | {"output"},
+    "logreg": {"C", "class_weights", "scale"},
+    "ridge": {"alpha", "class_weights", "scale"},
+    "knn": {"neighbors"},
+}
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "mlp": {"widths": (256,), "norm": "batch", "dropout": 0.5, "lr": 0.001, "weight_decay": 0.0},
+    "flatten-mlp": {
+        "widths": (256,),
+        "dropout": 0.25,
+        "output": "sigmoid",
+        "lr": 0.0001,
+        "weight_decay": 0.0,
+        "schedule": "constant",
+    },
+}
+_ONLY_WITH = {"momentum": ("optimizer", "sgd"), "patience": ("schedule", "plateau")}
+# What a solved head tries when nobody says what: one decomposition or search serves all of them.
+PATHS: dict[str, dict[str, tuple[Any, ...]]] = {
+    "logreg": {"C": (0.0001, 0.001, 0.01, 0.1, 1.0)},
+    "ridge": {"alpha": tuple(10.0**i for i in range(-1, 7))},
+    "knn": {"neighbors": (1, 5, 11, 21, 51)},
+}
+
+
+@dataclass(frozen=True)
+class HeadSpec:
+    """One head and its training. `HeadSpec()` is a linear probe: Adam, cross entropy, learning rate 0.003, 40 epochs,
+    batches of 32. `HeadSpec.of(kind)` has each kind's defaults.
+
+    A few thousand images of 1,280 features are linearly separable: without a penalty a head grows surer with every
+    epoch, and what its last batch did to it stays. So weights decay, and the rate ends at nothing. On X-rays of another
+    distribution than the training ones the decay was worth 0.005 of AUROC and 0.02 of accuracy (benchmarks/README.md).
+
+    Attributes:
+        kind: "linear", one affine map from d features to c classes: (d + 1) c parameters. "mlp", hidden layers before
+            it. "flatten-mlp", the same on a flattened feature map. "logreg", L2-penalised logistic regression; "ridge",
+            least squares on ±1; "knn", the vote of the nearest training rows by cosine: solved, not trained.
+        widths: units of each hidden layer.
+        activation, norm, dropout: after each hidden layer, in the order norm, activation, dropout.
+        output: "sigmoid" gives two classes one output instead of two; more classes have c in any case.
+        optimizer: "adam" (weight decay as L2 in the gradient), "adamw" (decoupled), "sgd"; betas 0.9 and 0.999.
+        lr: learning rate.
+        weight_decay: of all parameters, as torch.optim applies it.
+        momentum: of sgd.
+        label_smoothing: share of the target spread evenly over the classes.
+        epochs: passes over the training rows.
+        batch_rows: rows per step, within half a batch; in k folds, on average over the folds.
+        schedule: "constant"; "plateau", a tenth of the rate when the loss on rows kept aside has not improved for more
+            than `patience` epochs; "cosine", from lr to 0 over the epochs.
+        patience: of "plateau".
+        early_stopping: epochs without a better loss on rows kept aside after which training ends, with the best weights
+            taken; 0 trains all epochs and takes the last.
+        class_weights: "balanced" weighs each class of the loss by n / (c n_class), as scikit-learn does.
+        scale: what features are divided by: "rms", one number, the root mean square of the training rows; "standard",
+            each feature's standard deviation after its mean was taken off; "none". Numbers of the vectors that are
+            learnt from: with `views` of all of them.
+        seed: of the initial weights and of dropout. The order of the batches, and which views are drawn, belong to
+            the split.
+        views: learn in each epoch, instead of a row's own vector, from one drawn of it and of those of its augmented
+            views, each as likely.
+        C: inverse penalty of logreg, as in scikit-learn.
+        alpha: penalty of ridge, as in scikit-learn.
+        neighbors: of knn.
+    """
+
+    kind: str = "linear"
+    widths: tuple[int, ...] = ()
+    activation: str = "relu"
+    norm: str = "none"
+    dropout: float = 0.0
+    output: str = "softmax"
+    optimizer: str = "adam"
+    lr: float = 0.003
+    weight_decay: float = 0.03
+    momentum: float = 0.9
+    label_smoothing: float = 0.0
+    epochs: int = 40
+    batch_rows: int = 32
+    schedule: str = "cosine"
+    patience: int = 10
+    early_stopping: int = 0
+    class_weights: str = "none"
+    scale: str = "rms"
+    seed: int = 0
+    views: bool = False
+    C: float = 1.0
+    alpha: float = 1.0
+    neighbors: int = 5
+
+    @classmethod
+    def of(cls, kind: str, **given: Any) -> Self:
+        """A spec with the defaults of its kind.
+
+        Raises:
+            ValueError: a value out of its range, or a field that does not apply to the kind.
+        """
+        _check_choice("kind", kind)
+        if foreign := [name for name in given if name not in _APPLIES[kind]]:
+            raise ValueError(f"{foreign[0]} does not apply to {kind} heads")
+        return cls(kind, **{**_DEFAULTS.get(kind, {}), **given})
+
+    def __post_init__(self) -> None:
+        for name in _CHOICES:
+            _check_choice(name, getattr(self, name))
+        for name, above, most in (("lr", 0.0, 1000.0), ("C", 0.0, 1e12), ("alpha", 0.0, 1e12)):
+            _check(
+                name, getattr(self, name), lambda v, a=above, m=most: a < v <= m, f"> {above:g} and at most {most:g}"
+            )
+        for name in ("dropout", "label_smoothing", "momentum"):
+            _check(name, getattr(self, name), lambda v: 0 <= v < 1, "at least 0 and below 1")
+        _check("weight_decay", self.weight_decay, lambda v: 0 <= v <= 1000, "from 0 to 1000")
+        for name in ("epochs", "batch_rows", "patience", "neighbors"):
+            _check(name, getattr(self, name), lambda v: v >= 1, "at least 1")
+        _check("early_stopping", self.early_stopping, lambda v: v >= 0, "at least 0")
+        _check("seed", self.seed, lambda v: 0 <= v < 2**32, "from 0 to 2^32 - 1")
+        _check("views", self.views, lambda v: isinstance(v, bool), "true or false")
+        for width in self.widths:
+            _check("widths", width, lambda v: 1 <= v <= 65536, "from 1 to 65536")
+        if self.kind.endswith("mlp") and not self.widths:
+            raise ValueError(f"{self.kind} needs widths, as in HeadSpec.of({self.kind!r})")
+        plain = _plain(self.kind)
+        for name in plain:
+            if name not in _APPLIES[self.kind] and getattr(self, name) != plain[name]:
+                raise ValueError(f"{name} does not apply to {self.kind} heads")
+
+    @property
+    def is_trained(self) -> bool:
+        """By gradient descent, epoch after epoch; otherwise solved at once."""
+        return self.kind in TRAINED
+
+    @property
+    def needs_watch(self) -> bool:
+        """Whether some training rows have to be kept aside to end the training or to lower its rate."""
+        return self.early_stopping > 0 or self.schedule == "plateau"
+
+    def used(self) -> dict[str, Any]:
+        """The fields that apply to this kind, `kind` first."""
+        return {name: value for name, value in asdict(self).items() if name == "kind" or name in _APPLIES[self.kind]}
+
+
+def grid(kinds: Sequence[str], options: Mapping[str, Sequence[Any]]) -> list[HeadSpec]:
+    """All combinations of the options' values, for each kind those that apply to it; what is not given is the kind's
+    default, for solved kinds their path. The order is that of the options, the last changing fastest.
+
+    Raises:
+        ValueError: a value out of its range, or an option that applies to none of the kinds.
+    """
+    options = {name: values for name, values in options.items() if values}
+    for kind in kinds:
+        _check_choice("kind", kind)
+    for name in options:
+        if not any(name in _APPLIES[kind] for kind in kinds):
+            raise ValueError(f"{name} does not apply to {' or '.join(kinds)} heads")
+    for name, (other, value) in _ONLY_WITH.items():
+        if name in options and value not in options.get(other, ()):
+            raise ValueError(f"{name} is for {other} {value}")
+    specs: list[HeadSpec] = []
+    for kind in dict.fromkeys(kinds):
+        chosen = {name: values for name, values in options.items() if name in _APPLIES[kind]}
+        chosen = {**{name: path for name, path in PATHS.get(kind, {}).items() if name not in chosen}, **chosen}
+        combined = itertools.product(*chosen.values())
+        specs += [HeadSpec.of(kind, **_busy(dict(zip(chosen, values, strict=True)))) for values in combined]
+    return list(dict.fromkeys(specs))
+
+
+def _busy(given: dict[str, Any]) -> dict[str, Any]:
+    """Without the fields that do nothing beside the others: two specs that train alike are one."""
+    idle = {name for name, (other, value) in _ONLY_WITH.items() if given.get(other) != value}
+    return {name: value for name, value in given.items() if name not in idle}
+
+
+def varied(specs: Sequence[HeadSpec]) -> list[str]:
+    """The fields in which those specs differ that have them, in the order of `HeadSpec`."""
+    used = [spec.used() for spec in specs]
+    return [f.name for f in fields(HeadSpec) if len({each[f.name] for each in used if f.name in each}) > 1]
+
+
+def _plain(kind: str) -> dict[str, Any]:
+    """The values that fields have when nobody sets them."""
+    return {**{f.name: f.default for f in fields(HeadSpec) if f.name != "kind"}, **_DEFAULTS.get(kind, {})}
+
+
+def _check_choice(name: str, value: Any) -> None:
+    if value not in _CHOICES[name]:
+        raise ValueError(f"{name} must be one of {', '.join(_CHOICES[name])}, got {value!r}")
+
+
+def _check(name: str, value: Any, holds: Any, words: str) -> None:
+    if (isinstance(value, float) and not math.isfinite(value)) or not holds(value):
+        raise ValueError(f"{name} must be {words}, got {value}")

@@ -1,0 +1,184 @@
+"""Heads that are solved rather than trained: logistic regression, ridge, nearest neighbours. Instant baselines.
+
+One fold's features are scaled, decomposed or searched once, for all penalties and numbers of neighbours: a path of C is
+walked with warm starts, all ridge penalties come from one eigendecomposition, all k from one search. scikit-learn does
+logistic regression and the search.
+Letters: n rows, d features, c classes.
+"""
+
+import warnings
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from featcache.heads import scoring
+from featcache.heads.fits import Fit, Fitted
+from featcache.heads.objective import Targets, class_weights
+from featcache.heads.stacks import feature_scale
+from featcache.heads.vectors import clean, scored
+
+Array = np.ndarray[Any, Any]
+
+_LOGREG_ITERATIONS = 300
+
+
+def solve_all(fits: Sequence[Fit], x: Tensor, targets: Targets, *, average_views: bool = False) -> list[Fitted]:
+    """Solves heads of solved kinds, on the vectors of images as they are; the arguments and the answer are those of
+    `fitting.fit_all`.
+
+    A head of scikit-learn's or of ours ends as `weight` and `bias` that act on features as they are stored; "knn" keeps
+    the training rows (unit length) and their labels.
+    """
+    groups: dict[Any, list[int]] = {}
+    for i, fit in enumerate(fits):
+        shared = (fit.spec.kind, fit.spec.scale, fit.spec.class_weights, fit.train.tobytes(), fit.held.tobytes())
+        groups.setdefault((*shared, fit.labelling), []).append(i)
+    results: dict[int, Fitted] = {}
+    for numbers in groups.values():
+        members = [fits[i] for i in numbers]
+        solve = {"logreg": _logreg, "ridge": _ridge, "knn": _knn}[members[0].spec.kind]
+        results.update(zip(numbers, solve(members, x, targets, average_views), strict=True))
+    return [results[i] for i in range(len(fits))]
+
+
+# --- affine heads -----------------------------------------------------------------------------------------------------
+
+
+def _logreg(fits: Sequence[Fit], x: Tensor, targets: Targets, average_views: bool) -> list[Fitted]:
+    """L2-penalised logistic regression, from strong to weak penalty, each starting where the last ended."""
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    problem = _Problem(fits[0], x, targets, average_views)
+    model = LogisticRegression(max_iter=_LOGREG_ITERATIONS, warm_start=True)
+    found: dict[int, tuple[Array, Array]] = {}
+    for finding in problem.findings():
+        rows, y, weights = problem.known(finding)
+        for i in sorted(range(len(fits)), key=lambda i: fits[i].spec.C):
+            model.set_params(C=fits[i].spec.C)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", ConvergenceWarning)  # its score says what it is worth
+                model.fit(problem.x[rows], y, sample_weight=weights)
+            _put(found, i, model.coef_.copy(), model.intercept_.copy(), finding)
+        model = LogisticRegression(max_iter=_LOGREG_ITERATIONS, warm_start=True)
+    return [problem.affine(fit, *_two_sided(*found[i], problem)) for i, fit in enumerate(fits)]
+
+
+def _ridge(fits: Sequence[Fit], x: Tensor, targets: Targets, average_views: bool) -> list[Fitted]:
+    """Weighted least squares on -1 and 1 with penalty alpha |w|^2 and a free intercept, as scikit-learn's
+    RidgeClassifier: (X'WX + alpha I) w = X'W y on centred X and y. With X'WX = V S V' every alpha is a division."""
+    problem = _Problem(fits[0], x, targets, average_views)
+    found: dict[int, tuple[Array, Array]] = {}
+    for finding in problem.findings():
+        rows, y, weights = problem.known(finding)
+        classes = np.array([1]) if finding is not None else np.arange(targets.n_classes)
+        t = np.where(y[:, None] == classes, 1.0, -1.0)
+        a = problem.x[rows].astype(np.float64)
+        share = weights / weights.sum()
+        mean_x, mean_t = share @ a, share @ t
+        root = np.sqrt(weights)[:, None]
+        a, t = (a - mean_x) * root, (t - mean_t) * root
+        solve = _primal(a, t) if len(a) >= a.shape[1] else _dual(a, t)
+        for i, fit in enumerate(fits):
+            w = solve(fit.spec.alpha)  # (d, c)
+            _put(found, i, w.T, mean_t - mean_x @ w, finding)
+    return [problem.affine(fit, *found[i]) for i, fit in enumerate(fits)]
+
+
+def _primal(a: Array, t: Array) -> Any:
+    values, vectors = np.linalg.eigh(a.T @ a)
+    projected = vectors.T @ (a.T @ t)
+    return lambda alpha: vectors @ (projected / (values.clip(min=0) + alpha)[:, None])
+
+
+def _dual(a: Array, t: Array) -> Any:
+    """For fewer rows than features: w = X'(XX' + alpha I)^-1 y."""
+    values, vectors = np.linalg.eigh(a @ a.T)
+    projected = vectors.T @ t
+    return lambda alpha: a.T @ (vectors @ (projected / (values.clip(min=0) + alpha)[:, None]))
+
+
+class _Problem:
+    """The training rows of a fold, scaled, with labels and weights."""
+
+    def __init__(self, fit: Fit, x: Tensor, targets: Targets, average_views: bool) -> None:
+        train = torch.from_numpy(fit.train).to(x.device)
+        self._scored, x = scored(x, average_views), clean(x)
+        scale = feature_scale(x, [train], fit.spec.scale)
+        self._offset, self._divisor = scale.offset[0].cpu().double().numpy(), scale.divisor[0].cpu().double().numpy()
+        self.x: Array = ((x[train] - scale.offset[0]) / scale.divisor[0]).cpu().numpy()
+        self.y = targets.values[fit.labelling][fit.train]
+        self._targets = targets
+        self._class_weights = class_weights(self.y, targets.n_classes, fit.spec.class_weights)
+
+    def findings(self) -> list[int | None]:
+        """The findings one by one, or None for classes, which are learnt together."""
+        return list(range(self._targets.n_classes)) if self._targets.has_findings else [None]
+
+    def known(self, finding: int | None) -> tuple[Array, Array, Array]:
+        """Rows whose label is known, their labels, their weights."""
+        y = self.y if finding is None else self.y[:, finding]
+        rows = np.flatnonzero(np.isfinite(y)) if finding is not None else np.arange(len(y))
+        y = y[rows].astype(np.int64)
+        weights = self._class_weights if finding is None else self._class_weights[:, finding]
+        return rows, y, weights[y]
+
+    @property
+    def n_classes(self) -> int:
+        return self._targets.n_classes
+
+    @property
+    def has_findings(self) -> bool:
+        return self._targets.has_findings
+
+    def affine(self, fit: Fit, weight: Array, bias: Array) -> Fitted:
+        """A head of (c, d) weights on scaled features, as it acts on stored ones."""
+        weight = weight / self._divisor
+        bias = bias - (weight * self._offset).sum(1)
+        tensors = {"weight": weight.astype(np.float32), "bias": bias.astype(np.float32)}
+        logits = scoring.averaged(lambda x: x @ tensors["weight"].T + tensors["bias"], _rows(self._scored, fit.held))
+        return Fitted(fit, tensors, logits, 0, weight.size + bias.size)
+
+
+def _put(found: dict[int, tuple[Array, Array]], i: int, weight: Array, bias: Array, finding: int | None) -> None:
+    """Rows of findings are stacked as they come; classes come all at once."""
+    if finding is None or i not in found:
+        found[i] = weight, bias
+    else:
+        found[i] = np.concatenate([found[i][0], weight]), np.concatenate([found[i][1], bias])
+
+
+def _two_sided(weight: Array, bias: Array, problem: _Problem) -> tuple[Array, Array]:
+    """scikit-learn gives two classes one row, the log odds of the second: half of it for each side."""
+    if problem.has_findings or problem.n_classes > 2:
+        return weight, bias
+    return np.concatenate([-weight / 2, weight / 2]), np.concatenate([-bias / 2, bias / 2])
+
+
+# --- nearest neighbours -----------------------------------------------------------------------------------------------
+
+
+def _knn(fits: Sequence[Fit], x: Tensor, targets: Targets, average_views: bool) -> list[Fitted]:
+    """The vote of the nearest training rows, as `scoring.vote` counts it; one search serves all k."""
+    fit = fits[0]
+    vectors = scoring.unit_rows(_rows(clean(x), fit.train))
+    labels = targets.values[fit.labelling][fit.train]
+    held = _rows(scored(x, average_views), fit.held)
+    near = scoring.nearest(vectors, held.reshape(-1, x.shape[-1]), max(f.spec.neighbors for f in fits))
+    near = near.reshape(*held.shape[:-1], near.shape[1])  # (m, k), or (m, v, k)
+    tensors = {"vectors": vectors, "labels": labels.astype(np.float32)}
+    votes = (partial(_votes, labels, targets.n_classes, each.spec.neighbors) for each in fits)
+    return [Fitted(each, tensors, scoring.averaged(vote, near), 0, 0) for each, vote in zip(fits, votes, strict=True)]
+
+
+def _votes(labels: Array, n_classes: int, k: int, near: Array) -> Array:
+    """(m, c) logits of the k nearest of the rows found."""
+    return scoring.vote(labels[near[:, :k]], n_classes)
+
+
+def _rows(x: Tensor, rows: Array) -> Array:
+    return x[torch.from_numpy(rows).to(x.device)].cpu().numpy()

@@ -1,0 +1,286 @@
+"""What a folder or CSV of images holds, before anything is computed from it: counts, formats, sizes, and what leaks.
+
+Headers are read, and whole files only where two have the same size and may be the same image. That finds what is no
+image at all, not what is cut short: `full` decodes every file in workers as a pass does, and fails what a pass would.
+A score is too good where one patient, or one image, is both learnt from and reported: patients are looked for by name,
+images by content. Knows nothing of networks or vectors.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+from statistics import median_low
+from typing import Any
+
+from featcache import images
+from featcache.errors import ImageError
+from featcache.images import DecodeSpec, TransformSpec, headers
+from featcache.images.headers import Header
+from featcache.images.seen import stamp_of
+from featcache.images.workers import TIMEOUT_S, Decoders
+from featcache.manifest import Manifest
+from featcache.provenance import digest_bytes
+from featcache.splits import TEST, TRAIN, VAL
+
+Progress = Callable[[int, int], None]
+
+_SIDES = (TRAIN, VAL, TEST)
+# What becomes of the pixels is thrown away; a tiny result is the cheapest.
+_TINY = TransformSpec((8, 8), 1.0, "nearest", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), crop_mode="squash")
+
+
+@dataclass(frozen=True)
+class Alike:
+    """Images that are one thing: the same bytes, or the same patient.
+
+    Attributes:
+        images: two or more names, in the order of the manifest.
+        splits, labels: those they have, sorted, unknown ones left away.
+    """
+
+    images: list[str]
+    splits: list[str]
+    labels: list[str]
+
+    @property
+    def crosses(self) -> bool:
+        """Whether it is on two sides of the split."""
+        return len(self.splits) > 1
+
+
+@dataclass(frozen=True)
+class Stratum:
+    """The images of one class on one side of the split.
+
+    Attributes:
+        split, label: empty where unknown.
+        n_images: of them.
+        n_groups: None where there are no groups.
+        formats, bits, modes: how many headers say so; of those that could be read.
+        widths, heights: least, median and greatest, in pixels; empty where no header could be read.
+    """
+
+    split: str
+    label: str
+    n_images: int
+    n_groups: int | None
+    formats: dict[str, int]
+    bits: dict[str, int]
+    modes: dict[str, int]
+    widths: list[int]
+    heights: list[int]
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What was found.
+
+    Attributes:
+        n_images: in the manifest.
+        n_bytes: of the files whose header could be read.
+        full: whether every image was decoded.
+        failures: image_id -> (code, reason) of those a pass would fail.
+        strata: by split, then by class.
+        sizes: `2048 x 2496` -> how many, the most frequent first.
+        identical: sets of images with the same bytes.
+        groups: groups that are on two sides of the split.
+        n_groups: None where there are no groups.
+        largest_group: images of it.
+        n_ungrouped: images that the group pattern did not match.
+        n_unlabelled: images without a label.
+        skipped: files that are no images, by reason.
+    """
+
+    n_images: int
+    n_bytes: int
+    full: bool
+    failures: Mapping[str, tuple[str, str]]
+    strata: Sequence[Stratum]
+    sizes: Mapping[str, int]
+    identical: Sequence[Alike]
+    groups: Sequence[Alike]
+    n_groups: int | None
+    largest_group: int
+    n_ungrouped: int
+    n_unlabelled: int
+    skipped: Mapping[str, int]
+
+    @property
+    def leaks(self) -> list[Alike]:
+        """What is on two sides of the split: identical images, then groups."""
+        return [*(each for each in self.identical if each.crosses), *self.groups]
+
+    def as_json(self) -> dict[str, Any]:
+        """The answer of `featcache check --json`."""
+        failures = [{"image_id": name, "code": code, "reason": why} for name, (code, why) in self.failures.items()]
+        groups = {"n": self.n_groups, "largest": self.largest_group, "ungrouped": self.n_ungrouped}
+        return {
+            "images": self.n_images,
+            "bytes": self.n_bytes,
+            "full": self.full,
+            "unreadable": failures,
+            "unlabelled": self.n_unlabelled,
+            "skipped": dict(self.skipped),
+            "classes": [asdict(each) for each in self.strata],
+            "sizes": dict(self.sizes),
+            "identical": [asdict(each) for each in self.identical],
+            "identical_across_splits": sum(each.crosses for each in self.identical),
+            "groups": {**groups, "across_splits": [asdict(each) for each in self.groups]},
+            "leaks": len(self.leaks),
+        }
+
+
+@dataclass(frozen=True)
+class _Looked:
+    """What one file gave."""
+
+    header: Header | None = None
+    digest: str = ""  # empty where nothing else has its size
+    failure: tuple[str, str] | None = None
+
+
+def check(
+    manifest: Manifest,
+    *,
+    full: bool = False,
+    decode: DecodeSpec = DecodeSpec(),
+    n_workers: int | None = None,
+    timeout_s: float = TIMEOUT_S,
+    on_progress: Progress = lambda done, total: None,
+) -> Checked:
+    """Looks at the images of a manifest, and changes nothing.
+
+    Args:
+        manifest: what to look at.
+        full: decode every image.
+        decode: by which rules, and which sizes and frames are refused.
+        n_workers: processes that decode, and threads that read.
+        timeout_s: what one image may take.
+        on_progress: called with (images done, images in all).
+
+    Raises:
+        InputOutputError: no process for decoding can be started.
+    """
+    n_threads = n_workers or os.cpu_count() or 1
+    pool = ThreadPoolExecutor(n_threads)
+    try:
+        with Decoders([_TINY], decode, None, timeout_s) as decoders:
+            look = partial(_look, manifest, decode, decoders if full else None)
+            looked = list(_counted(pool.map(look, range(len(manifest))), len(manifest), on_progress))
+            if not full:
+                looked = _with_digests(manifest, looked, pool)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+    return _told(manifest, looked, full)
+
+
+def alike(keys: Sequence[str], image_ids: Sequence[str], columns: Mapping[str, Sequence[str]]) -> list[Alike]:
+    """The rows that share a key, in the order of the first of each; empty keys share nothing.
+
+    Args:
+        keys: n texts.
+        image_ids: n names.
+        columns: `split` and `label` of n texts each, where there are any.
+    """
+    rows_of: dict[str, list[int]] = {}
+    for row, key in enumerate(keys):
+        if key:
+            rows_of.setdefault(key, []).append(row)
+    found = [rows for rows in rows_of.values() if len(rows) > 1]
+    values = {name: columns.get(name, [""] * len(keys)) for name in ("split", "label")}
+    return [
+        Alike(
+            [image_ids[row] for row in rows],
+            *(sorted({values[name][row] for row in rows} - {""}) for name in ("split", "label")),
+        )
+        for rows in found
+    ]
+
+
+def _counted(results: Iterable[_Looked], total: int, on_progress: Progress) -> Iterator[_Looked]:
+    for done, result in enumerate(results, start=1):
+        yield result
+        on_progress(done, total)
+
+
+def _look(manifest: Manifest, decode: DecodeSpec, decoders: Decoders | None, row: int) -> _Looked:
+    """One image. Whatever is wrong with it is its failure, never the end."""
+    if reason := manifest.refused.get(manifest.image_ids[row]):
+        return _Looked(failure=("outside", reason))
+    path = manifest.paths[row]
+    try:
+        header = headers.read(path, decode.max_pixels)
+        header.check(decode.first_frame, decode.max_pixels)
+    except ImageError as error:
+        return _Looked(failure=(error.code, str(error)))
+    if decoders is None:
+        return _Looked(header)
+    prepared = decoders.prepare(path, stamp_of(path), frozenset())
+    return _Looked(header, prepared.digest, prepared.failure)
+
+
+def _with_digests(manifest: Manifest, looked: Sequence[_Looked], pool: ThreadPoolExecutor) -> list[_Looked]:
+    """With the content of those files that are as long as another."""
+    lengths = Counter(each.header.n_bytes for each in looked if each.header)
+
+    def content(row: int) -> _Looked:
+        each = looked[row]
+        if each.header is None or lengths[each.header.n_bytes] == 1:
+            return each
+        try:
+            return _Looked(each.header, digest_bytes(images.read(manifest.paths[row])))
+        except ImageError as error:
+            return _Looked(each.header, failure=(error.code, str(error)))
+
+    return list(pool.map(content, range(len(looked))))
+
+
+def _told(manifest: Manifest, looked: Sequence[_Looked], full: bool) -> Checked:
+    columns, found = manifest.columns, [each.header for each in looked if each.header]
+    named = zip(manifest.image_ids, looked, strict=True)
+    groups = columns.get("group", [])
+    sizes = Counter(f"{header.width} x {header.height}" for header in found)
+    return Checked(
+        n_images=len(manifest),
+        n_bytes=sum(header.n_bytes for header in found),
+        full=full,
+        failures={image_id: each.failure for image_id, each in named if each.failure},
+        strata=_strata(manifest, looked),
+        sizes=dict(sizes.most_common()),
+        identical=alike([each.digest for each in looked], manifest.image_ids, columns),
+        groups=[each for each in alike(groups, manifest.image_ids, columns) if each.crosses],
+        n_groups=len(set(groups) - {""}) if groups else None,
+        largest_group=max(Counter(group for group in groups if group).values(), default=0),
+        n_ungrouped=manifest.n_ungrouped,
+        n_unlabelled=columns.get("label", [""] * len(manifest)).count(""),
+        skipped=manifest.skipped,
+    )
+
+
+def _strata(manifest: Manifest, looked: Sequence[_Looked]) -> list[Stratum]:
+    empty = [""] * len(manifest)
+    splits, labels = (manifest.columns.get(name, empty) for name in ("split", "label"))
+    rows_of: dict[tuple[str, str], list[int]] = {}
+    for row, key in enumerate(zip(splits, labels, strict=True)):
+        rows_of.setdefault(key, []).append(row)
+    keys = sorted(rows_of, key=lambda key: (_SIDES.index(key[0]) if key[0] in _SIDES else len(_SIDES), key))
+    return [_stratum(*key, rows_of[key], manifest, looked) for key in keys]
+
+
+def _stratum(split: str, label: str, rows: Sequence[int], manifest: Manifest, looked: Sequence[_Looked]) -> Stratum:
+    found = [header for row in rows if (header := looked[row].header)]
+    groups = manifest.columns.get("group")
+    n_groups = None if groups is None else len({groups[row] for row in rows} - {""})
+    kinds, bits, modes = (
+        {str(value): n for value, n in Counter(getattr(each, name) for each in found).most_common()}
+        for name in ("kind", "bits", "mode")
+    )
+    widths, heights = (_spread([getattr(each, name) for each in found]) for name in ("width", "height"))
+    return Stratum(split, label, len(rows), n_groups, kinds, bits, modes, widths, heights)
+
+
+def _spread(values: Sequence[int]) -> list[int]:
+    return [min(values), median_low(values), max(values)] if values else []

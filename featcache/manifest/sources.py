@@ -1,0 +1,363 @@
+"""Known collections of chest X-rays as manifests: Indiana University's, Kermany's of pneumonia, those of COVID-19.
+
+Each function reads what a collection ships with, and gives a manifest whose groups are patients or studies, together
+with counts of what it found, left away and missed: no image vanishes without a number. It opens CSV files and lists
+folders; no image is opened. Collections of another kind need no code: one folder per class, or a CSV with a column
+`path`. Where to get the collections, and their licences, is in `data/README.md`.
+"""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from featcache.errors import UsageError
+from featcache.manifest import IMAGE_SUFFIXES, Manifest, outside, tables
+from featcache.manifest.tables import Table
+
+KERMANY_GROUPS = r"^(train|val|test)/\w+/(person\d+|(?:NORMAL2-)?IM-\d+)"
+YES, NO = "yes", "no"
+
+_REPORT_TEXTS = ("indication", "comparison", "findings", "impression")
+_TALLIED = ("split", "label", "kind", "projection", "view")
+_NORMAL, _ABNORMAL, _NOT_INDEXED = "normal", "abnormal", "no indexing"
+_KERMANY_CLASSES = {"NORMAL", "PNEUMONIA"}
+_KERMANY_KIND = re.compile(r"person\d+_(bacteria|virus)_")
+_UNKNOWN_FINDINGS = {"", "todo", "unknown"}
+_KEPT_OF_COVID = ("finding", "view", "modality", "location", "license")
+_SHOWN = 12  # findings in a message
+
+
+class Sourced(NamedTuple):
+    """A collection.
+
+    Attributes:
+        manifest: its images.
+        counts: what was found, left away and missed.
+    """
+
+    manifest: Manifest
+    counts: dict[str, int]
+
+    def as_json(self) -> dict[str, Any]:
+        """The answer of `featcache manifest --json`: the counts, and how often each value of the columns is there."""
+        columns = self.manifest.columns
+        tallies = {name: dict(sorted(Counter(columns[name]).items())) for name in _TALLIED if name in columns}
+        groups = {"groups": len(set(columns["group"]))} if "group" in columns else {}
+        return {**self.counts, **groups, **tallies, "skipped": self.manifest.skipped}
+
+    def write(self, path: Path, *inputs: Path | None) -> None:
+        """Writes the manifest as a CSV, and never over a file that it was made from.
+
+        Raises:
+            UsageError: `path` is one of `inputs`; and whatever `Manifest.write` raises.
+        """
+        for each in inputs:
+            if each is not None and path.exists() and each.exists() and os.path.samefile(path, each):
+                raise UsageError(f"{path} is what the manifest is made from: give another file to -o.")
+        self.manifest.write(path)
+
+
+# --- Indiana University -----------------------------------------------------------------------------------------------
+
+
+def iu_xray(
+    reports: Path | str, projections: Path | str, images: Path | str | None = None, *, label: str = "problems"
+) -> Sourced:
+    """The Indiana University chest X-rays with their reports (Demner-Fushman et al. 2016), from the CSVs of Kaggle
+    `raddar/chest-xrays-indiana-university`.
+
+    Args:
+        reports: `indiana_reports.csv`, a row per study.
+        projections: `indiana_projections.csv`, a row per image.
+        images: the folder of the images, at any depth. None looks for none, and gives all rows of the CSVs with paths
+            beside `projections`.
+        label: "problems": `normal` where the column Problems says so, `abnormal` where it says anything else. Otherwise
+            a finding, `yes` or `no`: a term of Problems, or of MeSH up to any of its slashes ("Opacity" or
+            "Opacity/lung"); then studies that nobody has indexed have no label.
+
+    Returns:
+        A row per projection whose image is there, named by its file: label, group (the study), projection (Frontal or
+        Lateral), problems, mesh, and the texts of the report: indication, comparison, findings, impression. Counts:
+        `projections` and `reports` in the CSVs, `missing` images, `unlisted` images in no CSV, images with `no_report`,
+        reports with `no_projection`, reports `not_indexed`.
+
+    Raises:
+        UsageError: a CSV that cannot be read, with line and column; a finding that no study has; no image at all.
+    """
+    studies = _table(Path(reports), ("uid", "MeSH", "Problems", *_REPORT_TEXTS), key="uid")
+    shots = _table(Path(projections), ("uid", "filename", "projection"), key="filename")
+    studies.check_unique("uid")
+    shots.check_unique("filename")
+    names, uids, beside = shots.cells("filename"), shots.cells("uid"), shots.source.parent
+    found = _Found(beside, {name: beside / name for name in names}, {}, {})
+    if images is not None:
+        found = _Found.under(Path(images), names)
+    row_of = {uid: row for row, uid in enumerate(studies.cells("uid"))}
+    study = [row_of.get(uid) for uid in uids]
+    told = _study_columns(studies, label)
+    columns = {name: ["" if row is None else values[row] for row in study] for name, values in told.items()}
+    table = {"label": columns.pop("label"), "group": uids, "projection": shots.cells("projection"), **columns}
+    counts = {
+        "projections": len(shots),
+        "reports": len(studies),
+        **found.counts,
+        "no_report": study.count(None),
+        "no_projection": len(row_of.keys() - set(uids)),
+        "not_indexed": sum(_is_unindexed(text) for text in studies.cells("Problems")),
+    }
+    return Sourced(found.manifest(names, table), counts)
+
+
+def _table(source: Path, required: Sequence[str], key: str, unnamed: bool = False) -> Table:
+    """A CSV that has rows, each with a key."""
+    table = tables.read(source, required, unnamed)
+    if not len(table):
+        raise UsageError(f"{source} has a header and no rows.")
+    for row, text in enumerate(table.cells(key)):
+        if not text:
+            raise UsageError(f"{table.where(row, key)}: empty.")
+    return table
+
+
+def _study_columns(studies: Table, label: str) -> dict[str, list[str]]:
+    """Of each study, the label and what its images carry."""
+    problems, mesh = studies.cells("Problems"), studies.cells("MeSH")
+    if label == "problems":
+        labels = [_normal_or_not(text) for text in problems]
+    else:
+        labels = _has_finding(label, problems, mesh)
+    texts = {name: studies.cells(name) for name in _REPORT_TEXTS}
+    return {"label": labels, "problems": problems, "mesh": mesh, **texts}
+
+
+def _normal_or_not(problems: str) -> str:
+    return problems and (_NORMAL if problems.lower() == _NORMAL else _ABNORMAL)
+
+
+def _is_unindexed(problems: str) -> bool:
+    return problems.lower() in ("", _NOT_INDEXED)
+
+
+def _has_finding(finding: str, problems: Sequence[str], mesh: Sequence[str]) -> list[str]:
+    wanted = finding.strip().lower()
+    terms = [_terms(p) | _prefixes(_terms(m)) for p, m in zip(problems, mesh, strict=True)]
+    if not any(wanted in each for each in terms):
+        frequent = Counter(term for each in terms for term in each).most_common(_SHOWN)
+        raise UsageError(
+            f"no study has the finding {finding!r}. The most frequent: {', '.join(term for term, _ in frequent)}."
+        )
+    known = (not _is_unindexed(text) for text in problems)
+    return [(YES if wanted in each else NO) if is_known else "" for each, is_known in zip(terms, known, strict=True)]
+
+
+def _terms(text: str) -> set[str]:
+    return {term.strip().lower() for term in text.split(";")} - {""}
+
+
+def _prefixes(terms: Iterable[str]) -> set[str]:
+    """`opacity/lung/base` as opacity, opacity/lung and itself."""
+    parts = [term.split("/") for term in terms]
+    return {"/".join(each[:n]) for each in parts for n in range(1, len(each) + 1)}
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Where the images of some names are.
+
+    Attributes:
+        folder: where they were looked for.
+        paths: those that are there, by name.
+        counts: missing and unlisted.
+        skipped: files of the folder that are no images.
+    """
+
+    folder: Path
+    paths: Mapping[str, Path]
+    counts: dict[str, int]
+    skipped: dict[str, int]
+
+    @classmethod
+    def under(cls, images: Path, names: Sequence[str]) -> "_Found":
+        there = Manifest.read(images)
+        base = [image_id.rsplit("/", 1)[-1] for image_id in there.image_ids]
+        wanted = set(names)
+        if twice := [name for name, n in Counter(base).items() if n > 1 and name in wanted]:
+            raise UsageError(f"{images} has {len(twice):,} names in more than one folder, the first {twice[0]!r}.")
+        paths = {name: path for name, path in zip(base, there.paths, strict=True) if name in wanted}
+        if not paths:
+            raise UsageError(f"none of the {len(names):,} images is under {images}, the first is {names[0]!r}.")
+        counts = {"missing": len(names) - len(paths), "unlisted": len(base) - len(paths)}
+        return cls(images, paths, counts, there.skipped)
+
+    def manifest(self, names: Sequence[str], table: Mapping[str, list[str]]) -> Manifest:
+        """The rows of those that are there."""
+        kept = [row for row, name in enumerate(names) if name in self.paths]
+        image_ids = [names[row] for row in kept]
+        columns = {name: [values[row] for row in kept] for name, values in table.items()}
+        manifest = Manifest(image_ids, [self.paths[name] for name in image_ids], columns, self.folder, self.skipped)
+        return replace(manifest, refused=outside(manifest))
+
+
+# --- Kermany ----------------------------------------------------------------------------------------------------------
+
+
+def kermany(folder: Path | str) -> Sourced:
+    """The pneumonia X-rays of children of Kermany et al. 2018: folders `train|val|test / NORMAL|PNEUMONIA`.
+
+    Args:
+        folder: the one that holds `train` and `test`.
+
+    Returns:
+        label (the folder), split, group (patient: `personN`, `IM-N` or `NORMAL2-IM-N` with the split before it, since
+        numbers begin anew in each), and kind, a finer label: normal, bacteria or virus. Counts: images that are
+        `ungrouped`, and of `no_kind`, because their names say nothing.
+
+    Raises:
+        UsageError: other folders than these.
+    """
+    manifest = Manifest.read(folder, KERMANY_GROUPS)
+    labels, splits = set(manifest.columns.get("label", [])), set(manifest.columns.get("split", []))
+    if "" in splits or not splits or labels != _KERMANY_CLASSES:
+        raise UsageError(
+            f"{folder} is not a tree of train|val|test / NORMAL|PNEUMONIA. Give the folder that holds train and test."
+        )
+    kinds = [_kind(i, label) for i, label in zip(manifest.image_ids, manifest.columns["label"], strict=True)]
+    manifest = replace(manifest, columns={**manifest.columns, "kind": kinds})
+    return Sourced(manifest, {"ungrouped": manifest.n_ungrouped, "no_kind": kinds.count("")})
+
+
+def _kind(image_id: str, label: str) -> str:
+    if label == "NORMAL":
+        return _NORMAL
+    found = _KERMANY_KIND.match(image_id.rsplit("/", 1)[-1])
+    return found[1] if found else ""
+
+
+# --- COVID-19 ---------------------------------------------------------------------------------------------------------
+
+
+def covid(
+    source: Path | str,
+    images: Path | str | None = None,
+    *,
+    classes: Sequence[str] = (),
+    other: str = "",
+    modality: str = "X-ray",
+    group_pattern: str | None = None,
+) -> Sourced:
+    """A COVID-19 collection: a folder of class folders (two, four, any number), or the `metadata.csv` of
+    `ieee8023/covid-chestxray-dataset` (Cohen et al. 2020).
+
+    In the CSV a finding is a path from the general to the special, as in Pneumonia/Viral/COVID-19.
+
+    Args:
+        source: the folder, or the CSV.
+        images: the folder to which `folder` and `filename` of the CSV are relative; None for that of the CSV.
+        classes: parts of findings, or names of class folders. The first of them that a finding has is the label of the
+            image, so the special ones come first: COVID-19, Viral, Bacterial, "No Finding". Without any, the label is
+            the last part.
+        other: label of the images that have none of `classes`; empty gives them none.
+        modality: rows of another one (CT) are left away; empty keeps all.
+        group_pattern: for a folder, as in `Manifest.read`.
+
+    Returns:
+        label; of the CSV also group (the patient), finding, view, and modality, location and license where it has them.
+        Counts: `rows` of the CSV, and why there is no image of them: `other_modality`, `volume` (NIfTI and the like),
+        `missing`, `repeated`; images of `no_label`; `masks` in folders of that name, which are no X-rays.
+
+    Raises:
+        UsageError: a CSV that cannot be read, with line and column; a class that nothing has; no image at all.
+    """
+    source = Path(source)
+    if source.is_dir():
+        manifest, counts = _covid_folder(source, group_pattern)
+        findings = manifest.columns["label"]
+    else:
+        manifest, counts = _covid_csv(source, Path(images) if images is not None else source.parent, modality)
+        findings = manifest.columns["finding"]
+    labels = _grouped(source, findings, classes, other)
+    manifest = replace(manifest, columns={**manifest.columns, "label": labels})
+    return Sourced(manifest, {**counts, "no_label": labels.count("")})
+
+
+def _covid_folder(folder: Path, group_pattern: str | None) -> Sourced:
+    manifest = Manifest.read(folder, group_pattern)
+    kept = [row for row, name in enumerate(manifest.image_ids) if "masks" not in name.lower().split("/")[:-1]]
+    n_masks = len(manifest) - len(kept)
+    manifest = _rows(manifest, kept)
+    n_classes = len(set(manifest.columns.get("label", [])) - {""})
+    if n_classes < 2:
+        raise UsageError(f"{folder} has {n_classes} folder(s) of classes with images in them, two at least are needed.")
+    return Sourced(manifest, {"masks": n_masks})
+
+
+def _rows(manifest: Manifest, rows: Sequence[int]) -> Manifest:
+    """Some rows of a manifest, in this order."""
+    image_ids, paths = [manifest.image_ids[row] for row in rows], [manifest.paths[row] for row in rows]
+    columns = {name: [values[row] for row in rows] for name, values in manifest.columns.items()}
+    refused = {name: manifest.refused[name] for name in image_ids if name in manifest.refused}
+    own = sum(map(str.__eq__, image_ids, columns.get("group", [])))  # an image no pattern matches is its own group
+    n_ungrouped = own if manifest.n_ungrouped else 0
+    return replace(
+        manifest, image_ids=image_ids, paths=paths, columns=columns, refused=refused, n_ungrouped=n_ungrouped
+    )
+
+
+def _covid_csv(source: Path, images: Path, modality: str) -> Sourced:
+    table = _table(source, ("patientid", "finding", "view", "filename"), key="filename", unnamed=True)
+    folders = table.cells("folder") if "folder" in table.columns else [""] * len(table)
+    names = ["/".join(filter(None, each)) for each in zip(folders, table.cells("filename"), strict=True)]
+    kept, left = _with_image(table, names, images, modality)
+    if not kept:
+        raise UsageError(f"none of the {len(table):,} images of {source} is under {images}.")
+    columns = {"group": table.cells("patientid")}
+    columns |= {name: table.cells(name) for name in _KEPT_OF_COVID if name in table.columns}
+    manifest = Manifest(names, [images / name for name in names], columns, images)
+    manifest = _rows(manifest, kept)
+    return Sourced(replace(manifest, refused=outside(manifest)), {"rows": len(table), **left})
+
+
+def _with_image(table: Table, names: Sequence[str], images: Path, modality: str) -> tuple[list[int], dict[str, int]]:
+    """The rows that have an image, each image once, and how many have none, by reason."""
+    modalities = table.cells("modality") if "modality" in table.columns else [""] * len(table)
+    findings, first = table.cells("finding"), dict[str, int]()
+    left = dict.fromkeys(("other_modality", "volume", "missing", "repeated"), 0)
+    for row, name in enumerate(names):
+        if reason := _why_no_image(images / name, modalities[row], modality):
+            left[reason] += 1
+        elif (before := first.setdefault(name, row)) == row:
+            continue
+        elif findings[row] == findings[before]:
+            left["repeated"] += 1
+        else:
+            raise UsageError(f"{table.where(row, 'finding')}: not that of line {table.lines[before]}, the same image.")
+    return list(first.values()), left
+
+
+def _why_no_image(path: Path, modality: str, wanted: str) -> str | None:
+    if wanted and modality and modality.lower() != wanted.lower():
+        return "other_modality"
+    if path.suffix.lower() not in IMAGE_SUFFIXES:
+        return "volume"
+    return None if os.path.isfile(path) else "missing"
+
+
+def _grouped(source: Path, findings: Sequence[str], classes: Sequence[str], other: str) -> list[str]:
+    """A label for each finding, as `covid` says it."""
+    parts = [[part.strip() for part in finding.split("/")] for finding in findings]
+    if not classes:
+        return ["" if each[-1].lower() in _UNKNOWN_FINDINGS else each[-1] for each in parts]
+    lowered = [{part.lower() for part in each} for each in parts]
+    for name in classes:
+        if not any(name.lower() in each for each in lowered):
+            seen = ", ".join(sorted({part for each in parts for part in each if part})[: 2 * _SHOWN])
+            raise UsageError(f"no image of {source} has the finding {name!r}; there are {seen}.")
+    otherwise = ["" if each & _UNKNOWN_FINDINGS else other for each in lowered]
+    return [
+        next((name for name in classes if name.lower() in each), rest)
+        for each, rest in zip(lowered, otherwise, strict=True)
+    ]

@@ -1,0 +1,193 @@
+"""`predict`: images, or a store of their vectors, through a Run into a CSV.
+
+What is asked of the images is asked of them in `predictor`; here is what is written, and where: nothing is written over
+that is not an earlier answer, and a pass that was stopped is gone on with.
+
+    origin      what made the vectors of a Run, found again
+    predictions vectors in, probabilities and decisions out
+    portable    a Run as an ONNX file: the only user of onnx
+    bundle      a Run in one file, to be given away
+    predictor   a Run that is asked about new images
+"""
+
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from featcache import durable
+from featcache.embed.output import failures_path
+from featcache.errors import FeatcacheError, UsageError, in_our_words
+from featcache.manifest import Manifest
+from featcache.predict.predictions import Predictions
+from featcache.predict.predictor import Predictor, none_was_used
+from featcache.provenance import Json
+from featcache.runs import RUN_FILES
+from featcache.store import Store
+
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """What was predicted. The counts add up: found = predicted + failed.
+
+    Attributes:
+        run: the Run or bundle, as it was named.
+        output: the CSV.
+        predictions: a row for each image that was found.
+        skipped: files that are no images, by reason.
+        store: where the vectors are, if they are kept.
+        seconds: all of it.
+    """
+
+    run: Path
+    output: Path
+    predictions: Predictions
+    skipped: Mapping[str, int] = field(default_factory=dict)
+    store: Path | None = None
+    seconds: float = 0.0
+
+    @property
+    def n_failed(self) -> int:
+        return len(self.predictions.failures)
+
+    @property
+    def n_predicted(self) -> int:
+        return len(self.predictions) - self.n_failed
+
+    def as_json(self) -> Json:
+        """The answer of `featcache predict --json`."""
+        found, model = self.predictions, self.predictions.model
+        point = None
+        if found.at_operating_point is not None:
+            point = {"threshold": model.threshold, "called": found.counts(found.at_operating_point)}
+        return {
+            "run": str(self.run),
+            "output": str(self.output),
+            "store": str(self.store) if self.store else None,
+            "found": len(found),
+            "skipped": sum(self.skipped.values()),
+            "predicted": self.n_predicted,
+            "failed": self.n_failed,
+            "classes": found.classes,
+            "called": found.counts(found.called),
+            "operating_point": point,
+            "temperature": model.temperature,
+            "average_views": model.average_views,
+            "seconds": round(self.seconds, 3),
+        }
+
+
+def predict(
+    predictor: Predictor,
+    output: Path,
+    *,
+    images: Manifest | None = None,
+    store: Store | None = None,
+    keep: Path | None = None,
+    **options: Any,
+) -> Predicted:
+    """Predicts images, or the rows of a store, into a CSV; images that fail are in `OUTPUT.failures.csv`.
+
+    Args:
+        predictor: the Run.
+        output: the CSV to write. While images are on their way their vectors are in `OUTPUT.partial/`, from where the
+            same call goes on after it was stopped.
+        images: which.
+        store: instead of them, vectors of the Run's identity.
+        keep: a store in which the vectors of the images stay.
+        options: as in `Predictor.of_images`.
+
+    Raises:
+        IdentityMismatch: another network, preprocessing or store than the Run's.
+        UsageError: neither images nor a store, or an output that is something else already.
+        FeatcacheError: none of the images could be used.
+    """
+    started = time.perf_counter()
+    if (images is None) == (store is None):
+        raise UsageError("predict needs images, or a store of their vectors (--store).")
+    _check_output(output, [keep, store.path if store else None, images.source if images else None, predictor.path])
+    with in_our_words("writing", output):
+        durable.make_folders(output.parent)
+    if store is not None:
+        if keep is not None:
+            raise UsageError(f"--keep {keep}: the vectors are those of a store already.")
+        found, manifest = predictor.of_store(store), Manifest([], [], {}, store.path)
+    else:
+        assert images is not None
+        found, manifest = _of_images(predictor, output, images, keep, options), images
+    header, rows = found.table()
+    durable.write_csv(output, header, rows)
+    _write_failures(output, found, manifest)
+    shutil.rmtree(_partial(output), ignore_errors=True)
+    kept = store.path if store is not None else keep
+    return Predicted(predictor.path, output, found, manifest.skipped, kept, time.perf_counter() - started)
+
+
+def _of_images(
+    predictor: Predictor, output: Path, images: Manifest, keep: Path | None, options: dict[str, Any]
+) -> Predictions:
+    if not len(images):
+        raise UsageError(f"found 0 images under {images.source}.")
+    if keep is not None and keep.exists():
+        _check_kept(keep, images)
+    path = keep or _partial(output) / f"{predictor.vectors_sha256[:12]}.h5"
+    with in_our_words("writing", path):
+        durable.make_folders(path.parent)
+    with _failures_beside(output, path):
+        return predictor.of_images(images, path, **options)[0]
+
+
+def _check_output(output: Path, others: Sequence[Path | None]) -> None:
+    """Before anything is computed: the CSV may be written again, and nothing else is written over."""
+    if output.name in ("", "..") or output.is_dir():
+        raise UsageError(f"-o {output}: give the name of a file, such as {output / 'predictions.csv'}.")
+    if output.name in RUN_FILES and (output.parent / "run.json").exists():
+        raise UsageError(f"-o {output} is a file of the Run itself. Choose another place.")
+    place = os.path.realpath(output)
+    if place in [os.path.realpath(other) for other in others if other is not None]:
+        raise UsageError(f"-o {output} is what is read, or where vectors are kept. Choose another place.")
+
+
+def _check_kept(keep: Path, images: Manifest) -> None:
+    """A store that is there gets what it lacks; it never loses a row to a prediction."""
+    with Store.open(keep) as store:
+        lost = sorted(set(store.image_ids) - set(images.image_ids))
+    if lost:
+        raise UsageError(
+            f"--keep {keep} holds {len(lost):,} images that are not among these: {', '.join(lost[:_SHOWN])}. Keep the "
+            f"vectors elsewhere."
+        )
+
+
+def _partial(output: Path) -> Path:
+    return output.with_name(f"{output.name}.partial")
+
+
+def _write_failures(output: Path, found: Predictions, images: Manifest) -> None:
+    path = failures_path(output)
+    if not found.failures:
+        path.unlink(missing_ok=True)
+        return
+    file_of = dict(zip(images.image_ids, images.paths, strict=True))
+    rows = [[os.fspath(file_of.get(name, "")), *failure, name] for name, failure in found.failures.items()]
+    durable.write_csv(path, ["path", "code", "reason", "image_id"], rows)
+
+
+@contextmanager
+def _failures_beside(output: Path, store_path: Path) -> Iterator[None]:
+    """Where no image could be used there is no store but a list of failures, which is put where it is looked for."""
+    try:
+        yield
+    except FeatcacheError as error:
+        if not none_was_used(error, store_path):
+            raise
+        listed, said = failures_path(store_path), failures_path(output)
+        durable.write_bytes(said, listed.read_bytes())
+        shutil.rmtree(_partial(output), ignore_errors=True)
+        raise FeatcacheError(str(error).replace(str(listed), str(said))) from error

@@ -1,0 +1,357 @@
+"""A `Run`: the folder that keeps what came of a training. Written last file last, so a Run that opens is finished.
+
+It names the rows that took part, with their labels and groups, so that phase 2 divides the same images in the same way
+without the store. Letters: n rows, d features, c classes.
+
+    task        labels as numbers
+    protocol    which rows are learnt from, which choose, which report
+"""
+
+import csv
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+import safetensors.numpy
+from safetensors import SafetensorError
+
+from featcache import durable, splits
+from featcache.heads import scoring
+from featcache.errors import CorruptStore, StoreNotFound, UnknownFormat, UsageError, from_os_error, in_our_words
+from featcache.heads import HeadSpec
+from featcache.runs.protocol import Protocol
+from featcache.provenance import Json, canonical_json, digest_json, from_json
+from featcache.runs.task import Task
+
+Array = np.ndarray[Any, Any]
+Table = tuple[Sequence[str], Sequence[Sequence[object]]]
+
+RUN_FILES = (
+    "run.json", "head.safetensors", "folds.safetensors", "split.json", "images.json", "history.csv", "predictions.csv",
+    "sweep.csv", "near_duplicates.csv", "curves.png",
+)  # fmt: skip
+IMAGES_FORMAT, IMAGES_VERSION = "featcache.images", 1
+_COLUMNS = ("image_ids", "content_sha256", "labels", "groups")
+_EARLIER = ": an earlier featcache made it. Run the same featcache train-head command again."
+
+
+@dataclass(frozen=True)
+class Images:
+    """The rows that take part in a training, by name, and what is known of them.
+
+    Attributes:
+        image_ids: n names, all different, in the order of the rows they were.
+        content_sha256: n digests of the image files.
+        labels: (n,) class numbers; or (n, c) with 1, 0, NaN for findings.
+        groups: (n,) numbers from 0; rows of one number are on one side of everything.
+    """
+
+    image_ids: list[str]
+    content_sha256: list[str]
+    labels: Array
+    groups: Array
+
+    @classmethod
+    def of(cls, task: Task, protocol: Protocol) -> Self:
+        """The rows of a task that are on some side of a protocol, ascending."""
+        rows = np.union1d(protocol.rows, protocol.test)
+        groups = np.unique(protocol.groups[rows], return_inverse=True)[1]
+        names, contents = ([each[i] for i in rows.tolist()] for each in (task.image_ids, task.content))
+        return cls(names, contents, task.labels[rows], groups)
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    def to_json(self) -> Json:
+        """As `images.json` has it: format, version, a list of n per attribute (null for an unknown finding), and the
+        sha256 of the canonical JSON of the rest."""
+        labels = self.labels.tolist()
+        if self.labels.ndim == 2:
+            labels = [[int(value) if value == value else None for value in row] for row in labels]
+        record = {
+            "format": IMAGES_FORMAT,
+            "version": IMAGES_VERSION,
+            "image_ids": self.image_ids,
+            "content_sha256": self.content_sha256,
+            "labels": labels,
+            "groups": self.groups.tolist(),
+        }
+        return {**record, "sha256": digest_json(record)}
+
+    @classmethod
+    def from_json(cls, record: Json, n_classes: int, has_findings: bool) -> Self:
+        """What `to_json` returned.
+
+        Raises:
+            UnknownFormat: a later version.
+            ValueError: anything else that is not what was written.
+        """
+        if not isinstance(record, dict) or record.get("format") != IMAGES_FORMAT:
+            raise ValueError("it is no list of images")
+        if record.get("version") != IMAGES_VERSION:
+            raise UnknownFormat(f"its list of images is of version {record.get('version')!r}: upgrade featcache")
+        if record.get("sha256") != digest_json({name: value for name, value in record.items() if name != "sha256"}):
+            raise ValueError("its sha256 is not that of its content")
+        columns: list[Json] = [record.get(name) for name in _COLUMNS]
+        names, contents, labels, groups = columns
+        if not all(isinstance(column, list) and len(column) == len(names) > 0 for column in columns):
+            raise ValueError(f"{', '.join(_COLUMNS)} are not lists of one length")
+        if not all(isinstance(text, str) for text in (*names, *contents)) or len(set(names)) < len(names):
+            raise ValueError("image_ids and content_sha256 are not texts, or a name stands twice")
+        if not all(_is_count(group) for group in groups):
+            raise ValueError("groups are not whole numbers from 0")
+        return cls(names, contents, _labels(labels, n_classes, has_findings), np.array(groups, dtype=np.int64))
+
+
+def _labels(labels: list[Json], n_classes: int, has_findings: bool) -> Array:
+    if not has_findings:
+        if not all(_is_count(label) and label < n_classes for label in labels):
+            raise ValueError(f"a label is not the number of one of {n_classes} classes")
+        return np.array(labels, dtype=np.int64)
+    if not all(isinstance(row, list) and len(row) == n_classes for row in labels):
+        raise ValueError(f"a label is not a list of {n_classes} findings")
+    if not all(value is None or (_is_count(value) and value <= 1) for row in labels for value in row):
+        raise ValueError("a finding is not 1, 0 or null")
+    return np.array(labels, dtype=np.float64)  # None becomes NaN
+
+
+def _is_count(value: Json) -> bool:
+    return type(value) is int and value >= 0
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished training: a folder with `run.json` (what was trained on what, and the numbers), the weights, the
+    split, the history, the predictions and the curves."""
+
+    path: Path
+    record: Json
+
+    @classmethod
+    def open(cls, path: Path | str) -> Self:
+        """Reads a Run's record.
+
+        Raises:
+            StoreNotFound: no `run.json` there, so no finished Run. UsageError: it is a file. CorruptStore: it is not
+                JSON.
+        """
+        path = Path(path)
+        try:
+            record = json.loads((path / "run.json").read_text("utf-8"))
+        except FileNotFoundError as error:
+            raise StoreNotFound(
+                f"there is no finished Run at {path}. Make one: featcache train-head STORE.h5"
+            ) from error
+        except NotADirectoryError as error:
+            raise UsageError(f"{path} is a file; a Run is the folder that featcache train-head writes.") from error
+        except OSError as error:
+            raise from_os_error(error, "reading", path) from error
+        except (ValueError, RecursionError) as error:
+            raise CorruptStore(f"{path / 'run.json'} is damaged: {error}.") from error
+        if not isinstance(record, dict):
+            raise CorruptStore(f"{path / 'run.json'} is damaged: it holds no record.")
+        return cls(path, record)
+
+    @property
+    def spec(self) -> HeadSpec:
+        """The head."""
+        fields = dict(self.record["head"])
+        return from_json(HeadSpec.of, fields)
+
+    @property
+    def n_parameters(self) -> int:
+        return int(self.record["n_parameters"])
+
+    def metrics(self, side: str) -> dict[str, Any] | None:
+        """The numbers of `train`, `val`, `test` or `outer` (nested cross-validation); None without such rows."""
+        found: dict[str, Any] | None = self.record["metrics"].get(side)
+        return found
+
+    @property
+    def feature_rms(self) -> float | None:
+        """The root mean square of the features that the head has learnt from; None for knn.
+
+        Raises:
+            UsageError: the Run is of an earlier featcache, which did not record it.
+        """
+        if "feature_rms" not in self.record:
+            raise UsageError(f"{self.path} does not say the scale of its features{_EARLIER}")
+        rms: float | None = self.record["feature_rms"]
+        return rms
+
+    def weights(self) -> dict[str, Array]:
+        """The head's arrays, in the layout of torch.nn, to be applied to the store's vectors as they are.
+
+        Raises:
+            CorruptStore: the file is damaged.
+        """
+        return _tensors(self.path / "head.safetensors")
+
+    def fold_weights(self) -> list[dict[str, Array]]:
+        """For each fold, in their order, the arrays of the head that has not seen its held rows, as `weights`. None
+        where there was one fold, or a knn head, which has no weights.
+
+        Raises:
+            CorruptStore: the file is damaged.
+        """
+        path = self.path / "folds.safetensors"
+        found: dict[int, dict[str, Array]] = {}
+        with _of_this_run(path):
+            for key, tensor in _tensors(path).items() if path.exists() else ():
+                number, _, name = key.partition("/")
+                found.setdefault(int(number), {})[name] = tensor
+        return [found[number] for number in sorted(found)]
+
+    def logits(self, features: Array) -> Array:
+        """(n, d) features as they are stored to (n, c) logits, before the temperature; of (n, v, d), v vectors of each
+        row, the mean logits."""
+        classes = self.record["classes"]
+        positive = classes.index(self.record["positive"])
+        return scoring.logits(self.spec, self.weights(), features, len(classes), positive)
+
+    def images(self) -> Images:
+        """The rows that took part: everything of the store that phase 2 needs, besides the images themselves.
+
+        Raises:
+            UsageError: the Run is of an earlier featcache, which did not keep them.
+            CorruptStore: the file is damaged, or of another Run.
+        """
+        path, record = self.path / "images.json", self._kept("images.json")
+        with _of_this_run(path):
+            found = Images.from_json(record, len(self.record["classes"]), self.record["task"] == "findings")
+            if self.record.get("images_sha256", record["sha256"]) != record["sha256"]:
+                raise ValueError("it is not the one that run.json names")
+        return found
+
+    def task(self) -> Task:
+        """What was learnt, rows numbered as in `images`, without the store's columns. Raises what `images` does."""
+        images, classes = self.images(), self.record["classes"]
+        positive = classes.index(self.record["positive"])
+        return Task(images.image_ids, {}, images.content_sha256, images.labels, classes, positive, {})
+
+    def protocol(self) -> Protocol:
+        """How the rows were divided, rows numbered as in `images`: test rows, folds, groups and seed. Folds around
+        folds and near-duplicates, which chose nothing and are in `groups`, are left out.
+
+        Raises:
+            UsageError, CorruptStore: as `images`, also for `split.json`.
+        """
+        images, path, record = self.images(), self.path / "split.json", self._kept("split.json")
+        with _of_this_run(path):
+            test, folds, n_missing = splits.from_json(record, images.image_ids)
+            if record["sha256"] != self.record["split_sha256"] or n_missing:
+                raise ValueError("it is not the one that run.json names")
+        near = np.empty((0, 2), dtype=np.int64), np.empty(0, dtype=np.float32)
+        seed = self.record["asked"]["split"]["seed"]
+        return Protocol(test, folds, [], images.groups, dict(self.record["left_out"]), near, seed)
+
+    def _kept(self, name: str) -> Json:
+        """The JSON of a file beside the record."""
+        path = self.path / name
+        if not path.exists():
+            raise UsageError(f"{self.path} has no {name}{_EARLIER}")
+        with _of_this_run(path), in_our_words("reading", path):
+            return json.loads(path.read_text("utf-8"))
+
+    def history(self) -> list[dict[str, float]]:
+        """A mapping per epoch, as in `history.csv`; none for a head that was solved at once. Where a training had
+        several phases each says its `phase`, 1, 2 and so on; without one all are of the first."""
+        path = self.path / "history.csv"
+        if not path.exists():
+            return []
+        with open(path, encoding="utf-8", newline="") as file:
+            return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+
+    def sweep(self) -> list[dict[str, str]]:
+        """The ranking of the specs that were tried, best first, as in `sweep.csv`; none where there was one."""
+        path = self.path / "sweep.csv"
+        if not path.exists():
+            return []
+        with open(path, encoding="utf-8", newline="") as file:
+            return list(csv.DictReader(file))
+
+
+@contextmanager
+def _of_this_run(path: Path) -> Iterator[None]:
+    """Whatever a file has that was not written so, as one error of ours."""
+    try:
+        yield
+    except UnknownFormat as error:
+        raise UnknownFormat(f"{path}: {error}.") from error
+    except (UsageError, SafetensorError, ValueError, KeyError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200].rstrip(".")
+        raise CorruptStore(f"{path} is damaged: {reason}. Make the Run again.") from error
+
+
+def _tensors(path: Path) -> dict[str, Array]:
+    with _of_this_run(path), in_our_words("reading", path):
+        return safetensors.numpy.load_file(path)
+
+
+def check_free(run_path: Path, key: Json) -> None:
+    """A Run may be repeated in its place; another Run, or somebody's folder, is never written over.
+
+    Raises:
+        UsageError: something else is there.
+    """
+    if not run_path.exists():
+        return
+    if not run_path.is_dir():
+        raise UsageError(f"{run_path} is a file. Choose another place with -o.")
+    names = {path.name for path in run_path.iterdir()}
+    if "run.json" in names:
+        held = Run.open(run_path).record
+        if {name: held.get(name) for name in key} != json.loads(canonical_json(key)):
+            raise UsageError(f"{run_path} holds another Run. Choose another folder with -o, or remove it first.")
+    elif {name for name in names if not (name.startswith(".") and name.endswith(".tmp"))} - set(RUN_FILES):
+        raise UsageError(f"{run_path} is a folder with other files in it. Choose another place with -o.")
+
+
+def save(
+    run_path: Path,
+    record: Json,
+    tensors: Mapping[str, Array],
+    tables: Mapping[str, Table],
+    files: Mapping[str, bytes],
+    folds: Sequence[Mapping[str, Array]] = (),
+) -> Run:
+    """Each file whole or absent, `run.json` last.
+
+    Args:
+        run_path: the folder.
+        record: of `run.json`.
+        tensors: the head.
+        tables: CSV files by name: header and rows.
+        files: further files by name.
+        folds: the heads of the folds, where they are kept.
+    """
+    with in_our_words("writing", run_path):
+        run_path.mkdir(parents=True, exist_ok=True)
+    durable.write_bytes(run_path / "head.safetensors", _packed(tensors, record))
+    if folds:
+        named = {f"{i}/{name}": tensor for i, head in enumerate(folds) for name, tensor in head.items()}
+        durable.write_bytes(run_path / "folds.safetensors", _packed(named, record))
+    for name, (header, rows) in tables.items():
+        durable.write_csv(run_path / name, header, rows)
+    for name, data in files.items():
+        durable.write_bytes(run_path / name, data)
+    text = json.dumps(record, indent=1, allow_nan=False)
+    durable.write_text(run_path / "run.json", text + "\n")
+    return Run(run_path, json.loads(text))
+
+
+def _packed(tensors: Mapping[str, Array], record: Json) -> bytes:
+    """A safetensors file, with what the head is beside its tensors."""
+    # One key: safetensors writes several in no fixed order, and the same Run should be the same bytes.
+    about = {name: record[name] for name in ("head", "classes", "positive", "identity_sha256")}
+    in_rows = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}  # others are written as they lie
+    return safetensors.numpy.save(in_rows, metadata={"featcache": canonical_json(about)})
+
+
+def rounded(rows: Sequence[Sequence[object]]) -> list[list[object]]:
+    """Numbers with nine digits, as float32 has them."""
+    return [[float(f"{value:.9g}") if isinstance(value, float) else value for value in row] for row in rows]

@@ -1,0 +1,116 @@
+"""What a score is worth: the same numbers of a guess, of labels that mean nothing, and of another backbone.
+
+Some data sets are so easy that a network with random weights scores well on them; a reader must be able to see that.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featcache.errors import UsageError
+from featcache.heads import HeadSpec, vectors
+from featcache.runs.task import Task
+from featcache.splits import Fold
+from featcache.store import Store
+from featcache.training.selection import Bench, check_finite, numbers, out_of_fold, spread
+
+Array = np.ndarray[Any, Any]
+Numbers = dict[str, Any]
+
+_SAID = ("auroc", "accuracy", "balanced_accuracy", "f1")
+_PERCENTILES = (2.5, 97.5)
+
+
+def majority(task: Task, train: Array, rows: Array) -> Numbers:
+    """Always saying how common each class is among the training rows."""
+    if task.has_findings:
+        share = np.nanmean(task.labels[train], axis=0).clip(1e-6, 1 - 1e-6)
+        logits = np.log(share / (1 - share))
+    else:
+        logits = np.log(np.maximum(task.counts(train), 1e-6) / len(train))
+    return _said(numbers(task, rows, np.tile(logits, (len(rows), 1))))
+
+
+def permuted(bench: Bench, spec: HeadSpec, fold: Fold, n_permutations: int) -> Numbers:
+    """The same head on training labels that were shuffled, scored on true labels it has not seen.
+
+    One shuffling says little: where the classes lie far apart any direction ranks them, well or the wrong way round. So
+    it is the mean of many, and the interval holds 95 % of them.
+    """
+    shuffled = [bench.targets.values[0]]
+    for i in range(n_permutations):
+        values = bench.targets.values[0].copy()
+        values[fold.train] = values[np.random.default_rng(i).permutation(fold.train)]
+        shuffled.append(values)
+    bench = replace(bench, targets=replace(bench.targets, values=np.stack(shuffled)))
+    fits = bench.fits([_unwatched(spec, i) for i in range(n_permutations)], [fold])
+    fitted = bench.run([replace(fit, labelling=i) for i, fit in enumerate(fits, start=1)], weights=False)
+    check_finite(fitted)
+    found = [numbers(bench.task, fold.held, each.logits) for each in fitted]
+    said: Numbers = {"n_permutations": n_permutations, "intervals": {}}
+    for name in _SAID:
+        values = [each[name] for each in found if each[name] is not None]
+        if values:
+            said[name] = float(np.mean(values))
+            said["intervals"][name] = [float(v) for v in np.percentile(values, _PERCENTILES)]
+    return said
+
+
+def _unwatched(spec: HeadSpec, i: int) -> HeadSpec:
+    """The head without what needs watched rows, from initial weights of its own: after few epochs heads that began
+    alike rank alike, whatever they learnt."""
+    if not spec.is_trained:
+        return spec
+    schedule = "constant" if spec.schedule == "plateau" else spec.schedule
+    return replace(spec, early_stopping=0, schedule=schedule, seed=(spec.seed + i) % 2**32)
+
+
+def identity_of(path: Path, task: Task, specs: Sequence[HeadSpec] = (), average_views: bool = False) -> str:
+    """The digest of another store's identity, where it has all rows of this one, and what the heads work on.
+
+    Raises:
+        UsageError: it lacks rows, a feature array or views; and whatever opening it raises.
+    """
+    with Store.open(path) as store:
+        there = set(store.image_ids)
+        if lacking := [name for name in task.image_ids if name not in there]:
+            raise UsageError(
+                f"{path} has not all images of this store: {len(lacking):,} lack, the first is {lacking[0]}."
+            )
+        vectors.check(store, specs, average_views)
+        return store.identity_sha256
+
+
+def other_store(path: Path, bench: Bench, spec: HeadSpec, final: Fold, device: str) -> Numbers:
+    """The same head on the same rows of another store, found by their names.
+
+    Args:
+        path: a store of the same images, for instance of a backbone with random weights.
+        bench: that of this store.
+        spec: the head.
+        final: what the final head of this store learns from, and the rows it is scored on; no rows for out-of-fold
+            scores of the protocol's folds.
+        device: as everywhere.
+    """
+    task, protocol = bench.task, bench.protocol
+    with Store.open(path) as store:
+        row_of = {name: i for i, name in enumerate(store.image_ids)}
+        order = [row_of[name] for name in task.image_ids]
+        x = {tap: x[order] for tap, x in vectors.load(store, [spec], bench.average_views, device).items()}
+        about = {"store": path.name, "backbone": store.identity.get("backbone", {})}
+    bench = replace(bench, x=x)
+    if len(final.held):
+        fitted = bench.run(bench.fits([spec], [final]))
+        rows, logits = final.held, fitted[0].logits
+    else:
+        fitted = bench.run(bench.fits([spec], protocol.folds))
+        rows, logits = out_of_fold(len(task.image_ids), fitted)
+    check_finite(fitted)
+    return {**about, **_said(numbers(task, rows, logits)), "intervals": spread(task, protocol, rows, logits)}
+
+
+def _said(found: Numbers) -> Numbers:
+    return {name: found[name] for name in _SAID}

@@ -1,0 +1,253 @@
+"""Specs are tried on folds and ranked by what the held rows say. No row of `test` is in a fold.
+
+A spec is scored by its mean over folds and seeds; ties go to the first. Letters: n rows, c classes.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from featcache import metrics
+from featcache.errors import UsageError
+from featcache.heads import HeadSpec
+from featcache.heads.fits import Fit, Fitted, Pool
+from featcache.heads.fitting import fit_all
+from featcache.heads.objective import Targets
+from featcache.heads.solvers import solve_all
+from featcache.heads.stacks import feature_scale
+from featcache.heads.vectors import clean, scored, tap_of
+from featcache.metrics import intervals
+from featcache.runs.protocol import Protocol, watch_rows
+from featcache.runs.task import Task
+from featcache.splits import Fold
+
+Array = np.ndarray[Any, Any]
+Numbers = dict[str, Any]
+Progress = Callable[[int, int], None]
+
+SELECT = ("auroc", "f1", "balanced_accuracy", "accuracy", "auprc", "loss")
+SHOWN = ("auroc", "accuracy", "balanced_accuracy", "f1", "loss")
+_NONE = np.array([], dtype=np.int64)
+
+
+def numbers(task: Task, rows: Array, logits: Array, threshold: float | None = None) -> Numbers:
+    """Everything said about some rows: `metrics.evaluate`, or `evaluate_findings` where there are several."""
+    if task.has_findings:
+        return metrics.evaluate_findings(task.labels[rows], logits)
+    return metrics.evaluate(task.labels[rows], logits, task.positive, threshold)
+
+
+def spread(
+    task: Task, protocol: Protocol, rows: Array, logits: Array, threshold: float | None = None
+) -> dict[str, list[float]]:
+    """95 % bootstrap intervals of `numbers`, whole groups drawn."""
+    groups = protocol.groups[rows]
+    if task.has_findings:
+        found = intervals.bootstrap_findings(task.labels[rows], logits, groups=groups)
+    else:
+        found = intervals.bootstrap(task.labels[rows], logits, task.positive, threshold=threshold, groups=groups)
+    return {name: [float(low), float(high)] for name, (low, high) in found.items()}
+
+
+def change(
+    task: Task,
+    protocol: Protocol,
+    rows: Array,
+    before: Array,
+    after: Array,
+    thresholds: tuple[float | None, float | None] = (None, None),
+) -> dict[str, list[float]]:
+    """What `after` has above `before` on the same rows: [difference, low, high] of each of `intervals.COMPARED`, whole
+    groups drawn.
+
+    Args:
+        task: labels.
+        protocol: groups.
+        rows: n numbers of rows.
+        before: (n, c) logits of one head.
+        after: (n, c) logits of the other.
+        thresholds: of the one and of the other, of two classes.
+    """
+    labels, groups = task.labels[rows], protocol.groups[rows]
+    if task.has_findings:
+        found = intervals.paired_findings(labels, before, after, groups=groups)
+    else:
+        found = intervals.paired(labels, before, after, task.positive, thresholds=thresholds, groups=groups)
+    return {name: list(numbers) for name, numbers in found.items()}
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A spec and what the held rows said of it.
+
+    Attributes:
+        spec: with the first of its seeds.
+        scores: of the metric that selects, by seed, then by fold; larger is better; -inf where it diverged.
+        means: of the numbers in `SHOWN`.
+    """
+
+    spec: HeadSpec
+    scores: list[float]
+    means: dict[str, float]
+
+    @property
+    def mean(self) -> float:
+        return float(np.mean(self.scores))
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What heads are tried on: the features on their device, the labels, and the division of the rows.
+
+    Attributes:
+        task: names and labels.
+        protocol: the rows.
+        x: features by tap, as `vectors.load` gives them.
+        targets: the task's labels, and further labellings where there are any.
+        average_views: a row is scored by the mean of the logits of its image as it is and of its views.
+    """
+
+    task: Task
+    protocol: Protocol
+    x: Mapping[str, torch.Tensor]
+    targets: Targets
+    average_views: bool = False
+
+    def fits(self, specs: Sequence[HeadSpec], folds: Sequence[Fold]) -> list[Fit]:
+        """Every spec on every fold, folds changing fastest."""
+        rows = np.unique(np.concatenate([fold.train for fold in folds]))
+        pool = Pool(rows, float(np.mean([len(fold.train) for fold in folds])) / len(rows), self.protocol.seed)
+        watched: dict[int, tuple[Array, Array]] = {}
+        if any(spec.needs_watch for spec in specs):
+            for i, fold in enumerate(folds):
+                watched[i] = watch_rows(self.task, self.protocol.groups, fold.train, self.protocol.seed)
+        found = []
+        for spec in specs:
+            for i, fold in enumerate(folds):
+                train, watch = watched[i] if spec.needs_watch else (fold.train, _NONE)
+                found.append(Fit(spec, pool, train, fold.held, watch))
+        return found
+
+    def run(
+        self,
+        fits: Sequence[Fit],
+        *,
+        curves: bool = False,
+        weights: bool = True,
+        on_progress: Progress = lambda done, total: None,
+    ) -> list[Fitted]:
+        """Trains or solves, whatever the kinds; in the order of `fits`. Curves, weights and progress are for trained
+        kinds, as in `fit_all`."""
+        how: dict[str, Any] = {"average_views": self.average_views}
+        results: dict[int, Fitted] = {}
+        groups: dict[tuple[str, bool], list[int]] = {}
+        for i, fit in enumerate(fits):
+            groups.setdefault((tap_of(fit.spec), fit.spec.is_trained), []).append(i)
+        for (tap, is_trained), members in groups.items():
+            wanted = [fits[i] for i in members]
+            if is_trained:
+                more: dict[str, Any] = {"curves": curves, "weights": weights, "on_progress": on_progress}
+                found = fit_all(wanted, self.x[tap], self.targets, **how, **more)
+            else:
+                found = solve_all(wanted, self.x[tap], self.targets, **how)
+            results.update(zip(members, found, strict=True))
+        return [results[i] for i in range(len(fits))]
+
+    def scored(self, spec: HeadSpec, rows: Array) -> Array:
+        """What a head scores some rows by: (r, d), or (r, 1 + K, d) of which the logits are averaged."""
+        x = scored(self.x[tap_of(spec)], self.average_views)
+        return x[torch.from_numpy(rows).to(x.device)].cpu().numpy()
+
+    def rms(self, fit: Fit) -> float:
+        """The root mean square of the vectors that a head learns from, by which the scale "rms" divides; 1 where all
+        are 0."""
+        x = self.x[tap_of(fit.spec)]
+        train = torch.from_numpy(fit.train).to(x.device)
+        return float(feature_scale(x if fit.spec.views else clean(x), [train], "rms").divisor)
+
+
+def rank(
+    bench: Bench,
+    specs: Sequence[HeadSpec],
+    groups: Sequence[Sequence[Fold]],
+    select: str,
+    on_progress: Progress = lambda done, total: None,
+) -> list[list[Candidate]]:
+    """For each group of folds the specs from best to worst, all trained together.
+
+    Specs that differ in their seed alone are one candidate.
+    """
+    folds = [fold for group in groups for fold in group]
+    fitted = bench.run(bench.fits(specs, folds), weights=False, on_progress=on_progress)
+    of_spec = {spec: fitted[i * len(folds) : (i + 1) * len(folds)] for i, spec in enumerate(specs)}
+    ranked, start = [], 0
+    for group in groups:
+        part = {spec: found[start : start + len(group)] for spec, found in of_spec.items()}
+        ranked.append(_ranked(bench, part, select))
+        start += len(group)
+    return ranked
+
+
+def _ranked(bench: Bench, fitted: Mapping[HeadSpec, Sequence[Fitted]], select: str) -> list[Candidate]:
+    seeds: dict[HeadSpec, list[HeadSpec]] = {}
+    for spec in fitted:
+        seeds.setdefault(replace(spec, seed=0), []).append(spec)
+    candidates = []
+    for members in seeds.values():
+        found = [_said(bench, each) for spec in members for each in fitted[spec]]
+        means = {name: _mean([each.get(name) for each in found]) for name in SHOWN}
+        scores = [_score(each, select) for each in found]
+        candidates.append(Candidate(members[0], scores, {k: v for k, v in means.items() if v is not None}))
+    ranked = sorted(candidates, key=lambda candidate: -candidate.mean)
+    if ranked[0].mean == -np.inf and any(candidate.means for candidate in ranked):
+        raise UsageError(
+            f"{select} does not exist on held rows of one class, so it ranks nothing. Choose --select loss, or other "
+            f"held rows with --val-fraction or --folds."
+        )
+    return ranked
+
+
+def _said(bench: Bench, fitted: Fitted) -> Numbers:
+    return {} if fitted.diverged else numbers(bench.task, fitted.fit.held, fitted.logits)
+
+
+def _score(found: Numbers, select: str) -> float:
+    """Larger is better. A head that diverged, or rows on which the metric does not exist, are worth nothing."""
+    value = found.get(select)
+    if value is None:
+        return -np.inf
+    return -float(value) if select == "loss" else float(value)
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def out_of_fold(n: int, fitted: Sequence[Fitted]) -> tuple[Array, Array]:
+    """(rows, logits): each held row's logits by the heads that have not seen it, averaged over repeats.
+
+    Args:
+        n: rows of the store.
+        fitted: one head on each fold.
+    """
+    return by_row(n, [(each.fit.held, each.logits) for each in fitted])
+
+
+def by_row(n: int, found: Sequence[tuple[Array, Array]]) -> tuple[Array, Array]:
+    """(rows, logits) of several (rows, logits), ascending; where a row is in more than one, their mean."""
+    total, times = np.zeros((n, found[0][1].shape[1])), np.zeros(n, dtype=np.int64)
+    for rows, logits in found:
+        total[rows] += logits
+        times[rows] += 1
+    rows = np.flatnonzero(times)
+    return rows, (total[rows] / times[rows, None]).astype(np.float32)
+
+
+def check_finite(fitted: Sequence[Fitted]) -> None:
+    """Raises UsageError where a head has diverged."""
+    if any(each.diverged for each in fitted):
+        raise UsageError("the training diverged: its numbers are not finite. Lower --lr.")
