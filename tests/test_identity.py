@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from featcache import backbones, images
+from featcache import backbones
 from featcache.backbones import load, weights
 from featcache.embed import embed
 from featcache.errors import IdentityMismatch
-from featcache.images import DecodeSpec
+from featcache.images import DecodeSpec, specs
 from featcache.manifest import Manifest
 from featcache.provenance import environment, flatten
 from featcache.request import BackboneSpec
@@ -30,7 +30,7 @@ FIELDS = dict(flatten(IDENTITY))
 KNOBS: dict[str, Any] = {
     "pipeline": (backbones, "PIPELINE_VERSION", 2),
     "precision": {"precision": "bfloat16"},
-    "probe": (images, "_INTERPOLATION", {"bilinear": Image.Resampling.BOX}),
+    "probe": (specs, "_INTERPOLATION", {"bilinear": Image.Resampling.BOX}),
     "backbone.name": {"name": "test_efficientnet"},
     "backbone.weights_sha256": {"weights": "random:1"},
     "backbone.pooling": {"name": "vgg11"},
@@ -145,7 +145,7 @@ def test_a_library_that_changes_pixels_is_refused_even_where_everything_is_remem
     manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     embed(manifest, tmp_path / "s.h5", SPEC)
-    monkeypatch.setattr(images, "_INTERPOLATION", {"bilinear": Image.Resampling.HAMMING})
+    monkeypatch.setattr(specs, "_INTERPOLATION", {"bilinear": Image.Resampling.HAMMING})
     with pytest.raises(IdentityMismatch, match="The installed libraries make other pixels"):
         embed(manifest, tmp_path / "s.h5", SPEC)
 

@@ -275,7 +275,7 @@ def test_bands_leave_no_seam(monkeypatch: pytest.MonkeyPatch, mode: str) -> None
         image = noise(40, 50, "RGB").convert(mode)
     data, spec = encoded(image, "TIFF"), DecodeSpec(float_range=(0.0, 1.0))
     whole = np.asarray(decode(data, spec))
-    monkeypatch.setattr(images, "_BAND_PIXELS", 7 * 40)
+    monkeypatch.setattr("featcache.images.depths._BAND_PIXELS", 7 * 40)
     assert np.array_equal(np.asarray(decode(data, spec)), whole)
 
 
@@ -528,8 +528,8 @@ def test_an_unreadable_file_is_told_as_such(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
     path.write_bytes(b"x")
     path.chmod(0)
-    code = "import os, sys\nfrom featcache import images\nos.seteuid(65534)\ntry: images.read(sys.argv[1])\n"
-    code += "except images.ImageError as error: print(error.code, error)"
+    code = "import os, sys\nfrom featcache import errors, images\nos.seteuid(65534)\ntry: images.read(sys.argv[1])\n"
+    code += "except errors.ImageError as error: print(error.code, error)"
     for folder in (tmp_path, *tmp_path.parents[:2]):
         folder.chmod(0o755)
     done = subprocess.run(

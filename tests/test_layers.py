@@ -33,7 +33,7 @@ PARTS = {  # of the packages, each after those it uses; "." is the package's own
     "finetune": "world telling cut pixels start boundaries inputs learning checkpoints tuning outcome course .",
     "fusion": "reading datasets spec studies unseen writing .",
     "heads": ". stacks modules vectors objective pace wide fits fitting scoring solvers",
-    "images": "containers dicom . headers augment probe seen workers",
+    "images": "containers dicom files specs depths decoding . headers augment probe seen workers",
     "manifest": "tables . sources checking",
     "metrics": "calibration . intervals",
     "predict": "origin predictions portable bundle predictor .",

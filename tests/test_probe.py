@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from featcache import images
-from featcache.images import DecodeSpec, TransformSpec, probe
+from featcache.images import DecodeSpec, TransformSpec, decoding, probe, specs
 from featcache.images.probe import pixels_sha256
 
 SPEC = TransformSpec((48, 48), 0.9, "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
@@ -46,7 +46,7 @@ def test_a_stated_bit_depth_changes_it_and_a_limit_does_not() -> None:
 
 
 def test_another_resampling_filter_under_the_same_name_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(images._INTERPOLATION, "bicubic", Image.Resampling.HAMMING)
+    monkeypatch.setitem(specs._INTERPOLATION, "bicubic", Image.Resampling.HAMMING)
     assert pixels_sha256(SPEC, DECODE) != PINNED
 
 
@@ -57,7 +57,7 @@ def test_a_decoder_that_is_off_by_one_in_one_image_is_noticed(monkeypatch: pytes
     def off_by_one(given: bytes, spec: DecodeSpec, at_least: int | None) -> Image.Image:
         return Image.fromarray(np.asarray(decode(given, spec, at_least)) ^ np.uint8(given == data))
 
-    monkeypatch.setattr(images, "decode", off_by_one)
+    monkeypatch.setattr(decoding, "decode", off_by_one)
     assert pixels_sha256(SPEC, DECODE) != PINNED
 
 
@@ -65,9 +65,9 @@ def test_shortcuts_change_it_and_so_does_each_of_them(monkeypatch: pytest.Monkey
     """The images are smaller than an input of a network: shrunk ones stand beside them, or nothing would be noticed."""
     fast = replace(DECODE, fast=True)
     digests = {PINNED, pixels_sha256(SPEC, fast)}
-    monkeypatch.setattr(images, "REDUCING_GAP", 3.0)
+    monkeypatch.setattr(specs, "REDUCING_GAP", 3.0)
     digests.add(pixels_sha256(SPEC, fast))
-    monkeypatch.setattr(images, "_SCALES", ())
+    monkeypatch.setattr(decoding, "_SCALES", ())
     digests.add(pixels_sha256(SPEC, fast))
     assert len(digests) == 4
     assert pixels_sha256(SPEC, DECODE) == PINNED

@@ -1,0 +1,68 @@
+"""An image file as bytes: read once, if it is a regular file and the one that was planned. Never waits for a FIFO."""
+
+import os
+import stat
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from featcache.errors import ImageError
+
+Stamp = tuple[int, int, int, int]
+
+MAX_BYTES = 1 << 30  # of a file, before it is read
+
+
+def stamp(found: os.stat_result) -> Stamp:
+    """What tells a file from a changed one: size, time of the last change of its bytes and of its inode, inode."""
+    return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
+
+
+def read(path: Path, expected: Sequence[int] | None = None) -> bytes:
+    """The bytes of an image file, read once: what is hashed is what is decoded. A FIFO or device is never opened.
+
+    Args:
+        path: the file.
+        expected: its `stamp` when the pass was planned; another one now is a failure.
+
+    Raises:
+        ImageError: `missing`, `unreadable`, `not-a-file`, `too-large`, or `changed` (since the plan, or while reading).
+    """
+    with opened(path) as file:
+        found = os.fstat(file.fileno())
+        _check_unchanged(expected, found)
+        if found.st_size > MAX_BYTES:
+            raise ImageError("too-large", f"{found.st_size:,} bytes, more than {MAX_BYTES:,}")
+        data = file.read(found.st_size + 1)  # one more, to notice a file that grows
+        _check_unchanged((len(data), *stamp(found)[1:]), os.fstat(file.fileno()))
+        return data
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[BinaryIO]:
+    """A regular file, open for reading. A FIFO or device is never opened.
+
+    Raises:
+        ImageError: `missing`, `unreadable` or `not-a-file`; also for what the block meets while it reads.
+    """
+    try:
+        _check_regular(os.stat(path))
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a FIFO put there since cannot block
+        with os.fdopen(descriptor, "rb") as file:
+            _check_regular(os.fstat(descriptor))
+            yield file
+    except FileNotFoundError as error:
+        raise ImageError("missing", "the file is gone") from error
+    except OSError as error:
+        raise ImageError("unreadable", (error.strerror or str(error)).lower()) from error
+
+
+def _check_regular(found: os.stat_result) -> None:
+    if not stat.S_ISREG(found.st_mode):
+        raise ImageError("not-a-file", "not a regular file")
+
+
+def _check_unchanged(expected: Sequence[int] | None, found: os.stat_result) -> None:
+    if expected is not None and tuple(expected) != stamp(found):
+        raise ImageError("changed", "changed since the pass was planned; run again")

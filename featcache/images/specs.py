@@ -1,0 +1,187 @@
+"""How files become pixels, as values that know their part of an identity: the rules of decoding, and the resize and
+crop of a backbone. Nothing here opens a file.
+"""
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from featcache.errors import ImageError
+from featcache.images import dicom
+from featcache.provenance import Json
+
+Array = np.ndarray[Any, Any]
+
+MAX_PIXELS = 89_478_485  # Pillow's own warning level (1 GiB of RGB / 4 / 3), here an error
+MARGIN = 2  # fast: the shorter side is decoded at no less than this many times what it is resized to
+REDUCING_GAP = 2.0  # fast: boxes are averaged until this many times the result is left, which is then resampled
+CROP_MODES = ("center", "squash")
+
+_INTERPOLATION = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+_SHORTCUTS = (
+    f"jpeg in gray or rgb at 1/2, 1/4 or 1/8 while its shorter side stays at least {MARGIN} times what it is resized "
+    f"to; resized with a reducing gap of {REDUCING_GAP}"
+)
+
+
+@dataclass(frozen=True)
+class DecodeSpec:
+    """How files become 8-bit gray or RGB: a part of the identity.
+
+    Attributes:
+        bit_depth: bits of integer gray of more than 8 bits, 9 to 16, in every file. None recognises 12 bits where the
+            maximum of the image is below 4096, and takes 16 otherwise.
+        float_range: (low, high) of float pixels, which become 0 and 255; what lies outside is clipped. None refuses
+            float pixels: nothing in the file says what is black.
+        first_frame: take the first frame of an animation, a multi-page TIFF or a multi-frame DICOM file.
+        max_pixels: images of more are refused before they are decoded.
+        fast: take shortcuts that change pixels a little: a JPEG is decoded at 1/2, 1/4 or 1/8 of its size where twice
+            what is needed remains, and what shrinks to a quarter or less is averaged in boxes before it is resampled.
+            Where the size of a JPEG does not divide, its right and lower edge move by less than half a pixel of the
+            result.
+    """
+
+    bit_depth: int | None = None
+    float_range: tuple[float, float] | None = None
+    first_frame: bool = False
+    max_pixels: int = MAX_PIXELS
+    fast: bool = False
+
+    def __post_init__(self) -> None:
+        if self.bit_depth is not None and not 9 <= self.bit_depth <= 16:
+            raise ValueError(f"bit_depth must be from 9 to 16, got {self.bit_depth}")
+        if self.float_range is not None:
+            if len(self.float_range) != 2 or not all(map(math.isfinite, self.float_range)):
+                raise ValueError(f"float_range must be two finite values, got {self.float_range}")
+            if self.float_range[0] >= self.float_range[1]:
+                raise ValueError(f"float_range must be low < high, got {self.float_range}")
+        if self.max_pixels < 1:
+            raise ValueError(f"max_pixels must be at least 1, got {self.max_pixels}")
+
+    def identity(self) -> dict[str, Json]:
+        """The rules as JSON. A change here is a change of every vector.
+
+        `first_frame` and `max_pixels` are not among them: they decide whether an image has a vector, never which.
+        `shortcuts` is there only where they are taken.
+        """
+        bits = "12 bit if the maximum is below 4096, else 16 bit" if self.bit_depth is None else f"{self.bit_depth} bit"
+        rules = {
+            "decoder": "pillow",
+            "orientation": "exif applied",
+            "alpha": "composited on black",
+            "palette": "to rgb, or gray where every entry in use is gray",
+            "cmyk": "pillow conversion, no colour profile",
+            "white_is_zero": "inverted",
+            "gray16": f"{bits}; scaled to 8 bit, rounded",
+            "colour16": "the high byte; refused where no value reaches 4096",
+            "float": "refused" if self.float_range is None else [float(value) for value in self.float_range],
+            "frames": "one, the first",
+            "dicom": dict(dicom.RULES),
+        }
+        return {**rules, "shortcuts": _SHORTCUTS} if self.fast else rules
+
+
+@dataclass(frozen=True)
+class TransformSpec:
+    """Resize, crop and normalisation: a callable from a decoded image to pixels, and a part of the identity.
+
+    Attributes:
+        input_size: (height, width) of the result, in pixels.
+        crop_pct: the shorter side is resized to floor(input_size / crop_pct), then the centre is cropped.
+        crop_mode: "center" keeps the aspect ratio, "squash" does not.
+        interpolation: nearest, bilinear, bicubic or lanczos, antialiased, as Pillow does it.
+        mean, std: per channel (red, green, blue), on a scale from 0 to 1.
+    """
+
+    input_size: tuple[int, int]
+    crop_pct: float
+    interpolation: str
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    crop_mode: str = "center"
+
+    def __post_init__(self) -> None:
+        if min(self.input_size) < 1 or max(self.input_size) > 4096:
+            raise ValueError(f"input_size must be from 1 to 4096, got {self.input_size}")
+        if not 0.01 <= self.crop_pct <= 1.0:
+            raise ValueError(f"crop_pct must be from 0.01 to 1, got {self.crop_pct}")
+        if self.interpolation not in _INTERPOLATION:
+            raise ValueError(f"interpolation must be one of {', '.join(_INTERPOLATION)}, got {self.interpolation!r}")
+        if self.crop_mode not in CROP_MODES:
+            raise ValueError(f"crop_mode must be one of {', '.join(CROP_MODES)}, got {self.crop_mode!r}")
+        numbers = (*self.mean, *self.std)
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0 or not all(map(math.isfinite, numbers)):
+            raise ValueError(f"mean and std must be three finite values, std above 0, got {self.mean} and {self.std}")
+        if self.crop_mode == "center" and self.input_size[0] != self.input_size[1]:
+            raise ValueError(f"crop_mode center needs a square input_size, got {self.input_size}; use squash")
+
+    def identity(self) -> Json:
+        """The fields as JSON; those of `DecodeSpec` stand beside them in an identity."""
+        return {**asdict(self), "input_size": list(self.input_size), "mean": list(self.mean), "std": list(self.std)}
+
+    @property
+    def shorter_side(self) -> int:
+        """Pixels that the shorter side of an image is resized to; under squash, the longer side of the result."""
+        return max(self._resized_size())
+
+    def __call__(self, image: Image.Image, fast: bool = False) -> Array:
+        """(h, w) uint8 for mode L, (h, w, 3) for RGB: resized and cropped."""
+        return np.asarray(self.crop(self.resize(image, fast)))
+
+    def resize(self, image: Image.Image, fast: bool = False) -> Image.Image:
+        """The whole image at the scale of the result, not cropped: no side is shorter than the crop.
+
+        What has been resized stays as it is.
+
+        Args:
+            image: of mode L or RGB.
+            fast: average boxes before resampling, see `DecodeSpec`; changes nothing unless a side shrinks to a quarter
+                or less.
+
+        Raises:
+            ImageError: `too-large`: a thin image would be enormous once enlarged.
+        """
+        height, width = self._resized_size()
+        if self.crop_mode == "center":
+            shorter, longer = sorted(image.size)
+            stretched = int(height * longer / shorter)
+            width, height = (height, stretched) if image.width <= image.height else (stretched, height)
+        if (width, height) == image.size:
+            return image
+        if width * height > MAX_PIXELS:
+            raise ImageError("too-large", f"resized it would be {width} x {height}, more than {MAX_PIXELS:,} pixels")
+        gap = REDUCING_GAP if fast else None
+        return image.resize((width, height), _INTERPOLATION[self.interpolation], reducing_gap=gap)
+
+    def crop(self, image: Image.Image) -> Image.Image:
+        """The centre of a resized image, in input_size, rounded as torchvision's CenterCrop does it."""
+        height, width = self.input_size
+        top, left = round((image.height - height) / 2), round((image.width - width) / 2)
+        return image.crop((left, top, left + width, top + height))
+
+    def zoom(self, image: Image.Image, side: float, top: float, left: float) -> Image.Image:
+        """A part of a resized image, enlarged to input_size.
+
+        Args:
+            image: as `resize` makes it.
+            side: of the part, above 0 to 1, as a share of the largest crop with the aspect ratio of the result.
+            top, left: where it lies, 0 to 1 of the room there is.
+        """
+        height, width = self.input_size
+        scale = side * min(image.height / height, image.width / width)
+        x, y = left * (image.width - scale * width), top * (image.height - scale * height)
+        box = (x, y, min(x + scale * width, image.width), min(y + scale * height, image.height))
+        return image.resize((width, height), _INTERPOLATION[self.interpolation], box=box)
+
+    def _resized_size(self) -> tuple[int, int]:
+        """(height, width) before the crop, of an image with the aspect ratio of the result."""
+        height, width = (math.floor(side / self.crop_pct) for side in self.input_size)
+        return height, width
