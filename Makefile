@@ -9,7 +9,7 @@ ABREAST := -n auto --maxprocesses 4 --dist worksteal
 
 # Without its bytecode torch takes twice as long to import, in every process.
 unexport PYTHONDONTWRITEBYTECODE
-# Threads that spin while they wait take the cores from the other processes of tests.
+# As the command line has it: threads that spin while they wait take the cores from whatever else runs.
 export OMP_WAIT_POLICY := PASSIVE
 
 .PHONY: demo test test-long lint check faults bench docs venv lock clean

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test may reach a network; read when huggingface_hub is imported
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin take the cores from other processes of tests
 os.environ.pop("COLUMNS", None)  # of several processes of tests each has one, which would be the width of tables
 
 import numpy as np

@@ -414,9 +414,8 @@ CUT: dict[str, tuple[str, Recipe, dict[str, Any], int]] = {
 }
 
 
-@pytest.mark.parametrize(
-    "case", [pytest.param("images", marks=pytest.mark.slow), pytest.param("folds", marks=pytest.mark.long)]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("case", ["images", "folds"])
 def test_a_stopped_training_leaves_the_files_of_one_that_was_not(phase_one: Path, tmp_path: Path, case: str) -> None:
     parent, how, asked, n = CUT[case]
     whole = tuned(phase_one, how, tmp_path / "whole", parent, **asked)

@@ -23,6 +23,12 @@ from tests.test_cli import featcache
 SPEC = BackboneSpec("test_resnet", "random:0", input_size=32)
 
 
+@pytest.fixture(autouse=True)
+def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is tested here holds of any rate, however little is to be believed of it."""
+    monkeypatch.setattr("featcache.embed.forecast._LEAST_S", 0.05)
+
+
 @pytest.fixture
 def manifest(tmp_path: Path) -> Manifest:
     for i in range(20):

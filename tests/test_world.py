@@ -111,7 +111,7 @@ with joined("cpu") as world:
 """
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_norms_over_several_processes_are_those_of_the_whole_batch(tmp_path: Path) -> None:
     """Outputs, gradients of everything below and above, and running statistics."""
     (tmp_path / "whole.py").write_text(WHOLE)
