@@ -62,7 +62,7 @@ def featcache(*arguments: object, cwd: Path) -> Done:
 @pytest.mark.parametrize(
     "command",
     ["", "demo", "embed", "train-head", "fine-tune", "train", "predict", "bundle", "export", "backbones", "info",
-     "status", "verify", "manifest", "manifest iu-xray", "manifest kermany", "manifest covid", "check",
+     "doctor", "status", "verify", "manifest", "manifest iu-xray", "manifest kermany", "manifest covid", "check",
      "audit", "report"],
 )  # fmt: skip
 def test_every_command_has_help(command: str, tmp_path: Path) -> None:

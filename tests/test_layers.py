@@ -17,7 +17,7 @@ FLOORS = (  # from the ground up
     ("export", "heads", "manifest", "request"),
     ("audit", "backbones", "runs"),
     ("embed", "fusion", "training"),
-    ("predict",),
+    ("doctor", "predict"),
     ("finetune", "report"),
     ("demo",),
     ("cli",),

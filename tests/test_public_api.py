@@ -51,6 +51,7 @@ def test_unknown_name_is_an_attribute_error() -> None:
         "predict.bundle.bundle",
         "predict.portable.onnx_model",
         "demo.demo",
+        "doctor.doctor",
         "report.report",
         "backbones.load",
         "store.publish",

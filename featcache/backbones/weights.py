@@ -200,18 +200,38 @@ def _fetch(name: str, config: Mapping[str, Any]) -> Path:
             f"{name} has no pretrained weights. Pass a local file with --weights FILE.safetensors, or ask for random "
             "weights with --weights random:0."
         )
-    where = {"repo_id": repository, "filename": config.get("hf_hub_filename") or "model.safetensors"}
-    try:
-        return Path(huggingface_hub.hf_hub_download(**where, local_files_only=True))
-    except LocalEntryNotFoundError:
-        pass
+    if found := cached(name, config):
+        return found
     if not hub_is_reachable():
         raise WeightsUnavailable(f"weights of {name} are not cached and the hub cannot be reached. {_WAYS_OUT}")
     try:
-        return Path(huggingface_hub.hf_hub_download(**where))
+        return Path(huggingface_hub.hf_hub_download(*_address(config)))
     except (OSError, huggingface_hub.errors.HfHubHTTPError) as error:
         reason = str(error).splitlines()[0]
         raise WeightsUnavailable(f"weights of {name} could not be fetched: {reason} {_WAYS_OUT}") from error
+
+
+def _address(config: Mapping[str, Any]) -> tuple[str, str]:
+    """Repository and file name on the hub."""
+    return config["hf_hub_id"], config.get("hf_hub_filename") or "model.safetensors"
+
+
+def cached(name: str, config: Mapping[str, Any] | None = None) -> Path | None:
+    """The file of pretrained weights in the local hub cache; None where it is not there. Asks nobody.
+
+    Args:
+        name: of a backbone that has pretrained weights.
+        config: its `config_of`, where it is known already.
+    """
+    try:
+        return Path(huggingface_hub.hf_hub_download(*_address(config or config_of(name)), local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+
+
+def cache_folder() -> Path:
+    """Where the hub keeps what it has fetched."""
+    return Path(huggingface_hub.constants.HF_HUB_CACHE)
 
 
 def _revision(cached: Path) -> Path:

@@ -12,7 +12,7 @@ modules are imported inside the commands, so that `featcache --help` answers at 
     pixels       fine-tune, train
     exporting    export
     predicting   predict, bundle
-    looking      status, info, verify, backbones
+    looking      status, info, verify, backbones, doctor
     sources      manifest, check
     auditing     audit
     reporting    report
@@ -31,7 +31,13 @@ from featcache.cli.auditing import audit_command
 from featcache.cli.embedding import demo_command, embed_command
 from featcache.cli.exporting import export_command
 from featcache.cli.heads import train_head_command
-from featcache.cli.looking import backbones_command, info_command, status_command, verify_command
+from featcache.cli.looking import (
+    backbones_command,
+    doctor_command,
+    info_command,
+    status_command,
+    verify_command,
+)
 from featcache.cli.pixels import fine_tune_command, train_command
 from featcache.cli.predicting import bundle_command, predict_command
 from featcache.cli.reporting import report_command
@@ -62,6 +68,7 @@ app.command("status")(status_command)
 app.command("info")(info_command)
 app.command("verify")(verify_command)
 app.command("backbones")(backbones_command)
+app.command("doctor")(doctor_command)
 app.add_typer(manifest_app, name="manifest")
 app.command("check")(check_command)
 app.command("audit")(audit_command)

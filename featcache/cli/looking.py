@@ -1,9 +1,10 @@
-"""The commands that look and change nothing: `status`, `info` and `verify` of a store, and `backbones`.
+"""The commands that look and change nothing: `status`, `info` and `verify` of a store, `backbones`, and `doctor`.
 
 None of them embeds or trains: what the library finds becomes lines and tables, or one JSON object.
 """
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -118,3 +119,25 @@ def _backbone_choices(name: str, pattern: str | None, as_json: bool) -> None:
         "without gradients; the boundary is what it hands over, per image.",
         highlight=False,
     )
+
+
+def doctor_command(
+    folder: Annotated[Path, typer.Argument(help="Where stores are to lie.", show_default="the current one")] = Path(),
+    as_json: Json = False,
+) -> None:
+    """Look at this machine: libraries, devices, weights, extras, and whether a folder can hold stores."""
+    from featcache.doctor import NOTE, PROBLEM, doctor
+
+    findings = doctor(folder)
+    n_problems = sum(finding.state == PROBLEM for finding in findings)
+    if as_json:
+        answer({"problems": n_problems, "findings": [finding.as_json() for finding in findings]})
+    people = console(as_json)
+    width = max(len(finding.name) for finding in findings)
+    for finding in findings:
+        colour = {PROBLEM: "red", NOTE: "yellow"}.get(finding.state, "green")
+        remedy = f" → {escaped(finding.remedy)}" if finding.remedy else ""
+        mark, name = f"[{colour}]{finding.state:<7}[/]", f"[bold]{finding.name:<{width}}[/]"
+        people.print(f"{mark} {name} {escaped(finding.text)}{remedy}", highlight=False, soft_wrap=True)
+    if n_problems:
+        raise typer.Exit(1)

@@ -165,12 +165,11 @@ def _streams(kind: str) -> tuple[int, int]:
     """(batches side by side, threads of each)."""
     if kind != "cpu":
         return _GPU_STREAMS, 1
-    n_cores = _n_cores()
-    n = min(n_cores, _MAX_STREAMS)
-    return n, n_cores // n
+    n = min(cores := n_cores(), _MAX_STREAMS)
+    return n, cores // n
 
 
-def _n_cores() -> int:
+def n_cores() -> int:
     """Those that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -200,12 +199,18 @@ def _is_to_be_compiled(backbone: Backbone, compile_: str, n_images: int, on_note
     return True
 
 
+def cpp_compiler() -> str | None:
+    """Where the compiler is that inductor needs for a CPU; None where there is none."""
+    names = filter(None, (os.environ.get("CXX"), "g++", "clang++"))
+    return next(filter(None, map(shutil.which, names)), None)
+
+
 def _has_compiler(kind: str) -> bool:
-    return kind != "cpu" or any(map(shutil.which, filter(None, (os.environ.get("CXX"), "g++", "clang++"))))
+    return kind != "cpu" or cpp_compiler() is not None
 
 
 def _is_worth_it(kind: str, flops: float) -> bool:
-    return flops / (_n_cores() if kind == "cpu" else 1) >= _WORTH_COMPILING[kind]
+    return flops / (n_cores() if kind == "cpu" else 1) >= _WORTH_COMPILING[kind]
 
 
 def _flops(backbone: Backbone) -> int:
