@@ -76,7 +76,7 @@ def test_the_commands_are_exactly_these() -> None:
     from featcache.cli import app
 
     assert sorted(command.name or "" for command in app.registered_commands) == [
-        "audit", "backbones", "bundle", "check", "demo", "embed", "export", "fine-tune", "info", "predict", "report",
+        "audit", "backbones", "bundle", "check", "demo", "doctor", "embed", "export", "fine-tune", "info", "predict", "report",
         "status", "train", "train-head", "verify",
     ]  # fmt: skip
     assert [group.name for group in app.registered_groups] == ["manifest"]
