@@ -11,6 +11,7 @@ _CHOICES = {
     "optimizer": ("adam", "adamw", "sgd"),
     "schedule": ("plateau", "constant", "cosine"),
     "class_weights": ("none", "balanced"),
+    "norms": ("auto", "learn", "frozen"),
     "precision": ("float32", "tf32", "float16", "bfloat16"),
     "select": ("auroc", "loss", "accuracy", "balanced_accuracy", "f1", "auprc"),
 }
@@ -75,6 +76,10 @@ class Recipe:
         class_weights: "balanced" weighs each class of the loss by n / (c n_class), as scikit-learn does.
         label_smoothing: share of the target spread evenly over the classes.
         dropout: of the head's hidden layers; None for what the head has.
+        norms: the batch norms of what learns. "learn": their weights, by the statistics of each batch; "frozen": they
+            stay as they are, as those below do; "auto" freezes those of loaded weights that hold no statistics (mean 0
+            and variance 1 throughout, as where norms were folded into the convolutions before them): by the statistics
+            of a batch such a network is another one.
         batch_rows: images per step, within half a batch; of all processes together.
         accumulate: pieces in which a batch goes through the network, for less memory: gradients are added up,
             and norms that learn see a piece at a time.
@@ -96,6 +101,7 @@ class Recipe:
     class_weights: str = "balanced"
     label_smoothing: float = 0.0
     dropout: float | None = None
+    norms: str = "auto"
     batch_rows: int = 32
     accumulate: int = 1
     augment: AugmentSpec | None = field(default_factory=AugmentSpec)

@@ -152,7 +152,7 @@ MUTANTS = (
            "test_pixels.py::test_a_file_that_was_replaced_since_is_seen_and_not_learnt_from"),
     Mutant("nothing in a trunk moves", "finetune/tuning.py",
            "self._recipe.stages[:stage] for name", "self._recipe.stages[max(0, stage - 1) : stage] for name",
-           "test_tuning.py::test_the_weights_that_are_kept_are_all_of_one_epoch"),
+           "test_tuning.py::test_a_training_that_was_stopped_anywhere_ends_as_if_it_had_not_been"),
     Mutant("the best of an earlier stage", "finetune/tuning.py",
            "            self._best = {**self._weights(), **self._best}\n", "            pass\n",
            "test_tuning.py::test_the_weights_that_are_kept_are_all_of_one_epoch"),

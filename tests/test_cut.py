@@ -4,9 +4,11 @@ import copy
 import functools
 import operator
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from featcache import backbones
@@ -14,6 +16,7 @@ from featcache.backbones import graph
 from featcache.backbones.blocks import groups
 from featcache.errors import UsageError
 from featcache.finetune import cut
+from featcache.recipe import Stage
 from featcache.request import BackboneSpec
 
 SIZES = {
@@ -511,3 +514,41 @@ def test_choices_of_the_own_networks_count_the_dense_layers_that_belong_to_them(
     rows = cut.choices("covid-cnn")
     assert [row.unfreeze for row in rows] == ["last-block", "last-stage", "all"]
     assert rows[-1].with_mlp == 23_935_041
+
+
+# --- norms ------------------------------------------------------------------------------------------------------------
+
+
+def folded(path: Path) -> Path:
+    """Weights whose norms hold no statistics, as where they were folded into the convolutions before them."""
+    state = {name: tensor.contiguous() for name, tensor in made("resnet18").state_dict().items()}
+    for name, tensor in state.items():
+        if name.endswith(("running_mean", "running_var")):
+            state[name] = torch.full_like(tensor, float(name.endswith("var")))
+    save_file(state, path)
+    return path
+
+
+@pytest.mark.parametrize("which", ["last-block", "last-stage", "all"])
+def test_frozen_norms_are_no_part_of_what_learns(which: str) -> None:
+    module = sketch("resnet18")
+    norms = {name for name, part in module.named_modules() if isinstance(part, NORMS)}
+    every, without = cut.unfrozen(module, which), cut.unfrozen(module, which, "frozen")
+    assert without == [name for name in every if name.rpartition(".")[0] not in norms]
+    assert 0 < len(without) < len(every)
+
+
+def test_where_nothing_but_norms_would_learn_they_cannot_be_frozen() -> None:
+    with pytest.raises(UsageError, match="nothing but batch norms"):
+        cut.unfrozen(sketch("resnet18"), r"layer4\.1\.bn", "frozen")
+
+
+def test_norms_without_statistics_are_left_alone_unless_they_are_random_or_are_to_learn(tmp_path: Path) -> None:
+    stages = (Stage("last-block", 1),)
+    random = backbones.load(BackboneSpec("resnet18", "random:0", 64))
+    loaded = backbones.load(BackboneSpec("resnet18", str(folded(tmp_path / "folded.safetensors")), 64))
+    assert [cut.norms_of(each, stages, "auto") for each in (random, loaded)] == ["learn", "frozen"]
+    assert [cut.norms_of(loaded, stages, asked) for asked in ("learn", "frozen")] == ["learn", "frozen"]
+    loaded.module.get_submodule("layer4.1.bn2").running_mean += 0.1  # those of the last block have statistics again
+    assert cut.norms_of(loaded, stages, "auto") == "learn"
+    assert cut.norms_of(loaded, (Stage("conv1", 1),), "auto") == "learn", "no norm learns"

@@ -53,6 +53,23 @@ def trained(images: Path, path: Path, how: Recipe | None = None, name: str = NET
     return train(manifest, spec, head, how or recipe(), path, **{"split": HOLD_OUT, **asked})
 
 
+def test_norms_without_statistics_stay_as_they_are_and_it_says_so(images: Path, tmp_path: Path) -> None:
+    state = {
+        name: tensor.contiguous()
+        for name, tensor in backbones.load(BackboneSpec(NET, "random:0", SIZE), "cpu").module.state_dict().items()
+    }
+    save_file(state, tmp_path / "folded.safetensors")  # as they begin: mean 0, variance 1
+    notes: list[str] = []
+    asked = {"weights": str(tmp_path / "folded.safetensors"), "telling": Telling(on_note=notes.append)}
+    run = trained(images, tmp_path / "run", recipe(Stage("last-block", 2)), **asked)
+    assert run.record["recipe"]["norms"] == "frozen"
+    assert [note for note in notes if "hold no statistics" in note and "--norms learn" in note]
+    after = load_file(run.path / "backbone.safetensors")
+    statistics = [name for name in state if name.endswith(("running_mean", "running_var"))]
+    assert all(np.array_equal(after[name], state[name].numpy()) for name in statistics)
+    assert trained(images, tmp_path / "other", recipe(Stage("last-block", 1))).record["recipe"]["norms"] == "learn"
+
+
 def table(run: Run) -> list[dict[str, str]]:
     with open(run.path / "predictions.csv", encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))

@@ -295,6 +295,17 @@ def test_convolutions_learn_while_the_norms_between_them_stay(bench: Bench, tmp_
     assert len(learning) == 8
 
 
+def test_frozen_norms_do_not_move_while_all_else_of_the_block_learns(bench: Bench, tmp_path: Path) -> None:
+    tuner, start = bench.tuner(recipe(norms="frozen"), score=rising())
+    run(tuner, tmp_path / "run")
+    norms = {name for name, part in start.backbone.module.named_modules() if isinstance(part, nn.BatchNorm2d)}
+    parameters = [name for name, _ in start.backbone.module.named_parameters() if name.startswith(OF_LAST)]
+    assert moved(bench, start) == {name for name in parameters if name.rpartition(".")[0] not in norms}
+    assert tuner.n_trainable[0] == sum(
+        start.backbone.module.get_parameter(name).numel() for name in moved(bench, start)
+    )
+
+
 def test_a_second_stage_elsewhere_keeps_what_the_first_has_learnt(bench: Bench, tmp_path: Path) -> None:
     first, start = bench.tuner(recipe(LAST), images=True, score=rising())
     run(first, tmp_path / "one")

@@ -30,6 +30,7 @@ from featcache.cli.options import (
     LabelSmoothing,
     LearningPrecision,
     Mean,
+    Norms,
     On,
     OperatingPoint,
     Optimizer,
@@ -80,6 +81,7 @@ def fine_tune_command(
     class_weights: ClassWeights = None,
     label_smoothing: LabelSmoothing = None,
     dropout: Annotated[float | None, of_recipe("dropout", "Of the head's hidden units.", "that of the Run")] = None,
+    norms: Norms = None,
     batch_rows: BatchRows = None,
     accumulate: Accumulate = None,
     precision: LearningPrecision = None,
@@ -107,8 +109,8 @@ def fine_tune_command(
     asked = {
         "lr": lr, "backbone_lr": backbone_lr, "optimizer": optimizer, "weight_decay": weight_decay,
         "schedule": schedule, "patience": patience, "early_stopping": early_stopping, "class_weights": class_weights,
-        "label_smoothing": label_smoothing, "dropout": dropout, "batch_rows": batch_rows, "accumulate": accumulate,
-        "precision": precision, "seed": seed, "select": select,
+        "label_smoothing": label_smoothing, "norms": norms, "dropout": dropout, "batch_rows": batch_rows,
+        "accumulate": accumulate, "precision": precision, "seed": seed, "select": select,
     }  # fmt: skip
     shown = {"rotation": rotation, "jitter": jitter, "flip": flip, "crop": crop}
     how = recipe_of(preset, unfreeze or [], epochs or [], asked, shown, augment)
@@ -154,6 +156,7 @@ def train_command(
     early_stopping: EarlyStopping = None,
     class_weights: ClassWeights = None,
     label_smoothing: LabelSmoothing = None,
+    norms: Norms = None,
     batch_rows: BatchRows = None,
     accumulate: Accumulate = None,
     precision: LearningPrecision = None,
@@ -197,7 +200,7 @@ def train_command(
     asked = {
         "lr": lr, "backbone_lr": lr if backbone_lr is None else backbone_lr, "optimizer": optimizer,
         "weight_decay": weight_decay, "schedule": schedule, "patience": patience, "early_stopping": early_stopping,
-        "class_weights": class_weights, "label_smoothing": label_smoothing, "batch_rows": batch_rows,
+        "class_weights": class_weights, "label_smoothing": label_smoothing, "norms": norms, "batch_rows": batch_rows,
         "accumulate": accumulate, "precision": precision, "seed": seed, "select": select,
     }  # fmt: skip
     shown = {"rotation": rotation, "jitter": jitter, "flip": flip, "crop": crop}

@@ -112,7 +112,7 @@ def fine_tune(
     device = _checked(machine, recipe)
     with joined(device) as world, ExitStack() as files:
         start = Start.of_run(run, weights, world.device(device))
-        _check_stages(start.backbone, recipe)
+        recipe = _settled(start.backbone, recipe, telling)
         rule = operating_point or run.record["asked"].get("operating_point")
         _check_rule(start, rule)
         asked = {
@@ -180,7 +180,7 @@ def train(
     device = _checked(machine, recipe)
     with joined(device) as world, ExitStack() as files:
         backbone = backbones.load(spec, world.device(device))
-        _check_stages(backbone, recipe)
+        recipe = _settled(backbone, recipe, telling)
         pixels = files.enter_context(pixels_of(images, backbone, decode, recipe, machine, world))
         start, used = of_folder(images, backbone, decode, head, pixels, target, split, world, telling)
         _check_rule(start, operating_point)
@@ -230,10 +230,17 @@ def _checked(machine: Machine, recipe: Recipe) -> str:
     return device
 
 
-def _check_stages(backbone: Backbone, recipe: Recipe) -> None:
-    """Before any image is read."""
+def _settled(backbone: Backbone, recipe: Recipe, telling: Telling) -> Recipe:
+    """What learns is there, which is known before any image is read, and what becomes of its norms."""
+    norms = cut.norms_of(backbone, recipe.stages, recipe.norms)
     for stage in recipe.stages:
-        cut.unfrozen(backbone.module, stage.unfreeze)
+        cut.unfrozen(backbone.module, stage.unfreeze, norms)
+    if norms != recipe.norms and norms == "frozen":
+        telling.on_note(
+            "the batch norms of these weights hold no statistics (mean 0, variance 1), as where they were folded into "
+            "the convolutions: they stay as they are (--norms learn has them learn)."
+        )
+    return replace(recipe, norms=norms)
 
 
 def _check_rule(start: Start, rule: str | None) -> None:

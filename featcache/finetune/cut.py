@@ -6,11 +6,12 @@ is kept from learning, `graph`.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from featcache import backbones
 from featcache.backbones import networks
@@ -18,8 +19,9 @@ from featcache.backbones.blocks import groups
 from featcache.backbones.graph import Cut, cut, learn, n_trainable
 from featcache.errors import UsageError
 from featcache.heads import HeadSpec, stacks
+from featcache.recipe import Stage
 
-__all__ = ["Choice", "Cut", "choices", "cut", "learn", "n_trainable", "unfrozen"]
+__all__ = ["Choice", "Cut", "choices", "cut", "learn", "n_trainable", "norms_of", "unfrozen"]
 
 Shape = tuple[int, ...]
 
@@ -50,17 +52,25 @@ class Choice:
     with_mlp: int
 
 
-def unfrozen(module: nn.Module, which: str) -> list[str]:
+def unfrozen(module: nn.Module, which: str, norms: str = "learn") -> list[str]:
     """Names of the parameters that learn, in the network's order.
 
     Args:
         module: of a `backbones.Backbone`.
         which: "last-block", "last-stage" (what follows the last block belongs to both), "all", a whole number n for the
             last n blocks, or a regular expression that is searched in the names of the parameters.
+        norms: "frozen" leaves batch norms out, else "learn".
 
     Raises:
-        UsageError: it matches nothing, with the names of some blocks; or the network has no such blocks.
+        UsageError: it matches nothing, with the names of some blocks; or the network has no such blocks; or nothing is
+            left of it without norms.
     """
+    if norms == "frozen":
+        every = unfrozen(module, which)
+        still = {f"{owner}.{name}" for owner, norm in _norms(module) for name, _ in norm.named_parameters()}
+        if left := [name for name in every if name not in still]:
+            return left
+        raise UsageError(f"--norms frozen: nothing but batch norms is in --unfreeze {which}.")
     names = [name for name, _ in module.named_parameters()]
     if which == "all":
         return names
@@ -71,6 +81,25 @@ def unfrozen(module: nn.Module, which: str) -> list[str]:
     else:
         chosen = set(_matching(module, names, which))
     return [name for name in names if name in chosen]
+
+
+def norms_of(backbone: backbones.Backbone, stages: Sequence[Stage], norms: str) -> str:
+    """What becomes of batch norms that would learn: `norms`, "auto" resolved to "learn" or "frozen"."""
+    if norms != "auto":
+        return norms
+    learning = {name.rpartition(".")[0] for each in stages for name in unfrozen(backbone.module, each.unfreeze)}
+    found = [norm for owner, norm in _norms(backbone.module) if owner in learning]
+    folded = bool(found) and all(_is_without_statistics(norm) for norm in found)
+    return "frozen" if folded and not backbone.weights_source.startswith("random:") else "learn"
+
+
+def _norms(module: nn.Module) -> Iterator[tuple[str, _BatchNorm]]:
+    return ((name, part) for name, part in module.named_modules() if isinstance(part, _BatchNorm))
+
+
+def _is_without_statistics(norm: _BatchNorm) -> bool:
+    mean, var = norm.running_mean, norm.running_var
+    return mean is not None and var is not None and not mean.any() and bool((var == 1).all())
 
 
 def _last(blocks: Sequence[Sequence[str]], n: int) -> list[str]:

@@ -348,7 +348,7 @@ class Tuner:
     # --- rates, weights, checkpoints ----------------------------------------------------------------------------------
 
     def _unfrozen(self, stage: Stage) -> list[str]:
-        return cut.unfrozen(self._backbone.module, stage.unfreeze)
+        return cut.unfrozen(self._backbone.module, stage.unfreeze, self._recipe.norms)
 
     def _up_to(self, stage: int) -> list[str]:
         """What learns in one of the first stages: all of it is in the tail, so that nothing in a trunk ever moves."""
