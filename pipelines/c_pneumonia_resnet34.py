@@ -38,7 +38,9 @@ from featcache.runs.task import TargetSpec
 SPLIT = SplitSpec(val_fraction=0.1)
 TARGET = TargetSpec(positive="PNEUMONIA")
 SCRATCH = replace(PRESETS["pneumonia-scratch"], weight_decay=0.0, augment=None, select="loss")
-PRETRAINED = replace(PRESETS["pneumonia-pretrained"], stages=(Stage("all", 3),), augment=None, select="loss")
+PRETRAINED = replace(
+    PRESETS["pneumonia-pretrained"], stages=(Stage("all", 3),), augment=None, norms="learn", select="loss"
+)
 MODELS = (
     Model("simple CNN", BackboneSpec("simple-cnn", "random:0"), replace(SCRATCH, stages=(Stage("all", 3),))),
     Model("ResNet34 from scratch", BackboneSpec("resnet34.tv_in1k", "random:0", crop_pct=1.0), SCRATCH),
