@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from featcache.errors import in_our_words
+from featcache.errors import UsageError, in_our_words
 
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")  # what a spreadsheet computes, with or without quotes before it
 
@@ -55,6 +55,8 @@ def text_of(written: str) -> str:
 
 def write_with(path: Path, fill: Callable[[BinaryIO], object]) -> None:
     """As `write_bytes`, for content that `fill` writes into an open (unbuffered, read-write) file."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise UsageError(f"{path} is no file but a device or a pipe, and cannot be replaced. Give the name of a file.")
     path = Path(os.path.realpath(path))  # a link keeps pointing at the file that is written
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # as `leftovers` looks for it
     with in_our_words("writing", path):

@@ -19,7 +19,7 @@ from typing import Any, BinaryIO, Self
 import numpy as np
 
 from featcache import durable
-from featcache.errors import CorruptStore, FeatcacheError, UsageError
+from featcache.errors import CorruptStore, FeatcacheError, UsageError, in_our_words
 from featcache.provenance import Json, canonical_json, digest_json
 from featcache.store import Store, blocks, check_identity, digests_of, gather, publish_rows, texts_of
 
@@ -122,6 +122,8 @@ def export(store: Store, path: Path, *, taps: Sequence[str] = (), where: Sequenc
         raise UsageError(f"{path}: the suffix says the format, one of {', '.join(_WRITERS)}.")
     if not _is_utf8(list(store.columns)):
         raise UsageError(f"{store.path} has a column whose name is not UTF-8, which no other format takes.")
+    if path.exists() and write is not _store:
+        _check_ours(path)
     rows, taps = _chosen(store, where), _taps(store, taps, path)
     digests = digests_of(store, rows, taps)
     if len(rows) == len(store):
@@ -322,6 +324,29 @@ def _is_utf8(values: Sequence[str]) -> bool:
     return True
 
 
+def _check_ours(path: Path) -> None:
+    """An earlier export may be replaced, and nothing else."""
+    with in_our_words("reading", path):
+        if not path.is_file() or not _is_export(path):
+            raise UsageError(f"{path} is there, and no earlier export. Write to another path.")
+
+
+def _is_export(path: Path) -> bool:
+    """By the names of a zip's members, the beginning of safetensors, the end of Parquet; an empty file is nobody's."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as members:
+            return f"{ABOUT}.npy" in members.namelist()
+    with open(path, "rb") as file:
+        start, n_bytes = file.read(8), path.stat().st_size
+        if start[:4] == b"PAR1":
+            file.seek(max(0, n_bytes - 8))
+            length = int.from_bytes(file.read(4), "little")
+            file.seek(max(0, n_bytes - 8 - length))
+        else:
+            length = int.from_bytes(start, "little")
+        return not start or FORMAT.encode("ascii") in file.read(min(length, n_bytes))
+
+
 def _store(chosen: _Selection, path: Path) -> None:
     """A store of these rows. It replaces a store only if that holds nothing that this one has not."""
     if path.exists():
@@ -334,7 +359,7 @@ def _check_replaceable(store: Store, path: Path) -> None:
         raise UsageError(f"{path} is the store itself. Write to another path.")
     try:
         with Store.open(path) as there:
-            identity, names = there.identity, set(there.image_ids)
+            identity, names, columns = there.identity, set(there.image_ids), set(there.columns)
     except FeatcacheError as error:
         raise UsageError(f"{path} is there, and is no store that could be replaced. Write to another path.") from error
     check_identity(path, identity, store.identity)
@@ -343,6 +368,8 @@ def _check_replaceable(store: Store, path: Path) -> None:
             f"{path} holds {len(others):,} image(s) that {store.path} has not, {min(others)!r} among them. Write to "
             f"another path."
         )
+    if lost := sorted(columns - set(store.columns)):
+        raise UsageError(f"{path} has a column {lost[0]!r} that {store.path} has not. Write to another path.")
 
 
 _WRITERS: dict[str, Callable[[_Selection, Path], None]] = {

@@ -356,6 +356,38 @@ def test_a_store_takes_the_place_of_one_that_holds_nothing_else(stores: dict[str
     assert (tmp_path / "notes.h5").read_text() == "mine"
 
 
+@pytest.mark.parametrize("suffix", [suffix for suffix in SUFFIXES if suffix != ".h5"])
+@pytest.mark.parametrize("foreign", [b"mine", b"PAR1", b"PAR1" + b"\xff" * 40, b"\x10" + bytes(7) + b"{}"])
+def test_what_is_no_export_is_not_replaced(
+    stores: dict[str, Path], tmp_path: Path, suffix: str, foreign: bytes
+) -> None:
+    path = tmp_path / f"out{suffix}"
+    path.write_bytes(foreign)
+    with Store.open(stores["float32"]) as store:
+        with pytest.raises(UsageError, match="no earlier export"):
+            export(store, path)
+        assert path.read_bytes() == foreign
+        path.write_bytes(b"")
+        export(store, path)
+        export(store, path)
+
+
+def test_a_zip_of_somebody_is_not_replaced(stores: dict[str, Path], tmp_path: Path) -> None:
+    np.savez(tmp_path / "out.npz", mine=np.ones(3))
+    with Store.open(stores["float32"]) as store, pytest.raises(UsageError, match="no earlier export"):
+        export(store, tmp_path / "out.npz")
+    assert list(np.load(tmp_path / "out.npz")) == ["mine"]
+
+
+def test_a_store_whose_columns_would_be_lost_is_not_replaced(tmp_path: Path) -> None:
+    labelled = make_store(tmp_path / "labelled.h5", np.ones((3, 2)), {"label": ["a", "b", "a"]})
+    before = labelled.read_bytes()
+    plain = make_store(tmp_path / "plain.h5", np.ones((3, 2)), {})
+    with Store.open(plain) as store, pytest.raises(UsageError, match="has a column 'label'"):
+        export(store, labelled)
+    assert labelled.read_bytes() == before
+
+
 def test_a_value_that_was_changed_behind_the_checksums_does_not_go_out(stores: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "s.h5").write_bytes(stores["float32"].read_bytes())
     with h5py.File(tmp_path / "s.h5", "r+") as file:

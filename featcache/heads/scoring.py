@@ -14,7 +14,7 @@ from featcache.heads import NORM_EPSILON, HeadSpec
 
 Array = np.ndarray[Any, Any]
 
-_BLOCK = 4096  # rows
+_BLOCK_VALUES = 1 << 25
 _ACTIVATIONS = {
     "relu": lambda z: np.maximum(z, 0),
     "sigmoid": expit,
@@ -54,7 +54,8 @@ def _logits(spec: HeadSpec, tensors: Mapping[str, Array], x: Array, n_classes: i
     """(n, d) to (n, c)."""
     if spec.kind == "knn":
         return _vote(spec, tensors, x, n_classes)
-    blocks = [_forward(spec, tensors, x[start : start + _BLOCK]) for start in range(0, len(x), _BLOCK)]
+    n_rows = max(1, _BLOCK_VALUES // x.shape[1])
+    blocks = [_forward(spec, tensors, x[start : start + n_rows]) for start in range(0, len(x), n_rows)]
     z = np.concatenate(blocks) if blocks else np.zeros((0, len(tensors["bias"])), dtype=np.float32)
     if z.shape[1] == n_classes:
         return z
@@ -64,8 +65,11 @@ def _logits(spec: HeadSpec, tensors: Mapping[str, Array], x: Array, n_classes: i
 
 
 def hidden(spec: HeadSpec, tensors: Mapping[str, Array], x: Array) -> Array:
-    """(n, d) features to the (n, h) activations that the last layer acts on; of a head without hidden layers x."""
-    z = x
+    """(n, d) features to the (n, h) activations that the last layer acts on; of a head without hidden layers x.
+
+    In float64: in float32 the last digits of a row depend on how many others are multiplied along with it.
+    """
+    z = np.asarray(x, dtype=np.float64)
     for i in range(len(spec.widths)):
         layer = {name.removeprefix(f"hidden.{i}."): t for name, t in tensors.items() if name.startswith(f"hidden.{i}.")}
         z = z @ layer["weight"].T + layer["bias"]

@@ -11,11 +11,12 @@ that is not an earlier answer, and a pass that was stopped is gone on with.
 """
 
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,10 @@ from featcache.runs import RUN_FILES
 from featcache.store import Store
 
 _SHOWN = 5
+_OF_A_PASS = re.compile(
+    r"\.{0,2}[0-9a-f]{12}\.h5"
+)  # a store named by the digest of its identity, and what is beside it
+_LISTED = 300  # failures in JSON; all are in the CSV
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,8 @@ class Predicted:
         skipped: files that are no images, by reason.
         store: where the vectors are, if they are kept.
         seconds: all of it.
+        n_learnt: rows of the store that was given whose images the Run has learnt from, or was chosen by: of those it
+            says more than of others. None where that is not known, as of a bundle, or of images.
     """
 
     run: Path
@@ -51,6 +58,7 @@ class Predicted:
     skipped: Mapping[str, int] = field(default_factory=dict)
     store: Path | None = None
     seconds: float = 0.0
+    n_learnt: int | None = None
 
     @property
     def n_failed(self) -> int:
@@ -74,6 +82,8 @@ class Predicted:
             "skipped": sum(self.skipped.values()),
             "predicted": self.n_predicted,
             "failed": self.n_failed,
+            "failures": self._failures(),
+            "learnt_from": self.n_learnt,
             "classes": found.classes,
             "called": found.counts(found.called),
             "operating_point": point,
@@ -81,6 +91,11 @@ class Predicted:
             "average_views": model.average_views,
             "seconds": round(self.seconds, 3),
         }
+
+    def _failures(self) -> list[Json]:
+        """The first of the images that could not be used."""
+        first = list(self.predictions.failures.items())[:_LISTED]
+        return [{"image_id": name, "code": code, "reason": reason} for name, (code, reason) in first]
 
 
 def predict(
@@ -124,9 +139,11 @@ def predict(
     header, rows = found.table()
     durable.write_csv(output, header, rows)
     _write_failures(output, found, manifest)
-    shutil.rmtree(_partial(output), ignore_errors=True)
+    if images is not None:  # what lies there otherwise is of a pass that may be running
+        _remove_partial(output)
     kept = store.path if store is not None else keep
-    return Predicted(predictor.path, output, found, manifest.skipped, kept, time.perf_counter() - started)
+    n_learnt = predictor.n_learnt(store) if store is not None else None
+    return Predicted(predictor.path, output, found, manifest.skipped, kept, time.perf_counter() - started, n_learnt)
 
 
 def _of_images(
@@ -135,7 +152,7 @@ def _of_images(
     if not len(images):
         raise UsageError(f"found 0 images under {images.source}.")
     if keep is not None and keep.exists():
-        _check_kept(keep, images)
+        images = _with_kept_columns(keep, images)
     path = keep or _partial(output) / f"{predictor.vectors_sha256[:12]}.h5"
     with in_our_words("writing", path):
         durable.make_folders(path.parent)
@@ -144,7 +161,7 @@ def _of_images(
 
 
 def _check_output(output: Path, others: Sequence[Path | None]) -> None:
-    """Before anything is computed: the CSV may be written again, and nothing else is written over."""
+    """Before anything is computed: an answer may be given again, and nothing else is written over."""
     if output.name in ("", "..") or output.is_dir():
         raise UsageError(f"-o {output}: give the name of a file, such as {output / 'predictions.csv'}.")
     if output.name in RUN_FILES and (output.parent / "run.json").exists():
@@ -152,21 +169,50 @@ def _check_output(output: Path, others: Sequence[Path | None]) -> None:
     place = os.path.realpath(output)
     if place in [os.path.realpath(other) for other in others if other is not None]:
         raise UsageError(f"-o {output} is what is read, or where vectors are kept. Choose another place.")
+    for path, header in ((output, "image_id,prediction"), (failures_path(output), "path,code,reason")):
+        if path.exists() and not _begins_with(path, header):
+            raise UsageError(f"{path} is there already, and no earlier answer. Choose another place with -o.")
 
 
-def _check_kept(keep: Path, images: Manifest) -> None:
-    """A store that is there gets what it lacks; it never loses a row to a prediction."""
+def _begins_with(path: Path, header: str) -> bool:
+    """A CSV of ours, or an empty file."""
+    if not path.is_file():
+        return False
+    with in_our_words("reading", path), open(path, "rb") as file:
+        start = file.read(len(header))
+    return start in (b"", header.encode("ascii"))
+
+
+def _with_kept_columns(keep: Path, images: Manifest) -> Manifest:
+    """A store that is there gets what it lacks; it never loses a row, a label or a group to a prediction."""
     with Store.open(keep) as store:
         lost = sorted(set(store.image_ids) - set(images.image_ids))
+        place = {name: i for i, name in enumerate(store.image_ids)}
+        rows = [place.get(name) for name in images.image_ids]
+        columns = dict(images.columns)
+        for name, held in store.columns.items():
+            new = columns.get(name, [""] * len(rows))
+            columns[name] = [new[i] if row is None else held[row] for i, row in enumerate(rows)]
     if lost:
         raise UsageError(
             f"--keep {keep} holds {len(lost):,} images that are not among these: {', '.join(lost[:_SHOWN])}. Keep the "
             f"vectors elsewhere."
         )
+    return replace(images, columns=columns)
 
 
 def _partial(output: Path) -> Path:
     return output.with_name(f"{output.name}.partial")
+
+
+def _remove_partial(output: Path) -> None:
+    """Takes away what the pass has left, but not what somebody else has put beside it."""
+    folder = _partial(output)
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if _OF_A_PASS.match(path.name) and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    with suppress(OSError):
+        folder.rmdir()
 
 
 def _write_failures(output: Path, found: Predictions, images: Manifest) -> None:
@@ -189,5 +235,5 @@ def _failures_beside(output: Path, store_path: Path) -> Iterator[None]:
             raise
         listed, said = failures_path(store_path), failures_path(output)
         durable.write_bytes(said, listed.read_bytes())
-        shutil.rmtree(_partial(output), ignore_errors=True)
+        _remove_partial(output)
         raise FeatcacheError(str(error).replace(str(listed), str(said))) from error

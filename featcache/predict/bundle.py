@@ -196,6 +196,7 @@ def _readme(run: Run, model: Model, members: Mapping[str, bytes], notes: list[st
     height, width = identity["transform"]["input_size"]
     kind = "findings, each present or not" if model.has_findings else "classes"
     needs = "" if WEIGHTS in members else " --weights FILE" if run.record["store"].get("weights") == "file" else ""
+    also = ', weights="FILE"' if needs else ""
     inside = {
         RECORD: "what was trained on what, and how well it did",
         HEAD: "the head's weights",
@@ -217,12 +218,13 @@ def _readme(run: Run, model: Model, members: Mapping[str, bytes], notes: list[st
         "To use it:",
         "",
         "    pip install featcache",
-        f"    featcache predict THIS_FILE{SUFFIX} IMAGES{needs} -o predictions.csv",
+        f"    featcache predict MODEL{SUFFIX} IMAGES{needs} -o predictions.csv",
         "",
-        "or in Python:",
+        f"where MODEL{SUFFIX} is the file that this text was in, and IMAGES a folder of images, a CSV with a column",
+        "path, or one image; or in Python:",
         "",
         "    import featcache",
-        f'    model = featcache.load_run("THIS_FILE{SUFFIX}")',
+        f'    model = featcache.load_run("MODEL{SUFFIX}"{also})',
         '    found = model.predict(["one.png", "two.png"])',
         "    found.classes, found.probabilities",
         "",
@@ -235,14 +237,37 @@ def _readme(run: Run, model: Model, members: Mapping[str, bytes], notes: list[st
 
 
 def _scores(run: Run) -> list[str]:
-    """How it did on rows that it was not learnt from."""
+    """How it did on rows that it was not learnt from: AUROC, and what it finds at 0.5 and at the operating point."""
+    point = run.record["operating_point"] or {}
     for side, what in (("test", "test images"), ("outer", "held-out images"), ("val", "validation images")):
         scores = run.metrics(side)
         if scores and scores.get("auroc") is not None:
-            interval = scores.get("intervals", {}).get("auroc")
-            within = f" (95 % interval {interval[0]:.3f} to {interval[1]:.3f})" if interval else ""
-            return [f"On {scores['n']:,} {what} its AUROC was {scores['auroc']:.3f}{within}."]
+            lines = [f"On {scores['n']:,} {what}:", f"    AUROC {_score(scores, 'auroc')}"]
+            two = len(run.record["classes"]) == 2 and run.record["task"] == "classes"
+            lines += [f"    {_found(scores)} where p is 0.5 or more"] if two else []
+            at = f"    {_found(point[side])} where p is {point['threshold']:.6f} or more" if side in point else ""
+            return [
+                *lines,
+                *([at, f"    (the operating point, {point['rule']})"] if at else []),
+                *_of_positive(run, two),
+            ]
     return []
+
+
+def _of_positive(run: Run, two: bool) -> list[str]:
+    return [f"    p is the probability of {run.record['positive']}; in brackets 95 % intervals"] if two else []
+
+
+def _found(scores: Mapping[str, Any]) -> str:
+    return f"sensitivity {_score(scores, 'recall')}, specificity {_score(scores, 'specificity')}"
+
+
+def _score(scores: Mapping[str, Any], name: str) -> str:
+    """A number with its interval; none where there are no rows of a class."""
+    if (value := scores.get(name)) is None:
+        return "unknown"
+    interval = scores.get("intervals", {}).get(name)
+    return f"{value:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
 
 
 def _fill(file: BinaryIO, members: Mapping[str, bytes]) -> None:

@@ -14,10 +14,11 @@ from featcache.errors import CorruptStore, IdentityMismatch, UsageError
 from featcache.images import DecodeSpec, TransformSpec
 from featcache.images.augment import ViewSpec
 from featcache.images.probe import pixels_sha256
-from featcache.provenance import Json, difference, digest_json, from_json
+from featcache.provenance import Json, digest_json, from_json
 from featcache.request import BackboneSpec, Request
 from featcache.runs import Run
 from featcache.store import POOLED
+from featcache.store.reading import differences as told
 
 if TYPE_CHECKING:
     from featcache.backbones import Backbone
@@ -98,7 +99,7 @@ def differences(run: Run, found: Json, *, average_views: bool = False, any_preci
         here[key], wanted[key] = found.get(key), held.get(key)
     if any_precision:
         here["precision"] = wanted.get("precision")
-    return difference(_named(here, found, wanted), _named(wanted, held, here))
+    return told(_named(here, found, wanted), _named(wanted, held, here))
 
 
 def backbone_of(
@@ -174,7 +175,7 @@ def _weights_of(run: Run) -> str | None:
         digest = run.record["store"]["identity"]["backbone"]["weights_sha256"]
         raise UsageError(
             f"the weights of {run.path} came from a file: name it with --weights FILE (their sha256, as featcache info "
-            f"tells it, is {digest[:12]}…)."
+            f'tells it, is {digest[:12]}…); in Python with weights="FILE".'
         )
     return source if source and source.startswith("random:") else None
 

@@ -22,7 +22,7 @@ from PIL import Image
 from featcache.embed import embed
 from featcache.embed.filling import stored
 from featcache.embed.output import Embedded, failures_path
-from featcache.errors import FeatcacheError, IdentityMismatch, ImageError, UsageError
+from featcache.errors import CorruptStore, FeatcacheError, IdentityMismatch, ImageError, UsageError
 from featcache.heads import vectors
 from featcache.images import DecodeSpec, augment, check_size
 from featcache.manifest import Manifest
@@ -168,6 +168,16 @@ class Predictor:
             )
         names = [*store.image_ids, *store.failures]
         return self._of_vectors(store, names)
+
+    def n_learnt(self, store: Store) -> int | None:
+        """How many rows of a store have images that the Run has learnt from, or by which something of it was chosen:
+        all that took part in it, but those of its test side. None where the Run does not name them, as in a bundle."""
+        try:
+            contents, rows = self.run.images().content_sha256, self.run.protocol().rows
+        except (UsageError, CorruptStore):  # nothing of it is needed for predictions
+            return None
+        learnt = {contents[row] for row in rows}
+        return sum(content in learnt for content in store.content_sha256)
 
     def of_images(
         self,
