@@ -9,6 +9,7 @@ import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from featcache.errors import UsageError
 from featcache.images import DecodeSpec
 from featcache.images.augment import ViewSpec
 from featcache.provenance import Json, digest_json
@@ -59,6 +60,12 @@ class BackboneSpec:
         """The file of weights, where one was named."""
         named = self.weights is not None and not self.weights.startswith("random:")
         return Path(os.path.abspath(str(self.weights))) if named else None
+
+
+def check_weights(weights: str | None) -> None:
+    """Raises UsageError for a file of weights that is not there."""
+    if weights is not None and not weights.startswith("random:") and not os.path.isfile(weights):
+        raise UsageError(f"--weights {weights}: no such file (a local .safetensors or .pth, or random:SEED).")
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,6 @@ from showing import Model
 from featcache import BackboneSpec, Run, durable
 from featcache.manifest.sources import kermany
 from featcache.recipe import PRESETS, Stage
-from featcache.report import report
 from featcache.runs.protocol import SplitSpec
 from featcache.runs.task import TargetSpec
 
@@ -53,14 +52,17 @@ SMALLER = "a third of the patients, small images, and MobileNetV2 with WEIGHTS f
 def main(given: Sequence[str] | None = None) -> None:
     """The study."""
     asked = showing.asked(__doc__, showing.draw_kermany, given, SMALLER)
+    from featcache.report import report
+
     images = kermany(asked.data).manifest
     images = showing.third(images) if asked.weights else images
     runs = {m.name: showing.trained(m, images, asked.folder, SPLIT, TARGET) for m in models(asked)}
     said = predictions(runs)
     durable.write_csv(asked.folder / "predictions.csv", ("image_id", *said), said.reset_index().values.tolist())
     tables = {"Errors on the test folder, at p = 0.5:": errors(runs), "Missed on the test folder:": missed(said)}
-    showing.tell(asked.folder / "compared.md", tables)
-    report(list(runs.values()), asked.folder / "report.html", images=images)
+    page = asked.folder / "compared.md"
+    showing.tell(page, tables, asked.quick)
+    showing.left(page, report(list(runs.values()), asked.folder / "report.html", images=images).path)
 
 
 def models(asked: showing.Asked) -> list[Model]:

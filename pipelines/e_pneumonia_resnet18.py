@@ -30,7 +30,6 @@ from showing import Model
 from featcache import BackboneSpec, Run
 from featcache.manifest.sources import kermany
 from featcache.recipe import PRESETS
-from featcache.report import report
 from featcache.runs.protocol import SplitSpec
 from featcache.runs.task import TargetSpec
 
@@ -58,17 +57,22 @@ SMALLER = "a third of the patients, small images, and MobileNetV2 with WEIGHTS f
 def main(given: Sequence[str] | None = None) -> None:
     """The study."""
     asked = showing.asked(__doc__, showing.draw_kermany, given, SMALLER)
+    from featcache.report import report
+
     images = kermany(asked.data).manifest
     images = showing.third(images) if asked.weights else images
     runs = {m.name: showing.trained(m, images, asked.folder, SPLIT, TARGET) for m in models(asked)}
-    showing.tell(asked.folder / "compared.md", {"On the test folder, at p = 0.5:": compared(runs)})
-    report(list(runs.values()), asked.folder / "report.html", images=images)
+    page = asked.folder / "compared.md"
+    showing.tell(page, {"On the test folder, at p = 0.5:": compared(runs)}, asked.quick)
+    showing.left(page, report(list(runs.values()), asked.folder / "report.html", images=images).path)
 
 
 def models(asked: showing.Asked) -> list[Model]:
     """The four trainings, in the size that is asked for."""
     if asked.quick:
-        return [m.smaller(32, 1, name="test_resnet", weights=m.backbone.weights or "random:1") for m in MODELS]
+        small = [m.smaller(32, 1, name="test_resnet", weights=m.backbone.weights or "random:1") for m in MODELS]
+        names = [m.name.replace("ResNet18", "test_resnet") for m in MODELS]
+        return [replace(m, name=n.replace("pretrained", "as if pretrained")) for m, n in zip(small, names, strict=True)]
     if asked.weights is None:
         return list(MODELS)
     net = {"name": "mobilenetv2_100", "weights": asked.weights, "mean": None, "std": None}

@@ -77,6 +77,8 @@ def parsed(given: Sequence[str] | None) -> argparse.Namespace:
     asked = parser.parse_args(given)
     if asked.quick == (asked.fusion is not None):
         parser.error("give a fusion file, or --quick")
+    if asked.fusion and not asked.fusion.is_file():
+        parser.error(f"there is no file {asked.fusion}: fusion_prepare.py makes one")
     return asked
 
 

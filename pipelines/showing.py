@@ -1,7 +1,8 @@
 """What the pipelines of this folder share: how they are called, images for a rehearsal, trainings, tables at the end.
 
 Knows no study and no published figure. A rehearsal (`--quick`) draws phantoms into the shape of the real data set, so
-that a pipeline takes the same steps on them; what it learns there is of no use.
+that a pipeline takes the same steps on them; what it learns there is of no use. What takes seconds to import, torch and
+figures, is imported where it is used, so that `--help` answers at once.
 """
 
 import argparse
@@ -26,14 +27,17 @@ from featcache import BackboneSpec, FeatcacheError, Manifest, Run, durable, phan
 from featcache.cli.showing import console, escaped, print_embedded
 from featcache.cli.waiting import progress, training
 from featcache.embed import embed
-from featcache.finetune import head_for, inputs, train
-from featcache.finetune.telling import Machine
+from featcache.errors import InputOutputError, Interrupted
 from featcache.images.augment import ViewSpec
 from featcache.provenance import digest_bytes
 from featcache.recipe import Recipe, Stage
 from featcache.runs.protocol import SplitSpec
 from featcache.runs.task import TargetSpec
 
+_REHEARSED = (
+    "A rehearsal: the images are phantoms and the weights of every network are random ones. What stands here beside "
+    "published numbers says that the steps work, and nothing else."
+)
 _SIDE = 96  # pixels of a phantom, which are looked at in 32 to 64
 _REPORTS = ("uid", "MeSH", "Problems", "image", "indication", "comparison", "findings", "impression")
 
@@ -89,12 +93,19 @@ def asked(document: str, draw: Callable[[Path], None], given: Sequence[str] | No
 
 
 def ended(main: Callable[[], None]) -> int:
-    """The exit code of a pipeline: an error of ours is one line, never a traceback."""
+    """The exit code of a pipeline: what a person can cause is one line, never a traceback."""
+    said: str | None = None
     try:
         main()
+    except KeyboardInterrupt:
+        said, code = "stopped; run the same command again to go on", Interrupted.exit_code
     except FeatcacheError as error:
-        Console(stderr=True, soft_wrap=True).print(escaped(str(error)), highlight=False)
-        return error.exit_code
+        said, code = str(error), error.exit_code
+    except OSError as error:
+        said, code = f"{error.filename}: {error.strerror}", InputOutputError.exit_code
+    if said:
+        Console(stderr=True, soft_wrap=True, emoji=False).print(escaped(said), highlight=False)
+        return code
     return 0
 
 
@@ -133,12 +144,14 @@ def _draw(path: Path, patient: int, image: int, sick: bool) -> None:
 
 def third(images: Manifest) -> Manifest:
     """The images of `test`, and of the others those of a third of the patients, classes in proportion."""
+    from featcache.finetune.inputs import chosen
+
     columns = {name: np.array(values) for name, values in images.columns.items()}
     rows = np.flatnonzero(columns["split"] != "test")
     patients = np.unique(columns["group"][rows], return_inverse=True)[1]
     _, kept = splits.hold_out(columns["label"][rows], patients, 1 / 3, seed=0)
     every = np.union1d(rows[kept], np.flatnonzero(columns["split"] == "test"))
-    return inputs.chosen(images, [images.image_ids[row] for row in every.tolist()])
+    return chosen(images, [images.image_ids[row] for row in every.tolist()])
 
 
 # --- passes and trainings ---------------------------------------------------------------------------------------------
@@ -151,14 +164,14 @@ class Model:
     name: str
     backbone: BackboneSpec
     recipe: Recipe
-    machine: Machine = Machine()
+    compile: str = "auto"
 
     def smaller(self, input_size: int, epochs: int, **backbone: Any) -> "Model":
         """The same with smaller images, for so many epochs, and not compiled, which would take longer than they do;
         `backbone` has further fields of the network."""
         recipe = replace(self.recipe, stages=(Stage("all", epochs),))
         spec = replace(self.backbone, input_size=input_size, **backbone)
-        return Model(self.name, spec, recipe, Machine(compile="off"))
+        return Model(self.name, spec, recipe, compile="off")
 
 
 def embedded(images: Manifest, store_path: Path, spec: BackboneSpec, views: ViewSpec | None = None) -> None:
@@ -172,10 +185,14 @@ def trained(model: Model, images: Manifest, folder: Path, split: SplitSpec, targ
     """`finetune.train` with the head that belongs to the network, or the Run that it has left."""
 
     def make(run_path: Path) -> Run:
+        from featcache.finetune import head_for, train
+        from featcache.finetune.telling import Machine
+
         with training() as (telling, _):
             telling.on_note(f"{model.name}: {run_path}")
             head = head_for(model.backbone.name)
-            how: dict[str, Any] = {"target": target, "split": split, "machine": model.machine, "telling": telling}
+            machine = Machine(compile=model.compile)
+            how: dict[str, Any] = {"target": target, "split": split, "machine": machine, "telling": telling}
             return train(images, model.backbone, head, model.recipe, run_path, **how)
 
     return once(folder, model.name, (model, images.image_ids, images.columns, split, target), make)
@@ -221,7 +238,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     for row in rows:
         made.add_row(*(_cell(value) for value in row))
     with StringIO() as text:
-        Console(file=text, width=1000).print(made)
+        Console(file=text, width=1000, emoji=False).print(made)
         return "\n".join(line.strip() for line in text.getvalue().splitlines() if line.strip())
 
 
@@ -251,11 +268,17 @@ def epochs(run: Run) -> str:
     return table(("epoch", *(name.replace("_", " ") for name in names)), rows)
 
 
-def tell(path: Path, parts: dict[str, str]) -> None:
-    """Writes titles and tables as one page, and prints it."""
-    page = "\n\n".join(f"{title}\n\n{text}" for title, text in parts.items())
+def tell(path: Path, parts: dict[str, str], rehearsed: bool = False) -> None:
+    """Writes titles and tables as one page, and prints it; of a rehearsal it begins with what it is worth."""
+    page = "\n\n".join([*([_REHEARSED] if rehearsed else []), *(f"{title}\n\n{text}" for title, text in parts.items())])
     durable.write_text(path, page + "\n")
     console(False).print(page, markup=False, highlight=False, soft_wrap=True)
+
+
+def left(*paths: Path) -> None:
+    """Says where a person finds what a pipeline has made."""
+    for path in paths:
+        console(False).print(f"[bold]{escaped(path)}[/]", highlight=False, soft_wrap=True)
 
 
 def _cell(value: object) -> str:

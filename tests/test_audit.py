@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from featcache.audit import audit, confounds, suspects
-from featcache.audit.audited import Audit
+from featcache.audit.audited import Audit, check_free
 from featcache.audit.confounds import Variable
 from featcache.cli.auditing import print_audit
 from featcache.errors import UsageError
@@ -104,12 +104,48 @@ def test_near_copies_across_splits_are_told_from_copies(
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("n", "n_pairs"), [(700, None), (60, 60 * 59 // 2)])
-def test_vectors_that_are_all_alike_say_nothing_of_near_copies(tmp_path: Path, n: int, n_pairs: int | None) -> None:
-    x = 100 + np.random.default_rng(0).standard_normal((n, 8)) / 100
+@pytest.mark.parametrize("n", [700, 60])
+def test_of_vectors_that_are_all_alike_few_pairs_are_listed_and_a_threshold_is_named(tmp_path: Path, n: int) -> None:
+    x = 100 + np.random.default_rng(0).standard_normal((n, 8))
+    path = make_store(tmp_path / "s.h5", x, {"split": ["train", "test"] * (n // 2)})
+    found = found_in(path)
+    assert found.near.count(across=False) is None
+    (note,) = [note for note in found.notes if "near copies" in note]
+    assert "100.0% of all pairs have a cosine of 0.95 or more, which says nothing of these vectors" in note
+    low = float(note.partition("--near ")[2].partition(" leaves")[0])
+    assert (found.near.cosine >= low).all()
+    assert f"{max(5, n // 20)} pairs" in note
+    raised = found_in(path, near=low)
+    assert 0 < (raised.near.count(across=False) or 0) <= max(5, n // 20)
+    assert len(found.near.pairs) <= raised.near.count(across=True)
+    assert not [note for note in raised.notes if "near copies" in note]
+
+
+def test_of_vectors_that_are_the_same_no_threshold_is_named(tmp_path: Path) -> None:
+    found = found_in(make_store(tmp_path / "s.h5", np.ones((40, 3)), {}))
+    (note,) = [note for note in found.notes if "near copies" in note]
+    assert note.endswith("which says nothing of these vectors; no other tells them apart")
+
+
+def test_a_cosine_that_many_but_not_most_pairs_reach_is_said_beside_the_pairs(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    x = np.repeat(rng.standard_normal((20, 40)), 6, axis=0) + 0.01 * rng.standard_normal((120, 40))
     found = found_in(make_store(tmp_path / "s.h5", x, {}))
-    assert found.near.count(across=False) == n_pairs
-    assert any("near copies" in note and "alike throughout" in note for note in found.notes)
+    assert found.near.count(across=False) == 20 * 6 * 5 // 2
+    (note,) = [note for note in found.notes if "near copies" in note]
+    assert "4.2% of all pairs have a cosine of 0.95 or more; --near 0.9" in note
+
+
+@pytest.mark.parametrize("n", [24, 650])
+def test_identical_files_are_no_near_copies_however_many(tmp_path: Path, n: int) -> None:
+    """650 identical ones are more pairs than are listed."""
+    x = np.random.default_rng(0).standard_normal((n + 2, 6))
+    x[:n] = x[0]
+    x[n + 1] = 1.0001 * x[n]
+    found = found_in(make_store(tmp_path / "s.h5", x, {}, ["ab" * 32] * n + ["cd" * 32, "ef" * 32]))
+    assert [len(each.images) for each in found.identical] == [n]
+    assert found.near.count(across=False) == 1
+    assert not [note for note in found.notes if "near copies" in note]
 
 
 # --- confounds --------------------------------------------------------------------------------------------------------
@@ -197,6 +233,24 @@ def test_numbers_are_cut_at_the_median_and_into_tenths() -> None:
     assert Variable.of("width", texts, np.arange(200)) == "more than half of its values are the greatest"
 
 
+def test_numbers_at_the_end_of_the_floats_are_cut_like_others() -> None:
+    """Where the sum of two of them, or their difference, is no float any more."""
+    huge = [9.0e307 + 2.3e304 * i for i in range(100)]
+    for numbers in (huge, [sign * number for sign in (-1.9, 1.9) for number in huge[::2]]):
+        variable = Variable.of("dose", [repr(number) for number in numbers], np.arange(100))
+        assert isinstance(variable, Variable)
+        assert np.bincount(variable.codes).tolist() == [50, 50]
+        assert np.bincount(variable.bins).tolist() == [10] * 10
+
+
+def test_a_value_in_too_few_groups_is_named() -> None:
+    values = [str(i) for i in range(40)]
+    variable = Variable.of("age", values, np.arange(40))
+    assert isinstance(variable, Variable)
+    with pytest.raises(UsageError, match=r"class > 19 has 20 row\(s\) in 2 group\(s\)"):
+        confounds.told(variable, np.eye(40, dtype=np.float32), np.minimum(np.arange(40), 21))
+
+
 # --- outliers ---------------------------------------------------------------------------------------------------------
 
 
@@ -261,6 +315,25 @@ def test_confident_learning_counts_as_it_is_defined() -> None:
     assert found.suggested.tolist() == [0, 1, 1, 1]
     assert np.allclose(found.loss, -np.log([0.9, 0.3, 0.8, 0.6]))
     assert np.allclose(found.p_given, [0.9, 0.3, 0.8, 0.6])
+
+
+def test_a_label_as_probable_as_another_is_in_no_doubt() -> None:
+    """Of equal vectors with two labels neither is accused; the order of the classes is no evidence."""
+    labels = np.array([0, 1] * 15)
+    logits = np.zeros((30, 2), dtype=np.float32)
+    found = suspects.doubt(labels, logits)
+    assert not found.is_confident.any()
+    assert (found.suggested == labels).all()
+    logits[::2, 0] += 1e-7  # what a solver leaves of nothing
+    assert not suspects.doubt(labels, logits).is_confident.any()
+
+
+def test_a_label_that_is_the_likeliest_is_not_contradicted() -> None:
+    """The thresholds are 0.8 and 0.225: the second row counts in class 1, whose probability is lower."""
+    p = np.array([[0.98, 0.02], [0.6, 0.4], [0.9, 0.1], [0.65, 0.35]])
+    found = suspects.doubt(np.array([0, 0, 1, 1]), np.log(p))
+    assert found.is_confident.tolist() == [False, False, True, False]
+    assert found.suggested.tolist() == [0, 0, 0, 0]
 
 
 # --- what cannot be learnt --------------------------------------------------------------------------------------------
@@ -357,6 +430,35 @@ def test_the_tables_are_whole_and_the_worst_comes_first(
     assert json.loads((tmp_path / "audit" / "audit.json").read_text()) == found.as_json()
 
 
+@pytest.mark.parametrize("name", ["labels.csv", "audit.json"])
+@pytest.mark.parametrize("text", ["my,labels\n", '{"store": 1}', "", "\udcff\x00"])
+def test_a_folder_with_files_of_somebody_else_is_refused_before_anything_is_computed(
+    pictured: tuple[Path, Path], tmp_path: Path, name: str, text: str
+) -> None:
+    (tmp_path / name).write_text(text, errors="surrogateescape")
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(UsageError, match=f"{name} is from no audit, and would be written over"):
+        check_free(tmp_path)
+    assert (tmp_path / name).read_text(errors="surrogateescape") == text
+    (tmp_path / name).unlink()
+    (tmp_path / name).mkdir()
+    with pytest.raises(UsageError, match="is from no audit"):
+        check_free(tmp_path)
+
+
+def test_an_audit_is_written_over_another_finished_or_not(found: Audit, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").touch()
+    found.write(tmp_path)
+    found.write(tmp_path)
+    for name in ("audit.json", "outliers.csv"):
+        (tmp_path / name).unlink()
+    check_free(tmp_path)
+    found.write(tmp_path)
+    assert len(list(tmp_path.iterdir())) == 7
+    with pytest.raises(UsageError, match=r"notes.txt is no folder"):
+        found.write(tmp_path / "notes.txt")
+
+
 def test_an_audit_twice_is_the_same_audit(pictured: tuple[Path, Path]) -> None:
     assert found_in(pictured[0]).as_json() == found_in(pictured[0]).as_json()
 
@@ -390,6 +492,11 @@ def test_audit_answers_scripts_with_one_json_object(pictured: tuple[Path, Path],
     assert (answer["rows"], answer["chance"], answer["tables"]) == (60, 0.5, "out")
     assert answer["confounds"][0]["name"] == "image width"
     assert answer["confounds"][0]["from_vectors"]["low"] > 0.9
+    (tmp_path / "out" / "audit.json").write_text("mine")
+    done = featcache("audit", pictured[0], "-o", "out", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "audit.json is from no audit, and would be written over" in done.stderr
+    assert (tmp_path / "out" / "audit.json").read_text() == "mine"
 
 
 def test_names_that_would_be_formulas_or_markup_are_text(tmp_path: Path) -> None:

@@ -108,9 +108,14 @@ def test_a_bundle_names_no_image_and_says_what_it_is(phase_one: Path, given: Pat
         assert list(archive.namelist()) == [
             "README.txt", "bundle.json", "run.json", "head.safetensors", "backbone.safetensors",
         ]  # fmt: skip
-    for text in ("no medical device", "normal, sick", "featcache predict", "load_run", "On 16 test images its AUROC"):
+    for text in ("no medical device", "normal, sick", "featcache predict MODEL.fcb.zip", "load_run"):
         assert text in readme
     record = Run.open(phase_one / "linear").record
+    test = record["metrics"]["test"]
+    low, high = test["intervals"]["recall"]
+    assert f"On 16 test images:\n    AUROC {test['auroc']:.3f} [" in readme
+    assert f"\n    sensitivity {test['recall']:.3f} [{low:.3f}, {high:.3f}], specificity " in readme
+    assert "where p is 0.5 or more\n" in readme
     assert index["classes"] == record["classes"]
     assert index["identity"] == record["store"]["identity"]
     assert index["transform"]["input_size"] == [32, 32]

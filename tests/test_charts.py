@@ -1,10 +1,12 @@
 """Charts: an SVG for any page that does nothing but show, and the same bytes for the same numbers."""
 
+import io
 import re
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from featcache.figures import INK, RULE, charts
 from featcache.figures.charts import Counts, Dots, Drawn, Estimate, Line
@@ -25,7 +27,9 @@ def drawn() -> dict[str, Drawn]:
         "histogram": charts.histogram(
             edges, [Counts(HOSTILE, np.array([0, 3, 400]), charts.CLASSES[1])], HOSTILE, 0.5, HOSTILE
         ),
-        "forest": charts.forest([Estimate(HOSTILE, 0.5, (0.4, 0.6)), Estimate("none", 0.2, None)], "x", 0.0, HOSTILE),
+        "forest": charts.forest(
+            [Estimate(HOSTILE, 0.5, (0.4, 0.6)), Estimate("none", 0.2, None)], HOSTILE, 0.0, HOSTILE
+        ),
         "curve": charts.curve(history, "loss", "loss", 2, HOSTILE),
     }
 
@@ -81,6 +85,45 @@ def test_a_png_is_a_png(every: dict[str, Drawn]) -> None:
     points = np.arange(12.0).reshape(6, 2)
     pngs.append(charts.scatter(points, [(HOSTILE, INK, points[:, 0] > 2)], points[:, 0] > 5))
     assert all(png.startswith(b"\x89PNG") for png in pngs)
+
+
+def test_what_is_no_mathematics_is_not_read_as_such() -> None:
+    """Half of a formula, in every place where a name may stand."""
+    name, x = r"$\frac{a$", np.linspace(0, 1, 3)
+    for chart in (
+        charts.forest([Estimate(name, 0.5, (0.4, 0.6))], f"AUROC − that of {name}", 0.0, name),
+        charts.lines([Line(name, x, x, INK)], name, name, None, name),
+        charts.histogram(np.linspace(0, 1, 3), [Counts(name, np.array([1, 2]), INK)], name, None, name),
+    ):
+        assert name in "".join(ElementTree.fromstring(chart.svg).itertext())
+
+
+def size_of(png: bytes) -> tuple[int, int]:
+    with Image.open(io.BytesIO(png)) as image:
+        return image.size
+
+
+def test_long_names_stay_within_the_chart() -> None:
+    """Each below the other, where they are too long to stand side by side."""
+    edges = np.linspace(0, 1, 4)
+    widths = {}
+    for n in (3, 40):
+        kinds = [Counts("w" * n, np.array([1, 20, 300]), color) for color in charts.CLASSES[:3]]
+        root = ElementTree.fromstring(charts.histogram(edges, kinds, "x", None, "h").svg)
+        legend = [text for text in root.iter("text") if "".join(text.itertext()).startswith("www")]
+        widths[n] = {float(re.findall(r"translate\(([-\d.]+)", each.get("transform", "translate(0"))[0]) if each.get(
+            "transform") else float(each.get("x", "0")) for each in legend}  # fmt: skip
+    assert len(widths[3]) == 3
+    assert len(widths[40]) == 1
+
+
+def test_a_map_is_as_high_as_its_points() -> None:
+    flat = np.array([[0.0, 0.0], [50.0, 5.0], [100.0, 10.0]])
+    every, none = np.ones(3, dtype=bool), np.zeros(3, dtype=bool)
+    width, height = size_of(charts.scatter(flat, [("a", INK, every)], none))
+    assert height < 0.5 * width
+    width, height = size_of(charts.scatter(flat * [1, 10], [("a", INK, every)], none))
+    assert height > 0.9 * width
 
 
 def test_a_line_lies_where_its_numbers_are() -> None:

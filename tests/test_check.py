@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -10,7 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 
+from featcache.cli.sources import print_checked
 from featcache.errors import ImageError
 from featcache.images import DecodeSpec, headers
 from featcache.manifest import Manifest
@@ -191,6 +194,22 @@ def test_unreadable_files_exit_3_and_are_named_without_harm(tree: Path, tmp_path
     assert "2 sets of identical images, 1 with different labels; 1 on two sides of the split" in done.stdout
     assert "1 on two sides of the split\n  test and train: test/sick/p1-1.jpg, train/sick/p1-0.png" in done.stdout
     assert not done.stderr
+
+
+def test_thousands_of_classes_are_a_short_table_and_whole_in_json(tmp_path: Path) -> None:
+    """rich takes half a minute for a table of 20,000 lines."""
+    draw(tmp_path / "one.png", 1)
+    labels = [*("many" for _ in range(3)), *(f"c{i}" for i in range(2000))]
+    rows = [f"{i},one.png,{label}" for i, label in enumerate(labels)]
+    (tmp_path / "m.csv").write_text("\n".join(["image_id,path,label", *rows]) + "\n")
+    found = check(Manifest.read(tmp_path / "m.csv"))
+    with io.StringIO() as text:
+        print_checked(Console(file=text, width=120), found)
+        lines = text.getvalue().splitlines()
+    assert len(found.as_json()["classes"]) == 2001
+    assert sum(len(re.findall(r"^–\s+(c\d+|many)\s", line)) for line in lines) == 40
+    assert any("many" in line for line in lines)
+    assert "1,961 more lines, of 1,961 images, are in --json" in " ".join(" ".join(lines).split())
 
 
 def test_leaks_exit_0_and_with_strict_1(tree: Path, tmp_path: Path) -> None:

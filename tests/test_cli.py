@@ -16,6 +16,9 @@ from rich.console import Console
 
 from featcache.cli import main
 from featcache.cli.results import history_table
+from featcache.cli.showing import console, escaped, plain_table
+from featcache.cli.waiting import going_on, training
+from featcache.errors import Interrupted
 from featcache.store import Store
 from tests.conftest import SMALL, draw
 
@@ -76,8 +79,8 @@ def test_the_commands_are_exactly_these() -> None:
     from featcache.cli import app
 
     assert sorted(command.name or "" for command in app.registered_commands) == [
-        "audit", "backbones", "bundle", "check", "demo", "doctor", "embed", "export", "fine-tune", "info", "predict", "report",
-        "status", "train", "train-head", "verify",
+        "audit", "backbones", "bundle", "check", "demo", "doctor", "embed", "export", "fine-tune", "info", "predict",
+        "report", "status", "train", "train-head", "verify",
     ]  # fmt: skip
     assert [group.name for group in app.registered_groups] == ["manifest"]
 
@@ -118,6 +121,7 @@ def test_embed_answers_scripts_with_one_json_object(class_folder: Path, tmp_path
             "failed",
             "duplicates",
             "dropped",
+            "dropped_columns",
             "dim",
             "shapes",
             "backbone",
@@ -234,7 +238,7 @@ def test_failed_images_give_exit_code_3_and_are_named(class_folder: Path, tmp_pa
     ("arguments", "code", "message"),
     [
         (("train-head", "gone.h5"), 10, "there is no store at gone.h5"),
-        (("embed", "nowhere", "-o", "s.h5", *RANDOM), 2, "nowhere is neither a folder nor a .csv file"),
+        (("embed", "nowhere", "-o", "s.h5", *RANDOM), 2, "nowhere does not exist: a folder of images, a .csv"),
         (("embed", "images", "-o", "s.h5", "--backbone", "resnet81"), 2, "no backbone is named 'resnet81'"),
         (("embed", "images", "-o", "s.h5", *RANDOM, "--mean", "a,b"), 2, "--mean 'a,b': one or three numbers"),
         (("embed", "images", "-o", "s.h5", *RANDOM, "--std", "1,2"), 2, "--std '1,2': one or three numbers"),
@@ -245,14 +249,24 @@ def test_failed_images_give_exit_code_3_and_are_named(class_folder: Path, tmp_pa
         (("backbones", "--taps", "nothing-like-it"), 2, "no backbone is named 'nothing-like-it'"),
         (("backbones", "--taps", "pit_ti_224"), 2, "timm does not say what the blocks of Pooling"),
         (("backbones", "re", "--taps", "resnet18"), 2, "--taps resnet18 is of one backbone: leave 're' away"),
-        (("train-head", "small.h5", "--lr", "-1"), 2, "lr must be > 0 and at most 1000, got -1.0"),
-        (("train-head", "small.h5", "--head", "deep"), 2, "kind must be one of linear, mlp"),
-        (("train-head", "small.h5", "--dropout", "0.5"), 2, "dropout does not apply to linear heads"),
+        (("train-head", "small.h5", "--lr", "-1"), 2, "featcache: --lr must be > 0 and at most 1000, got -1.0"),
+        (("train-head", "small.h5", "--weight-decay", "-1"), 2, "--weight-decay must be from 0 to 1000, got -1.0"),
+        (("train-head", "small.h5", "--folds", "3", "--val-fraction", "0.1"), 2, "--folds and --val-fraction exclude"),
+        (
+            ("train-head", "small.h5", "--label-column", "a", "--label-column", "a"),
+            2,
+            "--label-column must be named once",
+        ),
+        (("embed", "images", "-o", "s.h5", *RANDOM, "--views", "99"), 2, "--views must be from 1 to 32 views, got 99"),
+        (("embed", "images", "-o", "s.h5", "--backbone", SMALL, "--weights", "no.pth"), 2, "--weights no.pth: no such"),
+        (("predict", "images", "x", "--weights", "no.pth"), 2, "--weights no.pth: no such file"),
+        (("train-head", "small.h5", "--head", "deep"), 2, "--head must be one of linear, mlp"),
+        (("train-head", "small.h5", "--dropout", "0.5"), 2, "--dropout does not apply to linear heads"),
         (("train-head", "small.h5", "--head", "mlp", "--widths", "a"), 2, "--widths 'a': whole numbers"),
         (("train-head", "small.h5", "--operating-point", "best"), 2, "'best' is no rule for an operating point"),
         (("train-head", "small.h5", "--head", "flatten-mlp"), 2, "has no 'grid' features"),
         (("embed", "images", "-o", "s.h5", *RANDOM, "--float-range", "1"), 2, "--float-range '1': two numbers are"),
-        (("embed", "images", "-o", "s.h5", *RANDOM, "--bit-depth", "8"), 2, "bit_depth must be from 9 to 16, got 8"),
+        (("embed", "images", "-o", "s.h5", *RANDOM, "--bit-depth", "8"), 2, "--bit-depth must be from 9 to 16, got 8"),
         (
             ("embed", "images", "-o", "s.h5", *RANDOM, "--dtype", "int8"),
             2,
@@ -260,21 +274,97 @@ def test_failed_images_give_exit_code_3_and_are_named(class_folder: Path, tmp_pa
         ),
         (("embed", "images", "-o", "s.h5", *RANDOM, "--part-rows", "0"), 2, "--part-rows must be at least 1, got 0"),
         (("embed", "images", "-o", "s.h5", *RANDOM, "--mean", "nan"), 2, "mean must be finite, got (nan,)"),
-        (("embed", "images", "-o", "s.h5", *RANDOM, "--crop-pct", "nan"), 2, "crop_pct must be finite, got nan"),
+        (("embed", "images", "-o", "s.h5", *RANDOM, "--crop-pct", "nan"), 2, "--crop-pct must be finite, got nan"),
         (("verify", "gone.h5"), 10, "there is no store at gone.h5"),
         (("status", "gone.h5"), 10, "there is no store at gone.h5"),
-        (("info", "images"), 74, "reading images: is a directory"),
-        (("train-head", "images"), 74, "reading images: is a directory"),
+        (("info", "images"), 2, "images is a folder; a store is the .h5 file that featcache embed writes."),
+        (("train-head", "images"), 2, "images is a folder; a store is the .h5 file that featcache embed writes."),
+        (("status", "run"), 2, "run is the folder of a Run; a store is the .h5 file that featcache embed writes."),
+        (("export", "m.fcb.zip", "out.npz"), 10, "no store at m.fcb.zip. A store is the .h5 file that featcache embed"),
     ],
 )
 def test_a_mistake_gets_one_line_and_its_exit_code(
     embedded: Path, tmp_path: Path, arguments: tuple[str, ...], code: int, message: str
 ) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text("{}")
     done = featcache(*arguments, cwd=tmp_path)
     assert done.returncode == code, done.stderr
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert len(done.stderr.splitlines()) == (1 if code else 0)
+
+
+def test_wrong_weights_are_refused_before_torch_is_loaded(tmp_path: Path) -> None:
+    code = (
+        "import sys; from featcache.cli import main\n"
+        "sys.argv = ['featcache', 'train', 'images', '--model', 'resnet18', '--weights', 'no.pth']\n"
+        "try: main()\n"
+        "except SystemExit as end: assert end.code == 2 and 'torch' not in sys.modules, end.code\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=tmp_path, stderr=subprocess.DEVNULL)
+
+
+NAMES = (":smile: [red]x[/] [/]", "a\\", "\\\\", "[b]\\", "a\\[b]\\", "[", "\\[", "x]\\", "")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_stands_on_the_terminal_as_it_is(name: str) -> None:
+    with io.StringIO() as out, redirect_stdout(out):
+        table = plain_table("x")
+        table.add_row(escaped(name))
+        people = console(False)
+        people.print(f"<[bold]{escaped(name)}[/]>{escaped(name)}|", highlight=False)
+        people.print(table)
+        lines = out.getvalue().splitlines()
+    assert lines[0] == f"<{name}>{name}|"
+    assert lines[2].strip() == name.strip()
+
+
+@pytest.mark.parametrize("n_done", [0, 7])
+def test_a_stop_says_whether_anything_is_kept(n_done: int) -> None:
+    def stop() -> None:
+        with going_on("embedding") as (on_progress, _):
+            on_progress(n_done, 9)
+            raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted) as stopped:
+        stop()
+    assert ("everything finished is kept" in str(stopped.value)) == bool(n_done)
+    assert ("nothing was finished yet" in str(stopped.value)) == (not n_done)
+
+
+@pytest.mark.parametrize("n_done", [0, 1])
+def test_a_stopped_training_says_whether_an_epoch_is_kept(n_done: int) -> None:
+    def stop() -> None:
+        with training() as (telling, _):
+            for epoch in range(n_done):
+                telling.on_epoch(epoch + 1, 3, {"train_loss": 1.0, "train_accuracy": 0.5})
+            raise KeyboardInterrupt
+
+    with pytest.raises(Interrupted) as stopped:
+        stop()
+    assert ("everything finished is kept" in str(stopped.value)) == bool(n_done)
+    assert ("no epoch was finished yet" in str(stopped.value)) == (not n_done)
+
+
+def test_a_single_image_is_named_and_several_are_counted(class_folder: Path, tmp_path: Path) -> None:
+    first, second, *_ = sorted((class_folder / "train" / "sick").iterdir())
+    (class_folder / "train" / "sick" / "alone[red].png").write_bytes(first.read_bytes())
+    command = ("embed", class_folder, "-o", "s.h5", *RANDOM, "--group-pattern", r"/(\w+p\d)")
+    said = " ".join(featcache(*command, cwd=tmp_path).stdout.split())
+    assert "; train/sick/alone[red].png matches no group and is its own" in said
+    assert "has the same bytes as another; it was computed once" in said
+    assert "images " not in said
+    (class_folder / "train" / "sick" / "other.png").write_bytes(second.read_bytes())
+    said = " ".join(featcache(*command, cwd=tmp_path).stdout.split())
+    assert "; 2 images match no group and are their own" in said
+    assert "2 images have the same bytes as another; each was computed once" in said
+    done = featcache(*command[:-2], cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "note: s.h5 had the column group; this pass gives none, so it is gone" in " ".join(done.stdout.split())
+    assert json.loads(featcache(*command, "--json", cwd=tmp_path).stdout)["dropped_columns"] == []
+    assert json.loads(featcache(*command[:-2], "--json", cwd=tmp_path).stdout)["dropped_columns"] == ["group"]
 
 
 def test_another_identity_is_refused_with_the_fields_that_differ(embedded: Path, tmp_path: Path) -> None:

@@ -89,7 +89,7 @@ def test_found_is_embedded_plus_reused_plus_failed(tmp_path: Path) -> None:
 def test_an_empty_store_is_never_published(tmp_path: Path) -> None:
     (tmp_path / "images").mkdir()
     (tmp_path / "images" / "1.png").write_bytes(b"")
-    with pytest.raises(FeatcacheError, match=r"none of 1 images could be embedded. '1\.png': zero bytes"):
+    with pytest.raises(FeatcacheError, match=r"^'1\.png': zero bytes"):
         embed(Manifest.read(tmp_path / "images"), tmp_path / "s.h5", SPEC)
     assert not (tmp_path / "s.h5").exists()
 

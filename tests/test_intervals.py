@@ -217,6 +217,22 @@ def test_resamples_without_the_number_are_left_out() -> None:
     assert bootstrap(labels, 5 * np.eye(2)[labels], 1, n_resamples=200)["auroc"] == (1.0, 1.0)
 
 
+@pytest.mark.parametrize(("n_present", "n"), [(3, 20), (1, 8)])
+def test_resamples_without_a_positive_say_nothing_of_what_is_found(n_present: int, n: int) -> None:
+    """All of few positives are found; a resample without any is no miss."""
+    labels = (np.arange(n) < n_present).astype(int)
+    found = bootstrap(labels, 5 * np.eye(2)[labels], 1)
+    for name in ("recall", "precision", "f1", "balanced_accuracy"):
+        assert found[name] == (1.0, 1.0), name
+
+
+def test_a_class_without_a_row_is_in_no_interval() -> None:
+    labels = np.repeat([0, 1], 6)
+    found = bootstrap(labels, 5 * np.eye(3)[labels], 0, n_resamples=100)
+    for name in ("recall", "precision", "f1", "balanced_accuracy"):
+        assert found[name] == (1.0, 1.0), name
+
+
 def test_one_row_is_enough() -> None:
     found = bootstrap(np.array([1]), np.array([[0.0, 1.0]]), 1, n_resamples=20)
     assert found["accuracy"] == (1.0, 1.0)
@@ -315,4 +331,4 @@ def test_a_pair_says_more_than_two_intervals_side_by_side() -> None:
 
 def test_a_number_that_does_not_exist_has_no_difference() -> None:
     labels, logits = np.zeros(30, dtype=int), classes(30, 2, seed=30)[1]
-    assert set(paired(labels, logits, -logits, 1, n_resamples=20)) == set(COMPARED) - {"auroc"}
+    assert set(paired(labels, logits, -logits, 1, n_resamples=20)) == set(COMPARED) - {"auroc", "f1"}

@@ -37,7 +37,8 @@ PARTS = {  # of the packages, each after those it uses; "." is the package's own
     "manifest": "tables . sources checking",
     "metrics": "calibration . intervals",
     "predict": "origin predictions portable bundle predictor .",
-    "report": "subject pictures evidence blocks drawing page tables comparison sources mapping gallery deciding .",
+    "report": "checking subject pictures evidence blocks drawing page tables comparison sources mapping gallery "
+              "deciding .",
     "runs": "task protocol .",
     "splits": "duplicates .",
     "store": "schema validation opening reading parts known publishing selecting describing verifying .",

@@ -25,6 +25,20 @@ def touch(root: Path, *names: str) -> Path:
     return root
 
 
+def test_an_image_that_is_named_itself_is_the_only_one(tmp_path: Path) -> None:
+    """Also through a link out of its folder, which is what was asked for."""
+    touch(tmp_path, "far/one.JPEG", "near/other.png", "notes.txt")
+    (tmp_path / "near" / "link.png").symlink_to(tmp_path / "far" / "one.JPEG")
+    for name in ("far/one.JPEG", "near/link.png"):
+        manifest = Manifest.read(tmp_path / name)
+        assert (manifest.image_ids, manifest.paths) == ([Path(name).name], [tmp_path / name])
+        assert (manifest.columns, manifest.refused) == ({}, {})
+    with pytest.raises(UsageError, match=r"notes\.txt is neither a folder nor a \.csv file, and no image by its name"):
+        Manifest.read(tmp_path / "notes.txt")
+    with pytest.raises(UsageError, match=r"nothing does not exist"):
+        Manifest.read(tmp_path / "nothing")
+
+
 def test_class_folders_give_labels(tmp_path: Path) -> None:
     manifest = Manifest.read(touch(tmp_path, "b/2.png", "a/1.JPG", "a/deep/3.jpeg"))
     assert manifest.image_ids == ["a/1.JPG", "a/deep/3.jpeg", "b/2.png"]
@@ -102,7 +116,7 @@ def test_group_pattern_joins_what_it_captures_and_counts_what_it_misses(tmp_path
         "train/P/person1_virus_2.png": "train/person1",
         "train/P/x.png": "train/P/x.png",
     }
-    assert manifest.n_ungrouped == 1
+    assert manifest.n_ungrouped == len(manifest.ungrouped) == 1
 
 
 @pytest.mark.parametrize(("pattern", "reason"), [("(", "not a regular expression"), ("person", "captures nothing")])

@@ -206,6 +206,50 @@ def test_macro_averages_are_the_means_of_the_classes_also_when_one_is_absent() -
     json.dumps(found, allow_nan=False)
 
 
+def test_a_class_without_a_row_pulls_no_average_down() -> None:
+    """Six of one class and six of another, all right; nothing of a third."""
+    labels = np.repeat([0, 1], 6)
+    found = evaluate(labels, 5 * np.eye(3)[labels], 0)
+    assert found["confusion"] == [[6, 0, 0], [0, 6, 0], [0, 0, 0]]
+    for name in ("accuracy", "balanced_accuracy", "precision", "recall", "specificity", "f1", "auroc"):
+        assert found[name] == 1.0, name
+    absent = found["per_class"][2]
+    assert (absent["precision"], absent["recall"], absent["f1"], absent["specificity"]) == (None, None, None, 1.0)
+
+
+def test_averages_are_sklearns_over_the_classes_that_have_rows_whatever_is_called() -> None:
+    rng = np.random.default_rng(9)
+    labels, logits = rng.choice([0, 2, 3], 90), rng.standard_normal((90, 4))
+    found, called = evaluate(labels, logits, 0), logits.argmax(1)
+    assert 1 in called
+    how = {"labels": [0, 2, 3], "average": "macro"}
+    assert found["precision"] == pytest.approx(sk.precision_score(labels, called, **how))
+    assert found["recall"] == pytest.approx(sk.recall_score(labels, called, **how))
+    assert found["recall"] == pytest.approx(found["balanced_accuracy"])
+    assert found["f1"] == pytest.approx(sk.f1_score(labels, called, **how))
+    point = per_epoch(labels, logits, 0)
+    assert {name: point[name] for name in ("precision", "recall", "f1")} == {
+        name: pytest.approx(found[name]) for name in ("precision", "recall", "f1")
+    }
+
+
+def test_a_class_that_is_there_and_never_called_counts_as_0() -> None:
+    labels = np.array([0, 0, 1, 2])
+    found = evaluate(labels, np.eye(3)[[0, 0, 1, 1]], 0)
+    assert [each["precision"] for each in found["per_class"]] == [1.0, 0.5, 0.0]
+    assert found["precision"] == per_epoch(labels, np.eye(3)[[0, 0, 1, 1]], 0)["precision"] == 0.5
+
+
+def test_without_a_positive_row_there_is_nothing_to_find() -> None:
+    """And a curve, which has no gaps, stands at 0."""
+    labels, logits = np.zeros(4, dtype=int), logits_of([0.2, 0.3, 0.1, 0.9])
+    found, point = evaluate(labels, logits, 1), per_epoch(labels, logits, 1)
+    for name in ("precision", "recall", "f1"):
+        assert found[name] is None
+        assert point[name] == 0.0
+    assert found["specificity"] == found["accuracy"] == 0.75
+
+
 def test_two_classes_have_no_list_of_classes() -> None:
     assert "per_class" not in evaluate(np.array([0, 1]), logits_of([0.2, 0.9]), 1)
 

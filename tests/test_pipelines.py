@@ -2,6 +2,8 @@
 
 import importlib
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -131,6 +133,10 @@ def test_confusions_stand_beside_those_that_were_published(rehearsed: Rehearsed)
     assert rows[0]["confusion"] == "[[114, 120], [1, 389]]"
     tables = [on_test(run) for run in runs_of(folder)]
     assert len(rows) == 2 + len(tables) == 6
+    assert (
+        (folder / "compared.md").read_text("utf-8").startswith("A rehearsal: the images are phantoms and the weights ")
+    )
+    assert not [row for row in rows[2:] if "ResNet18" in row["model"]], "a rehearsal calls nothing by a network's name"
     for row, table in zip(rows[2:], tables, strict=True):
         assert row["confusion"] == str(confusion_matrix(table["label"], table["prediction"]).tolist())
 
@@ -148,6 +154,12 @@ def test_what_is_finished_is_found_by_what_was_asked_and_not_made_again(rehearse
     for what in (model, replace(model, recipe=replace(model.recipe, seed=1))):
         showing.once(tmp_path, model.name, (what,), lambda path: made.append(path) or first)
     assert len(set(made)) == 2
+
+
+@pytest.mark.parametrize("name", PNEUMONIA)
+def test_help_costs_no_import_of_torch(name: str) -> None:
+    code = f"import sys, {name}\nassert not {{'torch', 'timm', 'matplotlib'}} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=PIPELINES)
 
 
 @pytest.mark.parametrize("name", PNEUMONIA)
@@ -181,6 +193,18 @@ def test_a_third_is_of_whole_patients_in_the_proportion_of_the_classes() -> None
 
 def asked(**given: object) -> object:
     return importlib.import_module("showing").Asked(Path("data"), Path("out"), **given)
+
+
+def test_what_a_person_causes_is_one_line_and_an_exit_code(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    def stopped() -> None:
+        raise KeyboardInterrupt
+
+    (tmp_path / "file").write_text("mine")
+    ended = importlib.import_module("showing").ended
+    assert ended(stopped) == 130
+    assert ended(lambda: (tmp_path / "file" / "below").mkdir()) == 74
+    said = capsys.readouterr().err.splitlines()
+    assert said == ["stopped; run the same command again to go on", f"{tmp_path / 'file' / 'below'}: Not a directory"]
 
 
 @pytest.mark.parametrize("name", [*INDIANA, *PNEUMONIA])

@@ -112,9 +112,9 @@ def test_no_augment_shows_images_as_they_are(preset: str | None) -> None:
 
 
 def test_a_wrong_value_is_one_line() -> None:
-    with pytest.raises(UsageError, match=r"^lr must be > 0, got 0\.0\.$"):
+    with pytest.raises(UsageError, match=r"^--lr must be > 0, got 0\.0\.$"):
         of(lr=0.0)
-    with pytest.raises(UsageError, match=r"^crop must be from 0\.01 to 1, got 2\.0\.$"):
+    with pytest.raises(UsageError, match=r"^--crop must be from 0\.01 to 1, got 2\.0\.$"):
         of(crop=2.0)
 
 

@@ -4,10 +4,11 @@ import base64
 import csv
 import hashlib
 import io
+import itertools
 import json
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
@@ -20,8 +21,9 @@ from PIL import Image
 from sklearn.metrics import confusion_matrix
 
 from featcache import metrics
+from featcache import report as report_module
 from featcache.embed import embed
-from featcache.errors import CorruptStore, IdentityMismatch, UsageError
+from featcache.errors import CorruptStore, IdentityMismatch, InputOutputError, UsageError
 from featcache.finetune import fine_tune
 from featcache.heads import HeadSpec, scoring
 from featcache.images import DecodeSpec, TransformSpec
@@ -30,9 +32,10 @@ from featcache.manifest import Manifest
 from featcache.metrics import intervals
 from featcache.provenance import digest_bytes
 from featcache.recipe import Recipe, Stage
-from featcache.report import Reported, comparison, evidence, gallery, mapping, report
-from featcache.report.blocks import Chapter, Words
-from featcache.report.sources import material
+from featcache.report import Reported, checking, comparison, deciding, evidence, gallery, mapping, report
+from featcache.report.blocks import Chapter, Table, Words
+from featcache.report.page import GENERATOR, Page, render
+from featcache.report.sources import Material, material
 from featcache.report.subject import Subject, subjects
 from featcache.request import BackboneSpec
 from featcache.runs import Run
@@ -144,6 +147,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def two(folder: Path) -> Reported:
     """The report of `two`, for which nothing is given: store and images are found."""
     return report(folder / "two", folder / "pages" / "two.html", by=["view"])
+
+
+def chapter_of(path: Path) -> Chapter:
+    """What a page says of a Run for which neither store nor images are at hand."""
+    nothing = Material(None, "not here", None, "")
+    return report_module._chapter(subject_of(path), nothing, [], False, mapping.Shown([]), lambda text: None)
 
 
 def subject_of(path: Path) -> Subject:
@@ -455,7 +464,7 @@ def test_the_hidden_layer_is_what_the_last_layer_acts_on(folder: Path) -> None:
     tensors = subject.run.weights()
     z = mapping.hidden(subject, x) @ tensors["weight"].T + tensors["bias"]
     np.testing.assert_allclose(z, subject.run.logits(x), atol=1e-6)
-    assert scoring.hidden(subject_of(folder / "two").run.spec, {}, x) is x
+    assert np.array_equal(scoring.hidden(subject_of(folder / "two").run.spec, {}, x), x)
 
 
 def test_vectors_that_are_all_alike_have_a_map_too() -> None:
@@ -517,12 +526,18 @@ def test_an_image_that_is_another_by_now_is_not_shown(folder: Path, tmp_path: Pa
 # --- what may go wrong ------------------------------------------------------------------------------------------------
 
 
+def manifest_of(folder: Path, path: Path, rows: Sequence[int]) -> Manifest:
+    """Some of the images, by their names."""
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "image_id"])
+        writer.writerows([str(folder / "images" / f"{i:03d}.png"), names()[i]] for i in rows)
+    return Manifest.read(path, allow_outside=True)
+
+
 def test_the_same_run_gives_the_same_bytes(folder: Path, two: Reported, tmp_path: Path) -> None:
     """Also from another place, with store and images named."""
-    rows = [[str(folder / "images" / f"{i:03d}.png"), name] for i, name in enumerate(names())]
-    with open(tmp_path / "rows.csv", "w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([["path", "image_id"], *rows])
-    manifest = Manifest.read(tmp_path / "rows.csv", allow_outside=True)
+    manifest = manifest_of(folder, tmp_path / "rows.csv", range(N))
     again = report(folder / "two", tmp_path / "two.html", folder / "s.h5", manifest, by=["view"])
     assert again.path.read_bytes() == two.path.read_bytes()
     assert [path.name for path in again.files] == [path.name for path in two.files]
@@ -561,7 +576,13 @@ def test_a_page_runs_its_own_script_and_asks_for_nothing(two: Reported) -> None:
 
 
 def test_figures_and_their_numbers_lie_beside_the_page(two: Reported) -> None:
-    assert sorted(path.name for path in (two.path.parent / "two.files").iterdir()) == sorted(p.name for p in two.files)
+    """With a table of them, which says where on the page each stands."""
+    names = [path.name for path in two.files]
+    assert sorted(path.name for path in (two.path.parent / "two.files").iterdir()) == sorted([*names, "index.csv"])
+    with open(two.path.parent / "two.files" / "index.csv", encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["file"] for row in rows] == names
+    assert {row["section"] for row in rows} <= set(Seer(read(two)).texts)
     assert {path.suffix for path in two.files} == {".png", ".csv"}
     charts = [path for path in two.files if path.suffix == ".png"]
     assert len(charts) >= 9
@@ -588,11 +609,84 @@ def test_what_is_not_a_report_is_not_written_over(folder: Path, tmp_path: Path) 
         report(folder / "two", tmp_path / "thesis.html")
     with pytest.raises(UsageError, match=r"ends in \.html"):
         report(folder / "two", tmp_path / "report.pdf")
+    speaks = f'my notes: <meta name="generator" content="{GENERATOR} 1.0">'
+    (tmp_path / "notes.html").write_text(speaks)
+    (tmp_path / "page.files").mkdir()
+    (tmp_path / "page.files" / "two-counts.csv").write_text("MINE")
+    (tmp_path / "file.files").write_text("MINE")
+    (tmp_path / "folder.html").mkdir()
+    for name, words in (
+        ("notes.html", "no report"),
+        ("page.html", r"page\.files holds files that are of no report"),
+        ("file.html", r"file\.files is a file"),
+        ("folder.html", "is a folder"),
+        ("notes.html/page.html", r"notes\.html is a file, not a folder"),
+    ):
+        with pytest.raises(UsageError, match=words):
+            report(folder / "two", tmp_path / name)
+    assert (tmp_path / "notes.html").read_text() == speaks
+    assert (tmp_path / "page.files" / "two-counts.csv").read_text() == "MINE"
+    with pytest.raises(InputOutputError, match=r"writing /proc/page\.html"):
+        report(folder / "two", Path("/proc/page.html"))
     with pytest.raises(UsageError, match="no column 'ward'"):
         report(folder / "two", tmp_path / "r.html", by=["ward"])
     with pytest.raises(UsageError, match="each once"):
         report([folder / "two", folder / "two"], tmp_path / "r.html")
     assert not (tmp_path / "r.html").exists()
+
+
+def test_a_page_of_ours_is_replaced_also_one_that_was_interrupted(folder: Path, tmp_path: Path) -> None:
+    """Files are written before the page, and the table of them first."""
+    shutil.copytree(folder / "two", tmp_path / "two")
+    found = report(tmp_path / "two", tmp_path / "r.html")
+    whole = found.path.read_bytes()
+    report_module._check_free(tmp_path / "r.html")
+    found.path.unlink()
+    for path in found.files[1:]:
+        path.unlink()
+    assert report(tmp_path / "two", tmp_path / "r.html").path.read_bytes() == whole
+    assert all(path.exists() for path in found.files)
+
+
+def test_images_of_another_set_are_refused_and_missing_ones_named(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "others").mkdir()
+    draw(tmp_path / "others" / "a.png", 1)
+    with pytest.raises(UsageError, match=rf"none of the {N} images of .*two is under .*others; the first is "):
+        report(folder / "two", tmp_path / "r.html", images=tmp_path / "others")
+    assert not (tmp_path / "r.html").exists()
+    subject = subject_of(folder / "two")
+    with ExitStack() as opened:
+        (found,) = material([subject], [], manifest_of(folder, tmp_path / "rows.csv", range(5, N)), opened)
+    assert found.pictures is not None
+    told = ", ".join(subject.shown[:3])
+    assert found.no_pictures == f"Not under rows.csv, and so not shown: 5 of the {N} images of two: {told} and 2 more."
+    assert found.no_pictures in [block.text for block in gallery.gallery(subject, found) if isinstance(block, Words)]
+
+
+def test_a_store_behind_a_link_has_its_images(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "link.h5").symlink_to(folder / "s.h5")
+    with ExitStack() as opened:
+        (found,) = material([subject_of(folder / "two")], [tmp_path / "link.h5"], None, opened)
+    assert found.pictures is not None
+    assert len(found.pictures.paths) == N
+
+
+def test_a_folder_is_that_of_the_name_whatever_the_store_has(folder: Path) -> None:
+    subject = subject_of(folder / "two")
+    with ExitStack() as opened:
+        vectors = material([subject], [], None, opened)[0].vectors
+        assert vectors is not None
+        vectors.store.columns[deciding.FOLDER] = ["elsewhere"] * N
+        found = deciding.column_of(subject, deciding.FOLDER, vectors)
+    assert found == [name.rpartition("/")[0] for name in subject.task.image_ids]
+    assert found == deciding.column_of(subject, deciding.FOLDER, None)
+
+
+def forget_digests(run_path: Path) -> None:
+    """A Run of a release that kept no digest of its tables."""
+    record = json.loads((run_path / "run.json").read_text("utf-8"))
+    del record["files_sha256"]
+    (run_path / "run.json").write_text(json.dumps(record), "utf-8")
 
 
 @pytest.mark.parametrize(
@@ -605,16 +699,95 @@ def test_what_is_not_a_report_is_not_written_over(folder: Path, tmp_path: Path) 
             "probability",
         ),
         (lambda text: text.replace("train/well/002.png", "nobody.png"), "nobody"),
-        (lambda text: text[:100], "columns"),
+        (lambda text: text[:60], "columns"),
+        (lambda text: text[:100], "not those of one table"),
+        (lambda text: "".join(text.splitlines(keepends=True)[:-5]), "test rows are not those of split"),
+        (lambda text: text + text.splitlines(keepends=True)[-1], "test rows are not those of split"),
+        (lambda text: text.replace("train/well/002.png", "train/well/006.png"), "rows are not those of split"),
+        (
+            lambda text: re.sub(r"(,test,,sick,)\w+,\w+,[^,]+,", r"\1well,well,", text, count=1),
+            "not those of one table",
+        ),
+        (lambda text: re.sub(r"(,test,,\w+,)(\w+),(\w+),.*", r"\1\2,\3,0.9,0.9", text), "do not sum to 1"),
+        (lambda text: re.sub(r"(,test,,\w+,)(\w+),(\w+),(.*),(.*)", r"\1\2,\3,\5,\4", text), "is not likeliest"),
+        (lambda text: re.sub(r"(,test,,\w+,\w+,)(\w+),", swapped, text), "called otherwise than run.json says"),
     ],
 )
 def test_damaged_predictions_are_one_line(folder: Path, tmp_path: Path, damage: Any, words: str) -> None:
+    """By their digest; and without one by the rows, the probabilities and the counts of the record."""
     shutil.copytree(folder / "two", tmp_path / "two")
     path = tmp_path / "two" / "predictions.csv"
     path.write_text(damage(path.read_text()))
-    with pytest.raises(CorruptStore, match=words) as error:
-        subject_of(tmp_path / "two")
-    assert "\n" not in str(error.value)
+    for reason in (r"not the one that run\.json names|not those of one table", words):
+        with pytest.raises(CorruptStore, match=reason) as error:
+            subject_of(tmp_path / "two")
+        assert "\n" not in str(error.value)
+        if "files_sha256" in (tmp_path / "two" / "run.json").read_text():
+            forget_digests(tmp_path / "two")
+
+
+def swapped(found: re.Match[str]) -> str:
+    return f"{found[1]}{'well' if found[2] == 'sick' else 'sick'},"
+
+
+def places_of(value: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Where in a record a value stands: all of a mapping, the first two of a list."""
+    if at:
+        yield at
+    for key, each in (
+        value.items() if isinstance(value, dict) else list(enumerate(value))[:2] if isinstance(value, list) else ()
+    ):
+        yield from places_of(each, (*at, key))
+
+
+GONE = object()
+WRONG = [GONE, None, "x", float("nan"), float("inf"), -1, 7.5, 10**30, True, [], {}, [None], {"a": []}, ""]
+
+
+def mutants(record: Any, sample: slice) -> Iterator[str]:
+    """Records in which one value is gone, or another; a sample of all there are."""
+    for (*way, last), value in list(itertools.product(places_of(record), WRONG))[sample]:
+        copy = json.loads(json.dumps(record))
+        of = copy
+        for key in way:
+            of = of[key]
+        if value is GONE:
+            del of[last]
+        else:
+            of[last] = value
+        yield json.dumps(copy)
+
+
+def page_or_damage(folder: Path, name: str, tmp_path: Path, sample: slice, every: int) -> tuple[int, int]:
+    """Numbers of records that are refused, and that are shown as a page; of these one in `every` is made."""
+    shutil.copytree(folder / name, tmp_path / name)
+    path = tmp_path / name / "run.json"
+    refused = shown = 0
+    for text in mutants(json.loads(path.read_text("utf-8")), sample):
+        path.write_text(text)
+        try:
+            checking.check_vectors(subject_of(tmp_path / name).run)
+            if shown % every == 0:
+                report(tmp_path / name, tmp_path / "r.html")
+            shown += 1
+        except CorruptStore as error:
+            refused += 1
+            assert "\n" not in str(error)  # noqa: PT017  both ways are right
+    return refused, shown
+
+
+def test_a_damaged_record_is_a_page_or_one_line(folder: Path, tmp_path: Path) -> None:
+    """Of a sample of all values that may be gone or wrong."""
+    refused, shown = page_or_damage(folder, "two", tmp_path, slice(0, None, 107), 1000)
+    assert refused > 30
+    assert shown > 3
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["two", "three", "findings"])
+def test_damaged_records_of_every_kind_are_a_page_or_one_line(folder: Path, tmp_path: Path, name: str) -> None:
+    refused, shown = page_or_damage(folder, name, tmp_path, slice(0, None, 7), 200)
+    assert refused > shown > 15
 
 
 @pytest.mark.parametrize("name", ["metrics", "notes", "test", "confusion"])
@@ -688,12 +861,41 @@ def test_what_several_runs_call_alike_is_told_apart(folder: Path, tmp_path: Path
     found = report(places, tmp_path / "r.html")
     html = read(found)
     ids = re.findall(r' id="([^"]+)"', html)
-    charts = [each for each in ids if re.match("f[0-9a-f]{8}-", each)]  # the same charts have the same parts
-    rest = [each for each in ids if each not in charts]
-    assert len(set(rest)) == len(rest)
+    assert len(set(ids)) == len(ids)
+    assert set(re.findall(r"url\(#([^)]+)\)", html)) <= set(ids)
     assert set(re.findall(r'href="#([^"]+)"', html)) <= set(ids)
     assert len({path.name for path in found.files}) == len(found.files)
     assert {"two (1)", "two (2)"} <= set(Seer(html).texts)
+
+
+def test_a_folder_may_be_called_as_a_part_of_the_page_is(folder: Path, tmp_path: Path) -> None:
+    for name in ("images", "tip"):
+        shutil.copytree(folder / "three", tmp_path / name)
+    chapters = [chapter_of(tmp_path / name) for name in ("images", "tip")]
+    html = render(Page("t", "a", "l", chapters, [], [], "f", "1"))
+    ids = re.findall(r' id="([^"]+)"', html)
+    assert len(set(ids)) == len(ids)
+    assert {"images", "tip", "main", "reading"} <= set(ids)
+    assert set(re.findall(r'(?:href="#|url\(#)([^")]+)', html)) <= set(ids)
+
+
+def test_folds_around_folds_are_told_where_they_are_decided(folder: Path, tmp_path: Path) -> None:
+    """Rows of the inner folds have chosen an operating point; the outer ones are counted without it."""
+    with open(tmp_path / "kind.csv", "w", newline="", encoding="utf-8") as file:
+        rows = [[name, i % 2] for i, name in enumerate(names()) if i % 3 != 1]
+        csv.writer(file).writerows([["image_id", "kind"], *rows])
+    with Store.open(folder / "s.h5") as store:
+        target, split = TargetSpec(("kind",), tmp_path / "kind.csv"), SplitSpec(folds=2, nested=True)
+        youden = ReportSpec(operating_point="youden")
+        train_head(store, HeadSpec(epochs=2), tmp_path / "n", target=target, split=split, report=youden)
+    subject, record = subject_of(tmp_path / "n"), Run.open(tmp_path / "n").record
+    assert (subject.reported, subject.threshold) == ("outer", None)
+    errors = int(subject.is_error("outer").sum())
+    assert errors == round((1 - record["metrics"]["outer"]["accuracy"]) * len(subject.sides["outer"]))
+    chapter = chapter_of(tmp_path / "n")
+    assert chapter.headlines[1].cell.value == record["metrics"]["outer"]["recall"]
+    header = next(block for block in chapter.sections[1].blocks if isinstance(block, Table)).header
+    assert any(f"{record['operating_point']['threshold']:.3f}" in each for each in header)
 
 
 @pytest.mark.long

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from featcache.errors import CorruptStore, UnknownFormat, UsageError
 from featcache.heads import HeadSpec, scoring
@@ -199,6 +199,70 @@ def test_a_run_of_an_earlier_release_says_what_to_do(run: Run, tmp_path: Path) -
     assert again.record == {**run.record, "seconds": again.record["seconds"]}
 
 
+def forget_digests(run: Run) -> Run:
+    """As a release left it that kept no digest of its tables."""
+    record = {name: value for name, value in run.record.items() if name != "files_sha256"}
+    write(run, "run.json", record)
+    return Run.open(run.path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda data: data[:171], "one table|run.json names"),
+        (lambda data: data[:-4], "run.json names|epochs"),
+        (lambda data: b"".join(data.splitlines(keepends=True)[:-1]), "1 of 2 epochs"),
+        (lambda data: data.replace(b"\n1.0,", b"\n1.0,7,"), "one table"),
+        (lambda data: data + b"3\n", "one table"),
+        (lambda data: data.replace(b"val_f1", b"val_\xff1"), "not those of a training"),
+        (lambda data: data.replace(b"2.0,", b"\xff,"), "could not convert"),
+        (lambda data: b"epoch\n" + b"9" * 200_000 + b"\n", "field larger"),
+        (lambda data: b"", "not enough values"),
+    ],
+    ids=["cut", "digits", "lines", "cell", "row", "column", "bytes", "long", "empty"],
+)
+def test_a_damaged_history_is_said_in_one_line(run: Run, change: Any, message: str) -> None:
+    """By its digest; and without one, by its columns, cells and epochs where these say it."""
+    data = (run.path / "history.csv").read_bytes()
+    (run.path / "history.csv").write_bytes(change(data))
+    with pytest.raises(CorruptStore, match=r"history\.csv is damaged: .*\. Make the Run again\.$"):
+        run.history()
+    if "names" not in message or "one table" in message:
+        with pytest.raises(CorruptStore, match=message) as raised:
+            forget_digests(run).history()
+        assert "\n" not in str(raised.value)
+    (run.path / "history.csv").unlink()
+    with pytest.raises(CorruptStore, match=r"history\.csv is gone"):
+        run.history()
+
+
+def test_a_damaged_ranking_is_said_in_one_line(tmp_path: Path) -> None:
+    with store_of(tmp_path / "s.h5", columns_of()) as store:
+        run = train_head(store, [QUICK, HeadSpec(epochs=1)], tmp_path / "run")
+    path = run.path / "sweep.csv"
+    data = path.read_bytes()
+    assert [row["rank"] for row in run.sweep()] == ["1", "2"]
+    for damaged in (data[:60], data.replace(b"n_fits", b"fits"), data.replace(b"\n1,", b"\n1,7,"), b""):
+        path.write_bytes(damaged)
+        for read in (run.sweep, forget_digests(run).sweep):
+            with pytest.raises(CorruptStore, match=r"sweep\.csv is damaged: ") as raised:
+                read()
+            assert "\n" not in str(raised.value)
+
+
+def test_a_table_that_another_training_left_is_not_of_the_run(run: Run) -> None:
+    (run.path / "sweep.csv").write_text("rank,n_fits\n1,2\n")
+    assert run.sweep() == []
+
+
+@pytest.mark.parametrize("value", ["NaN", "Infinity", "1e400", "-1e999"])
+def test_a_record_holds_finite_numbers(run: Run, value: str) -> None:
+    text = (run.path / "run.json").read_text()
+    write(run, "run.json", text.replace('"temperature": ', f'"temperature": {value}, "was": '))
+    with pytest.raises(CorruptStore, match=r"run\.json is damaged: it holds .* no number"):
+        Run.open(run.path)
+
+
 # --- the heads --------------------------------------------------------------------------------------------------------
 
 KINDS = [HeadSpec(epochs=2), HeadSpec.of("mlp", widths=(4,), epochs=2), HeadSpec.of("ridge"), HeadSpec.of("logreg")]
@@ -229,6 +293,35 @@ def test_one_fold_and_neighbours_have_no_heads_of_folds(tmp_path: Path) -> None:
         assert run.fold_weights() == []
         assert not (run.path / "folds.safetensors").exists()
     assert knn.feature_rms is None
+
+
+@pytest.mark.parametrize("name", ["head.safetensors", "folds.safetensors"])
+def test_weights_of_which_one_bit_is_another_are_not_used(run: Run, name: str) -> None:
+    data = bytearray((run.path / name).read_bytes())
+    data[-3] ^= 1 << 6
+    (run.path / name).write_bytes(data)
+    with pytest.raises(CorruptStore, match=f"{name} is damaged: it is not the one that run.json names"):
+        run.weights() if name.startswith("head") else run.fold_weights()
+
+
+def test_heads_of_folds_that_changed_places_are_not_used(run: Run) -> None:
+    """They would say of images what only heads may say that have not seen them."""
+    path = run.path / "folds.safetensors"
+    heads = load_file(path)
+    save_file({f"{(int(key[0]) + 1) % 3}{key[1:]}": tensor for key, tensor in heads.items()}, path)
+    with pytest.raises(CorruptStore, match="folds.safetensors is damaged"):
+        run.fold_weights()
+
+
+def test_what_a_killed_training_left_is_no_part_of_the_next_one(run: Run, tmp_path: Path) -> None:
+    before = {path.name for path in run.path.iterdir()}
+    (run.path / "run.json").unlink()
+    with store_of(tmp_path / "s.h5", {**columns_of(), "split": ["train"] * 120}) as store:
+        other = train_head(store, HeadSpec.of("knn"), run.path, split=SplitSpec(folds=3))
+    left = before - {path.name for path in other.path.iterdir()}
+    assert {"folds.safetensors", "history.csv", "curves.png"} <= left
+    assert other.fold_weights() == []
+    assert other.history() == []
 
 
 def test_damaged_weights_are_said_in_one_line(run: Run) -> None:

@@ -212,6 +212,19 @@ def test_findings_are_ranked_by_their_mean(tmp_path: Path) -> None:
         assert low < metrics.evaluate_findings(bench.task.labels[rows], logits)["auroc"] < high
 
 
+@pytest.mark.parametrize("kept", [0, 1])
+def test_rows_of_one_class_have_an_interval_of_each_number_that_exists_and_of_no_other(
+    tmp_path: Path, kept: int
+) -> None:
+    bench = bench_of(tmp_path)
+    rows = np.flatnonzero(bench.task.labels == kept)
+    at = rows, bench.x["pooled"].numpy()[rows, :2], 0.4
+    found = numbers(bench.task, *at)
+    missing = ("auroc", "auprc", *(("specificity",) if kept == bench.task.positive else ("precision", "recall", "f1")))
+    assert [name for name in metrics.SCALARS if found[name] is None] == [n for n in metrics.SCALARS if n in missing]
+    assert set(spread(bench.task, bench.protocol, *at)) == set(metrics.SCALARS) - set(missing)
+
+
 def test_intervals_draw_whole_groups(tmp_path: Path) -> None:
     """Rows there ten times say no more than once: the interval is that of the rows alone, not a third as wide."""
     bench = bench_of(tmp_path)

@@ -1,6 +1,7 @@
 """Known collections: no image vanishes without a number, and what is written is read again."""
 
 import csv
+import json
 import os
 import string
 from collections import Counter
@@ -114,6 +115,27 @@ def test_a_manifest_is_never_written_over_what_it_was_made_from(indiana: tuple[P
     with pytest.raises(UsageError, match="give another file"):
         iu_xray(*indiana).write(indiana[0], *indiana[:2])
     assert indiana[0].read_bytes() == before
+
+
+@pytest.mark.parametrize("text", ["my,labels\n1,2\n", "", "path,label\n", b"\xff\xfe"])
+def test_a_manifest_replaces_an_earlier_one_of_its_kind_and_nothing_else(
+    indiana: tuple[Path, Path, Path], tmp_path: Path, text: str | bytes
+) -> None:
+    output, data = tmp_path / "m.csv", text if isinstance(text, bytes) else text.encode()
+    output.write_bytes(data)
+    with pytest.raises(UsageError, match=r"m\.csv is there, and no earlier manifest of this kind"):
+        iu_xray(*indiana).write(output)
+    assert output.read_bytes() == data
+    output.unlink()
+    iu_xray(*indiana).write(output)
+    iu_xray(*indiana[:2]).write(output)  # of all rows, beside whose CSVs no image is: now they need no names
+    assert len(Manifest.read(output)) == len(SHOTS)
+
+
+def test_folders_of_a_manifest_are_made(indiana: tuple[Path, Path, Path], tmp_path: Path) -> None:
+    done = featcache("manifest", "iu-xray", *indiana[:2], "-o", "new/folder/m.csv", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "new" / "folder" / "m.csv").is_file()
 
 
 @pytest.mark.parametrize(
@@ -318,6 +340,28 @@ def test_one_image_of_two_findings_is_refused_with_both_lines(metadata: Path) ->
         covid(metadata)
 
 
+def test_an_image_is_one_however_its_folder_is_written(metadata: Path) -> None:
+    again = [(*CASES[0][:6], folder, *CASES[0][7:]) for folder in ("images/", "./images", "images/../images")]
+    write(metadata, METADATA, [*CASES, *again])
+    manifest, counts = covid(metadata)
+    assert len(set(manifest.image_ids)) == len(manifest) == 7
+    assert counts["repeated"] == 4
+    other = ("2", "M", "Pneumonia", *CASES[0][3:6], "images/", *CASES[0][7:])
+    write(metadata, METADATA, [*CASES, other])
+    with pytest.raises(UsageError, match=r"line 14, column finding: not that of line 2"):
+        covid(metadata)
+
+
+def test_images_that_are_not_below_the_folder_of_the_csv_are_counted(metadata: Path, tmp_path: Path) -> None:
+    command = ("manifest", "covid", metadata, "--json", "-o")
+    assert json.loads(featcache(*command, "here.csv", cwd=tmp_path).stdout)["outside"] == 0
+    done = featcache(*command, "elsewhere/m.csv", cwd=tmp_path)
+    assert json.loads(done.stdout)["outside"] == 7
+    assert "note: 7 of the images are not below" in done.stderr
+    assert "--allow-outside" in done.stderr
+    assert len(Manifest.read(tmp_path / "elsewhere" / "m.csv").refused) == 7
+
+
 def test_paths_of_the_csv_do_not_leave_the_folder(metadata: Path) -> None:
     draw(metadata.parents[1] / "out.jpg", 1)
     case = ("2", "", "Pneumonia", "PA", "X-ray", "", "..", "out.jpg", "", "")
@@ -423,8 +467,6 @@ def test_the_manifest_that_is_written_is_embedded(indiana: tuple[Path, Path, Pat
 
 
 def test_manifest_answers_scripts_with_one_json_object(metadata: Path, tmp_path: Path) -> None:
-    import json
-
     arguments = (
         "covid",
         metadata,

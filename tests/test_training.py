@@ -1,17 +1,21 @@
 """From a store to a Run: what is reported has chosen nothing, and a Run says what was done."""
 
 import csv
+import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 from safetensors.numpy import load_file
 from scipy.special import expit, softmax
 
 from featcache import metrics
+from featcache.cli.results import print_run
 from featcache.errors import CorruptStore, StoreNotFound, UsageError
 from featcache.heads import HeadSpec, grid
 from featcache.runs import Run
@@ -98,6 +102,7 @@ def test_nothing_but_the_test_numbers_depends_on_the_test_rows(tmp_path: Path, c
             row for row in table(b) if row["split"] != "test"
         ]
     may_differ = {"labels_sha256", "images_sha256", "metrics", "operating_point", "baselines", "notes", "seconds"}
+    may_differ |= {"files_sha256"}  # that of the predictions
     for name in clean.record.keys() - may_differ:
         assert clean.record[name] == poisoned.record[name], name
     for one in ("train", "val", "outer"):
@@ -425,6 +430,46 @@ def test_a_note_says_that_test_images_are_unlike_the_others(tmp_path: Path) -> N
     for name in ("val", "test"):
         low, high = run.metrics(name)["intervals"]["auroc"]
         assert f"{run.metrics(name)['auroc']:.3f} [{low:.3f}, {high:.3f}]" in note
+
+
+@pytest.mark.parametrize("rule", [None, "youden"])
+def test_the_note_names_what_disagrees_where_is_decided(tmp_path: Path, rule: str | None) -> None:
+    """Test images that lie elsewhere are ranked as well as the others, and called by a threshold that is not theirs."""
+    x, labels = two_clouds(240, 6, apart=3.0)
+    direction = x[1::2].mean(axis=0) - x[::2].mean(axis=0)
+    x[120:] += direction
+    columns = {"label": labels, "split": ["train"] * 120 + ["test"] * 120}
+    how = {"split": SplitSpec(folds=3), "report": ReportSpec(operating_point=rule)}
+    run = train(tmp_path, x, columns, HeadSpec.of("ridge"), **how)
+    (note,) = run.record["notes"]
+    sides = run.record["operating_point"] if rule else run.record["metrics"]
+    at = " at the operating point" if rule else ""
+    (val, test), name = ((sides[side] for side in ("val", "test")), "accuracy")
+    told = [f"{s[name]:.3f} [{s['intervals'][name][0]:.3f}, {s['intervals'][name][1]:.3f}]" for s in (val, test)]
+    assert f"beyond their intervals: accuracy{at} {told[0]} and {told[1]}; balanced accuracy{at} " in note
+    assert "AUROC" not in note
+    assert val["intervals"][name][0] > test["intervals"][name][1]
+
+
+def printed(run: Run) -> str:
+    people = Console(file=io.StringIO(), width=160)
+    print_run(people, run)
+    return people.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_what_looks_like_a_contradiction_is_explained(tmp_path: Path) -> None:
+    x, labels = two_clouds(60, 6)
+    one = HeadSpec.of("ridge")
+    text = printed(train(tmp_path / "1", x, {"label": labels}, one, split=SplitSpec(folds=3, nested=True)))
+    assert "train and val are the same rows: val by heads that have not seen them, train by the one that has" in text
+    assert "outer is val: there was one head, and nothing to choose" in text
+    seeds = [replace(QUICK, seed=seed, lr=lr) for seed in (0, 1) for lr in (0.003, 0.01)]
+    text = printed(train(tmp_path / "2", x, {"label": labels}, seeds, split=SplitSpec(folds=3)))
+    assert "4 heads have 2 ranks: those that differ in nothing but the seed share one" in text
+    assert "ranks are by the mean over folds and seeds; val, below, is of the rows of all folds at once" in text
+    assert "best of 4 heads" in text
+    text = printed(train(tmp_path / "3", x, {"label": labels}, one, split=SplitSpec(val_fraction=0.5)))
+    assert not [words for words in ("same rows", "outer", "ranks", "mean over") if words in text]
 
 
 def test_two_test_classes_of_which_one_is_missing_are_reported_without_a_ranking(tmp_path: Path) -> None:

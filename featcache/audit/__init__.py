@@ -21,7 +21,7 @@ import numpy as np
 
 from featcache import splits
 from featcache.audit import confounds, suspects
-from featcache.audit.audited import Audit, Near
+from featcache.audit.audited import SHOWN, Audit, Near
 from featcache.audit.confounds import Confound, Score, Variable
 from featcache.audit.suspects import Doubts
 from featcache.errors import ImageError, UsageError
@@ -42,6 +42,7 @@ Progress = Callable[[int, int], None]
 # files of their set 34 have more than 0.95.
 NEAR = 0.95
 _MAX_NEAR = 200_000  # pairs
+_TELLS_NOTHING = 0.1  # share of all pairs
 _NO_VARIABLES = frozenset({"group", "path"})
 _LABELS = frozenset({"label", "kind", "finding", "problems", "mesh"})  # the label in other words, as `sources` has them
 _KINDS = {"jpg": "jpeg", "jpe": "jpeg", "jfif": "jpeg", "tif": "tiff", "dcm": "dicom"}
@@ -78,7 +79,7 @@ def audit(
     variables, left_out = _variables(_texts(store, columns, images, {"label", label, *ignore}, notes), groups)
     step = _stepper(len(variables) + 3, on_progress)
     x = store.features()
-    found_near = _near(store, x, columns["split"], near, notes)
+    found_near = _near(store, x, columns["split"], near, seed, notes)
     step()
     distance, nearest = suspects.outliers(x, seed=seed)
     step()
@@ -133,21 +134,12 @@ def _stepper(total: int, on_progress: Progress) -> Callable[[], None]:
     return lambda: on_progress(next(numbers), total)
 
 
-def _near(store: Store, x: Array, sides: Sequence[str], threshold: float, notes: list[str]) -> Near:
+def _near(store: Store, x: Array, sides: Sequence[str], threshold: float, seed: int, notes: list[str]) -> Near:
     side, content = np.array(sides, dtype=object), np.array(store.content_sha256, dtype=object)
-    too_many = False
-    try:
-        pairs, cosine = near_pairs(x, threshold, max_pairs=_MAX_NEAR)
-        if len(pairs) > len(x):
-            notes.append(
-                f"near copies: {len(pairs):,} pairs of {len(x):,} images: they are alike throughout, raise --near"
-            )
-    except UsageError as error:
-        if not 0 < threshold <= 1:
-            raise
-        notes.append(f"near copies: {error}")
-        pairs, cosine, too_many = np.empty((0, 2), dtype=np.int64), np.empty(0, dtype=np.float32), True
+    pairs, cosine, telling = _above(x, content, threshold, seed, notes)
     closest, of_closest = suspects.closest_across(x, side, content)
+    if too_many := telling is not None:
+        closest, of_closest = closest[of_closest >= telling], of_closest[of_closest >= telling]
     known = set(map(tuple, pairs.tolist()))
     new = np.array([tuple(pair) not in known for pair in closest.tolist()], dtype=bool)
     pairs, cosine = np.concatenate([pairs, closest[new]]), np.concatenate([cosine, of_closest[new]])
@@ -157,6 +149,43 @@ def _near(store: Store, x: Array, sides: Sequence[str], threshold: float, notes:
     identical = (content[one] == content[other]).astype(bool)
     is_near = cosine >= np.float32(threshold)
     return Near(pairs[order], cosine[order], crosses[order], identical[order], is_near[order], too_many)
+
+
+def _above(
+    x: Array, content: Array, threshold: float, seed: int, notes: list[str]
+) -> tuple[Array, Array, float | None]:
+    """(pairs, cosines, None), or neither and the cosine that a pair needs to be worth a look, where nearly all have the
+    one asked for."""
+    n, few = len(x), max(SHOWN, len(x) // 20)
+    found = _all_near(x, content, threshold)
+    if found is not None:
+        pairs, cosine = found
+        one, other = pairs.T
+        n_near = int(np.sum(content[one] != content[other]))
+        if n_near <= n:
+            return pairs, cosine, None
+    share, low = suspects.how_alike(x, content, threshold, few, seed)
+    way_out = "no other tells them apart" if low is None else f"--near {low:g} leaves about {few:,} pairs"
+    of_all = f"near copies: the images are alike throughout: {share:.1%} of all pairs have a cosine of {threshold:g}"
+    if found is not None and n_near <= _TELLS_NOTHING * n * (n - 1) / 2:
+        notes.append(f"{of_all} or more; {way_out}")
+        return pairs, cosine, None
+    notes.append(f"{of_all} or more, which says nothing of these vectors; {way_out}")
+    return np.empty((0, 2), dtype=np.int64), np.empty(0, dtype=np.float32), 1.0 if low is None else low
+
+
+def _all_near(x: Array, content: Array, threshold: float) -> tuple[Array, Array] | None:
+    """All near pairs; if they are too many, those of different files, of which one row stands for its copies; None if
+    these are, too."""
+    firsts = np.sort(np.unique(content.astype(str), return_index=True)[1])
+    for rows in (np.arange(len(x)), firsts):
+        try:
+            pairs, cosine = near_pairs(confounds.rows_of(x, rows), threshold, max_pairs=_MAX_NEAR)
+            return rows[pairs], cosine
+        except UsageError:
+            if not 0 < threshold <= 1:
+                raise
+    return None
 
 
 # --- the label --------------------------------------------------------------------------------------------------------
@@ -195,7 +224,7 @@ class _Task:
             notes.append(f"labels in fewer than {confounds.FOLDS} groups are left out: {', '.join(few)}")
         rows = np.flatnonzero(np.isin(text, classes))
         y = np.array([classes.index(name) for name in text[rows]], dtype=np.int64)
-        folds = _folds(y, groups[rows], len(classes), seed, notes)
+        folds = _folds(y, groups[rows], classes, seed, notes)
         if not folds:
             return cls(classes, rows, y, groups[rows], folds, None, None, seed)
         logits = confounds.out_of_fold(confounds.rows_of(x, rows), y, len(classes), folds, seed)
@@ -211,12 +240,12 @@ class _Task:
         return confounds.score(self.y, logits, self.groups, self.seed)
 
 
-def _folds(y: Array, groups: Array, n_classes: int, seed: int, notes: list[str]) -> list[Fold]:
-    if n_classes < 2:
+def _folds(y: Array, groups: Array, classes: Sequence[str], seed: int, notes: list[str]) -> list[Fold]:
+    if len(classes) < 2:
         notes.append("there are no two classes to learn: nothing is said of labels")
         return []
     try:
-        return splits.k_folds(y, groups, confounds.FOLDS, seed)
+        return splits.k_folds(np.array(classes)[y], groups, confounds.FOLDS, seed)
     except UsageError as error:
         notes.append(f"the label cannot be learnt: {error}")
         return []

@@ -5,6 +5,9 @@ the tables are somebody's text, and are written so that no spreadsheet takes one
 Letters: n rows, k labelled rows, m pairs.
 """
 
+import csv
+import json
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +19,7 @@ from featcache import durable
 from featcache.audit import confounds
 from featcache.audit.confounds import Confound, Score
 from featcache.audit.suspects import Doubts
+from featcache.errors import UsageError, in_our_words
 from featcache.manifest.checking import Alike
 from featcache.provenance import Json, canonical_json
 
@@ -28,10 +32,17 @@ _OF_PAIR = (
     "identical",
 )  # fmt: skip
 _OF_LABEL = ("image_id", "split", "label", "suggested", "p_label", "p_suggested", "loss", "confident")
+_OF_OUTLIER = ("image_id", "split", "label", "distance", "nearest")
 _OF_CONFOUND = (
     "variable", "classes", "auroc_from_vectors", "low", "high", "above_chance", "auroc_to_label", "label_low",
     "label_high", "chance", "why_not",
 )  # fmt: skip
+_HEADERS = {
+    "identical.csv": _OF_SET, "near_duplicates.csv": _OF_PAIR, "confounds.csv": _OF_CONFOUND,
+    "outliers.csv": _OF_OUTLIER, "labels.csv": _OF_LABEL,
+}  # fmt: skip
+_ANSWER = "audit.json"
+_SAID = {"store", "identical", "near", "confounds", "outliers"}  # of every audit
 
 
 @dataclass(frozen=True)
@@ -44,7 +55,7 @@ class Near:
         crosses: (m,) whether they are on two sides of the split.
         identical: (m,) whether their files are the same.
         is_near: (m,) whether the cosine is at least the threshold.
-        too_many: whether so many are that only those across the split are here.
+        too_many: whether nearly all pairs are near, so that only the nearest few across the split are here, if any.
     """
 
     pairs: Array
@@ -159,23 +170,23 @@ class Audit:
         """Writes `audit.json` and a CSV each of identical images, near copies, confounds, outliers and doubtful labels.
 
         Raises:
+            UsageError: as `check_free`.
             NoSpace, AccessDenied, InputOutputError: what was written before is whole.
         """
+        check_free(folder)
         durable.make_folders(folder)
-        for name, (header, rows) in self._tables().items():
-            durable.write_csv(folder / name, header, rows)
-        durable.write_text(folder / "audit.json", canonical_json(self.as_json()) + "\n")
-        return [folder / name for name in (*self._tables(), "audit.json")]
+        for name, rows in self._tables().items():
+            durable.write_csv(folder / name, _HEADERS[name], rows)
+        durable.write_text(folder / _ANSWER, canonical_json(self.as_json()) + "\n")
+        return [folder / name for name in (*_HEADERS, _ANSWER)]
 
-    def _tables(self) -> dict[str, tuple[Sequence[str], list[list[object]]]]:
-        outliers = [list(self._outlier(row).values()) for row in self.outlying]
-        doubts = [list(self._doubt(place).values()) for place in self.doubtful]
+    def _tables(self) -> dict[str, list[list[object]]]:
         return {
-            "identical.csv": (_OF_SET, list(self._identical_rows())),
-            "near_duplicates.csv": (_OF_PAIR, [list(self._pair(i).values()) for i in range(len(self.near.pairs))]),
-            "confounds.csv": (_OF_CONFOUND, [_confound_row(each) for each in self.confounds]),
-            "outliers.csv": (("image_id", "split", "label", "distance", "nearest"), outliers),
-            "labels.csv": (_OF_LABEL, doubts),
+            "identical.csv": list(self._identical_rows()),
+            "near_duplicates.csv": [list(self._pair(i).values()) for i in range(len(self.near.pairs))],
+            "confounds.csv": [_confound_row(each) for each in self.confounds],
+            "outliers.csv": [list(self._outlier(row).values()) for row in self.outlying],
+            "labels.csv": [list(self._doubt(place).values()) for place in self.doubtful],
         }
 
     def _row(self, row: int) -> dict[str, str]:
@@ -212,6 +223,40 @@ class Audit:
             "cosine": round(float(self.near.cosine[place]), 6),
             **{name: "yes" if values[place] else "no" for name, values in flags.items()},
         }
+
+
+def check_free(folder: Path) -> None:
+    """An audit may be written over another, finished or not; somebody's files never are.
+
+    Raises:
+        UsageError: a file is there instead of the folder, or in it, by the name of one of ours, what no audit wrote.
+    """
+    with in_our_words("reading", folder):
+        if os.path.lexists(folder) and not folder.is_dir():
+            raise UsageError(f"{folder} is no folder. Choose another place with -o.")
+        if _is_answer(folder / _ANSWER):
+            return
+        for name in (*_HEADERS, _ANSWER):
+            if os.path.lexists(folder / name) and not _is_table(folder / name):
+                raise UsageError(
+                    f"{folder / name} is from no audit, and would be written over. Choose another folder with -o."
+                )
+
+
+def _is_answer(path: Path) -> bool:
+    try:
+        found = json.loads(path.read_bytes()) if path.is_file() else None
+    except (ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and found.keys() >= _SAID
+
+
+def _is_table(path: Path) -> bool:
+    """Whether it begins as the table of that name does."""
+    if path.name not in _HEADERS or not path.is_file():
+        return False
+    with open(path, newline="", encoding="utf-8", errors="replace") as file:
+        return next(csv.reader([file.readline(1000)]), []) == list(_HEADERS[path.name])
 
 
 def _confound_row(each: Confound) -> list[object]:

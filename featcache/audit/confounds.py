@@ -79,13 +79,13 @@ class Variable:
     @classmethod
     def _cut(cls, name: str, numbers: Array) -> "Variable | str":
         known = np.isfinite(numbers)
-        middle = float(np.median(numbers[known]))
+        middle = _parts(numbers[known], 0.5)
         codes = np.where(known, numbers > middle, _UNKNOWN).astype(np.int64)
         if len(np.unique(codes[known])) < 2:
             return "more than half of its values are the greatest"
-        cuts = np.unique(np.quantile(numbers[known], np.arange(1, _TENTHS) / _TENTHS))
+        cuts = np.unique(_parts(numbers[known], np.arange(1, _TENTHS) / _TENTHS))
         bins = np.where(known, np.searchsorted(cuts, numbers, side="left"), len(cuts) + 1)
-        return cls(name, [f"<= {middle:g}", f"> {middle:g}"], codes, bins, len(cuts) + 2)
+        return cls(name, [f"<= {middle:.6g}", f"> {middle:.6g}"], codes, bins, len(cuts) + 2)
 
     def one_hot(self) -> Array:
         """(n, b) float32: what a label is predicted from."""
@@ -147,7 +147,8 @@ def components(x: Array, seed: int = 0) -> Array:
 
     drawn = np.sort(np.random.default_rng(seed).permutation(len(x))[:MAX_ROWS])
     k = min(COMPONENTS, x.shape[1], len(drawn) - 1)
-    found = PCA(n_components=k, whiten=True, random_state=seed).fit(rows_of(x, drawn))
+    with np.errstate(invalid="ignore"):  # of vectors that are all the same no share of the variance is explained
+        found = PCA(n_components=k, whiten=True, random_state=seed).fit(rows_of(x, drawn))
     blocks = [found.transform(x[start : start + _BLOCK]) for start in range(0, len(x), _BLOCK)]
     return np.concatenate(blocks).astype(np.float32)
 
@@ -213,7 +214,7 @@ def told(variable: Variable, x: Array, groups: Array, seed: int = 0) -> Score:
     """
     rows = np.flatnonzero(variable.codes >= 0)
     y, groups, n_classes = variable.codes[rows], groups[rows], len(variable.classes)
-    folds = splits.k_folds(y, groups, FOLDS, seed)
+    folds = splits.k_folds(np.array(variable.classes)[y], groups, FOLDS, seed)
     return score(y, out_of_fold(rows_of(x, rows), y, n_classes, folds, seed), groups, seed)
 
 
@@ -242,6 +243,12 @@ def _numbers(texts: Sequence[str]) -> Array | None:
         return None
     known = np.array([bool(text) for text in texts])
     return numbers if np.isfinite(numbers[known]).all() else None
+
+
+def _parts(numbers: Array, shares: Any) -> Any:
+    """Quantiles that are values themselves: between two values the sums of an average may overflow, and it cuts the
+    values into the same parts."""
+    return np.quantile(numbers, shares, method="lower")
 
 
 def _drawn(groups: Array, seed: int) -> Array:

@@ -5,6 +5,7 @@ Nothing here needs memory for all pairs of rows.
 Letters: n rows, d features, c classes.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,8 @@ NEIGHBOR = 10
 MAX_REFERENCE = 20_000  # rows
 _BLOCK = 4096  # rows
 _CANDIDATES = 5  # of which one at least is hardly ever a copy
+_MAX_SAMPLE = 2000  # rows whose pairs stand for all
+_AS_PROBABLE = 1e-6  # a difference that no table shows
 
 
 def outliers(x: Array, k: int = NEIGHBOR, max_reference: int = MAX_REFERENCE, seed: int = 0) -> tuple[Array, Array]:
@@ -79,6 +82,32 @@ def closest_across(x: Array, sides: Array, content: Array, most: int = 100) -> t
     return np.sort(found[order], axis=1), cosine[order]
 
 
+def how_alike(x: Array, content: Array, threshold: float, few: int, seed: int = 0) -> tuple[float, float | None]:
+    """What a threshold says of near copies, of all pairs of different files among at most 2,000 rows drawn at random.
+
+    Args:
+        x: (n, d) floats.
+        content: (n,) texts; rows with the same are identical and no pair.
+        threshold: a cosine.
+        few: a number of pairs of all n rows.
+        seed: of the draw.
+
+    Returns:
+        The share of the pairs that reach the threshold; and a higher one, which about `few` of all pairs reach, to six
+        digits. None where there is none below 1, for the vectors are the same.
+    """
+    drawn = np.sort(np.random.default_rng(seed).permutation(len(x))[:_MAX_SAMPLE])
+    unit, files = _unit(x[drawn]), np.unique(content[drawn], return_inverse=True)[1]
+    one, other = np.triu_indices(len(drawn), k=1)
+    cosine = (unit @ unit.T)[one, other][files[one] != files[other]]
+    if not len(cosine):
+        return 0.0, None
+    all_pairs = len(x) * (len(x) - 1) / 2 * len(cosine) / len(one)
+    k = min(max(1, round(few * len(cosine) / all_pairs)), len(cosine))
+    low = math.ceil(float(np.partition(cosine, -k)[-k]) * 1e6) / 1e6
+    return float(np.mean(cosine >= np.float32(threshold))), low if threshold < low < 1 else None
+
+
 def _unit(x: Array) -> Array:
     """(n, d) float32 rows of length 1, in blocks: on the way they are float64."""
     return np.concatenate([unit_rows(x[start : start + _BLOCK]) for start in range(0, len(x), _BLOCK)])
@@ -98,7 +127,7 @@ class Doubts:
 
     Attributes:
         loss: (n,) cross entropy in nats: what they are ranked by.
-        suggested: (n,) the class they say.
+        suggested: (n,) the class they say; the given one where it is as probable.
         p_given, p_suggested: (n,) their probabilities of the given label and of that class.
         is_confident: (n,) whether the row counts as mislabelled by confident learning.
     """
@@ -117,6 +146,8 @@ def doubt(labels: Array, logits: Array) -> Doubts:
     JAIR 70, 2021, section 3.1): t_j is the mean probability of class j among the rows labelled j. A row counts in class
     j if its probability of j is at least t_j, in the most probable one if there are several; one that counts in another
     class than its label's is off the diagonal of the confident joint. They are ranked by the loss of the given label.
+    A label that is as probable as the class the row counts in is in no doubt: of equal vectors with two labels neither
+    is, where the order of the classes would accuse all of one.
 
     Args:
         labels: (n,) class numbers.
@@ -128,8 +159,9 @@ def doubt(labels: Array, logits: Array) -> Doubts:
     thresholds = np.full(p.shape[1], np.inf)
     thresholds[present] = [p[labels == j, j].mean() for j in present]
     counted = np.where(p >= thresholds, p, -1.0)  # (n, c)
-    counts_in, suggested = counted.argmax(axis=1), p.argmax(axis=1)
-    is_confident = (counted.max(axis=1) > 0) & (counts_in != labels)
-    suggested = np.where(is_confident, counts_in, suggested)
+    counts_in, p_given = counted.argmax(axis=1), p[rows, labels]
+    is_confident = (counted.max(axis=1) > 0) & (p[rows, counts_in] > p_given + _AS_PROBABLE)
+    likeliest = np.where(p.max(axis=1) > p_given + _AS_PROBABLE, p.argmax(axis=1), labels)
+    suggested = np.where(is_confident, counts_in, likeliest)
     loss = metrics.cross_entropies(labels, logits)
-    return Doubts(loss, suggested, p[rows, labels], p[rows, suggested], is_confident)
+    return Doubts(loss, suggested, p_given, p[rows, suggested], is_confident)

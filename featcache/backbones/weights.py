@@ -5,6 +5,7 @@ without a word and leave it random; pretrained weights that cannot be had are an
 comes without its classifier. Knows nothing of images.
 """
 
+import os
 import re
 import urllib.error
 import urllib.request
@@ -25,6 +26,7 @@ from torch import Tensor, nn
 from featcache.backbones import networks
 from featcache.errors import UntrustedFile, UsageError, WeightsUnavailable, from_os_error
 from featcache.provenance import digest_arrays
+from featcache.request import check_weights
 
 _HUB_TIMEOUT_S = 5
 # What timm's conversions of foreign state dicts raise.
@@ -169,8 +171,7 @@ def _read_weights(path: Path) -> Mapping[str, Tensor]:
     Raises:
         UntrustedFile: the pickle wants more than tensors; the message names what.
     """
-    if not path.is_file():
-        raise UsageError(f"--weights {path}: no such file (a local .safetensors or .pth, or random:SEED).")
+    check_weights(os.fspath(path))
     if path.suffix not in (".safetensors", ".pth", ".pt"):
         raise UsageError(f"--weights {path}: expected a .safetensors, .pth or .pt file.")
     try:

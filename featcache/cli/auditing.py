@@ -34,10 +34,12 @@ def audit_command(
 ) -> None:
     """What the vectors give away: copies, confounds, outliers, labels that are probably wrong."""
     from featcache.audit import NEAR, audit
+    from featcache.audit.audited import check_free
     from featcache.manifest import Manifest
     from featcache.store import Store
 
     folder = output or Path("audit") / store.stem
+    check_free(folder)
     asked: dict[str, Any] = {"label": label_column, "ignore": ignore or (), "near": NEAR if near is None else near}
     with interruptible("nothing was changed"), progress("auditing", "steps/s") as (on_progress, _):
         manifest = Manifest.read(images, allow_outside=allow_outside) if images is not None else None
@@ -88,7 +90,12 @@ def _near_copies(found: Any) -> Iterator[str]:
     yield f"vectors with a cosine of {found.threshold:g} or more: {told}"
     for each in found.nearest_across():
         names = f"{escaped(each['image_id'])} and {escaped(each['other_image_id'])}"
-        yield f"  nearest across splits: {each['cosine']:.3f} {names}"
+        yield f"  nearest across splits: {_cosine(each['cosine'])} {names}"
+
+
+def _cosine(value: float) -> str:
+    """With as many digits as tell it from 1."""
+    return f"{value:.3f}" if value < 0.9995 else f"{value:.6f}"
 
 
 def _confounds(found: Any) -> Any:

@@ -20,10 +20,11 @@ from featcache.cli.options import (
     is_fast,
     numbers_of,
     spec_of,
+    weights_there,
 )
 from featcache.cli.results import print_run, run_answer
 from featcache.cli.showing import answer, console, escaped, print_embedded, print_forecast, tell_unreadable
-from featcache.cli.waiting import CONTINUES, interruptible, progress
+from featcache.cli.waiting import going_on
 from featcache.errors import EXIT_SOME_FAILED
 
 
@@ -31,12 +32,12 @@ def demo_command(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")] = Path("featcache-demo"),
     as_json: Json = False,
 ) -> None:
-    """The whole loop on generated phantoms, offline, in about a minute."""
+    """The whole loop on generated phantoms, offline, in about two minutes."""
     people = console(as_json)
     people.print(f"drawing synthetic chest radiographs into {escaped(output / 'images')} …")
     from featcache.demo import demo
 
-    with interruptible(CONTINUES), progress("embedding") as (on_progress, _):
+    with going_on("embedding") as (on_progress, _):
         done = demo(output, on_progress)
     if as_json:
         told = {"embed": done.embedded.as_json(), "train_head": run_answer(done.run)}
@@ -55,7 +56,7 @@ def demo_command(
 
 
 def embed_command(
-    images: Annotated[Path, typer.Argument(help="A folder of images, or a CSV with a column path.")],
+    images: Annotated[Path, typer.Argument(help="A folder of images, a CSV with a column path, or one image.")],
     output: Annotated[
         Path, typer.Option("--output", "-o", help="The store to write, STORE.h5; a folder for several backbones.")
     ],
@@ -63,7 +64,11 @@ def embed_command(
         list[str], typer.Option(help="arch.tag or arch, see featcache backbones. Repeat it: one decode feeds all.")
     ],
     weights: Annotated[
-        str | None, typer.Option(help="A .safetensors or .pth file, or random:SEED. Default: pretrained, from the hub.")
+        str | None,
+        typer.Option(
+            callback=weights_there,
+            help="A .safetensors or .pth file, or random:SEED. Default: pretrained, from the hub.",
+        ),
     ] = None,
     group_pattern: Annotated[
         str | None, typer.Option(help="REGEX searched in image_id; what it captures is the group (patient).")
@@ -146,12 +151,12 @@ def embed_command(
     }
     stated: dict[str, Any] = {"bit_depth": bit_depth, "float_range": numbers_of("--float-range", float_range, 2)}
     stated |= {"first_frame": first_frame, "max_pixels": max_pixels, "fast": is_fast(decode)}
-    with interruptible(CONTINUES), progress("embedding") as (on_progress, on_note):
+    with going_on("embedding") as (on_progress, on_note):
         manifest = Manifest.read(images, group_pattern, allow_outside)
         tell_unreadable(manifest.unreadable_folders, on_note)
         options: dict[str, Any] = {
             "decode": spec_of(DecodeSpec, stated),
-            "views": spec_of(ViewSpec, {"n": views, "seed": view_seed}) if views else None,
+            "views": spec_of(ViewSpec, {"n": views, "seed": view_seed}, n="views", seed="view-seed") if views else None,
             "dtype": dtype,
             "device": device,
             "compile": compile,

@@ -111,7 +111,10 @@ def train_head_command(
         "activation": activation, "norm": norm, "dropout": dropout, "C": C, "alpha": alpha, "neighbors": neighbors,
     }  # fmt: skip
     specs = spec_of(
-        grid, {"kinds": head or ["linear"], "options": {name: values for name, values in options.items() if values}}
+        grid,
+        {"kinds": head or ["linear"], "options": {name: values for name, values in options.items() if values}},
+        kind="head",
+        **dict.fromkeys(options),
     )
     labelled = {"columns": tuple(label_column or ()) or None, "file": labels, "on": on, "positive": positive}
     drawn: dict[str, Any] = {

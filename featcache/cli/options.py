@@ -4,6 +4,7 @@ An option of one command stands in that command. Defaults belong to the specs: a
 is left away, and of heads and recipes `--help` shows what the spec itself says. Knows nothing of what is then done.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,8 @@ from featcache.heads import KINDS, PATHS, HeadSpec
 from featcache.recipe import PRESETS, AugmentSpec, Recipe, Stage, recipe
 
 Spec = TypeVar("Spec")
+_CALLED: dict[str, str | None] = {"timeout_s": "timeout", "texts": "text", "label columns": "label-column"}
+_NO_OPTIONS = {"columns", "file", "held", "kinds", "name", "options", "stages", "taps"}
 HEAD = "Head (repeat an option to try several values)"
 
 
@@ -144,12 +147,37 @@ def numbers_of(option: str, text: str | None, *lengths: int) -> tuple[float, ...
     return values
 
 
-def spec_of(kind: Callable[..., Spec], given: dict[str, Any]) -> Spec:
-    """A spec of the options that were given; the defaults are its own."""
+def weights_there(given: str | None) -> str | None:
+    """What `--weights` was given, before seconds are spent on loading torch: not a file that is not there."""
+    if given is not None:
+        from featcache.request import check_weights
+
+        check_weights(given)
+    return given
+
+
+def spec_of(kind: Callable[..., Spec], given: dict[str, Any], /, **called: str | None) -> Spec:
+    """A spec of the options that were given; the defaults are its own.
+
+    Args:
+        kind: makes it.
+        given: its fields.
+        called: further words of its errors, or fields, that are options, with their name where it is another.
+
+    Raises:
+        UsageError: what the spec says of a wrong value, with options by the names they have here.
+    """
     try:
         return kind(**{name: value for name, value in given.items() if value is not None})
     except ValueError as error:
-        raise UsageError(f"{error}.") from error
+        options = {name: name for name in given if name not in _NO_OPTIONS} | _CALLED | called
+        words = "|".join(sorted(map(re.escape, options), key=len, reverse=True))
+        text = re.sub(rf"(?<![\w'\"-])({words})(?![\w'\"-])", lambda found: _option(found[1], options), str(error))
+        raise UsageError(f"{text}.") from error
+
+
+def _option(word: str, options: dict[str, str | None]) -> str:
+    return f"--{(options[word] or word).replace('_', '-')}"
 
 
 def recipe_of(

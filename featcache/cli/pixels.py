@@ -51,6 +51,7 @@ from featcache.cli.options import (
     of_recipe,
     recipe_of,
     spec_of,
+    weights_there,
     widths_of,
 )
 from featcache.cli.results import tell_tuned
@@ -67,7 +68,9 @@ def fine_tune_command(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Run folder. Default: RUN-tuned-DIGEST.")
     ] = None,
-    weights: Annotated[str | None, typer.Option(help="Of the backbone, where the store had them from a file.")] = None,
+    weights: Annotated[
+        str | None, typer.Option(callback=weights_there, help="Of the backbone, where the store had them from a file.")
+    ] = None,
     preset: Preset = None,
     unfreeze: Unfreeze = None,
     epochs: Epochs = None,
@@ -134,7 +137,10 @@ def train_command(
     images: Annotated[Path, typer.Argument(help="A folder of classes, or a CSV with columns path and label.")],
     model: Annotated[str, typer.Option(help="As --backbone of embed; also simple-cnn and covid-cnn.")],
     weights: Annotated[
-        str | None, typer.Option(help="random:SEED for from scratch, or a file. Default: pretrained, from the hub.")
+        str | None,
+        typer.Option(
+            callback=weights_there, help="random:SEED for from scratch, or a file. Default: pretrained, from the hub."
+        ),
     ] = None,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Run folder. Default: runs/IMAGES-MODEL-DIGEST.")

@@ -7,20 +7,24 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from featcache.cli.options import AllowOutside, Device, Json, Timeout
+from featcache.cli.options import AllowOutside, Device, Json, Timeout, weights_there
 from featcache.cli.showing import answer, console, escaped, plain_table, tell_unreadable
-from featcache.cli.waiting import CONTINUES, interruptible, progress
+from featcache.cli.waiting import going_on, interruptible
 from featcache.errors import EXIT_SOME_FAILED
 
 _MAX_SHOWN = 5
 
 RunOrBundle = Annotated[Path, typer.Argument(help="The folder of a Run, or a bundle, MODEL.fcb.zip.")]
-Weights = Annotated[str | None, typer.Option(help="Of the backbone, where the store had them from a file.")]
+Weights = Annotated[
+    str | None, typer.Option(callback=weights_there, help="Of the backbone, where the store had them from a file.")
+]
 
 
 def predict_command(
     run: RunOrBundle,
-    images: Annotated[Path | None, typer.Argument(help="A folder of images, or a CSV with a column path.")] = None,
+    images: Annotated[
+        Path | None, typer.Argument(help="A folder of images, a CSV with a column path, or one image.")
+    ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="The CSV to write.")] = Path("predictions.csv"),
     store: Annotated[Path | None, typer.Option(help="Instead of images, a store of vectors like the Run's.")] = None,
     keep: Annotated[Path | None, typer.Option(help="A store in which the vectors of the images stay.")] = None,
@@ -55,8 +59,7 @@ def predict_command(
     options: dict[str, Any] = {"first_frame": first_frame, "max_pixels": max_pixels, "strict": strict}
     options |= {"timeout_s": timeout or TIMEOUT_S, "n_workers": workers, "compile": compile}
     with ExitStack() as opened:
-        opened.enter_context(interruptible(CONTINUES))
-        on_progress, on_note = opened.enter_context(progress("predicting"))
+        on_progress, on_note = opened.enter_context(going_on("predicting"))
         predictor = opened.enter_context(load_run(run, weights=weights, device=device, precision=precision))
         vectors = opened.enter_context(Store.open(store)) if store else None
         manifest = Manifest.read(images, allow_outside=allow_outside) if images else None
@@ -113,6 +116,12 @@ def _print_predicted(people: Console, done: Any) -> None:
     people.print(table)
     for image_id, (code, reason) in list(found.failures.items())[:_MAX_SHOWN]:
         people.print(f"  [red]{escaped(code)}[/] {escaped(image_id)}: {escaped(reason)}", highlight=False)
+    if done.n_learnt:
+        people.print(
+            f"[yellow]note: the Run has learnt from the images of {done.n_learnt:,} of these rows, or was chosen by "
+            f"them: how well it does on them says nothing of new ones[/]",
+            highlight=False,
+        )
     skipped = ", ".join(f"{n} {reason}" for reason, n in done.skipped.items())
     more = f", see {escaped(done.output)}.failures.csv" if done.n_failed else ""
     people.print(

@@ -53,9 +53,13 @@ def _tuned_answer(run: Any) -> dict[str, Any]:
 def print_run(people: Console, run: Any) -> None:
     if sweep := run.sweep():
         people.print(_sweep_table(sweep))
+        for line in _about_sweep(sweep, len(run.record["heads"])):
+            people.print(line, highlight=False)
     elif history := run.history():
         people.print(history_table(history))
     people.print(_score_table(run))
+    for line in _same_rows(run):
+        people.print(line, highlight=False)
     for name, line in _confusions(run):
         people.print(f"{name}: {line}", highlight=False)
     for line in _baseline_lines(run.record["baselines"]):
@@ -80,6 +84,8 @@ def tell_tuned(as_json: bool, run: Any) -> None:
     people, record = console(as_json), run.record
     people.print(history_table(run.history()))
     people.print(_score_table(run))
+    for line in _same_rows(run):
+        people.print(line, highlight=False)
     for name, line in _confusions(run):
         people.print(f"{name}: {line}", highlight=False)
     for line in (*_baseline_lines(record["baselines"]), *_gain_lines(record)):
@@ -160,6 +166,24 @@ def _sweep_table(sweep: list[dict[str, str]]) -> Table:
     if len(sweep) > _MAX_SPECS:
         table.caption = f"the best {_MAX_SPECS} of {len(sweep):,}; all are in sweep.csv"
     return table
+
+
+def _about_sweep(sweep: list[dict[str, str]], n_heads: int) -> Iterator[str]:
+    """What a reader would take for a contradiction."""
+    if len(sweep) < n_heads:
+        yield f"{n_heads:,} heads have {len(sweep):,} ranks: those that differ in nothing but the seed share one"
+    if int(sweep[0]["n_fits"]) > 1:
+        yield "ranks are by the mean over folds and seeds; val, below, is of the rows of all folds at once"
+
+
+def _same_rows(run: Any) -> Iterator[str]:
+    """What of the columns of the scores are the same rows, or the same numbers."""
+    train, val, outer = (run.metrics(side) for side in ("train", "val", "outer"))
+    if train["n"] == val["n"] and not run.protocol().is_hold_out:
+        yield "train and val are the same rows: val by heads that have not seen them, train by the one that has"
+    if outer and all(outer[name] == val[name] for name in _SCORES):
+        why = "there was one head, and nothing to choose" if len(run.record["heads"]) == 1 else "it won in all folds"
+        yield f"outer is val: {why}"
 
 
 def _short(text: str) -> str:

@@ -1,20 +1,21 @@
 """What a person sees of any command, and the one JSON object that a script gets: streams, names, tables, a pass.
 
 Results go to stdout, everything else to stderr; with `--json` stdout is the object's. Names are somebody's text: every
-one passes `escaped` before it meets a terminal.
+one passes `escaped` before it meets a terminal, and `console` makes no picture of a word between colons.
 """
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from featcache.names import printable
+
+UNGROUPED = "matches no group and is its own", "match no group and are their own"
 
 
 def answer(value: Any) -> None:
@@ -24,13 +25,24 @@ def answer(value: Any) -> None:
 
 def console(as_json: bool) -> Console:
     """Where text for people goes: stdout, or stderr where stdout is for the JSON."""
-    made = Console(stderr=as_json)
-    return made if made.is_terminal else Console(stderr=as_json, width=shutil.get_terminal_size((120, 24)).columns)
+    made = Console(stderr=as_json, emoji=False)
+    if made.is_terminal:
+        return made
+    return Console(stderr=as_json, emoji=False, width=shutil.get_terminal_size((120, 24)).columns)
 
 
 def escaped(path: Path | str) -> str:
-    """A name as `Console.print` takes it: printable, and without a meaning as markup."""
-    return escape(printable(str(path)))
+    """A name as `Console.print` and tables take it: printable, and without a meaning as markup."""
+    # rich reads backslashes in another way before a tag than before another bracket, so what follows is always a tag.
+    text = printable(str(path)).replace("[", "\\[[none][/none]")
+    kept = text.rstrip("\\")
+    at_end = "\\" * 2 * (len(text) - len(kept))
+    return f"[none]{kept}{at_end}[/none]" if at_end else kept
+
+
+def told_of(names: Sequence[str], one: str, several: str) -> str:
+    """`a.png is alone`, or `3 images are alone`: a single one is named."""
+    return f"{escaped(names[0])} {one}" if len(names) == 1 else f"{len(names):,} images {several}"
 
 
 def plain_table(*headers: str, left: int = 1) -> Table:
@@ -66,20 +78,13 @@ def print_embedded(people: Console, done: Any) -> None:
         f"{done.backbone} ({done.weights} weights {done.weights_sha256[:12]}): found {counts.found:,} = embedded "
         f"{counts.embedded:,} + reused {counts.reused:,} + failed {counts.failed:,}"
         + (f"; skipped {skipped}" if skipped else "")
-        + (f"; {done.n_ungrouped:,} images match no group and are their own" if done.n_ungrouped else ""),
+        + (f"; {told_of(done.ungrouped, *UNGROUPED)}" if done.ungrouped else ""),
         highlight=False,
     )
-    if done.n_duplicates:
-        people.print(
-            f"{done.n_duplicates:,} images have the same bytes as another; each was computed once", highlight=False
-        )
-    if done.n_dropped:
-        people.print(
-            f"[yellow]{done.n_dropped:,} images that the store held are not among these; their rows are gone[/]",
-            highlight=False,
-        )
+    for line in _embedded_lines(done):
+        people.print(line, highlight=False)
     for image_id, (code, reason) in list(done.failures.items())[:5]:
-        people.print(f"  [red]{escape(code)}[/] {escaped(image_id)}: {escaped(reason)}", highlight=False)
+        people.print(f"  [red]{escaped(code)}[/] {escaped(image_id)}: {escaped(reason)}", highlight=False)
     if len(done.failures) > 5:
         people.print(
             f"  … and {len(done.failures) - 5:,} more, all in {escaped(done.store)}.failures.csv", highlight=False
@@ -90,6 +95,24 @@ def print_embedded(people: Console, done: Any) -> None:
         f"[bold]{escaped(done.store)}[/]: {counts.found - counts.failed:,} rows of {_shapes(done)} {took}",
         highlight=False,
     )
+
+
+def _embedded_lines(done: Any) -> Iterator[str]:
+    """What is particular about the images, and what the store had before and has no more."""
+    if done.duplicates:
+        one, several = "it was computed once", "each was computed once"
+        yield told_of(
+            done.duplicates, f"has the same bytes as another; {one}", f"have the same bytes as another; {several}"
+        )
+    if done.n_dropped:
+        one, several = "1 image that the store held is", f"{done.n_dropped:,} images that the store held are"
+        said = (one, "its row is") if done.n_dropped == 1 else (several, "their rows are")
+        yield f"[yellow]{said[0]} not among these; {said[1]} gone[/]"
+    if names := done.dropped_columns:
+        which, are = ("column", "it is") if len(names) == 1 else ("columns", "they are")
+        had = f"{escaped(done.store)} had the {which} {', '.join(map(escaped, names))}"
+        back = "; --group-pattern brings it back" if "group" in names else ""
+        yield f"[yellow]note: {had}; this pass gives none, so {are} gone{back}[/]"
 
 
 def print_forecast(people: Console, told: Any) -> None:

@@ -12,11 +12,12 @@ import typer
 from rich.console import Console
 
 from featcache.cli.options import AllowOutside, Json, spec_of
-from featcache.cli.showing import answer, console, escaped, plain_table, tell_unreadable
+from featcache.cli.showing import UNGROUPED, answer, console, escaped, plain_table, tell_unreadable, told_of
 from featcache.cli.waiting import interruptible, progress
 from featcache.errors import EXIT_SOME_FAILED
 
 _SHOWN = 5
+_MOST = 40  # lines of a table, and values of a column
 
 manifest_app = typer.Typer(
     help="Make a CSV that embed reads of a known collection.", no_args_is_help=True, add_completion=False
@@ -39,8 +40,7 @@ def iu_xray_command(
     from featcache.manifest.sources import iu_xray
 
     found = iu_xray(reports, projections, images, label=label)
-    found.write(output, reports, projections)
-    _tell(found, output, as_json)
+    _write(found, output, as_json, reports, projections)
     if images is None:
         console(True).print(
             "No image was looked for: give --images to leave out what is not there.", highlight=False, soft_wrap=True
@@ -57,8 +57,7 @@ def kermany_command(
     from featcache.manifest.sources import kermany
 
     found = kermany(folder)
-    found.write(output)
-    _tell(found, output, as_json)
+    _write(found, output, as_json)
 
 
 @manifest_app.command("covid")
@@ -81,12 +80,11 @@ def covid_command(
 
     given: dict[str, Any] = {"classes": classes or (), "other": other, "modality": modality}
     found = covid(source, images, group_pattern=group_pattern, **given)
-    found.write(output, source)
-    _tell(found, output, as_json)
+    _write(found, output, as_json, source)
 
 
 def check_command(
-    images: Annotated[Path, typer.Argument(help="A folder of images, or a CSV with a column path.")],
+    images: Annotated[Path, typer.Argument(help="A folder of images, a CSV with a column path, or one image.")],
     group_pattern: Annotated[
         str | None, typer.Option(help="REGEX searched in image_id; what it captures is the group (patient).")
     ] = None,
@@ -130,14 +128,20 @@ def print_checked(people: Console, found: Any) -> None:
 
 
 def _class_table(found: Any) -> Any:
+    """Of the largest classes; a table of thousands of lines takes minutes to draw, and nobody reads it."""
     table = plain_table("split", "label", "images", "groups", "formats", "bits", "width", "height", left=2)
-    for each in found.strata:
+    by_size = sorted(range(len(found.strata)), key=lambda i: -found.strata[i].n_images)
+    shown = [found.strata[i] for i in sorted(by_size[:_MOST])]
+    for each in shown:
         kinds, bits = (", ".join(f"{name} {n:,}" for name, n in counts.items()) for counts in (each.formats, each.bits))
         sides = (" – ".join(map(str, dict.fromkeys(values))) for values in (each.widths, each.heights))
         groups = "–" if each.n_groups is None else f"{each.n_groups:,}"
         names = (escaped(each.split or "–"), escaped(each.label or "–"))
         table.add_row(*names, f"{each.n_images:,}", groups, escaped(kinds), bits, *sides)
     table.caption = "width and height: least, median, greatest, in pixels"
+    if n_more := len(found.strata) - len(shown):
+        n_images = found.n_images - sum(each.n_images for each in shown)
+        table.caption += f"; {n_more:,} more lines, of {n_images:,} images, are in --json"
     return table
 
 
@@ -146,14 +150,15 @@ def _lines(found: Any) -> Iterator[str]:
     if skipped:
         yield f"skipped {skipped}"
     if found.n_unlabelled:
-        yield f"{found.n_unlabelled:,} images have no label"
+        yield f"{found.n_unlabelled:,} {'image has' if found.n_unlabelled == 1 else 'images have'} no label"
     crossing = [each for each in found.identical if each.crosses]
     other = sum(len(each.labels) > 1 for each in found.identical)
     labels = f", {other:,} with different labels" if other else ""
-    yield f"{len(found.identical):,} sets of identical images{labels}; {_leaking(crossing)}"
+    sets = "1 set" if len(found.identical) == 1 else f"{len(found.identical):,} sets"
+    yield f"{sets} of identical images{labels}; {_leaking(crossing)}"
     yield from _examples(crossing)
     if found.n_groups is not None:
-        alone = f", {found.n_ungrouped:,} images match no group and are their own" if found.n_ungrouped else ""
+        alone = f", {told_of(found.ungrouped, *UNGROUPED)}" if found.ungrouped else ""
         yield f"{found.n_groups:,} groups, the largest of {found.largest_group:,}{alone}; {_leaking(found.groups)}"
         yield from _examples(found.groups)
     how = "every image was decoded" if found.full else "headers were read; --full decodes every image"
@@ -177,10 +182,11 @@ def _examples(crossing: Any) -> Iterator[str]:
         yield f"  … and {len(crossing) - _SHOWN:,} more"
 
 
-def _tell(found: Any, output: Path, as_json: bool) -> None:
-    """The counts, for both."""
+def _write(found: Any, output: Path, as_json: bool, *inputs: Path) -> None:
+    """The CSV, and the counts."""
+    n_outside = found.write(output, *inputs)
     if as_json:
-        answer({"manifest": str(output), "images": len(found.manifest), **found.as_json()})
+        answer({"manifest": str(output), "images": len(found.manifest), "outside": n_outside, **found.as_json()})
     people, told = console(as_json), found.as_json()
     counts = [(name, n) for name, n in told.items() if not isinstance(n, dict)]
     people.print(
@@ -189,6 +195,14 @@ def _tell(found: Any, output: Path, as_json: bool) -> None:
     )
     for name, values in told.items():
         if isinstance(values, dict) and values:
-            shown = ", ".join(f"{n:,} {escaped(value or '(none)')}" for value, n in values.items())
-            people.print(f"{escaped(name)}: {shown}", highlight=False, soft_wrap=True)
+            shown = ", ".join(f"{n:,} {escaped(value or '(none)')}" for value, n in list(values.items())[:_MOST])
+            more = f" and {len(values) - _MOST:,} others" if len(values) > _MOST else ""
+            people.print(f"{escaped(name)}: {shown}{more}", highlight=False, soft_wrap=True)
+    if n_outside:
+        people.print(
+            f"[yellow]note: {n_outside:,} of the images are not below {escaped(output.parent.resolve())}, the folder "
+            f"of the CSV: check and embed take them with --allow-outside only[/]",
+            highlight=False,
+            soft_wrap=True,
+        )
     people.print(f"[bold]{escaped(output)}[/]: {len(found.manifest):,} images", highlight=False, soft_wrap=True)

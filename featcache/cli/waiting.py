@@ -17,12 +17,14 @@ from rich.text import Text
 from featcache.cli.showing import escaped
 from featcache.errors import Interrupted
 
-CONTINUES = "everything finished is kept. Run the same command to continue"
+_KEPT = "everything finished is kept. Run the same command to continue"
+_NOTHING_YET = "nothing was finished yet, and nothing is kept. Run the same command to begin again"
+_NO_EPOCH_YET = "no epoch was finished yet, but for those of an earlier call. Run the same command to continue"
 
 
 @contextmanager
-def interruptible(kept: str) -> Iterator[None]:
-    """Ctrl-C and SIGTERM end with one line and exit code 130; a second one ends at once."""
+def interruptible(kept: Callable[[], str] | str) -> Iterator[None]:
+    """Ctrl-C and SIGTERM end with one line and exit code 130, which says what is `kept`; a second one ends at once."""
 
     def stop(number: int, frame: object) -> None:
         signal.signal(number, signal.SIG_DFL)
@@ -32,10 +34,24 @@ def interruptible(kept: str) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt as error:
-        raise Interrupted(f"stopped; {kept}.") from error
+        raise Interrupted(f"stopped; {kept if isinstance(kept, str) else kept()}.") from error
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+@contextmanager
+def going_on(doing: str) -> Iterator[tuple[Callable[[int, int], None], Callable[[str], None]]]:
+    """`progress` of work that a stop does not undo: the same command goes on from what `(done, total)` has told."""
+    finished = 0
+    with interruptible(lambda: _KEPT if finished else _NOTHING_YET), progress(doing) as (move, note):
+
+        def moved(done: int, total: int) -> None:
+            nonlocal finished
+            finished = done
+            move(done, total)
+
+        yield moved, note
 
 
 @contextmanager
@@ -44,10 +60,13 @@ def training() -> Iterator[tuple[Any, ExitStack]]:
     Of several processes that train together only the first speaks."""
     from featcache.finetune.telling import Telling
 
-    speaks = not int(os.environ.get("RANK", "0"))
-    with interruptible(CONTINUES), progress("reading") as (on_reading, on_note), ExitStack() as opened:
+    speaks, finished = not int(os.environ.get("RANK", "0")), False
+    kept = interruptible(lambda: _KEPT if finished else _NO_EPOCH_YET)
+    with kept, progress("reading") as (on_reading, on_note), ExitStack() as opened:
 
         def on_epoch(done: int, total: int, point: Any) -> None:
+            nonlocal finished
+            finished = True
             sides = ("train", "val") if "val_loss" in point else ("train",)
             said = "; ".join(f"{s} loss {point[f'{s}_loss']:.3f}, accuracy {point[f'{s}_accuracy']:.3f}" for s in sides)
             on_note(f"epoch {done} of {total}: {said}")
@@ -59,7 +78,7 @@ def training() -> Iterator[tuple[Any, ExitStack]]:
 def progress(doing: str, unit: str = "images/s") -> Iterator[tuple[Callable[[int, int], None], Callable[[str], None]]]:
     """Two callbacks: (done, total) moves a bar on stderr if that is a terminal, and does nothing if not; a text is
     written to stderr in any case."""
-    console = Console(stderr=True, soft_wrap=True)
+    console = Console(stderr=True, soft_wrap=True, emoji=False)
 
     def note(text: str) -> None:
         console.print(escaped(text), highlight=False)

@@ -204,5 +204,5 @@ def _advice(decoding: bool, decode: DecodeSpec, networks: Sequence[Network], n_d
         if any(network.answer.identity["precision"] == "float32" for network in networks):
             advice.append("--precision bfloat16: other vectors, its drift is measured")
     if not all(network.forward.is_compiled for network in networks):
-        advice.append("--compile on: a tenth to a third less, after a minute")
+        advice.append("--compile on: a tenth to a third less, after half a minute or more")
     return [*advice, "a smaller --input-size or backbone: other vectors"]

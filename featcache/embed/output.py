@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -28,24 +29,31 @@ class Embedded:
     Attributes:
         counts: embedded are those computed for this store, also by the passes that this one continued; reused those
             whose bytes it held already.
-        n_duplicates: rows whose image has the same bytes as an earlier row's: one forward pass served both.
+        ungrouped: images that the group pattern did not match.
+        duplicates: images of the same bytes as an earlier row's: one forward pass served both.
         n_dropped: images the store held before that are not among these.
+        dropped_columns: columns of which the store had values, and these images have none.
         shapes: array of the store -> shape of its rows.
     """
 
     store: Path
     counts: Counts
     skipped: dict[str, int]
-    n_ungrouped: int
+    ungrouped: Sequence[str]
     n_resumed: int
-    n_duplicates: int
+    duplicates: Sequence[str]
     n_dropped: int
+    dropped_columns: Sequence[str]
     backbone: str
     weights: str
     shapes: Mapping[str, Sequence[int]]
     identity: Json
     seconds: float
     failures: dict[str, tuple[str, str]] = field(default_factory=dict)
+
+    @property
+    def n_duplicates(self) -> int:
+        return len(self.duplicates)
 
     @property
     def dim(self) -> int:
@@ -72,6 +80,7 @@ class Embedded:
             "failed": self.counts.failed,
             "duplicates": self.n_duplicates,
             "dropped": self.n_dropped,
+            "dropped_columns": list(self.dropped_columns),
             "dim": self.dim,
             "shapes": {tap: list(shape) for tap, shape in self.shapes.items()},
             "backbone": self.backbone,
@@ -92,6 +101,7 @@ class Output:
         known: the vectors there are.
         missing: first rows of the parts that are to be made.
         n_resumed: rows that an earlier pass had finished.
+        dropped_columns: those of the store of which the manifest has no value.
         planned_ns: when the plan that is being worked on was made, on the clock of the store's file system.
         filling: the part that is being filled.
     """
@@ -104,6 +114,7 @@ class Output:
     known: KnownVectors = field(init=False)
     missing: set[int] = field(default_factory=set)
     n_resumed: int = 0
+    dropped_columns: Sequence[str] = ()
     planned_ns: int = 0
     filling: Filling | None = None
 
@@ -149,7 +160,8 @@ class Output:
         )
         self.folder.clear()
         done = _embedded(self.store_path, self.plan, self.network, counts)
-        return replace(done, n_resumed=self.n_resumed, n_dropped=n_dropped, seconds=seconds, failures=failures)
+        lost: Any = {"n_dropped": n_dropped, "dropped_columns": self.dropped_columns}
+        return replace(done, n_resumed=self.n_resumed, seconds=seconds, failures=failures, **lost)
 
     def remember(self, seen: Seen) -> None:
         """Keeps what was seen, for the next pass."""
@@ -165,6 +177,8 @@ class Output:
             return
         with Store.open(self.store_path) as store:
             check_identity(self.store_path, store.identity, self.network.answer.identity)
+            here = self.plan.manifest.columns
+            self.dropped_columns = [n for n, held in store.columns.items() if any(held) and not any(here.get(n, ()))]
             yield KnownVectors(store, self.folder.old())
 
     def _tell_what_is_there(self, part_rows: int, on_note: Note) -> None:
@@ -179,16 +193,19 @@ class Output:
 
 
 def _embedded(store_path: Path, plan: Plan, network: Network, counts: Counts) -> Embedded:
-    contents = [content for content in plan.contents if content]
+    first: dict[str, str] = {}
+    rows = zip(plan.manifest.image_ids, plan.contents, strict=True)
+    duplicates = [image_id for image_id, content in rows if content and first.setdefault(content, image_id) != image_id]
     answer = network.answer
     return Embedded(
         store=store_path,
         counts=counts,
         skipped=plan.manifest.skipped,
-        n_ungrouped=plan.manifest.n_ungrouped,
+        ungrouped=plan.manifest.ungrouped,
         n_resumed=0,
-        n_duplicates=len(contents) - len(set(contents)),
+        duplicates=duplicates,
         n_dropped=0,
+        dropped_columns=(),
         backbone=answer.backbone,
         weights=answer.weights,
         shapes=network.shapes,
@@ -253,5 +270,6 @@ def _report_failures(store_path: Path, manifest: Manifest, folder: PartFolder) -
     durable.write_csv(path, ["path", "code", "reason", "image_id"], table)
     if len(failures) == len(manifest):
         image_id, (_, reason) = next(iter(failures.items()))
-        raise FeatcacheError(f"none of {len(manifest)} images could be embedded. {image_id!r}: {reason}. See {path}.")
+        said = f"none of {len(manifest):,} images could be embedded. " if len(manifest) > 1 else ""
+        raise FeatcacheError(f"{said}{image_id!r}: {reason}. See {path}.")
     return failures

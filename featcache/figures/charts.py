@@ -35,6 +35,8 @@ _NAMES |= {color: f"c{i}" for i, color in enumerate(CLASSES)}
 _WIDTH, _HEIGHT = 3.6, 2.9  # inches
 _NARROW = 2.75, 2.4
 _SMALL = 8  # points
+_DPI = 300  # of a PNG, for print
+_LEGEND = 54  # letters of a legend beside each other above a chart
 _LOWEST = 0.7  # where bars begin on a scale of logarithms: below one image
 _PLACES = ("d", "x", "y", "cx", "cy", "r", "width", "height", "points", "transform")  # attributes that hold lengths
 
@@ -161,7 +163,9 @@ def dots(drawn: Sequence[Dots], x: str, y: str, alt: str) -> Drawn:
 def histogram(edges: Array, drawn: Sequence[Counts], x: str, cut: float | None, alt: str) -> Drawn:
     """How many rows have a score within (m + 1) edges, of each kind, on a scale of logarithms; `cut` is the threshold
     that decides."""
-    figure, axes = _empty()
+    longest = max((len(each.label) for each in drawn), default=0)
+    n_columns = max(1, min(3, _LEGEND // (min(longest, 40) + 5)))
+    figure, axes = _empty(height=_HEIGHT + 0.16 * (-(-len(drawn) // n_columns) - 1))
     handles = []
     for each in drawn:
         axes.stairs(each.values, edges, fill=True, color=each.color, alpha=0.18, linewidth=0, baseline=_LOWEST)
@@ -175,7 +179,7 @@ def histogram(edges: Array, drawn: Sequence[Counts], x: str, cut: float | None, 
     _called(axes, x, "images (logarithmic)")
     axes.minorticks_off()
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    _legend(axes, [each.label for each in drawn], handles, "lower left", n_columns=3, above=True)
+    _legend(axes, [each.label for each in drawn], handles, "lower left", n_columns, above=True)
     return _drawn(figure, alt)
 
 
@@ -196,12 +200,13 @@ def forest(rows: Sequence[Estimate], x: str, zero: float | None, alt: str) -> Dr
     axes.tick_params(axis="y", length=0)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.xaxis.set_major_locator(MaxNLocator(6))
-    axes.set_xlabel(x, fontsize=_SMALL, color=INK)
+    axes.set_xlabel(_cut(x, 80), fontsize=_SMALL, color=INK, parse_math=False)
     return _drawn(figure, alt)
 
 
 def matrix(counts: Array, classes: Sequence[str]) -> bytes:
-    """A confusion matrix on white: (c, c) counts, rows are the truth, shaded by their share of the row."""
+    """A confusion matrix on white: (c, c) counts, rows are the truth, shaded by their share of the row, which stands
+    below each count."""
     n, labels = len(classes), [_cut(name, 20) for name in classes]
     longest = 0.08 * max(map(len, labels))  # inches
     figure, axes = _empty(width=1.0 + longest + max(0.75, longest) * n, height=1.2 + 0.6 * n)
@@ -209,7 +214,9 @@ def matrix(counts: Array, classes: Sequence[str]) -> bytes:
     axes.imshow(share, cmap="Blues", vmin=0, vmax=1.4, aspect="auto")
     for i, j in np.ndindex(*counts.shape):
         ink = PAPER if share[i, j] > 0.8 else INK
-        axes.text(j, i, f"{counts[i, j]:,}", ha="center", va="center", fontsize=10, color=ink)
+        axes.annotate(f"{counts[i, j]:,}", (j, i), (0, 1), "data", "offset points", ha="center", fontsize=10, color=ink)
+        below: dict[str, Any] = {"ha": "center", "va": "top", "fontsize": 7, "color": ink}
+        axes.annotate(f"{share[i, j]:.1%}", (j, i), (0, -2), "data", "offset points", **below)
     plain(axes)
     axes.grid(visible=False)
     axes.set_xticks(range(n), labels, parse_math=False)
@@ -221,7 +228,8 @@ def matrix(counts: Array, classes: Sequence[str]) -> bytes:
 
 def scatter(points: Array, kinds: Sequence[tuple[str, str, Array]], rings: Array) -> bytes:
     """A map on white: (n, 2) points, of kinds (label, colour, (n,) bools), some of which are ringed ((n,) bools)."""
-    figure, axes = _empty(width=4.4, height=4.0)
+    wide, high = np.maximum(np.ptp(points, axis=0), 1e-9)
+    figure, axes = _empty(width=4.4, height=max(1.2, min(4.4, 4.4 * high / wide)) + 0.18 * -(-len(kinds) // 2))
     handles = []
     for _, color, mask in kinds:
         x, y = points[mask].T
@@ -231,7 +239,7 @@ def scatter(points: Array, kinds: Sequence[tuple[str, str, Array]], rings: Array
     axes.set_axis_off()
     axes.set_aspect("equal", adjustable="datalim")
     if kinds:
-        _legend(axes, [label for label, _, _ in kinds], handles, "best")
+        _legend(axes, [label for label, _, _ in kinds], handles, "lower left", n_columns=2, above=True)
     return _png(figure)
 
 
@@ -284,7 +292,7 @@ def _cut(text: str, most: int) -> str:
 def _png(figure: Figure) -> bytes:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)  # it is in the page's own fonts
-        return png_of(figure)
+        return png_of(figure, _DPI)
 
 
 def _drawn(figure: Figure, alt: str) -> Drawn:

@@ -207,11 +207,11 @@ def grid(kinds: Sequence[str], options: Mapping[str, Sequence[Any]]) -> list[Hea
         chosen = {name: values for name, values in options.items() if name in _APPLIES[kind]}
         chosen = {**{name: path for name, path in PATHS.get(kind, {}).items() if name not in chosen}, **chosen}
         combined = itertools.product(*chosen.values())
-        specs += [HeadSpec.of(kind, **_busy(dict(zip(chosen, values, strict=True)))) for values in combined]
+        specs += [HeadSpec.of(kind, **busy(dict(zip(chosen, values, strict=True)))) for values in combined]
     return list(dict.fromkeys(specs))
 
 
-def _busy(given: dict[str, Any]) -> dict[str, Any]:
+def busy(given: dict[str, Any]) -> dict[str, Any]:
     """Without the fields that do nothing beside the others: two specs that train alike are one."""
     idle = {name for name, (other, value) in _ONLY_WITH.items() if given.get(other) != value}
     return {name: value for name, value in given.items() if name not in idle}

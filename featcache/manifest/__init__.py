@@ -1,4 +1,4 @@
-"""Where images come from: a folder, a folder of classes, or a CSV. Lists and names; opens no image.
+"""Where images come from: a folder, a folder of classes, a CSV, or one file. Lists and names; opens no image.
 
 With one exception: DICOM files often have no suffix, or a number, as in names made of UIDs. The first 132 bytes of such
 a file, if it is a regular one and no link, decide.
@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from featcache import durable
-from featcache.errors import UsageError, from_os_error
+from featcache.errors import UsageError, from_os_error, in_our_words
 from featcache.images import dicom
 from featcache.manifest import tables
 from featcache.manifest.tables import Table
@@ -52,27 +52,30 @@ class Manifest:
     def __len__(self) -> int:
         return len(self.image_ids)
 
+    @property
+    def ungrouped(self) -> list[str]:
+        """The images that a group pattern did not match."""
+        if not self.n_ungrouped:
+            return []
+        rows = zip(self.image_ids, self.columns["group"], strict=True)
+        return [image_id for image_id, group in rows if group == image_id]
+
     @classmethod
     def read(cls, source: Path | str, group_pattern: str | None = None, allow_outside: bool = False) -> "Manifest":
-        """The manifest of a folder or of a CSV file. The quote that `write` puts before what a spreadsheet would take
-        for a formula is taken off.
+        """The manifest of a folder, of a CSV file, or of one image. The quote that `write` puts before what a
+        spreadsheet would take for a formula is taken off.
 
         Args:
-            source: a folder (classes are its first level, or its second below `train`, `val`, `test`), or a `.csv` with
-                a column `path`, relative to the file, and optionally `image_id`, `label`, `group`, `split` and others.
+            source: a folder (classes are its first level, or its second below `train`, `val`, `test`); a `.csv` with a
+                column `path`, relative to the file, and optionally `image_id`, `label`, `group`, `split` and others; or
+                the file of an image, which is then the only one, by its name and without a label.
             group_pattern: searched in each `image_id`; its captured parts joined by `/` become the `group`.
             allow_outside: follow links and CSV paths that lead out of the folder.
 
         Raises:
             UsageError: nothing there, no image found, a malformed CSV (with line and column), a bad pattern.
         """
-        source = Path(source)
-        if source.is_dir():
-            manifest = _from_folder(source)
-        elif source.is_file() and source.suffix.lower() == ".csv":
-            manifest = _from_csv(source)
-        else:
-            raise UsageError(f"{source} is neither a folder nor a .csv file.")
+        manifest = _from(Path(source))
         if not allow_outside:
             manifest = replace(manifest, refused=outside(manifest))
         return manifest if group_pattern is None else _with_groups(manifest, group_pattern)
@@ -80,8 +83,8 @@ class Manifest:
     def write(self, path: Path | str) -> None:
         """Writes a CSV from which `read` has the same names, files and columns.
 
-        Paths are relative to its folder: where images are not below it, reading needs `allow_outside`. Where names are
-        not the paths, the CSV has both, and what is read has a column `path` beside the others.
+        Paths are relative to its folder, which is made if it is missing: where images are not below it, reading needs
+        `allow_outside`. Where names are not the paths, the CSV has both, and what is read has a column `path`, too.
 
         Raises:
             UsageError: a name without .csv; a text that no CSV brings back as it is, with row and column: bytes that
@@ -92,11 +95,35 @@ class Manifest:
         if path.suffix.lower() != ".csv":
             raise UsageError(f"{path}: the name of a manifest ends with .csv.")
         paths = [_relative(each, path.parent) for each in self.paths]
-        names = {} if [_name_of(each) for each in paths] == self.image_ids else {"image_id": self.image_ids}
+        names = {} if [name_of(each) for each in paths] == self.image_ids else {"image_id": self.image_ids}
         others = {name: values for name, values in self.columns.items() if name not in _RESERVED}
         cells = {**names, "path": paths, **others}
         _check_readable(path, cells)
+        with in_our_words("making", path.parent):
+            durable.make_folders(path.parent)
         durable.write_csv(path, list(cells), zip(*cells.values(), strict=True))
+
+
+def _from(source: Path) -> Manifest:
+    if source.is_dir():
+        return _from_folder(source)
+    if not source.exists():
+        raise UsageError(f"{source} does not exist: a folder of images, a .csv file or an image is expected.")
+    if source.is_file() and source.suffix.lower() == ".csv":
+        return _from_csv(source)
+    if source.is_file() and _is_image(source):
+        return Manifest([source.name], [source], {}, source)
+    suffixes = " ".join(sorted(IMAGE_SUFFIXES))
+    raise UsageError(f"{source} is neither a folder nor a .csv file, and no image by its name ({suffixes}).")
+
+
+def _is_image(path: Path) -> bool:
+    """Whether a file that was named itself is one, by its suffix, or without one by its first bytes."""
+    suffix = os.path.splitext(path.name)[1].lower()
+    if suffix in IMAGE_SUFFIXES or not _NO_SUFFIX.fullmatch(suffix):
+        return suffix in IMAGE_SUFFIXES
+    with in_our_words("reading", path), open(path, "rb") as file:
+        return dicom.is_dicom(file.read(_DICOM_HEAD))
 
 
 # --- a folder ---------------------------------------------------------------------------------------------------------
@@ -199,14 +226,14 @@ def _from_csv(source: Path) -> Manifest:
     if not len(table):
         raise UsageError(f"{source} has a header and no rows: found 0 images.")
     cells = {name: _read_cells(table, name) for name in table.columns}
-    image_ids = cells.get("image_id") or [_name_of(path) for path in cells["path"]]
+    image_ids = cells.get("image_id") or [name_of(path) for path in cells["path"]]
     tables.first_line(source, image_ids, table.lines)
     implied = _RESERVED if "image_id" not in cells else {"image_id"}  # a path is kept where it is not the name
     columns = {name: values for name, values in cells.items() if name not in implied}
     return Manifest(image_ids, [source.parent / path for path in cells["path"]], columns, source)
 
 
-def _name_of(path: str) -> str:
+def name_of(path: str) -> str:
     """What an image is called that has no other name than its path."""
     return os.path.normpath(path).replace(os.sep, "/")
 
@@ -271,7 +298,9 @@ def _is_utf8(text: str) -> bool:
 
 
 def outside(manifest: Manifest) -> dict[str, str]:
-    """The images whose path, links followed, is not below the folder of the source."""
+    """The images whose path, links followed, is not below the folder of the source; never one that is the source."""
+    if manifest.paths == [manifest.source]:
+        return {}
     folder = manifest.source if manifest.source.is_dir() else manifest.source.parent
     inside = os.path.join(os.path.realpath(folder), "")  # ends with one separator, also where the folder is /
     return {

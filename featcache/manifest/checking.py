@@ -89,7 +89,7 @@ class Checked:
         groups: groups that are on two sides of the split.
         n_groups: None where there are no groups.
         largest_group: images of it.
-        n_ungrouped: images that the group pattern did not match.
+        ungrouped: images that the group pattern did not match.
         n_unlabelled: images without a label.
         skipped: files that are no images, by reason.
     """
@@ -104,9 +104,13 @@ class Checked:
     groups: Sequence[Alike]
     n_groups: int | None
     largest_group: int
-    n_ungrouped: int
+    ungrouped: Sequence[str]
     n_unlabelled: int
     skipped: Mapping[str, int]
+
+    @property
+    def n_ungrouped(self) -> int:
+        return len(self.ungrouped)
 
     @property
     def leaks(self) -> list[Alike]:
@@ -254,7 +258,7 @@ def _told(manifest: Manifest, looked: Sequence[_Looked], full: bool) -> Checked:
         groups=[each for each in alike(groups, manifest.image_ids, columns) if each.crosses],
         n_groups=len(set(groups) - {""}) if groups else None,
         largest_group=max(Counter(group for group in groups if group).values(), default=0),
-        n_ungrouped=manifest.n_ungrouped,
+        ungrouped=manifest.ungrouped,
         n_unlabelled=columns.get("label", [""] * len(manifest)).count(""),
         skipped=manifest.skipped,
     )

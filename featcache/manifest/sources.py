@@ -6,6 +6,7 @@ folders; no image is opened. Collections of another kind need no code: one folde
 `path`. Where to get the collections, and their licences, is in `data/README.md`.
 """
 
+import csv
 import os
 import re
 from collections import Counter
@@ -14,8 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from featcache.errors import UsageError
-from featcache.manifest import IMAGE_SUFFIXES, Manifest, outside, tables
+from featcache.errors import UsageError, in_our_words
+from featcache.manifest import IMAGE_SUFFIXES, Manifest, name_of, outside, tables
 from featcache.manifest.tables import Table
 
 KERMANY_GROUPS = r"^(train|val|test)/\w+/(person\d+|(?:NORMAL2-)?IM-\d+)"
@@ -49,16 +50,36 @@ class Sourced(NamedTuple):
         groups = {"groups": len(set(columns["group"]))} if "group" in columns else {}
         return {**self.counts, **groups, **tallies, "skipped": self.manifest.skipped}
 
-    def write(self, path: Path, *inputs: Path | None) -> None:
-        """Writes the manifest as a CSV, and never over a file that it was made from.
+    def write(self, path: Path, *inputs: Path | None) -> int:
+        """Writes the manifest as a CSV: in the place of an earlier one of the same columns, and over nothing else.
+
+        Returns:
+            How many images are not below the folder of the CSV: reading it leaves them out, unless it is allowed.
 
         Raises:
-            UsageError: `path` is one of `inputs`; and whatever `Manifest.write` raises.
+            UsageError: `path` is one of `inputs`, or another file; and whatever `Manifest.write` raises.
         """
         for each in inputs:
             if each is not None and path.exists() and each.exists() and os.path.samefile(path, each):
                 raise UsageError(f"{path} is what the manifest is made from: give another file to -o.")
+        if path.exists() and _columns_of(path) != {"path", *self.manifest.columns} - {"image_id"}:
+            raise UsageError(
+                f"{path} is there, and no earlier manifest of this kind: its columns are others. Give another file to "
+                f"-o, or remove it first."
+            )
         self.manifest.write(path)
+        return len(outside(replace(self.manifest, source=path)))
+
+
+def _columns_of(path: Path) -> set[str]:
+    """The columns of a CSV but for `image_id`, which a manifest has or has not; none of what is no CSV."""
+    if not path.is_file():
+        return set()
+    try:
+        with in_our_words("reading", path), open(path, encoding="utf-8-sig", newline="") as file:
+            return set(next(csv.reader(file), [])) - {"image_id"}
+    except (csv.Error, UnicodeDecodeError):
+        return set()
 
 
 # --- Indiana University -----------------------------------------------------------------------------------------------
@@ -310,24 +331,27 @@ def _rows(manifest: Manifest, rows: Sequence[int]) -> Manifest:
 def _covid_csv(source: Path, images: Path, modality: str) -> Sourced:
     table = _table(source, ("patientid", "finding", "view", "filename"), key="filename", unnamed=True)
     folders = table.cells("folder") if "folder" in table.columns else [""] * len(table)
-    names = ["/".join(filter(None, each)) for each in zip(folders, table.cells("filename"), strict=True)]
-    kept, left = _with_image(table, names, images, modality)
+    files = ["/".join(filter(None, each)) for each in zip(folders, table.cells("filename"), strict=True)]
+    paths, names = [images / file for file in files], [name_of(file) for file in files]
+    kept, left = _with_image(table, names, paths, modality)
     if not kept:
         raise UsageError(f"none of the {len(table):,} images of {source} is under {images}.")
     columns = {"group": table.cells("patientid")}
     columns |= {name: table.cells(name) for name in _KEPT_OF_COVID if name in table.columns}
-    manifest = Manifest(names, [images / name for name in names], columns, images)
+    manifest = Manifest(names, paths, columns, images)
     manifest = _rows(manifest, kept)
     return Sourced(replace(manifest, refused=outside(manifest)), {"rows": len(table), **left})
 
 
-def _with_image(table: Table, names: Sequence[str], images: Path, modality: str) -> tuple[list[int], dict[str, int]]:
+def _with_image(
+    table: Table, names: Sequence[str], paths: Sequence[Path], modality: str
+) -> tuple[list[int], dict[str, int]]:
     """The rows that have an image, each image once, and how many have none, by reason."""
     modalities = table.cells("modality") if "modality" in table.columns else [""] * len(table)
     findings, first = table.cells("finding"), dict[str, int]()
     left = dict.fromkeys(("other_modality", "volume", "missing", "repeated"), 0)
     for row, name in enumerate(names):
-        if reason := _why_no_image(images / name, modalities[row], modality):
+        if reason := _why_no_image(paths[row], modalities[row], modality):
             left[reason] += 1
         elif (before := first.setdefault(name, row)) == row:
             continue

@@ -4,8 +4,10 @@ Two classes: precision, recall, specificity, F1, AUROC and AUPRC are those of th
 macro average, one class against the rest. Findings (several yes-or-no labels per row, some of them unknown): each one
 is a two-class problem on the rows where it is known, and the summary is their macro average.
 
-A precision, recall or F1 of 0/0 counts as 0. Any other number that does not exist (AUROC of a single class, the recall
-of a finding nobody has) is None, never NaN. Knows nothing of how the predictions were made.
+A class without a true row has no precision, recall and F1, and takes no part in the macro average: its classes are
+those that scikit-learn's balanced accuracy averages over, whatever is called. The precision of a class that is there
+and never called counts as 0. A number that does not exist is None, never NaN. Knows nothing of how the predictions were
+made.
 
     calibration temperature and operating point
     intervals   how far these numbers would move with other rows
@@ -25,7 +27,6 @@ SCALARS = (
     "loss", "accuracy", "precision", "recall", "f1", "balanced_accuracy", "specificity", "auroc", "auprc", "brier",
     "ece",
 )  # fmt: skip
-NEEDS_A_POSITIVE = ("precision", "recall", "f1")  # of a finding: they say nothing where it never occurs
 N_BINS = 15
 
 
@@ -38,7 +39,8 @@ def per_epoch(labels: Array, logits: Array, positive: int) -> dict[str, float]:
         positive: the class that counts as positive when c = 2; ignored otherwise.
 
     Returns:
-        `loss` is the mean cross entropy in nats, unweighted, whatever the weights of the training.
+        `loss` is the mean cross entropy in nats, unweighted, whatever the weights of the training. The last three are
+        those of `evaluate`, 0 for its None.
     """
     loss = np.mean(cross_entropies(labels, logits))
     predicted = logits.argmax(axis=1)
@@ -89,7 +91,9 @@ def evaluate(labels: Array, logits: Array, positive: int, threshold: float | Non
         n, support (rows per class), loss, accuracy, balanced_accuracy (mean recall of the classes present), precision,
         recall, specificity, f1, auroc, auprc (average precision), brier (see `squared_errors`), ece (see
         `reliability`), confusion ((c, c) nested lists, rows are the truth) and, where c > 2, per_class: c dicts of
-        support, precision, recall, specificity, f1, auroc, auprc, of which the macro averages are the means.
+        support, precision, recall, specificity, f1, auroc, auprc, of which the macro averages are the means, each over
+        the classes that have the number. So recall is balanced_accuracy there, and precision and f1 are scikit-learn's
+        with `labels` the classes that have true rows.
 
     Raises:
         ValueError: a threshold for more than two classes.
@@ -128,8 +132,8 @@ def evaluate_findings(labels: Array, logits: Array, thresholds: Sequence[float] 
     Returns:
         n (rows), loss (mean binary cross entropy of the known entries, in nats); the other `SCALARS`, each the mean
         over the findings that have it; per_class: c dicts of n (known), support (present) and the `SCALARS` of one
-        finding. A finding that is never present has no precision, recall and F1, rather than zeros that would pull the
-        average down for a finding the split cannot say anything about.
+        finding. As a class without a true row, a finding that is never present has no precision, recall and F1, rather
+        than zeros that would pull the average down for what the split cannot say anything about.
     """
     cuts = np.full(logits.shape[1], 0.5) if thresholds is None else np.asarray(thresholds, dtype=np.float64)
     per_class = [_finding(y, z, float(cut)) for y, z, cut in zip(labels.T, logits.T, cuts, strict=True)]
@@ -243,10 +247,13 @@ def counted(n_classes: int, positive: int) -> list[int]:
 
 
 def _precision_recall_f1(labels: Array, predicted: Array, n_classes: int, positive: int) -> tuple[float, float, float]:
-    precision, recall, f1, _ = sk.precision_recall_fscore_support(
-        labels, predicted, labels=counted(n_classes, positive), average="macro", zero_division=0.0
+    right = labels[predicted == labels]
+    hits, called, present = (
+        np.bincount(rows, minlength=n_classes)[counted(n_classes, positive)] for rows in (right, predicted, labels)
     )
-    return float(precision), float(recall), float(f1)
+    shares = ((hits, called), (hits, present), (2 * hits, called + present))
+    precision, recall, f1 = (_mean_share(part, whole, present > 0) for part, whole in shares)
+    return precision, recall, f1
 
 
 def _one_against_rest(truth: Array, called: Array, scores: Array) -> Metrics:
@@ -256,10 +263,10 @@ def _one_against_rest(truth: Array, called: Array, scores: Array) -> Metrics:
     ranks = n_present > 0 and n_absent > 0
     return {
         "support": n_present,
-        "precision": hits / n_called if n_called else 0.0,
-        "recall": hits / n_present if n_present else 0.0,
+        "precision": hits / max(n_called, 1) if n_present else None,
+        "recall": hits / n_present if n_present else None,
         "specificity": 1.0 - (n_called - hits) / n_absent if n_absent else None,
-        "f1": 2 * hits / (n_called + n_present) if n_called + n_present else 0.0,
+        "f1": 2 * hits / (n_called + n_present) if n_present else None,
         "auroc": float(sk.roc_auc_score(truth, scores)) if ranks else None,
         "auprc": float(sk.average_precision_score(truth, scores)) if ranks else None,
     }
@@ -271,10 +278,7 @@ def _finding(labels: Array, logits: Array, threshold: float) -> Metrics:
     if not known.any():
         return {"n": 0, "support": 0, **dict.fromkeys(SCALARS)}
     found = evaluate(labels[known].astype(np.int64), two_columns(logits[known]), 1, threshold)
-    support = found["support"][1]
-    missing = () if support else NEEDS_A_POSITIVE
-    numbers = {name: None if name in missing else found[name] for name in SCALARS}
-    return {"n": found["n"], "support": support, **numbers}
+    return {"n": found["n"], "support": found["support"][1], **{name: found[name] for name in SCALARS}}
 
 
 def _macro(per_class: Iterable[Metrics], name: str) -> float | None:

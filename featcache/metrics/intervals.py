@@ -256,7 +256,6 @@ class _FindingRows:
     """A `_Rows` per finding, over the rows where it is known."""
 
     known: list[Array]  # row numbers
-    truth: list[Array]
     findings: list[_Rows]
 
     @classmethod
@@ -266,17 +265,14 @@ class _FindingRows:
         truth = [column[rows].astype(np.int64) for column, rows in zip(labels.T, known, strict=True)]
         two = [metrics.two_columns(column[rows]) for column, rows in zip(logits.T, known, strict=True)]
         findings = [_Rows.of(y, z, 1, float(cut)) for y, z, cut in zip(truth, two, cuts, strict=True)]
-        return cls(known, truth, findings)
+        return cls(known, findings)
 
     def numbers(self, weights: Array) -> Numbers:
         """(r,) each of `metrics.SCALARS` from (r, n) weights."""
         totals, numbers = [], []
-        for known, truth, finding in zip(self.known, self.truth, self.findings, strict=True):
+        for known, finding in zip(self.known, self.findings, strict=True):
             w = np.take(weights, known, axis=1)
-            found = finding.numbers(w)
-            never = w @ truth == 0
-            missing = {name: np.where(never, np.nan, found[name]) for name in metrics.NEEDS_A_POSITIVE}
-            numbers.append({**found, **missing})
+            numbers.append(finding.numbers(w))
             totals.append(w.sum(axis=1))
         summary = {name: _mean_of_those_there(np.stack([f[name] for f in numbers])) for name in metrics.SCALARS}
         losses = np.nan_to_num(np.stack([f["loss"] for f in numbers]))  # of no known row: weighs nothing
@@ -328,18 +324,21 @@ class _Ranking:
 
 
 def _from_counts(hits: Array, called: Array, present: Array, total: Array) -> Numbers:
-    """Means over k classes, (r,) each, from (k, r) counts and the (r,) number of rows."""
+    """Means over k classes, (r,) each, from (k, r) counts and the (r,) number of rows; of those that have a row."""
     absent = total - present
+    precision = np.where(present > 0, _ratio(hits, np.maximum(called, 1.0)), np.nan)
+    f1 = np.where(present > 0, _ratio(2 * hits, called + present), np.nan)
     return {
-        "precision": _ratio(hits, called, empty=0.0).mean(axis=0),
-        "recall": _ratio(hits, present, empty=0.0).mean(axis=0),
-        "f1": _ratio(2 * hits, called + present, empty=0.0).mean(axis=0),
+        "precision": _mean_of_those_there(precision),
+        "recall": _mean_of_those_there(_ratio(hits, present)),
+        "f1": _mean_of_those_there(f1),
         "specificity": _mean_of_those_there(_ratio(absent - (called - hits), absent)),
     }
 
 
-def _ratio(part: Array, whole: Array, empty: float = np.nan) -> Array:
-    return np.asarray(np.divide(part, whole, out=np.full(np.shape(part), empty), where=whole > 0))
+def _ratio(part: Array, whole: Array) -> Array:
+    """NaN for 0/0."""
+    return np.asarray(np.divide(part, whole, out=np.full(np.shape(part), np.nan), where=whole > 0))
 
 
 def _mean_of_those_there(values: Array) -> Array:

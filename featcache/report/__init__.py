@@ -4,6 +4,7 @@ It shows what was trained on what, every number with its interval, the curves, h
 the images that went wrong, and where they lie among those that were learnt from. What is shown is what the Run
 recorded: nothing is trained or scored again. Figures and tables are also written as PNG and CSV beside the page.
 
+    checking    what a record has to say
     subject     a Run, row by row
     pictures    images as the page shows them
     evidence    where in an image a network looked
@@ -18,6 +19,8 @@ recorded: nothing is trained or scored again. Figures and tables are also writte
     deciding    its decisions, by class and by group
 """
 
+import re
+import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -29,7 +32,7 @@ from featcache.errors import UsageError, in_our_words
 from featcache.manifest import Manifest
 from featcache.names import printable
 from featcache.predict.origin import identity_of
-from featcache.report import comparison, deciding, drawing, gallery, mapping, tables
+from featcache.report import checking, comparison, deciding, drawing, gallery, mapping, tables
 from featcache.report.blocks import (
     Abreast,
     Block,
@@ -52,7 +55,11 @@ from featcache.training.summary import TRAIN, VAL
 
 __all__ = ["Reported", "report"]
 
-_HEAD_BYTES = 4096
+# Where a page of ours says that it is one; a page that only speaks of one does so elsewhere.
+_START = '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<meta name="generator" content="'
+_OURS = re.compile(f'{_START}{GENERATOR} [^"<>\n]{{1,64}}">'.encode())
+_OURS_BYTES = 512
+_INDEX, _INDEX_HEADER = "index.csv", ["file", "run", "section"]
 _KINDS = {
     "linear": "a linear head", "mlp": "an MLP head", "flatten-mlp": "an MLP head on the feature map",
     "logreg": "logistic regression", "ridge": "ridge regression", "knn": "the vote of nearest neighbours",
@@ -120,6 +127,8 @@ def report(
     """
     opened = [each if isinstance(each, Run) else Run.open(each) for each in _several(runs)]
     told = subjects(opened)
+    for run in opened:
+        checking.check_vectors(run)
     path = Path(path) if path is not None else told[0].run.path / "report.html"
     _check_free(path)
     if umap:
@@ -141,14 +150,43 @@ def _several(given: Any) -> list[Any]:
 
 
 def _check_free(path: Path) -> None:
+    """That the page can be written, and nothing of somebody else's is in its way."""
     if path.suffix.lower() not in (".html", ".htm"):
         raise UsageError(f"{path} is no name of a page: give one that ends in .html with -o.")
-    if not path.exists():
-        return
-    with in_our_words("reading", path):
-        start = path.read_bytes()[:_HEAD_BYTES] if path.is_file() else b""
-    if f'content="{GENERATOR}'.encode() not in start:
-        raise UsageError(f"{path} is there already and no report. Choose another place with -o.")
+    with in_our_words("writing", path):
+        is_ours = path.is_file() and _OURS.match(path.read_bytes()[:_OURS_BYTES]) is not None
+        if path.exists() and not is_ours:
+            what = "a folder" if path.is_dir() else "there already and no report"
+            raise UsageError(f"{path} is {what}. Choose another place with -o.")
+        folder = _folder_of(path)
+        if not (is_ours and (folder.is_dir() or not folder.exists())):
+            _check_free_folder(folder)
+        _try_to_write(folder)
+
+
+def _folder_of(path: Path) -> Path:
+    """Where figures and tables of a page go."""
+    return path.with_suffix(".files")
+
+
+def _check_free_folder(folder: Path) -> None:
+    """A folder without a page beside it may be what a page that was interrupted has begun with."""
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is a file, and figures and tables go there. Choose another place with -o.")
+    names = [each.name for each in folder.iterdir()] if folder.is_dir() else []
+    index, begun = folder / _INDEX, (",".join(_INDEX_HEADER) + "\n").encode()
+    is_begun = index.is_file() and index.read_bytes()[: len(begun)] == begun
+    if not is_begun and any(not (name.startswith(".") and name.endswith(".tmp")) for name in names):
+        raise UsageError(f"{folder} holds files that are of no report. Choose another place with -o.")
+
+
+def _try_to_write(folder: Path) -> None:
+    """Before hours of work, not after them: whether a file can be made where the page goes."""
+    for place in dict.fromkeys((folder, folder.parent)):
+        held = next(each for each in (place, *place.absolute().parents) if each.exists())
+        if not held.is_dir():
+            raise UsageError(f"{held} is a file, not a folder. Choose another place with -o.")
+        tempfile.TemporaryFile(dir=held).close()
 
 
 def _check_columns(told: Sequence[Subject], found: Sequence[Material], by: Sequence[str]) -> None:
@@ -181,7 +219,7 @@ def _chapter(
         ("numbers", "Numbers", tables.scores(subject)),
         ("gain", "What going back to the pixels changed", gained),
         ("decisions", "Decisions and probabilities", decisions),
-        ("classes", "By class and by group", [
+        ("classes", "By class and by group" if by else "By class", [
             *deciding.per_class(subject), *deciding.per_group(subject, by, each.vectors, each.no_vectors),
         ]),
         ("images", "Errors and successes", gallery.gallery(subject, each)),
@@ -189,9 +227,10 @@ def _chapter(
         ("curves", "Learning curves", drawing.curves(subject)),
         ("sweep", "Heads that were tried", tables.sweep(subject)),
     ]  # fmt: skip
-    made = [Section(f"{subject.slug}-{name}", title, blocks) for name, title, blocks in sections if blocks]
+    anchor = f"run-{subject.slug}"  # a folder may be called as some part of the page is
+    made = [Section(f"{anchor}-{name}", title, blocks) for name, title, blocks in sections if blocks]
     notes = [printable(note) for note in subject.record["notes"]]
-    return Chapter(subject.slug, subject.name, _lead(subject), _headlines(subject), _below(subject), notes, made)
+    return Chapter(anchor, subject.name, _lead(subject), _headlines(subject), _below(subject), notes, made)
 
 
 def _title(told: Sequence[Subject]) -> str:
@@ -256,8 +295,10 @@ def _below(subject: Subject) -> str:
         means = "means over the findings" if subject.task.has_findings else "macro averages"
         return f"{n}{chose}; {means}. In brackets 95 % intervals."
     at = 0.5 if subject.threshold is None else subject.threshold
+    share = float((subject.labels(side) == subject.task.positive).mean())
     return (
-        f"{n}{chose}; {subject.positive} is the positive class, called from p ≥ {at:.3f}. In brackets 95 % intervals."
+        f"{n}{chose}; {share:.1%} of them are {subject.positive}, the positive class, called from p ≥ {at:.3f}. In "
+        f"brackets 95 % intervals."
     )
 
 
@@ -265,8 +306,8 @@ def _below(subject: Subject) -> str:
 
 
 def _write(path: Path, told: Sequence[Subject], chapters: Sequence[Chapter], images_shown: mapping.Shown) -> Reported:
-    folder = path.with_suffix(".files")
-    contents: dict[str, Content] = {name: content for chapter in chapters for name, content in chapter.files()}
+    folder = _folder_of(path)
+    contents, index = _beside(chapters)
     one = told[0]
     about = ("Runs " if len(told) > 1 else "Run ") + listed([subject.name for subject in told])
     lead = chapters[0].lead if len(told) > 1 else _lead(one)
@@ -274,19 +315,32 @@ def _write(path: Path, told: Sequence[Subject], chapters: Sequence[Chapter], ima
         _title(told), about, lead, chapters, images_shown.entries, list(contents), printable(folder.name), __version__
     )
     html = render(page)
-    with in_our_words("writing", path):
-        folder.mkdir(parents=True, exist_ok=True)
+    with in_our_words("writing", folder):
+        durable.make_folders(folder)
+    durable.write_csv(folder / _INDEX, *index)  # first: by it the folder is known to be a report's
     for name, content in contents.items():
         if isinstance(content, bytes):
             durable.write_bytes(folder / name, content)
         else:
             durable.write_csv(folder / name, *content)
     durable.write_text(path, html)
-    missing = [
-        block.text
-        for chapter in chapters
-        for section in chapter.sections
-        for block in section.blocks
-        if isinstance(block, Words) and block.role == "missing"
-    ]
-    return Reported(path, [folder / name for name in contents], len(html.encode("utf-8")), list(dict.fromkeys(missing)))
+    return Reported(path, [folder / name for name in contents], len(html.encode("utf-8")), _missing(chapters))
+
+
+def _beside(chapters: Sequence[Chapter]) -> tuple[dict[str, Content], tuple[list[str], list[list[object]]]]:
+    """What is kept beside the page by name, and the table that says where on the page each stands."""
+    contents: dict[str, Content] = {}
+    rows: list[list[object]] = []
+    for chapter in chapters:
+        for section in chapter.sections:
+            found = dict(each for block in section.blocks for each in block.files())
+            contents |= found
+            rows += [[name, chapter.title, section.title] for name in found]
+    return contents, (_INDEX_HEADER, rows)
+
+
+def _missing(chapters: Sequence[Chapter]) -> list[str]:
+    """What could not be shown, each once."""
+    blocks = (block for chapter in chapters for section in chapter.sections for block in section.blocks)
+    found = [block.text for block in blocks if isinstance(block, Words) and block.role in ("missing", "gone")]
+    return list(dict.fromkeys(found))

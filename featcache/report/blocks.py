@@ -39,8 +39,9 @@ class Cell:
 
 @dataclass(frozen=True)
 class Words:
-    """A paragraph: a plain one, of the role "missing" what a section would need, of the role "hint" what it could
-    have."""
+    """A paragraph: a plain one, of the role "missing" what a section would need, of the role "gone" why it cannot have
+    something, of the role "hint" what it could have. Needs and hints are for whoever makes the page, and are not
+    printed."""
 
     kind: ClassVar[str] = "words"
     text: str

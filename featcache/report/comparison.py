@@ -15,6 +15,7 @@ from featcache.figures.charts import Estimate
 from featcache.metrics.intervals import COMPARED
 from featcache.names import printable
 from featcache.predict.origin import identity_of
+from featcache.provenance import flatten
 from featcache.report.blocks import (
     NOTHING,
     Abreast,
@@ -24,11 +25,11 @@ from featcache.report.blocks import (
     Figure,
     Section,
     Table,
+    Words,
     count,
     head,
     interval_of,
     listed,
-    missing,
     number,
     shown,
     with_sign,
@@ -62,20 +63,29 @@ def _beside(subjects: Sequence[Subject]) -> Table:
     for subject in subjects:
         side = subject.reported
         backbone = printable(str(identity_of(subject.run)["backbone"]["name"]))
-        about = f"{subject.record['head']['kind']} on {backbone}"
-        at = shown(subject.threshold)
+        about = f"{subject.record['head']['kind']} on {backbone}{_unmoved(subject)}"
+        where = f"called from {shown(subject.threshold)}" if subject.threshold is not None else ""
+        n = len(subject.sides[side])
+        rows_of = Cell(f"{n:,} {CALLED[side]}", small=where)
         told = [_said(subject, name) for name in _SHOWN]
         cells = [number(value, interval) for value, interval in told]
-        n_parameters = count(subject.run.n_parameters)
-        rows.append([head(subject.name, about), n_parameters, Cell(CALLED[side]), count(len(subject.sides[side])),
-                     Cell(at), *cells])  # fmt: skip
+        rows.append([head(subject.name, about), count(subject.run.n_parameters), rows_of, *cells])
         for name, (value, interval) in zip(_SHOWN, told, strict=True):
             low, high = interval or ("", "")
-            data.append([subject.name, side, len(subject.sides[side]), name, "" if value is None else value, low, high])
-    header = ["Run", "parameters that learnt", "rows", "images", "called from", *map(name_of, _SHOWN)]
+            data.append([subject.name, side, n, name, "" if value is None else value, low, high])
+    header = ["Run", "parameters that learnt", "images", *map(name_of, _SHOWN)]
     csv = (["run", "side", "n", "number", "value", "low", "high"], data)
     note = "At the operating point where there is one, else at 0.5 or by the likeliest class."
     return Table("comparison-runs", "Numbers of each Run", header, rows, note, data=csv)
+
+
+def _unmoved(subject: Subject) -> str:
+    """That a training on the pixels came to nothing: its best weights are those that it began with."""
+    parent = subject.record.get("parent")
+    gained = [value for _, value in flatten(subject.record.get("gain") or {})]
+    if not parent or any(value for triple in gained for value in triple):
+        return ""
+    return f"; no epoch was better than {printable(parent['run'])}, whose weights these are"
 
 
 def _said(subject: Subject, name: str) -> tuple[float | None, Sequence[float] | None]:
@@ -123,7 +133,7 @@ def _tables(first: Subject, others: Sequence[Subject]) -> list[Block]:
     for other in others:
         found = difference(first, other)
         if isinstance(found, str):
-            left_out.append(missing(f"{other.name} is not subtracted: {found}."))
+            left_out.append(Words(f"{other.name} is not subtracted: {found}.", "gone"))
             continue
         n, told = found
         cells = []

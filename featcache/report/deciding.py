@@ -108,7 +108,9 @@ def _two_classes(subject: Subject, side: str) -> Table:
     for c, name in enumerate(subject.classes):
         found = matrix[c, c] / of[c] if of[c] else None
         right = matrix[c, c] / called[c] if called[c] else None
-        rows.append([head(name), count(int(of[c])), number(found), number(right)])
+        names = ("sensitivity", "PPV (precision)") if c == subject.task.positive else ("specificity", "NPV")
+        cells = [Cell(shown(value), value, small) for value, small in zip((found, right), names, strict=True)]
+        rows.append([head(name), count(int(of[c])), *cells])
         data.append([name, int(of[c]), *("" if value is None else value for value in (found, right))])
     at = f"p ≥ {0.5 if subject.threshold is None else subject.threshold:.3f}"
     header = ["", "images", "found (of the class)", "right (of those called so)"]
@@ -136,11 +138,11 @@ def per_group(subject: Subject, by: Sequence[str], vectors: Vectors | None, no_v
 
 
 def column_of(subject: Subject, name: str, vectors: Vectors | None) -> list[str] | None:
-    """A text for each row of the task; None where only the store would say."""
-    found = vectors.column(name) if vectors else None
-    if found is None and name == FOLDER:
+    """A text for each row of the task; None where only the store would say. A folder is that of the name, whether a
+    store is at hand or not."""
+    if name == FOLDER:
         return [image_id.rpartition("/")[0] for image_id in subject.task.image_ids]
-    return found
+    return vectors.column(name) if vectors else None
 
 
 def _by(subject: Subject, column: str, values: Sequence[str]) -> list[Block]:
@@ -180,8 +182,6 @@ def _numbers_of(subject: Subject, side: str, mask: Array) -> dict[str, Any]:
     found = selection.numbers(subject.task, *at)
     spread = selection.spread(subject.task, subject.protocol, *at)
     counts = subject.task.counts(rows).tolist()
-    if subject.is_binary and not counts[subject.task.positive]:
-        found["recall"] = None  # 0 by convention, which says nothing of rows without a positive
     return {"scores": found, "spread": spread, "counts": counts}
 
 

@@ -4,6 +4,7 @@ Points of a curve are scikit-learn's on the Run's own predictions; a number that
 Letters: n rows, c classes.
 """
 
+import unicodedata
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 from featcache import metrics
 from featcache.figures import INK, RULE, VAL, charts
 from featcache.figures.charts import CLASSES, Counts, Dots, Line
-from featcache.report.blocks import Abreast, Figure, Words, interval_of, listed, missing, shown, with_sign
+from featcache.report.blocks import Abreast, Figure, Words, interval_of, listed, shown, with_sign
 from featcache.report.subject import CALLED, SIDES, Subject
 from featcache.training.summary import TRAIN
 
@@ -28,7 +29,7 @@ def curves(subject: Subject) -> list[Words | Abreast]:
     """Loss, accuracy and F1 per epoch, through all phases."""
     history = subject.run.history()
     if not history:
-        return [missing("This head was solved at once, not trained epoch by epoch: there are no curves.")]
+        return [Words("This head was solved at once, not trained epoch by epoch: there are no curves.", "gone")]
     kept = _kept(subject, len(history))
     phases = sorted({int(row.get("phase", 1)) for row in history})
     header = list(history[0])
@@ -64,7 +65,7 @@ def ranking(subject: Subject) -> list[Words | Abreast]:
     is decided; of more classes, or findings, one curve for each on the reported side."""
     found = _of_sides(subject) if subject.is_binary else _of_classes(subject)
     if not found:
-        return [missing("No class has rows of both kinds here, so there is nothing to rank.")]
+        return [Words("No class has rows of both kinds here, so there is nothing to rank.", "gone")]
     return [Abreast([_roc(subject, found), _precision_recall(subject, found)])]
 
 
@@ -99,8 +100,15 @@ def _of_classes(subject: Subject) -> list[Ranked]:
             continue
         scores = side.logits[:, c] if subject.task.has_findings else metrics.log_odds(side.logits, c)
         auroc = subject.scores(subject.reported)["per_class"][c]["auroc"]
-        found.append((name, f"{name} {shown(auroc)}", CLASSES[c], truth, scores[known], None))
+        found.append((name, f"{_apart(name)} {shown(auroc)}", CLASSES[c], truth, scores[known], None))
     return found
+
+
+def _apart(name: str) -> str:
+    """A name after which a number stays where it is: behind letters that run from right to left it would stand before
+    them."""
+    runs_left = any(unicodedata.bidirectional(c) in ("R", "AL") for c in name)
+    return f"{name}\u200e" if runs_left else name
 
 
 def _roc(subject: Subject, found: Sequence[Ranked]) -> Figure:

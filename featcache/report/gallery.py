@@ -54,7 +54,7 @@ def gallery(subject: Subject, material: Material) -> list[Block]:
         material.pictures.load([*shown.tolist(), *taught])
     maps, about = _evidence(subject, material, kinds)
     found: list[Block] = [Words(_about(subject, near, maps))]
-    found += [missing(text) for text in _missing(subject, material, about)]
+    found += _missing(subject, material, about)
     if subject.is_binary and not any(kind.key == "missed" for kind in kinds):
         found.append(Words(f"No {subject.positive} was missed."))
     for kind in kinds:
@@ -76,16 +76,17 @@ def _about(subject: Subject, near: dict[int, list[tuple[int, float]]], maps: dic
     return text
 
 
-def _missing(subject: Subject, material: Material, about: str) -> list[str]:
+def _missing(subject: Subject, material: Material, about: str) -> list[Words]:
     found = []
-    if not material.pictures:
-        found.append(material.no_pictures)
-    elif changed := sorted(material.pictures.changed):
+    if material.no_pictures:
+        found.append(Words(material.no_pictures, "gone" if material.pictures else "missing"))
+    if material.pictures and (changed := sorted(material.pictures.changed)):
         more = f" and {len(changed) - 3:,} more" if len(changed) > 3 else ""
-        found.append(f"Not shown, since they are not the images of the Run any more: {', '.join(changed[:3])}{more}.")
+        text = f"Not shown, since they are not the images of the Run any more: {', '.join(changed[:3])}{more}."
+        found.append(Words(text, "gone"))
     if not material.vectors:
-        found.append(f"For the nearest training images the store is needed: {material.no_vectors}.")
-    return found + ([about] if about else [])
+        found.append(missing(f"For the nearest training images the store is needed: {material.no_vectors}."))
+    return found + ([missing(about)] if about else [])
 
 
 # --- which images -----------------------------------------------------------------------------------------------------

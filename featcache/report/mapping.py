@@ -98,7 +98,7 @@ def maps(subject: Subject, material: Material, umap: bool, shown: Shown, on_note
         return [missing(f"For a map of the vectors the store is needed: {material.no_vectors}.")]
     found = sample(subject)
     if len(found) < _FEWEST:
-        return [missing(f"{len(found)} images are too few for a map.")]
+        return [Words(f"{len(found)} images are too few for a map.", "gone")]
     if material.pictures:
         material.pictures.load(found.rows.tolist())
     numbers = [
@@ -265,7 +265,12 @@ def _color(number: int) -> str:
 
 
 def _scaled(plane: Array) -> Array:
-    """(n, 2) from 2 to 98 across, the shorter side around 50, to a tenth. A plane that is high is turned."""
+    """(n, 2) from 2 to 98 across, the shorter side around 50, to a tenth. Directions mean nothing, so the plane is
+    turned: what it is longest in lies across."""
+    centred = plane - plane.mean(axis=0)
+    axes = np.linalg.svd(centred, full_matrices=False)[2]
+    axes *= np.where(axes[np.arange(2), np.abs(axes).argmax(axis=1)] < 0, -1, 1)[:, None]  # either sign fits
+    plane = centred @ axes.T
     if np.ptp(plane[:, 1]) > np.ptp(plane[:, 0]):
         plane = plane[:, ::-1]
     low, high = plane.min(axis=0), plane.max(axis=0)

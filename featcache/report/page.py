@@ -7,7 +7,9 @@ anywhere. The same chapters give the same bytes.
 
 import base64
 import hashlib
-from collections.abc import Sequence
+import itertools
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -16,8 +18,9 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined, Template
 from markupsafe import Markup
 
-from featcache.report.blocks import Chapter, probability
+from featcache.report.blocks import Card, Cards, Chapter, probability
 
+_NAMED = re.compile(r'((?: id="| href="#|url\(#))f[0-9a-f]{8}-')  # as `charts` has names of the parts of an SVG
 GENERATOR = "featcache report"  # by which a page is known to be one of ours
 _POLICY = (
     "default-src 'none'; img-src data:; style-src 'sha256-{style}'; script-src 'sha256-{script}'; base-uri 'none'; "
@@ -49,19 +52,46 @@ class Page:
     folder: str
     made_by: str
 
+    @property
+    def has_neighbours(self) -> bool:
+        """Whether beside some image stand those that lie nearest."""
+        return any(card.neighbours for card in self._cards())
+
+    @property
+    def has_evidence(self) -> bool:
+        """Whether on some image is shown where something was found."""
+        return any(card.evidence for card in self._cards())
+
+    def _cards(self) -> Iterator[Card]:
+        for chapter in self.chapters:
+            for section in chapter.sections:
+                for block in section.blocks:
+                    yield from block.cards if isinstance(block, Cards) else ()
+
 
 def render(page: Page) -> str:
     """The page as HTML."""
     style, script = _text("page.css"), _text("page.js")
     policy = _POLICY.format(style=_sha256(style), script=_sha256(script))
     ours = {"style": Markup(style), "script": Markup(script)}  # noqa: S704  files of this package
-    return _template().render(page=page, policy=policy, generator=GENERATOR, **ours)
+    return _template().render(page=page, policy=policy, generator=GENERATOR, own_svg=_numbered(), **ours)
+
+
+def _numbered() -> Callable[[str], Markup]:
+    """Gives each chart of a page names of its own: two that are alike would have the same."""
+    number = itertools.count(1)
+
+    def own(svg: str) -> Markup:
+        prefix = f"f{next(number)}-"
+        named = re.sub(r"<[^<>]+>", lambda tag: _NAMED.sub(rf"\g<1>{prefix}", tag[0]), svg)  # texts are left alone
+        return Markup(named)  # noqa: S704  of `charts`, where every text of it was escaped
+
+    return own
 
 
 @cache
 def _template() -> Template:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["safe_svg"] = Markup  # of `charts`, where every text of it was escaped
     environment.filters["probability"] = probability
     return environment.from_string(_text("page.html"))
 

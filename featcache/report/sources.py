@@ -19,7 +19,7 @@ import numpy as np
 from PIL import Image
 
 from featcache import images
-from featcache.errors import FeatcacheError, IdentityMismatch, ImageError
+from featcache.errors import FeatcacheError, IdentityMismatch, ImageError, UsageError
 from featcache.images import DecodeSpec, TransformSpec
 from featcache.images.seen import Seen
 from featcache.manifest import Manifest
@@ -33,6 +33,7 @@ Array = np.ndarray[Any, Any]
 
 _ABOVE = 3  # folders above a Run in which its store is looked for
 _THREADS = 4
+_NAMED = 3  # of images that are not there
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,8 @@ class Material:
 
     Attributes:
         vectors: None where the store is not at hand, for the reason `no_vectors`.
-        pictures: None where no image is, for the reason `no_pictures`.
+        pictures: None where no image is.
+        no_pictures: a sentence about images that are not at hand; empty where none is known to be missing.
     """
 
     vectors: Vectors | None
@@ -125,7 +127,7 @@ def material(
     """For each Run what there is.
 
     Args:
-        subjects: the Runs.
+        subjects: the Runs, of which one has some of the images that are given.
         stores: those that were given; without them they are looked for beside each Run, above it and here.
         images_at: the images that were given; without them they are looked for where the store's pass saw them.
         opened: keeps the stores open.
@@ -133,7 +135,9 @@ def material(
     Raises:
         StoreNotFound, CorruptStore, UntrustedFile: a store that was given cannot be read.
         IdentityMismatch: one that was given is of none of the Runs.
+        UsageError: of the images that were given, none is of any of the Runs.
     """
+    _check_named(subjects, images_at)
     given = [opened.enter_context(Store.open(path)) for path in stores]
     for store in given:
         wrong = [_mismatch(store, subject) for subject in subjects]
@@ -145,8 +149,7 @@ def material(
     for subject, (vectors, why) in zip(subjects, held, strict=True):
         paths = _named(subject, images_at) if images_at else _by_content(subject, seen)
         pictures = _pictures(subject, paths) if paths else None
-        no_pictures = "" if pictures else "Give the images (--images FOLDER) to see them here."
-        found.append(Material(vectors, why, pictures, no_pictures))
+        found.append(Material(vectors, why, pictures, _why_unseen(subject, paths, images_at)))
     return found
 
 
@@ -224,10 +227,36 @@ def _named(subject: Subject, given: Manifest) -> dict[int, Path]:
     return {i: path_of[name] for i, name in enumerate(subject.task.image_ids) if name in path_of}
 
 
+def _check_named(subjects: Sequence[Subject], given: Manifest | None) -> None:
+    if given is None or any(_named(subject, given) for subject in subjects):
+        return
+    first = subjects[0]
+    raise UsageError(
+        f"none of the {len(first.task.image_ids):,} images of {first.run.path} is under {given.source}; the first is "
+        f"{first.shown[0]}. Give the folder or the CSV that was embedded."
+    )
+
+
+def _why_unseen(subject: Subject, paths: Mapping[int, Path], given: Manifest | None) -> str:
+    """Which images of a Run are not at hand."""
+    if given is None:
+        return "" if paths else "Give the images (--images FOLDER) to see them here."
+    absent = [name for i, name in enumerate(subject.shown) if i not in paths]
+    if not absent:
+        return ""
+    rest = f" and {len(absent) - _NAMED:,} more" if len(absent) > _NAMED else ""
+    where, of = (
+        printable(given.source.resolve().name),
+        f"{len(absent):,} of the {len(subject.shown):,} images of {subject.name}",
+    )
+    return f"Not under {where}, and so not shown: {of}: {', '.join(absent[:_NAMED])}{rest}."
+
+
 def _seen(stores: Sequence[Store]) -> dict[str, Path]:
     """Where the last passes into some stores saw images, by the sha256 of their bytes. What is there now is hashed when
-    it is read."""
-    return {digest: Path(path) for store in stores for path, (_, digest) in Seen.read(store.path).files.items()}
+    it is read. What a pass saw lies beside the name that it was given, which may have been a link."""
+    beside = dict.fromkeys(path for store in stores for path in (store.path.resolve(), store.path))
+    return {digest: Path(path) for store in beside for path, (_, digest) in Seen.read(store).files.items()}
 
 
 def _by_content(subject: Subject, seen: Mapping[str, Path]) -> dict[int, Path]:

@@ -5,19 +5,18 @@ order and the same numbers. Labels, groups and folds are those of `images.json` 
 Letters: n rows of a side, c classes.
 """
 
-import csv
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
-from featcache import durable, metrics
-from featcache.errors import CorruptStore, UsageError, in_our_words
+from featcache import durable
+from featcache.errors import CorruptStore, UsageError
 from featcache.names import printable
 from featcache.provenance import Json
+from featcache.report import checking
 from featcache.runs import Run
 from featcache.runs.protocol import Protocol
 from featcache.runs.task import Task
@@ -28,12 +27,7 @@ Array = np.ndarray[Any, Any]
 SIDES = (TRAIN, VAL, OUTER, TEST)
 CALLED = {TRAIN: "training", VAL: "validation", OUTER: "outer folds", TEST: "test"}
 _LEAST = 1e-300  # a probability of 0 was rounded to it
-_RECORD: dict[str, type | tuple[type, ...]] = {
-    "task": str, "asked": dict, "head": dict, "heads": list, "metrics": dict, "baselines": dict, "notes": list,
-    "left_out": dict, "store": dict, "environment": dict, "identity_sha256": str, "content_sha256": str,
-    "n_parameters": int, "seconds": (int, float), "temperature": (int, float, type(None)),
-    "operating_point": (dict, type(None)),
-}  # fmt: skip
+_ROUNDED = 1e-6  # probabilities are kept with nine digits
 _FIRST = ["image_id", "split", "fold", "label", "prediction"]
 _AT = "at_operating_point"
 
@@ -48,12 +42,14 @@ class Side:
         p: (n, c) probabilities.
         called: (n,) classes they were called, at the operating point where there is one; (n, c) of 0 and 1 for
             findings.
+        likely: the same without an operating point.
     """
 
     rows: Array
     logits: Array
     p: Array
     called: Array
+    likely: Array
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -86,9 +82,9 @@ class Subject:
         Raises:
             UsageError: an earlier featcache made it. CorruptStore: a file of it is damaged.
         """
+        checking.check(run)
         task, protocol = run.task(), run.protocol()
-        sides = _sides(run.path / "predictions.csv", task)
-        _check(run, task, sides)
+        sides = _sides(run, task, protocol)
         return cls(run, printable(name), slug, task, protocol, sides)
 
     @property
@@ -102,9 +98,10 @@ class Subject:
 
     @property
     def threshold(self) -> float | None:
-        """The operating point; None where the likelier class is called."""
+        """The operating point; None where the likelier class is called. Of folds around folds it decides nothing: rows
+        that they hold out have chosen it."""
         point = self.record["operating_point"]
-        return float(point["threshold"]) if point else None
+        return float(point["threshold"]) if point and point.get(self.reported) else None
 
     @property
     def is_binary(self) -> bool:
@@ -157,46 +154,29 @@ class Subject:
         return np.asarray(rows[rows != row])
 
 
-def _check(run: Run, task: Task, sides: Mapping[str, Side]) -> None:
-    """That the record says what a page shows: of each side every number, as a number."""
-    lacking = [name for name, kind in _RECORD.items() if not isinstance(run.record.get(name), kind)]
-    for side in sides if not lacking else ():
-        found = run.record["metrics"].get(side)
-        if not isinstance(found, dict) or not all(_is_number(found.get(name, "")) for name in metrics.SCALARS):
-            lacking.append(f"the numbers of {side}")
-        elif not task.has_findings and np.shape(found.get("confusion", ())) != (len(task.classes),) * 2:
-            lacking.append(f"the confusion of {side}")
-    if lacking:
-        raise CorruptStore(f"{run.path / 'run.json'} is damaged: it does not say {lacking[0]}. Make the Run again.")
-
-
-def _is_number(value: Json) -> bool:
-    return value is None or (isinstance(value, int | float) and not isinstance(value, bool))
-
-
-def _sides(path: Path, task: Task) -> dict[str, Side]:
-    with in_our_words("reading", path):
-        if not path.exists():
-            raise CorruptStore(f"{path} is gone. Make the Run again.")
-        with open(path, encoding="utf-8", errors="surrogateescape", newline="") as file:
-            try:
-                header, *lines = list(csv.reader(file))
-            except (csv.Error, ValueError) as error:
-                raise CorruptStore(f"{path} is damaged: {error}. Make the Run again.") from error
+def _sides(run: Run, task: Task, protocol: Protocol) -> dict[str, Side]:
+    """What `predictions.csv` says, once it is seen to be of these rows and of the numbers of the record."""
+    path = run.path / "predictions.csv"
+    found = run.table(path.name)
+    if found is None:
+        raise CorruptStore(f"{path} is gone. Make the Run again.")
     try:
-        return _parsed(header, lines, task)
+        sides = _parsed(*found, task)
+        _check_rows(sides, protocol)
+        _check_counts(run, task, sides)
     except (KeyError, ValueError, IndexError) as error:
         reason = printable(" ".join(str(error).split()))[:200]
         raise CorruptStore(f"{path} is damaged: {reason}. Make the Run again.") from error
+    is_decided = OUTER not in sides or TEST in sides  # at the operating point, where there is one
+    return sides if is_decided else {name: replace(side, called=side.likely) for name, side in sides.items()}
 
 
 def _parsed(header: Sequence[str], lines: Sequence[Sequence[str]], task: Task) -> dict[str, Side]:
     has_point = _AT in header
     expected = [*_FIRST, *([_AT] if has_point else []), *(durable.cell(f"p_{name}") for name in task.classes)]
-    if list(header) != expected or any(len(line) != len(expected) for line in lines):
+    if list(header) != expected:
         raise ValueError("its columns are not those of such a Run")
     row_of = {durable.cell(name): i for i, name in enumerate(task.image_ids)}
-    class_of = {durable.cell(name): i for i, name in enumerate(task.classes)}
     by_side: dict[str, list[Sequence[str]]] = {}
     for line in lines:
         by_side.setdefault(line[1], []).append(line)
@@ -205,17 +185,61 @@ def _parsed(header: Sequence[str], lines: Sequence[Sequence[str]], task: Task) -
     n_first = len(expected) - len(task.classes)
     found = {}
     for side in (side for side in SIDES if side in by_side):
-        p = np.array([line[n_first:] for line in by_side[side]], dtype=np.float64)  # (n, c)
-        if not np.isfinite(p).all() or p.min() < 0 or p.max() > 1:
-            raise ValueError("it holds what is no probability")
         rows = np.array([row_of[line[0]] for line in by_side[side]])
-        at = n_first - 1
-        if task.has_findings:
-            called = (p >= 0.5).astype(np.int64)
-        else:
-            called = np.array([class_of[line[at]] for line in by_side[side]])
-        found[side] = Side(rows, _logits(p, task.has_findings), p, called)
+        p = _probabilities([line[n_first:] for line in by_side[side]], task.has_findings)
+        likely, called = _calls(by_side[side], n_first, p, task)
+        found[side] = Side(rows, _logits(p, task.has_findings), p, called, likely)
     return found
+
+
+def _probabilities(cells: Sequence[Sequence[str]], has_findings: bool) -> Array:
+    """(n, c) numbers of which those of classes sum to 1, as far as nine digits say."""
+    p = np.array(cells, dtype=np.float64)
+    if not np.isfinite(p).all() or p.min() < 0 or p.max() > 1:
+        raise ValueError("it holds what is no probability")
+    if not has_findings and np.abs(p.sum(axis=1) - 1).max() > _ROUNDED:
+        raise ValueError("probabilities of an image do not sum to 1")
+    return p
+
+
+def _calls(lines: Sequence[Sequence[str]], n_first: int, p: Array, task: Task) -> tuple[Array, Array]:
+    """(n,) classes as they are likeliest, and as they were called: the same, but at an operating point."""
+    if task.has_findings:
+        called = (p >= 0.5).astype(np.int64)
+        return called, called
+    class_of = {durable.cell(name): i for i, name in enumerate(task.classes)}
+    likely, called = (np.array([class_of[line[at]] for line in lines]) for at in (len(_FIRST) - 1, n_first - 1))
+    if (p.max(axis=1) - p[np.arange(len(p)), likely] > _ROUNDED).any():
+        raise ValueError("an image is called what is not likeliest")
+    return likely, called
+
+
+def _check_rows(sides: Mapping[str, Side], protocol: Protocol) -> None:
+    """Each row once on a side, and those of the split."""
+    held = np.unique(np.concatenate([fold.held for fold in protocol.folds]))
+    expected = {TRAIN: (protocol.folds[0].train, protocol.rows), VAL: (held,), OUTER: (held,), TEST: (protocol.test,)}
+    for side, found in sides.items():
+        rows = np.sort(found.rows)
+        if not any(np.array_equal(rows, np.sort(each)) for each in expected[side]):
+            raise ValueError(f"its {side} rows are not those of split.json")
+    if (TEST in sides) != (len(protocol.test) > 0):
+        raise ValueError("its test rows are not those of split.json")
+
+
+def _check_counts(run: Run, task: Task, sides: Mapping[str, Side]) -> None:
+    """That its decisions are those that the record has counted."""
+    point = run.record["operating_point"] or {}
+    for side, found in sides.items():
+        told = run.record["metrics"].get(side)
+        if told is None or told["n"] != len(found):
+            raise ValueError(f"its {side} rows are not as many as run.json says")
+        for scores, called in ((told, found.likely), (point.get(side), found.called)):
+            if scores is None or task.has_findings:
+                continue
+            c = len(task.classes)
+            counts = np.bincount(task.labels[found.rows] * c + called, minlength=c * c).reshape(c, c)
+            if counts.tolist() != scores["confusion"]:
+                raise ValueError(f"its {side} rows are called otherwise than run.json says")
 
 
 def _logits(p: Array, has_findings: bool) -> Array:

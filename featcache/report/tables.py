@@ -4,10 +4,13 @@ Computes nothing: every number is the record's.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 
+from featcache.errors import in_our_words
+from featcache.heads import busy
 from featcache.names import printable
 from featcache.predict.origin import identity_of, said_by
 from featcache.provenance import Json, flatten
@@ -86,6 +89,7 @@ def _identity(subject: Subject, held: Json) -> list[Block]:
         ("Store", printable(record["store"]["name"]) or "none: the network is the Run's own"),
         *_training(subject),
         ("Computed with", _environment(record["environment"])),
+        ("Written", _date(subject)),
     ]
     rules = [(name.replace("_", " "), printable(str(value))) for name, value in flatten(held["decode"])]
     return [Facts(rows), Facts(rules, "How files became pixels")]
@@ -93,7 +97,7 @@ def _identity(subject: Subject, held: Json) -> list[Block]:
 
 def _training(subject: Subject) -> Iterator[tuple[str, str]]:
     record = subject.record
-    used = {name: value for name, value in record["head"].items() if name != "kind"}
+    used = {name: value for name, value in busy(record["head"]).items() if name != "kind"}
     yield "Head", f"{record['head']['kind']}; {_settings(used)}"
     if recipe := record.get("recipe"):
         stages = ", ".join(f"{each['unfreeze']} for {each['epochs']} epochs" for each in recipe["stages"])
@@ -122,6 +126,13 @@ def _plain(value: Any) -> str:
 
 def _numbers(values: Sequence[float]) -> str:
     return ", ".join(f"{value:.4g}" for value in values)
+
+
+def _date(subject: Subject) -> str:
+    path = subject.run.path / "run.json"
+    with in_our_words("reading", path):
+        at = datetime.fromtimestamp(path.stat().st_mtime, UTC)
+    return f"{at:%Y-%m-%d %H:%M} UTC, as the file run.json has it"
 
 
 def _environment(found: Mapping[str, str]) -> str:
@@ -229,7 +240,7 @@ def _averages(subject: Subject) -> str:
 def _column(subject: Subject, side: str, at_point: bool) -> str:
     chose = subject.scores(side, at_point).get("chose", ())
     marked = f", chose {listed([each.replace('_', ' ') for each in chose])}" if chose else ""
-    at = f", at p ≥ {subject.threshold:.3f}" if at_point else ""
+    at = f", at p ≥ {subject.record['operating_point']['threshold']:.3f}" if at_point else ""
     return f"{CALLED[side]}{at}{marked}"
 
 

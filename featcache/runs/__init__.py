@@ -8,7 +8,9 @@ without the store. Letters: n rows, d features, c classes.
 """
 
 import csv
+import io
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,11 +22,11 @@ import safetensors.numpy
 from safetensors import SafetensorError
 
 from featcache import durable, splits
-from featcache.heads import scoring
 from featcache.errors import CorruptStore, StoreNotFound, UnknownFormat, UsageError, from_os_error, in_our_words
-from featcache.heads import HeadSpec
+from featcache.heads import HeadSpec, scoring
+from featcache.names import printable
+from featcache.provenance import Json, canonical_json, digest_bytes, digest_json, from_json
 from featcache.runs.protocol import Protocol
-from featcache.provenance import Json, canonical_json, digest_json, from_json
 from featcache.runs.task import Task
 
 Array = np.ndarray[Any, Any]
@@ -34,8 +36,11 @@ RUN_FILES = (
     "run.json", "head.safetensors", "folds.safetensors", "split.json", "images.json", "history.csv", "predictions.csv",
     "sweep.csv", "near_duplicates.csv", "curves.png",
 )  # fmt: skip
+_TENSORS = ("head.safetensors", "folds.safetensors")
 IMAGES_FORMAT, IMAGES_VERSION = "featcache.images", 1
 _COLUMNS = ("image_ids", "content_sha256", "labels", "groups")
+_CURVES = [f"{side}_{name}" for side in ("train", "val") for name in ("loss", "accuracy", "f1")]
+_DIGESTS = "files_sha256"  # of the record: the sha256 of each CSV and of the heads, which an earlier featcache did not keep
 _EARLIER = ": an earlier featcache made it. Run the same featcache train-head command again."
 
 
@@ -141,7 +146,7 @@ class Run:
         """
         path = Path(path)
         try:
-            record = json.loads((path / "run.json").read_text("utf-8"))
+            record = json.loads((path / "run.json").read_text("utf-8"), parse_constant=_finite, parse_float=_finite)
         except FileNotFoundError as error:
             raise StoreNotFound(
                 f"there is no finished Run at {path}. Make one: featcache train-head STORE.h5"
@@ -189,7 +194,7 @@ class Run:
         Raises:
             CorruptStore: the file is damaged.
         """
-        return _tensors(self.path / "head.safetensors")
+        return self._tensors("head.safetensors")
 
     def fold_weights(self) -> list[dict[str, Array]]:
         """For each fold, in their order, the arrays of the head that has not seen its held rows, as `weights`. None
@@ -201,7 +206,7 @@ class Run:
         path = self.path / "folds.safetensors"
         found: dict[int, dict[str, Array]] = {}
         with _of_this_run(path):
-            for key, tensor in _tensors(path).items() if path.exists() else ():
+            for key, tensor in self._tensors(path.name).items() if path.exists() else ():
                 number, _, name = key.partition("/")
                 found.setdefault(int(number), {})[name] = tensor
         return [found[number] for number in sorted(found)]
@@ -249,6 +254,14 @@ class Run:
         seed = self.record["asked"]["split"]["seed"]
         return Protocol(test, folds, [], images.groups, dict(self.record["left_out"]), near, seed)
 
+    def _tensors(self, name: str) -> dict[str, Array]:
+        path, digests = self.path / name, self.record.get(_DIGESTS)
+        with _of_this_run(path), in_our_words("reading", path):
+            data = path.read_bytes()
+            if isinstance(digests, dict) and digests.get(name) != digest_bytes(data):
+                raise ValueError("it is not the one that run.json names")
+            return safetensors.numpy.load(data)
+
     def _kept(self, name: str) -> Json:
         """The JSON of a file beside the record."""
         path = self.path / name
@@ -257,22 +270,68 @@ class Run:
         with _of_this_run(path), in_our_words("reading", path):
             return json.loads(path.read_text("utf-8"))
 
+    def table(self, name: str) -> tuple[list[str], list[list[str]]] | None:
+        """Header and rows of one of the Run's CSV files, as texts; None where there is no such file.
+
+        Raises:
+            CorruptStore: it is not the one that was written.
+        """
+        path, digests = self.path / name, self.record.get(_DIGESTS)
+        digests = digests if isinstance(digests, dict) else None
+        if digests is not None and name not in digests:
+            return None  # whatever lies there, this Run has not written it
+        if not path.exists():
+            if digests:
+                raise CorruptStore(f"{path} is gone. Make the Run again.")
+            return None
+        with _of_this_run(path), in_our_words("reading", path):
+            data = path.read_bytes()  # once: these bytes are compared, and these are parsed
+            text = io.StringIO(data.decode("utf-8", "surrogateescape"), newline="")
+            header, *rows = csv.reader(text)
+            if not header or len(set(header)) < len(header) or any(len(row) != len(header) for row in rows):
+                raise ValueError("its rows are not those of one table")
+            if digests and digests[name] != digest_bytes(data):
+                raise ValueError("it is not the one that run.json names")
+        return header, rows
+
     def history(self) -> list[dict[str, float]]:
         """A mapping per epoch, as in `history.csv`; none for a head that was solved at once. Where a training had
-        several phases each says its `phase`, 1, 2 and so on; without one all are of the first."""
-        path = self.path / "history.csv"
-        if not path.exists():
-            return []
-        with open(path, encoding="utf-8", newline="") as file:
-            return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+        several phases each says its `phase`, 1, 2 and so on; without one all are of the first.
+
+        Raises:
+            CorruptStore: the file is damaged, or has not all epochs.
+        """
+        header, rows = self.table("history.csv") or ([], [])
+        with _of_this_run(self.path / "history.csv"):
+            if header and not {"epoch", *_CURVES} <= set(header):
+                raise ValueError("its columns are not those of a training")
+            found = [dict(zip(header, map(float, row), strict=True)) for row in rows]
+            head = self.record["head"]
+            if header and head.get("early_stopping") == 0 and len(found) != head["epochs"]:
+                raise ValueError(f"it has {len(found):,} of {head['epochs']:,} epochs")
+        return found
 
     def sweep(self) -> list[dict[str, str]]:
-        """The ranking of the specs that were tried, best first, as in `sweep.csv`; none where there was one."""
-        path = self.path / "sweep.csv"
-        if not path.exists():
-            return []
-        with open(path, encoding="utf-8", newline="") as file:
-            return list(csv.DictReader(file))
+        """The ranking of the specs that were tried, best first, as in `sweep.csv`; none where there was one.
+
+        Raises:
+            CorruptStore: the file is damaged.
+        """
+        header, rows = self.table("sweep.csv") or ([], [])
+        with _of_this_run(self.path / "sweep.csv"):
+            if header and (header[0] != "rank" or "n_fits" not in header[:-4]):
+                raise ValueError("its columns are not those of a ranking")
+            if header and (not rows or [row[0] for row in rows] != [str(i + 1) for i in range(len(rows))]):
+                raise ValueError("its ranks are not 1, 2 and so on")
+        return [dict(zip(header, row, strict=True)) for row in rows]
+
+
+def _finite(text: str) -> float:
+    """A number of a record, in which there is no other than a finite one: JSON in Python reads more than it should."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise ValueError(f"it holds {text[:20]}, which is no number")
+    return value
 
 
 @contextmanager
@@ -282,14 +341,11 @@ def _of_this_run(path: Path) -> Iterator[None]:
         yield
     except UnknownFormat as error:
         raise UnknownFormat(f"{path}: {error}.") from error
-    except (UsageError, SafetensorError, ValueError, KeyError, RecursionError) as error:
-        reason = " ".join(str(error).split())[:200].rstrip(".")
+    except (UsageError, SafetensorError, csv.Error, ValueError, KeyError, RecursionError) as error:
+        reason = printable(" ".join(str(error).split())[:200].rstrip("."))
         raise CorruptStore(f"{path} is damaged: {reason}. Make the Run again.") from error
 
 
-def _tensors(path: Path) -> dict[str, Array]:
-    with _of_this_run(path), in_our_words("reading", path):
-        return safetensors.numpy.load_file(path)
 
 
 def check_free(run_path: Path, key: Json) -> None:
@@ -339,9 +395,18 @@ def save(
         durable.write_csv(run_path / name, header, rows)
     for name, data in files.items():
         durable.write_bytes(run_path / name, data)
+    with in_our_words("reading", run_path):
+        for name in {*RUN_FILES, *_TENSORS} - {"run.json", "split.json", "images.json", *_made(folds), *tables, *files}:
+            (run_path / name).unlink(missing_ok=True)  # what a training that was killed has left here
+        kept = [*tables, *_made(folds)]
+        record = {**record, _DIGESTS: {name: digest_bytes((run_path / name).read_bytes()) for name in kept}}
     text = json.dumps(record, indent=1, allow_nan=False)
     durable.write_text(run_path / "run.json", text + "\n")
     return Run(run_path, json.loads(text))
+
+
+def _made(folds: Sequence[object]) -> Sequence[str]:
+    return _TENSORS if folds else _TENSORS[:1]
 
 
 def _packed(tensors: Mapping[str, Array], record: Json) -> bytes:

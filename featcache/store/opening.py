@@ -13,7 +13,7 @@ from typing import Any
 
 import h5py
 
-from featcache.errors import InputsChanged
+from featcache.errors import InputsChanged, UsageError
 from featcache.provenance import Json
 from featcache.store.schema import Array, get_text, texts
 from featcache.store.validation import STORE, Kind, check, open_file, reading
@@ -49,9 +49,11 @@ class OpenFile:
 
         Raises:
             StoreNotFound, UnknownFormat, CorruptStore, UntrustedFile, AccessDenied: it cannot be opened.
+            UsageError: it is a folder.
             InputsChanged: another file has been put there since it was first opened.
         """
         if self._file is None or self._pid != os.getpid():
+            _refuse_folder(self.path, self.kind)
             file = open_file(self.path, self.kind)
             try:
                 found = os.fstat(file.id.get_vfd_handle())
@@ -105,3 +107,14 @@ class OpenFile:
         if not isinstance(value, kind):
             raise ValueError(f"the attribute {name} is no {kind.__name__}")
         return value
+
+
+def _refuse_folder(path: Path, kind: Kind) -> None:
+    """Says what a folder is, where a file is expected.
+
+    Raises:
+        UsageError: it is one.
+    """
+    if path.is_dir():
+        what = "the folder of a Run" if (path / "run.json").is_file() else "a folder"
+        raise UsageError(f"{path} is {what}; {kind.explained}")

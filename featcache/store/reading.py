@@ -16,10 +16,8 @@ from featcache.store.opening import OpenFile
 from featcache.store.schema import POOLED, WEIGHTS_SOURCE, Array, get_text
 from featcache.store.validation import reading
 
-_ONLY_PROBE = (
-    "The installed libraries make other pixels of the same images than those of its environment (see featcache info): "
-    "go back to their versions, or embed anew. "
-)
+_ONLY_PROBE = "Go back to the versions of its environment (see featcache info), or embed anew. "
+_PROBE = "probe: the libraries installed here decode or resize images otherwise than those that made it"
 
 
 class Store:
@@ -225,15 +223,21 @@ def _places(rows: Any, views: Any, shape: tuple[int, ...]) -> list[tuple[int, ..
     return list(zip(*(each.tolist() for each in asked), strict=True))
 
 
+def differences(held: Json, asked: Json) -> list[str]:
+    """A line per field in which two identities differ; of the probe, whose digests say nothing to a person, what it
+    means."""
+    return [_PROBE if line.startswith("probe: ") else line for line in difference(held, asked)]
+
+
 def check_identity(path: Path, held: Json, asked: Json) -> None:
     """Refuses to mix vectors of two kinds at one path.
 
     Raises:
         IdentityMismatch: with a line per field that differs.
     """
-    if lines := difference(held, asked):
+    if lines := differences(held, asked):
         fields = "\n  ".join(lines)
-        why = _ONLY_PROBE if len(lines) == 1 and lines[0].startswith("probe:") else ""
+        why = _ONLY_PROBE if lines == [_PROBE] else ""
         raise IdentityMismatch(
             f"{path} holds other vectors than the ones asked for:\n  {fields}\n{why}Write to another path."
         )

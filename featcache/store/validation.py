@@ -34,6 +34,7 @@ _MAX_CHUNK_BYTES = 1 << 28
 _MAX_MEMBERS = 10_000  # of a group
 _MAX_ATTRIBUTE_BYTES = 1 << 26
 _MAX_TEXT_BYTES = 1 << 16  # of one text; the longest cell of a manifest is a quarter of it
+_SUFFIXES = (".h5", ".hdf5")
 _SIGNATURE_ALIKE = 6  # of the eight bytes; fewer and the file is something else, not a damaged store
 
 
@@ -46,7 +47,9 @@ class Kind:
         format, version: what it must say of itself; another major version is refused.
         attributes: texts that it must have.
         may_have: texts that it need not have.
-        missing: of a path at which there is nothing.
+        noun: what a person calls it.
+        command: that writes it.
+        made_by: the same, with the path of such a file.
         again: how another one is made.
     """
 
@@ -55,20 +58,31 @@ class Kind:
     version: tuple[int, int]
     attributes: tuple[str, ...]
     may_have: tuple[str, ...]
-    missing: str
+    noun: str
+    command: str
+    made_by: str
     again: str
+
+    @property
+    def explained(self) -> str:
+        """What it is, to somebody who gave something else."""
+        return f"a {self.noun} is the .h5 file that {self.command} writes."
+
+    def missing(self, path: Path) -> str:
+        """Of a path at which there is nothing: how it is made, where its name is that of such a file."""
+        way = f"Make one with: {self.made_by.format(path=path)}" if path.suffix in _SUFFIXES else self.explained
+        return f"there is no {self.noun} at {path}. {way[0].upper()}{way[1:]}"
 
 
 STORE = Kind(
     "featcache store", FORMAT, VERSION,
     ("format", "identity", "identity_sha256", "environment", "datasets_sha256"), ("weights_source",),
-    "there is no store at {path}. Make one with: featcache embed IMAGES -o {path}", "Embed into another file.",
+    "store", "featcache embed", "featcache embed IMAGES -o {path}", "Embed into another file.",
 )  # fmt: skip
 FUSION = Kind(
     "featcache fusion file", FUSION_FORMAT, FUSION_VERSION,
     ("format", "identity", "identity_sha256", "about", "datasets_sha256"), (),
-    "there is no fusion file at {path}. Make one with: featcache export STORE.h5 {path} --by COLUMN",
-    "Export it again.",
+    "fusion file", "featcache export --by", "featcache export STORE.h5 {path} --by COLUMN", "Export it again.",
 )  # fmt: skip
 
 
@@ -115,7 +129,7 @@ def _signature_alike(path: Path, kind: Kind) -> int:
         with open(path, "rb") as raw:
             return sum(a == b for a, b in zip(raw.read(len(SIGNATURE)), SIGNATURE, strict=False))
     except FileNotFoundError as error:
-        raise StoreNotFound(kind.missing.format(path=path)) from error
+        raise StoreNotFound(kind.missing(path)) from error
     except OSError as error:
         raise from_os_error(error, "reading", path) from error
 

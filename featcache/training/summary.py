@@ -6,6 +6,7 @@ Letters: n rows, c classes.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,8 @@ from featcache.training.selection import Candidate, numbers, spread
 Array = np.ndarray[Any, Any]
 
 TRAIN, VAL, TEST, OUTER = "train", "val", "test", "outer"
+_COMPARED = {"auroc": "AUROC", "accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "loss": "loss"}
+_DECIDED = ("accuracy", "balanced_accuracy")  # by a threshold
 
 
 @dataclass(frozen=True)
@@ -51,9 +54,7 @@ class Said:
         """
         found: dict[str, Any] = {TEST: None}
         for side, (rows, logits) in self.sides.items():
-            found[side] = numbers(self.task, rows, logits)
-            if side != TRAIN:
-                found[side]["intervals"] = spread(self.task, self.protocol, rows, logits)
+            found[side] = dict(self._at_half[side])
             if self.temperature is not None:
                 found[side]["calibrated"] = self._calibrated(rows, logits, self.temperature)
         found[VAL]["chose"] = chose
@@ -68,11 +69,21 @@ class Said:
     def at_operating_point(self, rule: Any) -> dict[str, Any]:
         """The threshold, and the numbers of rows it was chosen on and of those it was not."""
         found: dict[str, Any] = {"rule": str(rule), "threshold": self.threshold, "chosen_on": VAL}
-        for side, (rows, logits) in self.sides.items():
-            if side in (VAL, TEST):
-                found[side] = numbers(self.task, rows, logits, self.threshold)
-                found[side]["intervals"] = spread(self.task, self.protocol, rows, logits, self.threshold)
-        return found
+        return found | self._at_point
+
+    @cached_property
+    def _at_half(self) -> dict[str, dict[str, Any]]:
+        return {side: self._numbers(side, None) for side in self.sides}
+
+    @cached_property
+    def _at_point(self) -> dict[str, dict[str, Any]]:
+        return {side: self._numbers(side, self.threshold) for side in (VAL, TEST) if side in self.sides}
+
+    def _numbers(self, side: str, threshold: float | None) -> dict[str, Any]:
+        """With intervals where the side was not learnt from."""
+        of = *self.sides[side], threshold
+        found = numbers(self.task, *of)
+        return found if side == TRAIN else {**found, "intervals": spread(self.task, self.protocol, *of)}
 
     def notes(self, ranked: Sequence[Candidate] = ()) -> list[str]:
         """What a reader of the numbers has to know; `ranked` are the specs that were tried."""
@@ -87,16 +98,25 @@ class Said:
         return notes
 
     def _disagreement(self) -> str:
-        before = {side: spread(self.task, self.protocol, *self.sides[side]).get("auroc") for side in (VAL, TEST)}
-        val, test = before[VAL], before[TEST]
-        if val is None or test is None or (val[0] <= test[1] and test[0] <= val[1]):
+        """The numbers whose intervals of the two sides have nothing in common; those of decisions where is decided."""
+        words = []
+        for name, called in _COMPARED.items():
+            at_point = self.threshold is not None and name in _DECIDED
+            sides = self._at_point if at_point else self._at_half
+            pair = [(sides[side][name], sides[side]["intervals"].get(name)) for side in (VAL, TEST)]
+            if _lie_apart(*(interval for _, interval in pair)):
+                told = " and ".join(f"{value:.3f} [{low:.3f}, {high:.3f}]" for value, (low, high) in pair)
+                words.append(f"{called}{' at the operating point' if at_point else ''} {told}")
+        if not words:
             return ""
-        at = {side: numbers(self.task, *self.sides[side])["auroc"] for side in (VAL, TEST)}
         return (
-            f"validation and test disagree beyond their intervals: AUROC {at[VAL]:.3f} [{val[0]:.3f}, {val[1]:.3f}] "
-            f"and {at[TEST]:.3f} [{test[0]:.3f}, {test[1]:.3f}]. The test images are unlike the others, and validation "
-            f"does not say how the head does on them"
+            f"validation and test disagree beyond their intervals: {'; '.join(words)}. The test images are unlike the "
+            f"others, and validation does not say how the head does on them"
         )
+
+
+def _lie_apart(one: Sequence[float] | None, other: Sequence[float] | None) -> bool:
+    return one is not None and other is not None and (one[1] < other[0] or other[1] < one[0])
 
 
 # --- tables -----------------------------------------------------------------------------------------------------------
