@@ -309,7 +309,7 @@ def test_heads_of_folds_that_changed_places_are_not_used(run: Run) -> None:
     path = run.path / "folds.safetensors"
     heads = load_file(path)
     save_file({f"{(int(key[0]) + 1) % 3}{key[1:]}": tensor for key, tensor in heads.items()}, path)
-    with pytest.raises(CorruptStore, match="folds.safetensors is damaged"):
+    with pytest.raises(CorruptStore, match=r"folds\.safetensors is damaged"):
         run.fold_weights()
 
 
