@@ -15,21 +15,25 @@ import pdoc
 import featcache
 
 MODULES = (
-    "featcache", "featcache.manifest.sources", "featcache.manifest.checking", "featcache.embed", "featcache.training",
-    "featcache.runs.task", "featcache.runs.protocol", "featcache.recipe", "featcache.finetune", "featcache.audit",
-    "featcache.report", "featcache.predict", "featcache.predict.bundle", "featcache.export", "featcache.fusion",
-    "featcache.phantoms", "featcache.errors",
+    "featcache", "featcache.embed", "featcache.training", "featcache.recipe", "featcache.finetune", "featcache.audit",
+    "featcache.report", "featcache.predict", "featcache.export", "featcache.fusion", "featcache.phantoms",
+    "featcache.doctor", "featcache.errors",
 )  # fmt: skip
+PARTS = (
+    "featcache.manifest.sources", "featcache.manifest.checking", "featcache.runs.task", "featcache.runs.protocol",
+    "featcache.predict.bundle",
+)  # fmt: skip
+NO_OTHERS = r"!featcache\.\w+\..+"  # pdoc adds all parts of a package
 
 
 def main(folder: Path) -> None:
     """Renders every module of the list."""
     warnings.simplefilter("error", UserWarning)
-    for module in map(import_module, MODULES):
+    for module in map(import_module, (*MODULES, *PARTS)):
         for name in getattr(module, "__all__", ()):  # some are loaded on first use, which pdoc does not do
             setattr(module, name, getattr(module, name))
     pdoc.render.configure(docformat="google", footer_text=f"featcache {featcache.__version__}")
-    pdoc.pdoc(*MODULES, output_directory=folder)
+    pdoc.pdoc(*MODULES, NO_OTHERS, *PARTS, output_directory=folder)
 
 
 if __name__ == "__main__":
