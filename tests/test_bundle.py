@@ -58,6 +58,22 @@ def check_refused(done: Done, code: int, message: str) -> None:
 # --- what it is -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("foreign", [b"mine", b"PK\x03\x04mine"])
+def test_a_file_of_somebody_is_not_replaced(phase_one: Path, tmp_path: Path, foreign: bytes) -> None:
+    path = tmp_path / "model.zip"
+    path.write_bytes(foreign)
+    with pytest.raises(UsageError, match="no earlier bundle"):
+        bundle(Run.open(phase_one / "linear"), path, with_backbone=False)
+    assert path.read_bytes() == foreign
+    with zipfile.ZipFile(path, "w") as members:
+        members.writestr("thesis.txt", "mine")
+    with pytest.raises(UsageError, match="no earlier bundle"):
+        bundle(Run.open(phase_one / "linear"), path, with_backbone=False)
+    path.write_bytes(b"")
+    for _ in range(2):
+        bundle(Run.open(phase_one / "linear"), path, with_backbone=False)
+
+
 def test_a_bundle_says_what_its_run_says_and_needs_nothing_else(phase_one: Path, weights: str, given: Path) -> None:
     with load_run(phase_one / "linear", weights=weights, device="cpu") as predictor:
         expected = predictor.predict(some(phase_one))

@@ -86,11 +86,14 @@ def bundle(
 
     Raises:
         IdentityMismatch: other weights, or another preprocessing than the Run's.
-        UsageError: weights that have to be named, an ONNX file that cannot be made, a path that is a folder.
+        UsageError: weights that have to be named, an ONNX file that cannot be made, a path that is a
+            folder, or the file of somebody else.
         CorruptStore: the Run is damaged.
     """
     if path.suffix != ".zip" or path.is_dir():
         raise UsageError(f"-o {path}: give the name of a file that ends with {SUFFIX}, such as model{SUFFIX}.")
+    if path.exists() and not _is_bundle(path):
+        raise UsageError(f"{path} is there, and no earlier bundle. Write to another path.")
     model, notes = Model.of(run), list[str]()
     members = {name: _read(run.path / name) for name in (RECORD, HEAD)}
     if with_backbone:
@@ -147,6 +150,16 @@ def unpack(path: Path, folder: Path) -> Run:
 
 
 # --- what is inside ---------------------------------------------------------------------------------------------------
+
+
+def _is_bundle(path: Path) -> bool:
+    """By the names of its members; an empty file is nobody's."""
+    with in_our_words("reading", path):
+        try:
+            with zipfile.ZipFile(path) as members:
+                return INDEX in members.namelist()
+        except zipfile.BadZipFile:
+            return path.stat().st_size == 0
 
 
 def _read(path: Path) -> bytes:
