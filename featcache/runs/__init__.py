@@ -40,7 +40,9 @@ _TENSORS = ("head.safetensors", "folds.safetensors")
 IMAGES_FORMAT, IMAGES_VERSION = "featcache.images", 1
 _COLUMNS = ("image_ids", "content_sha256", "labels", "groups")
 _CURVES = [f"{side}_{name}" for side in ("train", "val") for name in ("loss", "accuracy", "f1")]
-_DIGESTS = "files_sha256"  # of the record: the sha256 of each CSV and of the heads, which an earlier featcache did not keep
+_DIGESTS = (
+    "files_sha256"  # of the record: the sha256 of each CSV and of the heads, which an earlier featcache did not keep
+)
 _EARLIER = ": an earlier featcache made it. Run the same featcache train-head command again."
 
 
@@ -344,8 +346,6 @@ def _of_this_run(path: Path) -> Iterator[None]:
     except (UsageError, SafetensorError, csv.Error, ValueError, KeyError, RecursionError) as error:
         reason = printable(" ".join(str(error).split())[:200].rstrip("."))
         raise CorruptStore(f"{path} is damaged: {reason}. Make the Run again.") from error
-
-
 
 
 def check_free(run_path: Path, key: Json) -> None:

@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 
 from featcache import splits
-from featcache.splits.duplicates import near_pairs, pair_keys
 from featcache.errors import UsageError, in_our_words
-from featcache.splits import Fold, Split
 from featcache.runs.task import Task
+from featcache.splits import Fold, Split
+from featcache.splits.duplicates import near_pairs, pair_keys
 
 Array = np.ndarray[Any, Any]
 
