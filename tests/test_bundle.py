@@ -58,6 +58,13 @@ def check_refused(done: Done, code: int, message: str) -> None:
 # --- what it is -------------------------------------------------------------------------------------------------------
 
 
+def test_the_format_keeps_its_name(phase_one: Path, tmp_path: Path) -> None:
+    """Whatever module writes it: bundles of before have to open."""
+    bundle(Run.open(phase_one / "linear"), tmp_path / "model.zip", with_backbone=False)
+    with zipfile.ZipFile(tmp_path / "model.zip") as members:
+        assert json.loads(members.read("bundle.json"))["format"] == "featcache.bundle"
+
+
 @pytest.mark.parametrize("foreign", [b"mine", b"PK\x03\x04mine"])
 def test_a_file_of_somebody_is_not_replaced(phase_one: Path, tmp_path: Path, foreign: bytes) -> None:
     path = tmp_path / "model.zip"

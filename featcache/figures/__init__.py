@@ -1,5 +1,4 @@
-"""Numbers in, PNG out. With `charts` the only user of matplotlib; knows nothing of runs or
-stores.
+"""Numbers in, PNG out. With `charts` the only user of matplotlib; knows nothing of runs or stores.
 
 Figures are drawn without a display and without pyplot's global state, for a white page: curves, which are wide, at 150
 dots per inch, the small charts of a report at 300.

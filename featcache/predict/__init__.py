@@ -31,9 +31,7 @@ from featcache.runs import RUN_FILES
 from featcache.store import Store
 
 _SHOWN = 5
-_OF_A_PASS = re.compile(
-    r"\.{0,2}[0-9a-f]{12}\.h5"
-)  # a store named by the digest of its identity, and what is beside it
+_OF_A_PASS = re.compile(r"\.{0,2}[0-9a-f]{12}\.h5")  # a store named by a digest, and what is beside it
 _LISTED = 300  # failures in JSON; all are in the CSV
 
 

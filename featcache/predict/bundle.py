@@ -27,7 +27,7 @@ from featcache.predict.predictions import Model
 from featcache.provenance import Json, digest_bytes, environment
 from featcache.runs import Run
 
-FORMAT, VERSION = "featcache.predict.bundle", 1
+FORMAT, VERSION = "featcache.bundle", 1
 SUFFIX = ".fcb.zip"
 README, INDEX, RECORD, HEAD, ONNX = "README.txt", "bundle.json", "run.json", "head.safetensors", "model.onnx"
 _TEXT, _TENSORS = 64 << 20, 16 << 30  # bytes
@@ -86,8 +86,8 @@ def bundle(
 
     Raises:
         IdentityMismatch: other weights, or another preprocessing than the Run's.
-        UsageError: weights that have to be named, an ONNX file that cannot be made, a path that is a
-            folder, or the file of somebody else.
+        UsageError: weights that have to be named, an ONNX file that cannot be made, a path that is a folder, or
+            the file of somebody else.
         CorruptStore: the Run is damaged.
     """
     if path.suffix != ".zip" or path.is_dir():

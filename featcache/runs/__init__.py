@@ -40,9 +40,7 @@ _TENSORS = ("head.safetensors", "folds.safetensors")
 IMAGES_FORMAT, IMAGES_VERSION = "featcache.images", 1
 _COLUMNS = ("image_ids", "content_sha256", "labels", "groups")
 _CURVES = [f"{side}_{name}" for side in ("train", "val") for name in ("loss", "accuracy", "f1")]
-_DIGESTS = (
-    "files_sha256"  # of the record: the sha256 of each CSV and of the heads, which an earlier featcache did not keep
-)
+_DIGESTS = "files_sha256"  # of the record: of each CSV and of the heads; an earlier featcache did not keep them
 _EARLIER = ": an earlier featcache made it. Run the same featcache train-head command again."
 
 
