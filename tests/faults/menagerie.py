@@ -52,8 +52,10 @@ def _embedded(work: Path) -> tuple[int, bytes, int]:
     )
     marks: dict[int, int] = {}
     while process.poll() is None:
+        own = _read(process.pid, "cmdline")
         for pid in (process.pid, *_children(process.pid)):
-            marks[pid] = _highest_kb(pid) or marks.get(pid, 0)  # the last: before its exec a child shows its parent's
+            if pid == process.pid or _read(pid, "cmdline") != own:  # before its exec a child is its parent, seen twice
+                marks[pid] = max(_highest_kb(pid), marks.get(pid, 0))
         time.sleep(0.02)
     output, _ = process.communicate()
     return process.returncode, output, sum(marks.values())
@@ -70,11 +72,16 @@ def _children(pid: int) -> list[int]:
 
 
 def _highest_kb(pid: int) -> int:
+    lines = _read(pid, "status").splitlines()
+    return next((int(line.split()[1]) for line in lines if line.startswith(b"VmHWM")), 0)
+
+
+def _read(pid: int, name: str) -> bytes:
+    """One of the files that the system keeps of a process; empty once it has ended."""
     try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        return Path(f"/proc/{pid}/{name}").read_bytes()
     except OSError:
-        return 0
-    return next((int(line.split()[1]) for line in lines if line.startswith("VmHWM")), 0)
+        return b""
 
 
 def _wrong_end(code: int | None, answer: dict[str, int], n: int, peak_kb: int) -> list[str]:
