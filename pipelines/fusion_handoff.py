@@ -33,7 +33,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import StandardScaler
 
-from featcache.fusion import Studies, open_studies
+from featcache.fusion import FeatcacheError, Studies, open_studies
 
 Array = np.ndarray[Any, Any]
 
@@ -191,4 +191,8 @@ def told(scores: pd.DataFrame) -> list[str]:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except FeatcacheError as error:  # about the file, in one line
+        sys.stderr.write(f"{error}\n")
+        sys.exit(error.exit_code)

@@ -20,6 +20,8 @@ from featcache.errors import IdentityMismatch, InputsChanged, UsageError
 from featcache.finetune import fine_tune
 from featcache.finetune.course import shortened
 from featcache.finetune.telling import Telling
+from featcache.fusion.spec import FusionSpec
+from featcache.fusion.writing import export_studies
 from featcache.heads import HeadSpec
 from featcache.images.augment import ViewSpec
 from featcache.manifest import Manifest
@@ -109,6 +111,27 @@ def test_its_network_embeds_to_vectors_of_which_its_head_says_what_it_predicted(
     for row in rows:
         said = [float(row[f"p_{name}"]) for name in from_store.record["classes"]]
         np.testing.assert_allclose(said, p[row["image_id"]], atol=1e-5)
+
+
+def test_vectors_of_a_network_that_has_learnt_from_images_say_so(
+    from_store: Run, phase_one: Path, tmp_path: Path
+) -> None:
+    """No fold of its images is without it, in whatever comes of them: a head, a file of studies, a further training."""
+    spec = BackboneSpec(NET, str(from_store.path / "backbone.safetensors"), input_size=32)
+    embed(Manifest.read(phase_one / "images"), tmp_path / "new.h5", spec)
+    with Store.open(tmp_path / "new.h5") as store:
+        assert store.weights_source == from_store.record["store"]["weights"] == "run"
+        run = train_head(store, HeadSpec(epochs=1), tmp_path / "run")
+        by_head = export_studies(store, tmp_path / "head.h5", FusionSpec("image_id"), run)
+        by_itself = export_studies(store, tmp_path / "itself.h5", FusionSpec("image_id"), from_store)
+    assert "out of fold as well" in run.record["notes"][0]
+    assert "no logits are of something that has not seen them" in by_head.notes[0]
+    assert by_itself.notes == (), "it is known what the Run has learnt from"
+    images = Manifest.read(phase_one / "images")
+    how = recipe(Stage("last-block", 1))
+    further = fine_tune(run, how, tmp_path / "further", images=images, weights=spec.weights)
+    assert "out of fold as well" in " ".join(further.record["notes"])
+    assert not any("out of fold as well" in note for note in from_store.record["notes"])
 
 
 def test_a_run_says_all_that_was_asked_and_what_it_bought(from_store: Run, phase_one: Path) -> None:

@@ -85,6 +85,13 @@ def test_the_hand_off_scores_fuses_and_teaches_a_language_model(
     assert losses[-3:].mean() < 0.8 * losses[:3].mean()
 
 
+def test_another_file_than_one_of_studies_is_told_as_such(embedded_once: Path, tmp_path: Path) -> None:
+    command = [sys.executable, str(PIPELINES / "fusion_handoff.py"), str(embedded_once), "-o", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (14, "")
+    assert done.stderr == f"{embedded_once} is an HDF5 file, but not a featcache fusion file.\n"
+
+
 def test_scores_are_those_of_scikit_learn_and_folds_divide_no_group() -> None:
     import fusion_handoff
 

@@ -228,6 +228,12 @@ def test_paths_and_arrays_are_told_the_same_in_the_order_given(
     assert of_arrays.names == ["0", "1", "2", "3"]
 
 
+@pytest.mark.parametrize("shape", [(40, 40, 1), (40, 40, 4), (40, 40, 2)])
+def test_an_array_with_channels_that_no_image_has_is_not_taken_for_several(linear: Run, shape: tuple[int, ...]) -> None:
+    with pytest.raises(UsageError, match="several are a list of such arrays"):
+        load_run(linear.path).predict(np.zeros(shape, dtype=np.uint8))
+
+
 def test_what_cannot_be_used_is_a_row_without_numbers(phase_one: Path, weights: str, tmp_path: Path) -> None:
     good = phase_one / "images" / "test" / "sick" / "005.png"
     (tmp_path / "text.png").write_text("no image")

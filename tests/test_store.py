@@ -345,6 +345,7 @@ def test_verify_sees_a_value_whose_checksum_is_right(tmp_path: Path) -> None:
         ('{"identity": {}, "n_rows": 1e999}', StoreNotFound),
         ('{"identity": {}, "n_rows": null}', StoreNotFound),
         ("[]", StoreNotFound),
+        ('{"command": "fine-tune"}', StoreNotFound),
     ],
 )
 def test_status_of_a_pass_whose_plan_is_none_is_an_error_of_ours(plan: str, error: type, tmp_path: Path) -> None:

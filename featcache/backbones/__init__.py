@@ -60,7 +60,7 @@ class Backbone:
         name: the resolved `arch.tag`; `arch` alone where the weights are a file's or random.
         module: the network without its classifier.
         transform: resize, crop and normalisation.
-        weights_source: "hub", "file" or "random:SEED", for people.
+        weights_source: as in `weights.Loaded`, for people.
         weights_paths: the files that decided which weights these are; none for random ones.
         weights_sha256: digest of the state dict really loaded (names, dtypes, shapes, bytes).
         shapes: tap -> shape of what it gives for one image; `pooled` is (d,).

@@ -29,6 +29,8 @@ from featcache.provenance import digest_arrays
 from featcache.request import check_weights
 
 _HUB_TIMEOUT_S = 5
+RUN = "run"
+SOURCE_KEY = "featcache.weights_source"  # of a file's metadata: RUN, where a training of ours made the weights
 # What timm's conversions of foreign state dicts raise.
 _DO_NOT_FIT = (RuntimeError, KeyError, AttributeError, IndexError, ValueError, TypeError, AssertionError)
 _WAYS_OUT = (
@@ -44,7 +46,7 @@ class Loaded:
     Attributes:
         name: the resolved `arch.tag`; `arch` alone where the weights are a file's or random.
         module: the network without its classifier, frozen, in `eval()`.
-        source: "hub", "file" or "random:SEED", for people.
+        source: "hub", "file", "run" (a file that a training of ours has written) or "random:SEED", for people.
         paths: the files that decided which weights these are; none for random ones.
     """
 
@@ -68,12 +70,12 @@ def load(name: str, weights: str | None) -> Loaded:
     arch = name.partition(".")[0]
     if weights is None:
         cached = _fetch(name, config_of(name))
-        module = _with_state(name, _read_weights(cached), name)
+        module = _with_state(name, _read_weights(cached)[0], name)
         return Loaded(name, headless(module), "hub", (cached, _revision(cached)))
     if weights.startswith("random:"):
         return Loaded(arch, headless(_random(arch, weights)), weights)
-    module = _with_state(name, _read_weights(Path(weights)), weights)
-    return Loaded(arch, headless(module), "file", (Path(weights),))
+    state, source = _read_weights(Path(weights))
+    return Loaded(arch, headless(_with_state(name, state, weights)), source, (Path(weights),))
 
 
 def _create(arch: str) -> nn.Module:
@@ -165,8 +167,8 @@ def _of_classifier(key: str, config: Mapping[str, Any]) -> bool:
     return any(key.startswith(f"{name}.") for name in names)
 
 
-def _read_weights(path: Path) -> Mapping[str, Tensor]:
-    """A state dict from a file. Pickles are opened as tensors only, whatever the environment says.
+def _read_weights(path: Path) -> tuple[Mapping[str, Tensor], str]:
+    """A state dict from a file, and its source. Pickles are opened as tensors only, whatever the environment says.
 
     Raises:
         UntrustedFile: the pickle wants more than tensors; the message names what.
@@ -176,7 +178,7 @@ def _read_weights(path: Path) -> Mapping[str, Tensor]:
         raise UsageError(f"--weights {path}: expected a .safetensors, .pth or .pt file.")
     try:
         if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
+            return _read_safetensors(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise from_os_error(error, "reading", path) from error
@@ -190,7 +192,14 @@ def _read_weights(path: Path) -> Mapping[str, Tensor]:
             loaded = loaded[key]
     if not isinstance(loaded, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in loaded.items()):
         raise UsageError(f"--weights {path} holds no state dict (names with tensors).")
-    return loaded
+    return loaded, "file"
+
+
+def _read_safetensors(path: Path) -> tuple[Mapping[str, Tensor], str]:
+    with safetensors.safe_open(path, "pt") as file:
+        source = (file.metadata() or {}).get(SOURCE_KEY)
+        names = file.keys()
+        return {name: file.get_tensor(name) for name in names}, RUN if source == RUN else "file"
 
 
 def _fetch(name: str, config: Mapping[str, Any]) -> Path:

@@ -131,9 +131,11 @@ def _export_studies(source: Path, output: Path, asked: dict[str, Any], run: Path
     if as_json:
         answer({
             "output": str(done.path), "studies": done.n_studies, "bytes": done.n_bytes, "features": done.shapes,
-            "coverage": done.coverage,
+            "coverage": done.coverage, "notes": list(done.notes),
         })  # fmt: skip
     people = console(as_json)
+    for note in done.notes:
+        people.print(f"[yellow]note: {escaped(note)}[/]", highlight=False)
     people.print(_coverage(done.coverage))
     people.print(
         f"[bold]{escaped(done.path)}[/]: {done.n_studies:,} studies of {_shapes(done.shapes)}, "

@@ -21,7 +21,7 @@ from featcache.runs import Images, Run
 from featcache.runs.protocol import Protocol
 from featcache.runs.task import Task
 from featcache.training import baselines, selection
-from featcache.training.summary import TEST, VAL, Said, tables
+from featcache.training.summary import TEST, VAL, Said, about_network, tables
 
 Array = np.ndarray[Any, Any]
 Sided = Mapping[str, tuple[Array, Array]]
@@ -66,7 +66,9 @@ def write(
     """
     task, protocol = start.task, start.protocol
     before, after = (_said(task, protocol, sides, rule) for sides in (outcome.before, outcome.after))
-    backbone = replace(start.backbone, weights_sha256=weights.digest(start.backbone.module))
+    source = weights.RUN if outcome.epoch else start.backbone.weights_source
+    digest = weights.digest(start.backbone.module)
+    backbone = replace(start.backbone, weights_sha256=digest, weights_source=source)
     identity = backbone.identity(start.decode, "float32")
     images, division = Images.of(task, protocol).to_json(), protocol.record(task.image_ids)
     points, epoch = _history(start.parent, outcome)
@@ -90,7 +92,7 @@ def write(
         "feature_rms": start.feature_rms,
         "images_sha256": images["sha256"],
         "identity_sha256": digest_json(identity),
-        "store": {"name": parent["store"]["name"] if parent else "", "identity": identity, "weights": "file"},
+        "store": {"name": parent["store"]["name"] if parent else "", "identity": identity, "weights": source},
         "environment": environment,
         "seconds": round(seconds, 3),
     }
@@ -145,7 +147,7 @@ def _baselines(task: Task, protocol: Protocol) -> Json:
 
 
 def _notes(parent: Run | None, outcome: Outcome, after: Said) -> list[str]:
-    notes = after.notes()
+    notes = [*about_network(parent.record["store"].get("weights") if parent else None), *after.notes()]
     if parent and parent.record["asked"].get("average_views"):
         name = parent.path.name
         notes.insert(0, f"{name} was scored by means over augmented views; here nothing is, before or after")

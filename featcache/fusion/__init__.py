@@ -13,9 +13,10 @@ featcache's dependencies; `StudyDataset` needs torch as well. `FORMAT.md` states
 
 from typing import TYPE_CHECKING, Any
 
+from featcache.errors import FeatcacheError
 from featcache.fusion.reading import Studies, Study, open_studies
 
-__all__ = ["Studies", "Study", "StudyDataset", "collate", "open_studies"]
+__all__ = ["FeatcacheError", "Studies", "Study", "StudyDataset", "collate", "open_studies"]
 
 if TYPE_CHECKING:
     from featcache.fusion.datasets import StudyDataset, collate

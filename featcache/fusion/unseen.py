@@ -62,6 +62,16 @@ class Learnt:
             "n_folds": len(self.folds) or 1,
         }
 
+    def notes(self, store: Store) -> tuple[str, ...]:
+        """Where heads that have not seen a study act on vectors of a network that may have."""
+        if store.weights_source != "run" or self.run.record.get("n_trainable"):  # that network is the Run's own
+            return ()
+        words = (
+            "the network of these vectors was itself trained by featcache: of studies that it has learnt from, no "
+            "logits are of something that has not seen them"
+        )
+        return (words,)
+
 
 @dataclass(frozen=True)
 class Said:

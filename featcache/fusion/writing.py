@@ -41,6 +41,7 @@ class Fused:
         n_bytes: its size.
         shapes: array -> the shape of a row.
         coverage: how many studies, images, texts and logits there are, and what is missing.
+        notes: what a person should know of the logits.
     """
 
     path: Path
@@ -48,6 +49,7 @@ class Fused:
     n_bytes: int
     shapes: dict[str, list[int]]
     coverage: Json
+    notes: tuple[str, ...] = ()
 
 
 def export_studies(store: Store, path: Path, spec: FusionSpec, run: Run | None = None) -> Fused:
@@ -92,7 +94,8 @@ def export_studies(store: Store, path: Path, spec: FusionSpec, run: Run | None =
     with Studies(path) as written:
         shapes = {"image_vectors": list(written.row_shape)}
         shapes |= {"image_tokens": list(written.token_shape)} if written.token_shape else {}
-        return Fused(path, len(written), path.stat().st_size, shapes, coverage)
+        notes = learnt.notes(store) if learnt else ()
+        return Fused(path, len(written), path.stat().st_size, shapes, coverage, notes)
 
 
 def _check_path(store: Store, path: Path) -> None:

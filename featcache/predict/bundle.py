@@ -99,9 +99,7 @@ def bundle(
     if with_backbone:
         backbone, _ = origin.backbone_of(run, weights, "cpu", precision="float32")
         members[WEIGHTS] = origin.packed(backbone)
-        config = getattr(backbone.module, "pretrained_cfg", None) or {}
-        licence = config.get("license") if backbone.weights_source == "hub" else None
-        notes.append(_about_weights(backbone.weights_source, licence))
+        notes.append(_about_weights(run))
     if with_onnx:
         from featcache.predict import portable
 
@@ -195,11 +193,16 @@ def _index(run: Run, model: Model, members: Mapping[str, bytes]) -> Json:
     }
 
 
-def _about_weights(source: str, licence: str | None) -> str:
+def _about_weights(run: Run) -> str:
+    """By the record, which knows more than the file that a bundle may have been unpacked to."""
+    from featcache.backbones import weights
+
+    source = str(run.record["store"].get("weights"))
     if source.startswith("random:"):
         return f"the backbone's weights are random ones ({source})"
     if source == "hub":
-        return f"the backbone's weights are inside; their licence, as timm states it: {licence or 'not stated'}"
+        licence = weights.config_of(origin.identity_of(run)["backbone"]["name"]).get("license") or "not stated"
+        return f"the backbone's weights are inside; their licence, as timm states it: {licence}"
     return "the backbone's weights are inside; whether they may be given away, says whoever made them"
 
 
@@ -208,7 +211,8 @@ def _readme(run: Run, model: Model, members: Mapping[str, bytes], notes: list[st
     identity = origin.identity_of(run)
     height, width = identity["transform"]["input_size"]
     kind = "findings, each present or not" if model.has_findings else "classes"
-    needs = "" if WEIGHTS in members else " --weights FILE" if run.record["store"].get("weights") == "file" else ""
+    named = run.record["store"].get("weights") in ("file", "run")
+    needs = " --weights FILE" if named and WEIGHTS not in members else ""
     also = ', weights="FILE"' if needs else ""
     inside = {
         RECORD: "what was trained on what, and how well it did",

@@ -130,11 +130,15 @@ def backbone_of(
 
 
 def packed(backbone: "Backbone") -> bytes:
-    """A network as a safetensors file in timm's layout, all of it: what it learnt stands beside what it did not."""
+    """A network as a safetensors file in timm's layout, all of it: what it learnt stands beside what it did not. Of a
+    network that a training of ours has made the file says so, for whoever scores by its vectors."""
     import safetensors.torch
 
+    from featcache.backbones.weights import RUN, SOURCE_KEY
+
+    metadata = {SOURCE_KEY: RUN} if backbone.weights_source == RUN else None
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in backbone.module.state_dict().items()}
-    return safetensors.torch.save(state)
+    return safetensors.torch.save(state, metadata)
 
 
 def check(run: Run, lines: list[str]) -> None:
@@ -171,7 +175,7 @@ def _weights_of(run: Run) -> str | None:
     if (own := run.path / WEIGHTS).exists():
         return str(own)
     source = run.record["store"].get("weights")
-    if source == "file":
+    if source in ("file", "run"):
         digest = run.record["store"]["identity"]["backbone"]["weights_sha256"]
         raise UsageError(
             f"the weights of {run.path} came from a file: name it with --weights FILE (their sha256, as featcache info "

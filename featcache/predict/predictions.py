@@ -81,6 +81,8 @@ class Model:
     def __post_init__(self) -> None:
         if len(self.classes) < 2 or not all(isinstance(name, str) for name in self.classes):
             raise ValueError("two classes at least are expected, by name")
+        for name in self.classes:
+            name.encode("utf-8", "surrogateescape")  # as it will be written; a ValueError where it cannot be
         if self.threshold is not None and (self.has_findings or len(self.classes) != 2):
             raise ValueError("an operating point is for two classes")
         if self.temperature is not None and not self.temperature > 0:

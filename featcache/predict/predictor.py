@@ -64,9 +64,16 @@ def load_run(
     folder = Path(tempfile.mkdtemp(prefix="featcache-"))
     try:
         return Predictor(bundle.unpack(path, folder / path.name), path, weights, device, precision, folder)
-    except BaseException:
+    except BaseException as error:
+        _name(error, path, folder / path.name)
         shutil.rmtree(folder, ignore_errors=True)
         raise
+
+
+def _name(error: object, path: Path, unpacked: Path) -> None:
+    """An error about the folder that a bundle was unpacked to becomes one about the bundle."""
+    if isinstance(error, FeatcacheError):
+        error.args = tuple(str(said).replace(str(unpacked), str(path)) for said in error.args)
 
 
 class Predictor:
@@ -102,7 +109,8 @@ class Predictor:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, _: object, error: object, traceback: object) -> None:
+        _name(error, self.path, self.run.path)
         self._close()
 
     @property
@@ -133,12 +141,25 @@ class Predictor:
             UsageError: no image; weights that have to be named.
             FeatcacheError: none of the images could be used.
         """
+        try:
+            return self._predicted(images, **options)
+        except FeatcacheError as error:
+            _name(error, self.path, self.run.path)
+            raise
+
+    def _predicted(
+        self, images: "Manifest | Store | Path | str | Array | Sequence[Any]", **options: Any
+    ) -> Predictions:
         if isinstance(images, Store):
             return self.of_store(images)
         if isinstance(images, str | Path):
             images = [images] if Path(images).is_file() and Path(images).suffix != ".csv" else Manifest.read(images)
         if isinstance(images, Manifest):
             return self._of_manifest(images, **options)
+        if isinstance(images, np.ndarray) and images.ndim == 3 and images.shape[2] in (1, 2, 4):
+            raise UsageError(
+                f"an array of {images.shape}: one image is (h, w) or (h, w, 3), several are a list of such arrays."
+            )
         items: Sequence[Any] = [images] if isinstance(images, np.ndarray) and _is_one(images) else list(images)
         if not items:
             raise UsageError("found 0 images.")

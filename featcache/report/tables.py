@@ -65,7 +65,14 @@ def _origin(record: Json) -> str:
         return "the Run's own, in backbone.safetensors"
     if has_random_weights(record):
         return f"random, of seed {printable(source.removeprefix('random:'))}: it has learnt from no image"
-    return {"hub": "pretrained, from the Hugging Face hub", "file": "from a file"}.get(source, "not recorded")
+    return _SOURCES.get(source, "not recorded")
+
+
+_SOURCES = {
+    "hub": "pretrained, from the Hugging Face hub",
+    "file": "from a file",
+    "run": "of an earlier Run, which has learnt from images",
+}
 
 
 def has_random_weights(record: Json) -> bool:

@@ -399,6 +399,11 @@ def status(store_path: Path) -> Status:
             n = len(store) + n_failed
             return Status("published", n, n, 0, n_failed, "")
     if (plan := _read_plan(folder)) is None:
+        if (folder / "plan.json").exists():
+            raise StoreNotFound(
+                f"{folder} is not of a pass into a store: its plan is another one. A training (featcache fine-tune or "
+                f"train) keeps its epochs there as well, and says itself how far it is."
+            )
         raise StoreNotFound(f"{folder} has no plan yet: a pass is starting, or was stopped before it did anything.")
     if "n_rows" not in plan:
         raise CorruptStore(f"{folder / 'plan.json'} is damaged: it has no n_rows. Run the same command again.")

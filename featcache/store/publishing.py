@@ -63,7 +63,7 @@ def publish(
         columns: name -> N texts.
         identity: JSON; compared by every later pass.
         environments: JSON of those that computed vectors before this pass, oldest first; recorded, with those of parts.
-        weights_source: "hub", "file" or "random:SEED", where the backbone's weights came from; None is not recorded.
+        weights_source: where the backbone's weights came from, as in `Store`; None is not recorded.
 
     Raises:
         NoSpace, AccessDenied, InputOutputError: the file at `path` is as it was.

@@ -33,8 +33,9 @@ class Store:
         environments: library versions and device of the passes that computed its vectors, oldest first; informative.
         datasets_sha256: name of each array -> the digest recorded when the store was published.
         failures: image_id -> (code, reason) of the images that could not be embedded.
-        weights_source: where the pass that published it had its backbone's weights from: "hub", "file" or
-            "random:SEED"; None where the store does not say. Which weights they are is in the identity.
+        weights_source: where the pass that published it had its backbone's weights from: "hub", "file", "run" (the file
+            of a training of ours, which has learnt from images) or "random:SEED"; None where the store does not say.
+            Which weights they are is in the identity.
     """
 
     def __init__(self, path: Path | str) -> None:

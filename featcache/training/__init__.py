@@ -33,7 +33,7 @@ from featcache.splits import Fold
 from featcache.store import Store
 from featcache.training import baselines, selection
 from featcache.training.selection import Bench, Candidate, out_of_fold
-from featcache.training.summary import OUTER, TEST, TRAIN, VAL, Said, tables
+from featcache.training.summary import OUTER, TEST, TRAIN, VAL, Said, about_network, tables
 
 Array = np.ndarray[Any, Any]
 Progress = Callable[[int, int], None]
@@ -135,7 +135,7 @@ def train_head(
         "temperature": made.temperature,
         "operating_point": said.at_operating_point(rule) if rule else None,
         "baselines": _baselines(bench, spec, made, report, device),
-        "notes": said.notes(ranked),
+        "notes": [*about_network(store.weights_source), *said.notes(ranked)],
         "left_out": protocol.left_out,
         "feature_rms": bench.rms(made.final.fit) if spec.kind != "knn" else None,
         "images_sha256": images["sha256"],
