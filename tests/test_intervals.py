@@ -331,4 +331,4 @@ def test_a_pair_says_more_than_two_intervals_side_by_side() -> None:
 
 def test_a_number_that_does_not_exist_has_no_difference() -> None:
     labels, logits = np.zeros(30, dtype=int), classes(30, 2, seed=30)[1]
-    assert set(paired(labels, logits, -logits, 1, n_resamples=20)) == set(COMPARED) - {"auroc", "f1"}
+    assert set(paired(labels, logits, -logits, 1, n_resamples=20)) == set(COMPARED) - {"auroc", "recall", "f1"}

@@ -31,7 +31,7 @@ Intervals = dict[str, tuple[float, float]]
 Numbers = dict[str, Array]  # (r,) each, one per resample, NaN where it does not exist
 Differences = dict[str, tuple[float, float, float]]  # the difference, and from where to where its interval goes
 
-COMPARED = ("auroc", "accuracy", "balanced_accuracy", "f1")
+COMPARED = ("auroc", "accuracy", "balanced_accuracy", "recall", "specificity", "f1")
 BLOCK_BYTES = 64 * 2**20
 _COPIES = 8  # arrays as large as the weights that are alive at once
 _PERCENTILES = (2.5, 97.5)
