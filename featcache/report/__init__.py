@@ -214,10 +214,11 @@ def _chapter(
     if subject.record.get("gain"):
         figure = drawing.gain(subject)
         gained = [*tables.gain(subject), *([Abreast([figure])] if figure else [])]
+    back = "going back to the pixels" if subject.record.get("parent") else "the training"
     sections: list[tuple[str, str, Sequence[Block]]] = [
         ("what", "What was trained on what", [*tables.protocol(subject), *tables.identity(subject)]),
         ("numbers", "Numbers", tables.scores(subject)),
-        ("gain", "What going back to the pixels changed", gained),
+        ("gain", f"What {back} changed", gained),
         ("decisions", "Decisions and probabilities", decisions),
         ("classes", "By class and by group" if by else "By class", [
             *deciding.per_class(subject), *deciding.per_group(subject, by, each.vectors, each.no_vectors),

@@ -105,10 +105,10 @@ def _identity(subject: Subject, held: Json) -> list[Block]:
 def _training(subject: Subject) -> Iterator[tuple[str, str]]:
     record = subject.record
     used = {name: value for name, value in busy(record["head"]).items() if name != "kind"}
-    yield "Head", f"{record['head']['kind']}; {_settings(used)}"
+    yield "Head", "; ".join(part for part in (record["head"]["kind"], _settings(used)) if part)
     if recipe := record.get("recipe"):
         stages = ", ".join(f"{each['unfreeze']} for {each['epochs']} epochs" for each in recipe["stages"])
-        rest = {name: value for name, value in recipe.items() if name not in ("stages", "augment")}
+        rest = {name: value for name, value in busy(recipe).items() if name not in ("stages", "augment")}
         yield "What learnt", f"{stages}; {_settings(rest)}"
         augment = recipe.get("augment")
         yield "Augmentation", _settings(augment) if augment else "none"
