@@ -463,6 +463,14 @@ def test_a_training_may_be_repeated_in_its_place(phase_one: Path, tmp_path: Path
     same_files(again, replace(first, path=tmp_path / "kept"))
 
 
+def test_a_run_that_was_killed_while_it_was_written_is_written_again(
+    from_store: Run, phase_one: Path, tmp_path: Path
+) -> None:
+    """Everything is there, also the network, but for the record, which comes last."""
+    shutil.copytree(from_store.path, tmp_path / "run", ignore=shutil.ignore_patterns("run.json"))
+    same_files(tuned(phase_one, recipe(Stage("last-block", 4)), tmp_path / "run"), from_store)
+
+
 def test_a_parent_that_was_made_again_or_moved_is_the_same_parent(phase_one: Path, tmp_path: Path) -> None:
     """A script may run twice from the beginning, and a stopped training goes on wherever its parent is by then."""
     for name in ("once", "again"):

@@ -26,6 +26,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from featcache import durable
 from featcache.embed.filling import Submit
 from featcache.embed.network import COMPILE, Array, Machine, Network, Note, Outdated
 from featcache.embed.output import Embedded, Output, check_space, nothing_new
@@ -195,8 +196,8 @@ def store_paths(output: Path, names: Sequence[str]) -> dict[str, Path]:
 def _make_folders(folders: Iterable[Path]) -> None:
     for folder in folders:
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except NotADirectoryError as error:
+            durable.make_folders(folder)
+        except (FileExistsError, NotADirectoryError) as error:
             raise UsageError(f"-o {folder}: a folder of that name cannot be made, a file is in its place.") from error
         except OSError as error:
             raise from_os_error(error, "making", folder) from error

@@ -15,9 +15,9 @@ from featcache import figures, metrics, runs
 from featcache.backbones import weights
 from featcache.finetune.start import Start
 from featcache.metrics import calibration
-from featcache.predict.origin import WEIGHTS, packed
+from featcache.predict.origin import packed
 from featcache.provenance import Json, digest_json
-from featcache.runs import Images, Run
+from featcache.runs import WEIGHTS, Images, Run
 from featcache.runs.protocol import Protocol
 from featcache.runs.task import Task
 from featcache.training import baselines, selection

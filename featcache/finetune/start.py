@@ -21,7 +21,7 @@ from featcache.images import DecodeSpec
 from featcache.manifest import Manifest
 from featcache.predict import origin
 from featcache.provenance import Json, difference
-from featcache.runs import Run
+from featcache.runs import WEIGHTS, Run
 from featcache.runs.protocol import Protocol, SplitSpec, divide
 from featcache.runs.task import TargetSpec, Task
 
@@ -69,7 +69,7 @@ class Start:
             UsageError: a head that has no weights to train on, or whose validation rows were learnt from.
             IdentityMismatch: other weights, or another preprocessing than the Run's.
         """
-        if run.spec.kind == "knn" or (run.spec.kind == "flatten-mlp" and not (run.path / origin.WEIGHTS).exists()):
+        if run.spec.kind == "knn" or (run.spec.kind == "flatten-mlp" and not (run.path / WEIGHTS).exists()):
             raise UsageError(f"{run.path} has a {run.spec.kind} head; phase 2 needs one on vectors: linear or mlp.")
         if run.record["asked"].get("refit_all"):
             raise UsageError(

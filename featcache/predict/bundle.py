@@ -22,10 +22,9 @@ from featcache import durable
 from featcache.errors import CorruptStore, UnknownFormat, UntrustedFile, UsageError, in_our_words
 from featcache.names import printable
 from featcache.predict import origin
-from featcache.predict.origin import WEIGHTS
 from featcache.predict.predictions import Model
 from featcache.provenance import Json, digest_bytes, environment
-from featcache.runs import Run
+from featcache.runs import WEIGHTS, Run
 
 FORMAT, VERSION = "featcache.bundle", 1
 SUFFIX = ".fcb.zip"

@@ -16,14 +16,13 @@ from featcache.images.augment import ViewSpec
 from featcache.images.probe import pixels_sha256
 from featcache.provenance import Json, digest_json, from_json
 from featcache.request import BackboneSpec, Request
-from featcache.runs import Run
+from featcache.runs import WEIGHTS, Run
 from featcache.store import POOLED
 from featcache.store.reading import differences as told
 
 if TYPE_CHECKING:
     from featcache.backbones import Backbone
 
-WEIGHTS = "backbone.safetensors"  # of a Run whose network is its own
 _COMPARED = ("pipeline", "backbone", "transform", "decode", "probe", "precision")
 
 

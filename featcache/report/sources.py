@@ -24,9 +24,10 @@ from featcache.images import DecodeSpec, TransformSpec
 from featcache.images.seen import Seen
 from featcache.manifest import Manifest
 from featcache.names import printable
-from featcache.predict.origin import WEIGHTS, decode_of, differences, identity_of, said_by
+from featcache.predict.origin import decode_of, differences, identity_of, said_by
 from featcache.provenance import digest_bytes, digest_json, from_json
 from featcache.report.subject import Subject
+from featcache.runs import WEIGHTS
 from featcache.store import POOLED, Store
 
 Array = np.ndarray[Any, Any]

@@ -32,9 +32,10 @@ from featcache.runs.task import Task
 Array = np.ndarray[Any, Any]
 Table = tuple[Sequence[str], Sequence[Sequence[object]]]
 
+WEIGHTS = "backbone.safetensors"  # of a Run whose network is its own
 RUN_FILES = (
     "run.json", "head.safetensors", "folds.safetensors", "split.json", "images.json", "history.csv", "predictions.csv",
-    "sweep.csv", "near_duplicates.csv", "curves.png",
+    "sweep.csv", "near_duplicates.csv", "curves.png", WEIGHTS,
 )  # fmt: skip
 _TENSORS = ("head.safetensors", "folds.safetensors")
 IMAGES_FORMAT, IMAGES_VERSION = "featcache.images", 1
@@ -384,7 +385,7 @@ def save(
         folds: the heads of the folds, where they are kept.
     """
     with in_our_words("writing", run_path):
-        run_path.mkdir(parents=True, exist_ok=True)
+        durable.make_folders(run_path)
     durable.write_bytes(run_path / "head.safetensors", _packed(tensors, record))
     if folds:
         named = {f"{i}/{name}": tensor for i, head in enumerate(folds) for name, tensor in head.items()}
@@ -394,7 +395,7 @@ def save(
     for name, data in files.items():
         durable.write_bytes(run_path / name, data)
     with in_our_words("reading", run_path):
-        for name in {*RUN_FILES, *_TENSORS} - {"run.json", "split.json", "images.json", *_made(folds), *tables, *files}:
+        for name in set(RUN_FILES) - {"run.json", "split.json", "images.json", *_made(folds), *tables, *files}:
             (run_path / name).unlink(missing_ok=True)  # what a training that was killed has left here
         kept = [*tables, *_made(folds)]
         record = {**record, _DIGESTS: {name: digest_bytes((run_path / name).read_bytes()) for name in kept}}
