@@ -38,7 +38,7 @@ class Demonstrated:
         return self.embedded.weights == RANDOM
 
 
-def demo(folder: Path, on_progress: Progress = lambda done, total: None) -> Demonstrated:
+def demo(folder: Path | str, on_progress: Progress = lambda done, total: None) -> Demonstrated:
     """Draws a few hundred phantoms below `folder`, embeds them, trains a linear head, and writes its report.
 
     Run again, it draws the same images, finds all of them in the store, and repeats the Run in its place.
@@ -46,6 +46,7 @@ def demo(folder: Path, on_progress: Progress = lambda done, total: None) -> Demo
     Raises:
         AccessDenied, NoSpace, InputOutputError: the folder cannot be written.
     """
+    folder = Path(folder)
     image_dir, store_path = folder / "images", folder / "phantoms.h5"
     try:
         phantoms.write(image_dir)

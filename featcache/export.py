@@ -20,6 +20,7 @@ import numpy as np
 
 from featcache import durable
 from featcache.errors import CorruptStore, FeatcacheError, UsageError, in_our_words
+from featcache.names import is_utf8
 from featcache.provenance import Json, canonical_json, digest_json
 from featcache.store import Store, blocks, check_identity, digests_of, gather, publish_rows, texts_of
 
@@ -100,7 +101,7 @@ class _Selection:
         return (len(self.rows), *self.store.row_shape(tap))
 
 
-def export(store: Store, path: Path, *, taps: Sequence[str] = (), where: Sequence[Where] = ()) -> Exported:
+def export(store: Store, path: Path | str, *, taps: Sequence[str] = (), where: Sequence[Where] = ()) -> Exported:
     """Writes rows of a store to a file, whose suffix says in which format. The file is whole or absent.
 
     Args:
@@ -117,10 +118,11 @@ def export(store: Store, path: Path, *, taps: Sequence[str] = (), where: Sequenc
         IdentityMismatch: at `path` is a store of other vectors.
         NoSpace, AccessDenied, InputOutputError: the file at `path` is as it was.
     """
+    path = Path(path)
     write = _WRITERS.get(path.suffix.lower())
     if write is None:
         raise UsageError(f"{path}: the suffix says the format, one of {', '.join(_WRITERS)}.")
-    if not _is_utf8(list(store.columns)):
+    if not all(map(is_utf8, store.columns)):
         raise UsageError(f"{store.path} has a column whose name is not UTF-8, which no other format takes.")
     if path.exists() and write is not _store:
         _check_ours(path)
@@ -301,7 +303,8 @@ def _arrow() -> tuple[Any, Any]:
 
 
 def _arrow_schema(pa: Any, chosen: _Selection) -> Any:
-    fields = [pa.field(name, pa.string() if _is_utf8(values) else pa.binary()) for name, values in chosen.texts.items()]
+    is_text = {name: all(map(is_utf8, values)) for name, values in chosen.texts.items()}
+    fields = [pa.field(name, pa.string() if kept else pa.binary()) for name, kept in is_text.items()]
     for tap in chosen.taps:
         kind = pa.list_(pa.from_numpy_dtype(np.dtype(chosen.store.dtype(tap))), chosen.store.width(tap))
         fields.append(pa.field(f"features/{tap}", kind, metadata={"shape": json.dumps(chosen.store.row_shape(tap))}))
@@ -314,14 +317,6 @@ def _arrow_texts(pa: Any, values: Sequence[str], kind: Any) -> Any:
     if kind == pa.string():
         return pa.array(known, kind)
     return pa.array([value and value.encode("utf-8", "surrogateescape") for value in known], kind)
-
-
-def _is_utf8(values: Sequence[str]) -> bool:
-    try:
-        "".join(values).encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _check_ours(path: Path) -> None:

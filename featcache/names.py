@@ -4,6 +4,15 @@ Knows no terminal and no page: what a name may not mean there is escaped there.
 """
 
 
+def is_utf8(text: str) -> bool:
+    """Whether a text can be kept in UTF-8: bytes of a file name that are not stand in it as surrogates."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def printable(text: str, keep_lines: bool = False) -> str:
     """A text with its control characters, and bytes that are not UTF-8, made visible: names are somebody's text."""
     return "".join(

@@ -53,7 +53,7 @@ def main(given: Sequence[str] | None = None) -> None:
         run = train_head(store, HEAD, asked.folder / "linear", target=TARGET, split=SPLIT)
     report(run, asked.folder / "report.html", store_path, images)
     compared = {"Validation:": showing.beside(PUBLISHED, {"here": numbers(run)}), "Epochs:": showing.epochs(run)}
-    showing.tell(asked.folder / "compared.md", {"Images:": showing.counted(counts), **compared})
+    showing.tell(asked.folder / "compared.md", {"Images:": showing.counted(counts), **compared}, asked.quick)
 
 
 def numbers(run: Run) -> dict[str, float]:

@@ -88,7 +88,7 @@ def main(given: Sequence[str] | None = None) -> None:
     report([*once, *folds], asked.folder / "report.html", store_path, images)
     here = {"hold-out": numbers(*once), f"{study.folds} folds": numbers(*folds)}
     compared = {"Validation:": showing.beside(PUBLISHED, here), "Epochs of the hold-out:": showing.epochs(once[1])}
-    showing.tell(asked.folder / "compared.md", {"Images:": showing.counted(counts), **compared})
+    showing.tell(asked.folder / "compared.md", {"Images:": showing.counted(counts), **compared}, asked.quick)
 
 
 def both_phases(

@@ -98,7 +98,7 @@ def main(given: Sequence[str] | None = None) -> None:
         durable.write_bytes(asked.folder / f"{task}-hidden.png", hidden(asked.folder / task, runs[task, "VGG16"]))
     on = "of phantoms, in a rehearsal" if asked.quick else f"with weights {asked.weights or 'of ImageNet'}"
     tables = {"Trainable parameters": counted(), f"Accuracy, {on}": compared(runs)}
-    showing.tell(asked.folder / "compared.md", tables)
+    showing.tell(asked.folder / "compared.md", tables, asked.quick)
     report([runs["four", name] for name in ("VGG16 tuned", OWN)], asked.folder / "report.html")
 
 

@@ -95,13 +95,14 @@ def taught(studies: Studies, train: Array, held: Array, texts: Sequence[str], na
     scale = float(np.sqrt((vectors**2).mean())) or 1.0
     projector = Projector(studies.n_features, model.get_input_embeddings().embedding_dim, scale)
     rate = LEARNING_RATE if name is None else LEARNING_RATE / 20
-    optimizer = torch.optim.AdamW([*projector.parameters(), *model.parameters()], lr=rate)
+    learning = [*projector.parameters(), *model.parameters()]
+    optimizer = torch.optim.AdamW(learning, lr=rate)
     losses = []
     for batch in batches(StudyDataset(studies, train.tolist()), steps):
         loss = loss_of(projector, model, encode, batch, texts)
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        nn.utils.clip_grad_norm_(learning, 1.0)
         optimizer.step()
         losses.append(loss.item())
     curve = pd.DataFrame({"step": range(1, len(losses) + 1), "loss": losses})

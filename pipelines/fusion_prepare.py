@@ -59,7 +59,7 @@ def main(given: Sequence[str] | None = None) -> None:
         run = train_head(store, HEAD, asked.folder / "linear", target=TARGET, split=SPLIT)
         done = export_studies(store, asked.folder / "fusion.h5", replace(STUDIES, reports=reports), run)
     rows = [(name.replace("_", " "), value) for name, value in done.coverage.items() if isinstance(value, int)]
-    showing.tell(asked.folder / "coverage.md", {f"{done.path}:": showing.table(("", "number"), rows)})
+    showing.tell(asked.folder / "coverage.md", {f"{done.path}:": showing.table(("", "number"), rows)}, asked.quick)
 
 
 def with_test(images: Manifest) -> Manifest:

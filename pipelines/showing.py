@@ -268,7 +268,7 @@ def epochs(run: Run) -> str:
     return table(("epoch", *(name.replace("_", " ") for name in names)), rows)
 
 
-def tell(path: Path, parts: dict[str, str], rehearsed: bool = False) -> None:
+def tell(path: Path, parts: dict[str, str], rehearsed: bool) -> None:
     """Writes titles and tables as one page, and prints it; of a rehearsal it begins with what it is worth."""
     page = "\n\n".join([*([_REHEARSED] if rehearsed else []), *(f"{title}\n\n{text}" for title, text in parts.items())])
     durable.write_text(path, page + "\n")

@@ -52,7 +52,7 @@ def test_the_majority_of_findings_is_that_of_each(tmp_path: Path) -> None:
 )
 def test_shuffled_labels_teach_nothing(tmp_path: Path, spec: HeadSpec) -> None:
     bench = bench_of(tmp_path)
-    found = baselines.permuted(bench, spec, bench.protocol.folds[0], 20)
+    found = baselines.permuted(bench, spec, bench.protocol.folds, 20)
     low, high = found["intervals"]["auroc"]
     assert low <= 0.5 <= high
     assert low <= found["auroc"] <= high
@@ -64,13 +64,13 @@ def test_only_training_labels_are_shuffled(tmp_path: Path) -> None:
     it: with all others flipped the numbers stay, with the held ones flipped the AUROC turns round."""
     bench, spec = bench_of(tmp_path), HeadSpec.of("ridge")
     fold = Fold(np.arange(60), np.arange(60, 90), 0, 0)
-    before = baselines.permuted(bench, spec, fold, 5)
+    before = baselines.permuted(bench, spec, [fold], 5)
     for rows, expected in ((np.arange(90, 120), before["auroc"]), (fold.held, 1 - before["auroc"])):
         labels = bench.task.labels.copy()
         labels[rows] = 1 - labels[rows]
         task = replace(bench.task, labels=labels)
         other = replace(bench, task=task, targets=_targets(task))
-        assert baselines.permuted(other, spec, fold, 5)["auroc"] == pytest.approx(expected)
+        assert baselines.permuted(other, spec, [fold], 5)["auroc"] == pytest.approx(expected)
 
 
 # --- another store ----------------------------------------------------------------------------------------------------

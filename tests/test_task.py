@@ -121,11 +121,10 @@ def test_label_columns_are_named_once_each(columns: tuple[str, ...]) -> None:
         lines("image_id,label", [f" {label} " for label in LABELS]),
         lines("image_id,label", LABELS) + "elsewhere,c\n,c\n,d\n\n\n",
         lines("image_id,label", LABELS[:-1]),
-        lines("image_id,label", [*LABELS[:-1], "b"]).replace("image00005,b", "image00005"),
         lines("image_id,label", LABELS) + "image00000,b\n",
         lines("image_id,label,age", [f"{label},7" for label in LABELS]),
     ],
-    ids=["plain", "bom", "crlf", "quoted", "spaces", "extra", "lacking", "short", "twice", "columns"],
+    ids=["plain", "bom", "crlf", "quoted", "spaces", "extra", "lacking", "twice", "columns"],
 )
 def test_labels_join_by_name_however_the_csv_is_written(tmp_path: Path, text: str) -> None:
     """Rows that the store has not, empty lines and empty names change nothing, and their labels make no class."""
@@ -155,32 +154,55 @@ def test_an_empty_key_joins_nothing(tmp_path: Path) -> None:
             "image_id",
             "line 9: image_id 'image00001' stands there with other labels than in line 3",
         ),
-        (lines("image_id,class", LABELS), "image_id", "has no column 'label'; it has image_id, class"),
-        (lines("name,label", LABELS), "image_id", "has no column 'image_id'; it has name, label"),
+        (lines("image_id,class", LABELS), "image_id", "line 1: no column named label (columns: image_id, class)"),
+        (lines("name,label", LABELS), "image_id", "line 1: no column named image_id (columns: name, label)"),
         (lines("image_id,label", LABELS), "site", "has no column 'site' to join on; it has label, patient"),
-        (lines("image_id,label", LABELS), "patient", "has no column 'patient'; it has image_id, label"),
+        (lines("image_id,label", LABELS), "patient", "line 1: no column named patient (columns: image_id, label)"),
         (
             lines("image_id,label", LABELS, "scan"),
             "image_id",
             "the file has 'scan0', the images 'image00000'. Choose the column to join by with --on",
         ),
         ("image_id,label\n", "image_id", "no image_id of"),
-        ("", "image_id", "cannot be read as a CSV in UTF-8"),
-        (lines("image_id,label", LABELS).encode("utf-16"), "image_id", "cannot be read as a CSV in UTF-8"),
-        (lines("image_id,label", ["ä", "b"]).encode("latin-1"), "image_id", "cannot be read as a CSV in UTF-8"),
+        (
+            'image_id,label\n"of two\nlines",a\nimage00001,b\nimage00001,a\n',
+            "image_id",
+            "line 5: image_id 'image00001' stands there with other labels than in line 4",
+        ),
+        ("", "image_id", "line 1: no column named image_id (columns: none)"),
+        (lines("image_id,label", LABELS).encode("utf-16"), "image_id", "line 1: not UTF-8 (byte 0xff)"),
+        (lines("image_id,label", ["ä", "b"]).encode("latin-1"), "image_id", "line 2: not UTF-8 (byte 0xe4)"),
+        (
+            lines("image_id,label", [*LABELS[:-1], "b"]).replace("image00005,b", "image00005"),
+            "image_id",
+            "line 7: the n",
+        ),
         (
             lines("image_id,label", LABELS) + "a,b,c\n",
             "image_id",
-            "cannot be read as a CSV in UTF-8: .*Expected 2 fields",
+            "line 8: the number of cells is not that of the header",
         ),
     ],
-    ids=["disagree", "label", "id", "on", "on file", "no match", "header", "empty", "utf-16", "latin-1", "ragged"],
+    ids=[
+        "disagree",
+        "label",
+        "id",
+        "on",
+        "on file",
+        "no match",
+        "header",
+        "lines",
+        "empty",
+        "utf-16",
+        "latin-1",
+        "short",
+        "ragged",
+    ],
 )
 def test_a_csv_that_says_nothing_of_the_store_is_refused(
     tmp_path: Path, text: str | bytes, on: str, message: str
 ) -> None:
-    pattern = message if ".*" in message else re.escape(message)
-    with pytest.raises(UsageError, match=pattern):
+    with pytest.raises(UsageError, match=re.escape(message)):
         joined(tmp_path, text, on)
 
 
@@ -251,9 +273,9 @@ def test_rows_without_an_example_of_the_absence_of_a_finding_cannot_be_learnt_fr
 
 
 def test_a_line_with_a_cell_too_many_shifts_no_label(tmp_path: Path) -> None:
-    """pandas would take the first cell for an index, and every label for the column before it."""
+    """Some readers would take the first cell for an index, and every label for the column before it."""
     store = store_of(tmp_path, {})
     rows = "".join(f"{name},{label},extra\n" for name, label in zip(store.image_ids, LABELS, strict=True))
     (tmp_path / "labels.csv").write_text("image_id,label\n" + rows)
-    with pytest.raises(UsageError, match=r"more cells than the header|Expected 2 fields"):
+    with pytest.raises(UsageError, match=r"line 2: the number of cells is not that of the header"):
         Task.of(store, TargetSpec(file=tmp_path / "labels.csv"))

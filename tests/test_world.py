@@ -51,7 +51,6 @@ def test_a_process_that_torchrun_has_not_started_is_alone() -> None:
         assert world == World()
         assert world.is_first
         assert world.gathered(7) == [7]
-        assert world.from_first(7) == 7
         assert world.wrapped(module, torch.device("cpu")) is module
         assert world.device("cuda") == "cuda"
     assert World(1, 2, 1).device("cuda") == "cuda:1"

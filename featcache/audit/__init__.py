@@ -76,7 +76,8 @@ def audit(
     columns = _columns(store, label, ignore)
     notes: list[str] = []
     groups = _groups(store, columns, notes)
-    variables, left_out = _variables(_texts(store, columns, images, {"label", label, *ignore}, notes), groups)
+    texts = _texts(store, columns, images, {"label", label, *ignore}, notes)
+    variables, left_out = _variables(texts, columns["label"], groups)
     step = _stepper(len(variables) + 3, on_progress)
     x = store.features()
     found_near = _near(store, x, columns["split"], near, seed, notes)
@@ -270,16 +271,23 @@ def _worst_first(found: Sequence[Confound]) -> list[Confound]:
     return sorted(found, key=lambda each: -each.from_vectors.low if each.from_vectors else 1.0)
 
 
-def _variables(texts: Columns, groups: Array) -> tuple[list[Variable], dict[str, str]]:
+def _variables(texts: Columns, labels: Sequence[str], groups: Array) -> tuple[list[Variable], dict[str, str]]:
     """Those that can be told apart, and why the others cannot."""
     found, left_out = [], {}
     for name, values in texts.items():
-        variable = "says what the label says" if name in _LABELS else Variable.of(name, values, groups)
+        is_label = name in _LABELS and _decides(values, labels)
+        variable = "says what the label says" if is_label else Variable.of(name, values, groups)
         if isinstance(variable, str):
             left_out[name] = variable
         else:
             found.append(variable)
     return found, left_out
+
+
+def _decides(values: Sequence[str], labels: Sequence[str]) -> bool:
+    """Whether rows with the same value have the same label, as far as both are known."""
+    pairs = {(value, label) for value, label in zip(values, labels, strict=True) if value and label}
+    return len(pairs) == len({value for value, _ in pairs})
 
 
 def _texts(

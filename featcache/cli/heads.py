@@ -126,7 +126,7 @@ def train_head_command(
     }
     drawn |= {"near_duplicates": near_duplicates, "seed": split_seed, "file": split}
     said = {"select": select, "refit_all": refit_all, "operating_point": operating_point, "permutations": permutations}
-    target, division = spec_of(TargetSpec, labelled), spec_of(SplitSpec, drawn)
+    target, division = spec_of(TargetSpec, labelled), spec_of(SplitSpec, drawn, seed="split-seed")
     report = spec_of(ReportSpec, {**said, "compare": tuple(compare or ()), "average_views": average_views})
     with (
         interruptible("nothing was written"),

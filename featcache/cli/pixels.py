@@ -224,7 +224,7 @@ def train_command(
             how,
             output,
             target=spec_of(TargetSpec, labelled),
-            split=spec_of(SplitSpec, drawn),
+            split=spec_of(SplitSpec, drawn, seed="split-seed"),
             operating_point=operating_point,
             machine=spec_of(Machine, {"device": device, "compile": compile, "timeout_s": timeout}),
             telling=telling,

@@ -105,19 +105,19 @@ def tell_tuned(as_json: bool, run: Any) -> None:
 def _gain_lines(record: dict[str, Any]) -> Iterator[str]:
     """What the training bought: before, after and the difference, with intervals, on rows that were not learnt from."""
     for side, gained in record["gain"].items():
-        parts = [_gained(record, side, "auroc", gained, record["before"]["metrics"], record["metrics"])]
+        parts = [_gained(side, "auroc", gained, record["before"]["metrics"], record["metrics"])]
         if "at_operating_point" in gained:
             points = record["before"]["operating_point"], record["operating_point"]
-            at = _gained(record, side, "accuracy", gained["at_operating_point"], *points)
+            at = _gained(side, "accuracy", gained["at_operating_point"], *points)
             parts.append(f"{at} at the operating point")
         elif "accuracy" in gained:
-            parts.append(_gained(record, side, "accuracy", gained, record["before"]["metrics"], record["metrics"]))
+            parts.append(_gained(side, "accuracy", gained, record["before"]["metrics"], record["metrics"]))
         of = f"since {escaped(record['parent']['run'])}" if record["parent"] else "since the start"
         chose = " (these rows chose the epoch)" if side == "val" else ""
         yield f"{side}, {of}: {'; '.join(part for part in parts if part)}{chose}"
 
 
-def _gained(record: dict[str, Any], side: str, name: str, gained: Any, before: Any, after: Any) -> str:
+def _gained(side: str, name: str, gained: Any, before: Any, after: Any) -> str:
     if name not in gained:
         return ""
     difference, low, high = gained[name]

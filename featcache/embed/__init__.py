@@ -56,7 +56,7 @@ _READ_AHEAD = 64  # images decoded before anybody asks for them, beside those th
 _HOPELESS = 200  # images that fail one after another from the start: this is not what was meant
 
 
-def embed(manifest: Manifest, store_path: Path, spec: BackboneSpec, **options: Any) -> Embedded:
+def embed(manifest: Manifest, store_path: Path | str, spec: BackboneSpec, **options: Any) -> Embedded:
     """Embeds the images of a manifest into a store. Images whose bytes the store already holds are not computed again,
     and files that have not changed since they were last read are not read again.
 
@@ -70,7 +70,7 @@ def embed(manifest: Manifest, store_path: Path, spec: BackboneSpec, **options: A
     Raises:
         FeatcacheError: what `embed_all` raises.
     """
-    return embed_all(manifest, {store_path: spec}, **options)[0]
+    return embed_all(manifest, {Path(store_path): spec}, **options)[0]
 
 
 def embed_all(

@@ -71,7 +71,7 @@ SCRATCH = Recipe(stages=(Stage("all", 10),), backbone_lr=0.001)
 def fine_tune(
     run: Run,
     recipe: Recipe = Recipe(),
-    run_path: Path | None = None,
+    run_path: Path | str | None = None,
     *,
     images: Manifest | None = None,
     store: Store | None = None,
@@ -123,7 +123,9 @@ def fine_tune(
             "inputs": "store" if store else "images",
         }
         key = _key(start, recipe, asked)
-        run_path = _named(run_path) if run_path else run.path.with_name(f"{run.path.name}-tuned-{digest_json(key)[:8]}")
+        run_path = (
+            _named(Path(run_path)) if run_path else run.path.with_name(f"{run.path.name}-tuned-{digest_json(key)[:8]}")
+        )
         checkpoints = _prepared(run_path, key, world, files)
         inputs: Inputs
         if store is not None:
@@ -147,7 +149,7 @@ def train(
     spec: BackboneSpec,
     head: HeadSpec = HeadSpec(),
     recipe: Recipe = SCRATCH,
-    run_path: Path | None = None,
+    run_path: Path | str | None = None,
     *,
     target: TargetSpec = TargetSpec(),
     split: SplitSpec = SplitSpec(),
@@ -189,7 +191,7 @@ def train(
         asked = {"average_views": False, "operating_point": operating_point, "split": drawn, "inputs": "images"}
         key = _key(start, recipe, asked)
         stem = f"{_named(images.source).stem}-{spec.name.replace('/', '_')}"
-        run_path = _named(run_path) if run_path else Path("runs") / f"{stem}-{digest_json(key)[:8]}"
+        run_path = _named(Path(run_path)) if run_path else Path("runs") / f"{stem}-{digest_json(key)[:8]}"
         checkpoints = _prepared(run_path, key, world, files)
         inputs = files.enter_context(ImageInputs(backbone, pixels, recipe, len(used), machine.compile, world, telling))
         outcome = Course(start, recipe, inputs, checkpoints, world, machine, telling).outcome()

@@ -22,6 +22,7 @@ from featcache.manifest import Manifest
 from featcache.predict import origin
 from featcache.provenance import Json, difference
 from featcache.runs import WEIGHTS, Run
+from featcache.runs.identity import comparable, views_of
 from featcache.runs.protocol import Protocol, SplitSpec, divide
 from featcache.runs.task import TargetSpec, Task
 
@@ -91,8 +92,8 @@ class Start:
         """What the vectors of a store have that those of the Run have not, a line each. What else it holds, and under
         which name, changes nothing."""
         assert self.parent is not None
-        own = self.backbone.identity(self.decode, "", origin.views_of(identity))
-        lines = difference(origin.comparable(identity), origin.comparable(own))
+        own = self.backbone.identity(self.decode, "", views_of(identity))
+        lines = difference(comparable(identity), comparable(own))
         stored = (each["stored_dtype"] for each in (identity, self.parent.record["store"]["identity"]))
         return lines + difference(*({"stored_dtype": dtype} for dtype in stored))
 

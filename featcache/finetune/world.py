@@ -65,12 +65,6 @@ class World:
             return held
         return nullcontext()
 
-    def sum(self, value: Tensor) -> Tensor:
-        """Over all processes."""
-        if self.size > 1:
-            dist.all_reduce(value)
-        return value
-
     def gathered(self, values: Any) -> list[Any]:
         """What each process has, in the order of their ranks."""
         if self.size == 1:
@@ -78,14 +72,6 @@ class World:
         found: list[Any] = [None] * self.size
         dist.all_gather_object(found, values)
         return found
-
-    def from_first(self, value: Any) -> Any:
-        """What the first process has."""
-        if self.size == 1:
-            return value
-        box = [value]
-        dist.broadcast_object_list(box, src=0)
-        return box[0]
 
 
 @contextmanager

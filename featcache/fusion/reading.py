@@ -183,6 +183,7 @@ class Studies:
 
     @property
     def text_names(self) -> list[str]:
+        """The texts that there are, as `text` takes them."""
         return list(self._texts)
 
     def text(self, name: str) -> list[str]:

@@ -9,8 +9,7 @@ Letters: n rows of the store, s studies, m images of studies.
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -19,30 +18,13 @@ from featcache.errors import UsageError
 from featcache.fusion.spec import FusionSpec
 from featcache.manifest import tables
 from featcache.provenance import Json
+from featcache.runs.task import Rows
 
 Array = np.ndarray[Any, Any]
 
 Reports = dict[str, tuple[str, ...]]  # study -> its texts
 
 _SHOWN = 5
-
-
-class Rows(Protocol):
-    """What has the images: a `Store`."""
-
-    @property
-    def path(self) -> Path: ...
-
-    @property
-    def image_ids(self) -> list[str]: ...
-
-    @property
-    def columns(self) -> dict[str, list[str]]: ...
-
-    @property
-    def content_sha256(self) -> list[str]: ...
-
-    def __len__(self) -> int: ...
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,9 @@ from featcache.errors import IdentityMismatch, UsageError
 from featcache.fusion.reading import FINAL_HEAD, FOLD_HEADS, NO_HEAD
 from featcache.fusion.studies import Division, StudyTable
 from featcache.heads import scoring, vectors
-from featcache.provenance import Json, difference
+from featcache.provenance import Json
 from featcache.runs import Run
+from featcache.runs.identity import differences
 from featcache.splits import TEST, TRAIN, VAL
 from featcache.store import Store
 
@@ -96,7 +97,7 @@ def learnt(run: Run, store: Store) -> Learnt:
         UsageError: the Run has learnt from images that the store has not, or is of an earlier featcache.
         CorruptStore: a file of the Run is damaged.
     """
-    if lines := difference(store.identity, run.record["store"]["identity"]):
+    if lines := differences(run, store.identity, average_views=bool(run.record["asked"].get("average_views"))):
         fields = "\n  ".join(lines)
         raise IdentityMismatch(
             f"{run.path} was trained on other vectors than those of {store.path}:\n  {fields}\nTrain it on this store."

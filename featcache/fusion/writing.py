@@ -52,7 +52,7 @@ class Fused:
     notes: tuple[str, ...] = ()
 
 
-def export_studies(store: Store, path: Path, spec: FusionSpec, run: Run | None = None) -> Fused:
+def export_studies(store: Store, path: Path | str, spec: FusionSpec, run: Run | None = None) -> Fused:
     """Writes the studies of a store, with what was written about them, to a fusion file.
 
     Args:
@@ -68,7 +68,8 @@ def export_studies(store: Store, path: Path, spec: FusionSpec, run: Run | None =
         CorruptStore: the store or the Run is damaged.
         NoSpace, AccessDenied, InputOutputError: the file at `path` is as it was.
     """
-    _check_path(store, path)
+    path = Path(path)
+    _check_path(path)
     if spec.tokens and GRID not in store.taps:
         raise UsageError(
             f"{store.path} has no feature maps. Make a store with them: featcache embed --tap pooled --tap grid."
@@ -98,7 +99,7 @@ def export_studies(store: Store, path: Path, spec: FusionSpec, run: Run | None =
         return Fused(path, len(written), path.stat().st_size, shapes, coverage, notes)
 
 
-def _check_path(store: Store, path: Path) -> None:
+def _check_path(path: Path) -> None:
     if path.suffix.lower() != ".h5":
         raise UsageError(f"{path}: a fusion file is an HDF5 file, and its name ends with .h5.")
     if not path.exists():

@@ -24,6 +24,7 @@ from featcache.errors import UsageError, from_os_error, in_our_words
 from featcache.images import dicom
 from featcache.manifest import tables
 from featcache.manifest.tables import Table
+from featcache.names import is_utf8
 from featcache.splits import split_name
 
 IMAGE_SUFFIXES = frozenset(
@@ -282,16 +283,8 @@ def _check_readable(path: Path, cells: dict[str, list[str]]) -> None:
             written = durable.cell(value)
             if _read_cell(where, name, written if name == "path" else written.strip()) != value:
                 raise UsageError(f"{where}: {value!r} would be read as another text (blanks at an end?). Rename it.")
-            if not _is_utf8(value):
+            if not is_utf8(value):
                 raise UsageError(f"{where}: {value!r} is not UTF-8, as a CSV has to be. Rename it.")
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:  # surrogates stand for other bytes
-        return False
-    return True
 
 
 # --- both -------------------------------------------------------------------------------------------------------------

@@ -98,11 +98,11 @@ class Predicted:
 
 def predict(
     predictor: Predictor,
-    output: Path,
+    output: Path | str,
     *,
     images: Manifest | None = None,
     store: Store | None = None,
-    keep: Path | None = None,
+    keep: Path | str | None = None,
     **options: Any,
 ) -> Predicted:
     """Predicts images, or the rows of a store, into a CSV; images that fail are in `OUTPUT.failures.csv`.
@@ -122,6 +122,7 @@ def predict(
         FeatcacheError: none of the images could be used.
     """
     started = time.perf_counter()
+    output, keep = Path(output), Path(keep) if keep is not None else None
     if (images is None) == (store is None):
         raise UsageError("predict needs images, or a store of their vectors (--store).")
     _check_output(output, [keep, store.path if store else None, images.source if images else None, predictor.path])

@@ -25,6 +25,7 @@ from featcache.predict import origin
 from featcache.predict.predictions import Model
 from featcache.provenance import Json, digest_bytes, environment
 from featcache.runs import WEIGHTS, Run
+from featcache.runs.identity import identity_of, said_by
 
 FORMAT, VERSION = "featcache.bundle", 1
 SUFFIX = ".fcb.zip"
@@ -72,7 +73,7 @@ class Bundled:
 
 
 def bundle(
-    run: Run, path: Path, *, with_backbone: bool = True, weights: str | None = None, with_onnx: bool = False
+    run: Run, path: Path | str, *, with_backbone: bool = True, weights: str | None = None, with_onnx: bool = False
 ) -> Bundled:
     """Writes a Run into one file.
 
@@ -89,6 +90,7 @@ def bundle(
             the file of somebody else.
         CorruptStore: the Run is damaged.
     """
+    path = Path(path)
     if path.suffix != ".zip" or path.is_dir():
         raise UsageError(f"-o {path}: give the name of a file that ends with {SUFFIX}, such as model{SUFFIX}.")
     if path.exists() and not _is_bundle(path):
@@ -108,10 +110,10 @@ def bundle(
     if model.spec.kind == "knn":
         n = len(model.tensors["vectors"])
         notes.append(f"a knn head is the vectors of its {n:,} training images and their labels: they are inside")
-    with origin.said_by(run):
+    with said_by(run):
         members[README] = _readme(run, model, members, notes).encode("utf-8", "backslashreplace")
         members[INDEX] = (json.dumps(_index(run, model, members), indent=1, allow_nan=False) + "\n").encode("ascii")
-        digest = str(origin.identity_of(run)["backbone"]["weights_sha256"])
+        digest = str(identity_of(run)["backbone"]["weights_sha256"])
     with in_our_words("writing", path):
         durable.make_folders(path.parent)
     durable.write_with(path, lambda file: _fill(file, members))
@@ -166,7 +168,7 @@ def _read(path: Path) -> bytes:
 
 def _index(run: Run, model: Model, members: Mapping[str, bytes]) -> Json:
     """What the file is, for whoever reads it without featcache, and the digests of the other members."""
-    identity, point = origin.identity_of(run), run.record["operating_point"]
+    identity, point = identity_of(run), run.record["operating_point"]
     return {
         "format": FORMAT,
         "version": VERSION,
@@ -200,14 +202,14 @@ def _about_weights(run: Run) -> str:
     if source.startswith("random:"):
         return f"the backbone's weights are random ones ({source})"
     if source == "hub":
-        licence = weights.config_of(origin.identity_of(run)["backbone"]["name"]).get("license") or "not stated"
+        licence = weights.config_of(identity_of(run)["backbone"]["name"]).get("license") or "not stated"
         return f"the backbone's weights are inside; their licence, as timm states it: {licence}"
     return "the backbone's weights are inside; whether they may be given away, says whoever made them"
 
 
 def _readme(run: Run, model: Model, members: Mapping[str, bytes], notes: list[str]) -> str:
     """For whoever is given the file."""
-    identity = origin.identity_of(run)
+    identity = identity_of(run)
     height, width = identity["transform"]["input_size"]
     kind = "findings, each present or not" if model.has_findings else "classes"
     named = run.record["store"].get("weights") in ("file", "run")

@@ -27,6 +27,7 @@ from featcache.predict.predictions import Model
 from featcache.provenance import Json, canonical_json, environment
 from featcache.request import Request
 from featcache.runs import Run
+from featcache.runs.identity import identity_of
 from featcache.store import GRID, POOLED
 
 Array = np.ndarray[Any, Any]
@@ -73,7 +74,7 @@ class Exported:
         }
 
 
-def onnx_model(run: Run, path: Path, *, weights: str | None = None) -> Exported:
+def onnx_model(run: Run, path: Path | str, *, weights: str | None = None) -> Exported:
     """Writes a Run as an ONNX file, once onnxruntime agrees with torch about it.
 
     Args:
@@ -84,7 +85,7 @@ def onnx_model(run: Run, path: Path, *, weights: str | None = None) -> Exported:
     Raises:
         What `build` raises. NoSpace, AccessDenied, InputOutputError: nothing changed at `path`.
     """
-    exported = build(run, weights=weights)
+    path, exported = Path(path), build(run, weights=weights)
     with in_our_words("writing", path):
         durable.make_folders(path.parent)
     durable.write_bytes(path, exported.data)
@@ -178,7 +179,7 @@ def _file(program: Any, metadata: dict[str, str], run: Run) -> bytes:
 
 def _metadata(run: Run, model: Model, request: Request) -> dict[str, str]:
     """What whoever runs the file has to know, by name, each as JSON."""
-    identity = origin.identity_of(run)
+    identity = identity_of(run)
     point = run.record["operating_point"]
     told = {
         "classes": model.classes,
@@ -202,9 +203,9 @@ def _notes(model: Model, run: Run) -> tuple[str, ...]:
     found = []
     if model.average_views:
         found.append("the Run averages over augmented views; the file answers for the image as it is")
-    if (precision := origin.identity_of(run)["precision"]) != "float32":
+    if (precision := identity_of(run)["precision"]) != "float32":
         found.append(f"the Run's vectors are of {precision}; the file computes in float32")
-    if (dtype := origin.identity_of(run)["stored_dtype"]) != "float32":
+    if (dtype := identity_of(run)["stored_dtype"]) != "float32":
         found.append(f"the Run's vectors were stored as {dtype}; the file does not round them")
     return tuple(found)
 

@@ -18,8 +18,8 @@ from scipy.special import expit
 from featcache import metrics
 from featcache.errors import UsageError
 from featcache.heads import HeadSpec, scoring, vectors
-from featcache.predict.origin import identity_of, said_by
 from featcache.runs import Run, Table
+from featcache.runs.identity import identity_of, said_by
 from featcache.store import POOLED
 
 Array = np.ndarray[Any, Any]

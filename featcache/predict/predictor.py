@@ -31,6 +31,7 @@ from featcache.predict.predictions import Model, Predictions
 from featcache.provenance import ArrayDigest, Json, digest_json
 from featcache.request import Request
 from featcache.runs import Run
+from featcache.runs.identity import differences, identity_of
 from featcache.store import GRID, POOLED, VIEWS, Store
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ class Predictor:
     @property
     def vectors_sha256(self) -> str:
         """Of all that decides the vectors of an image: what is kept of a stopped pass has to agree in it."""
-        return digest_json([origin.identity_of(self.run), self.model.tap, self.model.average_views, self._precision])
+        return digest_json([identity_of(self.run), self.model.tap, self.model.average_views, self._precision])
 
     @property
     def classes(self) -> list[str]:
@@ -151,9 +152,12 @@ class Predictor:
         self, images: "Manifest | Store | Path | str | Array | Sequence[Any]", **options: Any
     ) -> Predictions:
         if isinstance(images, Store):
+            _check_none(options, "a store")
             return self.of_store(images)
         if isinstance(images, str | Path):
-            images = [images] if Path(images).is_file() and Path(images).suffix != ".csv" else Manifest.read(images)
+            images = (
+                [images] if Path(images).is_file() and Path(images).suffix.lower() != ".csv" else Manifest.read(images)
+            )
         if isinstance(images, Manifest):
             return self._of_manifest(images, **options)
         if isinstance(images, np.ndarray) and images.ndim == 3 and images.shape[2] in (1, 2, 4):
@@ -164,6 +168,7 @@ class Predictor:
         if not items:
             raise UsageError("found 0 images.")
         if all(isinstance(item, np.ndarray) for item in items):
+            _check_none(options, "arrays")
             return self._of_arrays(items)
         if not all(isinstance(item, str | Path) for item in items):
             raise UsageError("images are all paths, or all arrays.")
@@ -181,7 +186,7 @@ class Predictor:
             UsageError: it lacks the feature array or the views that the head works on.
         """
         views = self.model.average_views
-        if lines := origin.differences(self.run, store.identity, average_views=views):
+        if lines := differences(self.run, store.identity, average_views=views):
             listed = "\n  ".join(lines)
             raise IdentityMismatch(
                 f"{store.path} holds other vectors than those of {self.path}:\n  {listed}\nPredict from the images, or "
@@ -248,7 +253,7 @@ class Predictor:
     def _check(self, identity: Json) -> None:
         """Raises IdentityMismatch for a network that is not the Run's, before it computes anything."""
         views, freely = self.model.average_views, self._precision is not None
-        origin.check(self.run, origin.differences(self.run, identity, average_views=views, any_precision=freely))
+        origin.check(self.run, differences(self.run, identity, average_views=views, any_precision=freely))
 
     @cached_property
     def _network(self) -> tuple["Backbone", Request, "Forward"]:
@@ -327,6 +332,11 @@ class Predictor:
         found = [forward.vectors(flat[i : i + step])[self.model.tap] for i in range(0, len(flat), step)]
         x = stored(np.concatenate(found).reshape(len(flat), -1), request.dtype).astype(np.float32)
         return x.reshape(len(images), len(flat) // len(images), -1) if self.model.average_views else x
+
+
+def _check_none(options: dict[str, Any], images: str) -> None:
+    if options:
+        raise UsageError(f"{', '.join(options)}: for images in files, which {images} are not.")
 
 
 def _is_one(array: Array) -> bool:

@@ -19,6 +19,7 @@ recorded: nothing is trained or scored again. Figures and tables are also writte
     deciding    its decisions, by class and by group
 """
 
+import csv
 import re
 import tempfile
 from collections.abc import Callable, Sequence
@@ -31,7 +32,6 @@ from featcache import __version__, durable
 from featcache.errors import UsageError, in_our_words
 from featcache.manifest import Manifest
 from featcache.names import printable
-from featcache.predict.origin import identity_of
 from featcache.report import checking, comparison, deciding, drawing, gallery, mapping, tables
 from featcache.report.blocks import (
     Abreast,
@@ -51,6 +51,7 @@ from featcache.report.page import GENERATOR, Page, render
 from featcache.report.sources import Material, material
 from featcache.report.subject import CALLED, Subject, subjects
 from featcache.runs import Run
+from featcache.runs.identity import identity_of
 from featcache.training.summary import TRAIN, VAL
 
 __all__ = ["Reported", "report"]
@@ -59,6 +60,7 @@ __all__ = ["Reported", "report"]
 _START = '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<meta name="generator" content="'
 _OURS = re.compile(f'{_START}{GENERATOR} [^"<>\n]{{1,64}}">'.encode())
 _OURS_BYTES = 512
+_FILE = re.compile(r"[\w-]+\.(csv|png)", re.ASCII)
 _INDEX, _INDEX_HEADER = "index.csv", ["file", "run", "section"]
 _KINDS = {
     "linear": "a linear head", "mlp": "an MLP head", "flatten-mlp": "an MLP head on the feature map",
@@ -318,6 +320,8 @@ def _write(path: Path, told: Sequence[Subject], chapters: Sequence[Chapter], ima
     html = render(page)
     with in_our_words("writing", folder):
         durable.make_folders(folder)
+        for name in _listed(folder) - contents.keys():
+            (folder / name).unlink(missing_ok=True)  # of the page that was here, and would be taken for this one's
     durable.write_csv(folder / _INDEX, *index)  # first: by it the folder is known to be a report's
     for name, content in contents.items():
         if isinstance(content, bytes):
@@ -326,6 +330,15 @@ def _write(path: Path, told: Sequence[Subject], chapters: Sequence[Chapter], ima
             durable.write_csv(folder / name, *content)
     durable.write_text(path, html)
     return Reported(path, [folder / name for name in contents], len(html.encode("utf-8")), _missing(chapters))
+
+
+def _listed(folder: Path) -> set[str]:
+    """The files that an earlier page has put into its folder, as its index has them; nothing that lies elsewhere."""
+    if not (folder / _INDEX).is_file():
+        return set()
+    with open(folder / _INDEX, encoding="utf-8", errors="surrogateescape", newline="") as file:
+        names = {row[0] for row in csv.reader(file) if row}
+    return {name for name in names if _FILE.fullmatch(name)}
 
 
 def _beside(chapters: Sequence[Chapter]) -> tuple[dict[str, Content], tuple[list[str], list[list[object]]]]:

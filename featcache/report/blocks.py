@@ -74,7 +74,7 @@ class Table:
         header: names of its columns.
         rows: a cell for each column.
         note: below it.
-        shape: "numbers", "matrix" (of shaded cells) or "words".
+        shape: "numbers" or "matrix" (of shaded cells).
         data: header and rows of the CSV.
     """
 

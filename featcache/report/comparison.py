@@ -14,7 +14,6 @@ from featcache.figures import charts
 from featcache.figures.charts import Estimate
 from featcache.metrics.intervals import COMPARED
 from featcache.names import printable
-from featcache.predict.origin import identity_of
 from featcache.provenance import flatten
 from featcache.report.blocks import (
     NOTHING,
@@ -36,9 +35,11 @@ from featcache.report.blocks import (
 )
 from featcache.report.subject import CALLED, Subject
 from featcache.report.tables import MOVED, name_of
+from featcache.runs.identity import identity_of
 from featcache.training import selection
 
 Array = np.ndarray[Any, Any]
+Difference = tuple[int, dict[str, list[float]]]
 
 _SHOWN = ("auroc", "accuracy", "recall", "specificity")
 
@@ -51,9 +52,10 @@ def compared(subjects: Sequence[Subject]) -> Chapter:
         f"report, the same for both, with 95 % intervals of the difference."
     )
     blocks: list[Block] = [_beside(subjects)]
-    figures = [figure for figure in (_areas(subjects), _differences(first, others)) if figure]
+    found = [(other, difference(first, other)) for other in others]
+    figures = [figure for figure in (_areas(subjects), _differences(first, found)) if figure]
     blocks += [Abreast([figure]) for figure in figures]
-    blocks += _tables(first, others)
+    blocks += _tables(first, found)
     section = Section("comparison-numbers", "Numbers and differences", blocks)
     return Chapter("comparison", "Comparison", lead, sections=[section])
 
@@ -108,10 +110,9 @@ def _areas(subjects: Sequence[Subject]) -> Figure | None:
     return Figure("comparison-auroc", "AUROC", "", chart, ["run", "auroc", "low", "high"], rows)
 
 
-def _differences(first: Subject, others: Sequence[Subject]) -> Figure | None:
+def _differences(first: Subject, others: Sequence[tuple[Subject, Difference | str]]) -> Figure | None:
     rows, estimates = [], []
-    for other in others:
-        found = difference(first, other)
+    for other, found in others:
         if isinstance(found, str) or "auroc" not in found[1]:
             continue
         value, low, high = found[1]["auroc"]
@@ -128,10 +129,9 @@ def _differences(first: Subject, others: Sequence[Subject]) -> Figure | None:
     return Figure("comparison-difference", f"AUROC above {first.name}", caption, chart, header, rows)
 
 
-def _tables(first: Subject, others: Sequence[Subject]) -> list[Block]:
+def _tables(first: Subject, others: Sequence[tuple[Subject, Difference | str]]) -> list[Block]:
     rows, data, left_out = [], [], []
-    for other in others:
-        found = difference(first, other)
+    for other, found in others:
         if isinstance(found, str):
             left_out.append(Words(f"{other.name} is not subtracted: {found}.", "gone"))
             continue
@@ -152,7 +152,7 @@ def _tables(first: Subject, others: Sequence[Subject]) -> list[Block]:
     return [Table("comparison-differences", "Differences, paired", header, rows, note, data=csv), *left_out]
 
 
-def difference(first: Subject, other: Subject) -> tuple[int, dict[str, list[float]]] | str:
+def difference(first: Subject, other: Subject) -> Difference | str:
     """The number of rows that both report, and [difference, low, high] of each of `intervals.COMPARED`; or why it
     cannot be had."""
     if (first.task.classes, first.task.has_findings) != (other.task.classes, other.task.has_findings):

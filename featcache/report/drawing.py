@@ -194,8 +194,8 @@ def calibration(subject: Subject) -> list[Words | Abreast]:
 def _about_t(temperature: float | None) -> str:
     if temperature is None:
         return ""
-    more = "surer" if temperature < 1 else "less sure"
-    return f". T was chosen on validation rows; it makes every probability {more} and changes no decision at 0.5"
+    more = "" if temperature == 1 else f"makes every probability {'surer' if temperature < 1 else 'less sure'} and "
+    return f". T was chosen on validation rows; it {more}changes no decision at 0.5"
 
 
 def _reliability(subject: Subject, side: str) -> list[dict[str, Any]]:

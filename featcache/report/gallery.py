@@ -54,7 +54,7 @@ def gallery(subject: Subject, material: Material) -> list[Block]:
         material.pictures.load([*shown.tolist(), *taught])
     maps, about = _evidence(subject, material, kinds)
     found: list[Block] = [Words(_about(subject, near, maps))]
-    found += _missing(subject, material, about)
+    found += _missing(material, about)
     if subject.is_binary and not any(kind.key == "missed" for kind in kinds):
         found.append(Words(f"No {subject.positive} was missed."))
     for kind in kinds:
@@ -76,7 +76,7 @@ def _about(subject: Subject, near: dict[int, list[tuple[int, float]]], maps: dic
     return text
 
 
-def _missing(subject: Subject, material: Material, about: str) -> list[Words]:
+def _missing(material: Material, about: str) -> list[Words]:
     found = []
     if material.no_pictures:
         found.append(Words(material.no_pictures, "gone" if material.pictures else "missing"))
@@ -192,8 +192,9 @@ def _evidence(
             "Where on the image the head finds what it says cannot be shown: the vectors of this backbone are not the "
             "mean of its feature map."
         )
-    of = np.array([each for _, each in wanted])
-    found = evidence.maps(subject.run.spec, subject.run.weights(), grid, subject.task, of)
+    of, found = np.array([each for _, each in wanted]), np.empty((len(wanted), *grid.shape[2:]))
+    for here, head in subject.heads(numbers):
+        found[here] = evidence.maps(subject.run.spec, head, grid[here], subject.task, of[here])
     return dict(zip(wanted, found, strict=True)), ""
 
 
@@ -207,7 +208,12 @@ def evidence_missing(subject: Subject, vectors: Vectors | None) -> str:
     shape = vectors.store.row_shape(GRID) if GRID in vectors.store.taps else ()
     if not shape:
         return f"{what} needs feature maps: featcache embed --tap pooled --tap grid, and give that --store."
-    return "" if len(shape) == 3 else f"{what} cannot be shown: this backbone has no map of rows and columns."
+    if len(shape) != 3:
+        return f"{what} cannot be shown: this backbone has no map of rows and columns."
+    scored = subject.sides[subject.reported].rows
+    return (
+        "" if subject.heads(scored[:1]) else f"{what} cannot be shown: the heads that scored the images were not kept."
+    )
 
 
 def _card(
@@ -249,6 +255,6 @@ def _told(subject: Subject, place: int, row: int, of: int) -> tuple[str, str, in
 def _neighbour(subject: Subject, images: Pictures | None, row: int, other: int, cosine: float, of: int) -> Neighbour:
     image = images.get(other) if images else None
     picture = pictures.embedded(image, pictures.SMALL) if image is not None else ""
-    labels = subject.task.labels
-    agrees = labels[other, of] == labels[row, of] if subject.task.has_findings else labels[other] == labels[row]
-    return Neighbour(subject.shown[other], subject.label_of(other), cosine, picture, bool(agrees))
+    labels = subject.task.labels[:, of] if subject.task.has_findings else subject.task.labels
+    differs = bool(labels[other] != labels[row] and np.isfinite(labels[other]))  # an unknown one says nothing
+    return Neighbour(subject.shown[other], subject.label_of(other), cosine, picture, not differs)

@@ -1,9 +1,9 @@
 """Where the vectors and the images of a Run are: given, or found beside it, and checked to be its own.
 
 A store is the Run's when its vectors are those that the Run recorded (whatever else it holds beside them), and so are
-the contents of its images. An
-image is the Run's when its bytes are: whatever led to the file, they are hashed before they are decoded. What cannot be
-found is no error, but a sentence for the sections that need it; what is given and is another's, is one.
+the contents of its images. An image is the Run's when its bytes are: whatever led to the file, they are hashed before
+they are decoded. What cannot be found is no error, but a sentence for the sections that need it; what is given and is
+another's, is one.
 Letters: n rows of a task, d features.
 """
 
@@ -24,10 +24,10 @@ from featcache.images import DecodeSpec, TransformSpec
 from featcache.images.seen import Seen
 from featcache.manifest import Manifest
 from featcache.names import printable
-from featcache.predict.origin import decode_of, differences, identity_of, said_by
 from featcache.provenance import digest_bytes, digest_json, from_json
 from featcache.report.subject import Subject
 from featcache.runs import WEIGHTS
+from featcache.runs.identity import decode_of, differences, identity_of, said_by
 from featcache.store import POOLED, Store
 
 Array = np.ndarray[Any, Any]

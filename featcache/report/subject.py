@@ -146,6 +146,16 @@ class Subject:
             return np.asarray(side_.called != labels)
         return np.asarray(((side_.called != labels) & np.isfinite(labels)).any(axis=1))
 
+    def heads(self, rows: Array) -> list[tuple[Array, Mapping[str, Array]]]:
+        """The heads that scored n rows of the reported side, each with (n,) bool which of them. None where they were
+        not kept: of outer folds, of `fine_tune` in folds, of a head that learnt from its validation rows in the end."""
+        folds, is_refitted = self.protocol.folds, self.record["asked"].get("refit_all", False)
+        if self.reported == TEST or (self.reported == VAL and self.protocol.is_hold_out and not is_refitted):
+            return [(np.ones(len(rows), dtype=bool), self.run.weights())]
+        kept = self.run.fold_weights() if self.reported == VAL else []
+        held_by = np.array([next(i for i, fold in enumerate(folds) if row in fold.held) for row in rows.tolist()])
+        return [(held_by == i, head) for i, head in enumerate(kept)]
+
     def taught(self, side: str, row: int) -> Array:
         """The rows that the head learnt from which scored a row of this side: those of its fold, where it has one."""
         if side in (VAL, OUTER):

@@ -12,7 +12,6 @@ import numpy as np
 from featcache.errors import in_our_words
 from featcache.heads import busy
 from featcache.names import printable
-from featcache.predict.origin import identity_of, said_by
 from featcache.provenance import Json, flatten
 from featcache.report.blocks import (
     Block,
@@ -28,6 +27,7 @@ from featcache.report.blocks import (
     with_sign,
 )
 from featcache.report.subject import CALLED, SIDES, Subject
+from featcache.runs.identity import identity_of, said_by
 from featcache.training.summary import OUTER, TEST, TRAIN, VAL
 
 Array = np.ndarray[Any, Any]
@@ -157,18 +157,22 @@ def in_words(subject: Subject) -> str:
     record, asked = subject.record, subject.record["asked"]
     n = {side: f"{len(found):,}" for side, found in subject.sides.items()}
     folds = subject.protocol.folds
+    repeats = len({fold.repeat for fold in folds})
     parts = []
     if len(folds) == 1:
-        parts.append(f"The head learnt from {n[TRAIN]} images; {n[VAL]} others were held out for validation.")
+        taught = f"{len(folds[0].train):,}"
+        parts.append(f"The head learnt from {taught} images; {n[VAL]} others were held out for validation.")
+        if asked.get("refit_all"):
+            parts.append("In the end it learnt from these as well, after they had chosen.")
     else:
-        repeats = len({fold.repeat for fold in folds})
         times = f", {repeats} times anew" if repeats > 1 else ""
+        divided = f"{n[VAL]} images were divided into {len(folds) // repeats} folds{times}"
+        if len(folds) == repeats:
+            divided = f"A part of the images was held out{times}, {n[VAL]} of them in all"
         parts.append(
-            f"{n[VAL]} images were divided into {len(folds) // repeats} folds{times}; the validation numbers are of "
-            f"predictions by heads that had not seen the image. The head that is kept learnt from {n[TRAIN]} images."
+            f"{divided}; the validation numbers are of predictions by heads that had not seen the image. The head that "
+            f"is kept learnt from {n[TRAIN]} images."
         )
-    if asked.get("refit_all"):
-        parts.append("It learnt from the validation images as well, after they had chosen.")
     if OUTER in n:
         parts.append(f"Folds around the folds ({n[OUTER]} images) chose nothing, and are what is reported.")
     if chose := subject.scores(VAL).get("chose"):

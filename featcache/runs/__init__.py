@@ -5,6 +5,7 @@ without the store. Letters: n rows, d features, c classes.
 
     task        labels as numbers
     protocol    which rows are learnt from, which choose, which report
+    identity    of which network and preprocessing the vectors are
 """
 
 import csv

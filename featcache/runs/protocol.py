@@ -63,7 +63,7 @@ class SplitSpec:
         if not 1 <= self.repeats <= splits.MAX_REPEATS:
             raise ValueError(f"repeats must be from 1 to {splits.MAX_REPEATS}, got {self.repeats}")
         if not 0 <= self.seed < 2**32:
-            raise ValueError(f"split_seed must be from 0 to 2^32 - 1, got {self.seed}")
+            raise ValueError(f"seed must be from 0 to 2^32 - 1, got {self.seed}")
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def divide(task: Task, spec: SplitSpec, vectors: Any) -> Protocol:
         UsageError: an unknown group column, a group or identical image on two sides of a given split, too few groups,
             a side without a class; with counts.
     """
-    near = _near(task, spec, vectors)
+    near = _near(spec, vectors)
     keys = [_group_column(task, spec.group_by), task.content]
     groups = splits.merge_groups(*keys, *([pair_keys(len(task.image_ids), near[0])] if len(near[0]) else []))
     left_out = dict(task.left_out)
@@ -161,7 +161,7 @@ def _group_column(task: Task, group_by: str | None) -> list[str]:
     return task.columns.get(group_by or "group", [""] * len(task.image_ids))
 
 
-def _near(task: Task, spec: SplitSpec, vectors: Any) -> tuple[Array, Array]:
+def _near(spec: SplitSpec, vectors: Any) -> tuple[Array, Array]:
     if spec.near_duplicates is None:
         return np.empty((0, 2), dtype=np.int64), np.empty(0, dtype=np.float32)
     return near_pairs(vectors(), spec.near_duplicates)

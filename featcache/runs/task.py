@@ -5,7 +5,6 @@ One store serves many tasks: labels are joined by name and are no part of what w
 Letters: n rows, c classes or findings.
 """
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,8 +12,9 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 
-from featcache import splits
-from featcache.errors import UsageError, in_our_words
+from featcache import durable, splits
+from featcache.errors import UsageError
+from featcache.manifest import tables
 from featcache.store import Store
 
 Array = np.ndarray[Any, Any]
@@ -211,43 +211,22 @@ def _joined(source: Rows, columns: dict[str, list[str]], target: TargetSpec) -> 
         raise UsageError(
             f"{source.path} has no column {target.on!r} to join on; it has {', '.join(columns) or 'none'}."
         )
-    table = _read(target.file, (target.on, *target.columns))
+    read = tables.read(target.file, (target.on, *target.columns))
+    table = {name: read.cells(name) for name in target.columns}
     keys = source.image_ids if target.on == "image_id" else columns[target.on]
-    line_of: dict[str, int] = {}
-    for i, key in enumerate(table[target.on]):
-        if key and key in line_of and any(table[name][i] != table[name][line_of[key]] for name in target.columns):
+    row_of: dict[str, int] = {}
+    for i, key in enumerate(map(durable.text_of, read.cells(target.on))):
+        if key and key in row_of and any(table[name][i] != table[name][row_of[key]] for name in target.columns):
             raise UsageError(
-                f"{target.file}, line {i + 2}: {target.on} {key!r} stands there with other labels than in line "
-                f"{line_of[key] + 2}."
+                f"{target.file}, line {read.lines[i]}: {target.on} {key!r} stands there with other labels than in line "
+                f"{read.lines[row_of[key]]}."
             )
-        line_of.setdefault(key, i)
-    if not any(key in line_of for key in keys if key):
-        example = next(iter(line_of), "")
+        row_of.setdefault(key, i)
+    if not any(key in row_of for key in keys if key):
+        example = next(iter(row_of), "")
         raise UsageError(
             f"no {target.on} of {target.file} is in {source.path}: the file has {example!r}, the images "
             f"{next(iter(keys), '')!r}. Choose the column to join by with --on."
         )
-    rows = [line_of.get(key) if key else None for key in keys]
+    rows = [row_of.get(key) if key else None for key in keys]
     return [["" if row is None else table[name][row] for row in rows] for name in target.columns]
-
-
-def _read(path: Path, wanted: Sequence[str]) -> dict[str, list[str]]:
-    """Columns of a CSV as texts, stripped."""
-    import pandas as pd
-
-    if not path.exists():
-        raise UsageError(f"{path}: no such file of labels.")
-    # Without index_col=False a line with one cell too many would shift all columns by one.
-    how: Any = {"dtype": str, "keep_default_na": False, "skip_blank_lines": False, "index_col": False}
-    try:
-        with in_our_words("reading", path), warnings.catch_warnings():
-            warnings.simplefilter("error", pd.errors.ParserWarning)
-            table = pd.read_csv(path, encoding="utf-8-sig", **how)
-    except pd.errors.ParserWarning as error:
-        raise UsageError(f"{path}: a line has more cells than the header.") from error
-    except (UnicodeDecodeError, ValueError) as error:  # pandas' own errors are ValueErrors
-        raise UsageError(f"{path} cannot be read as a CSV in UTF-8: {str(error).strip()}.") from error
-    for name in wanted:
-        if name not in table.columns:
-            raise UsageError(f"{path} has no column {name!r}; it has {', '.join(map(str, table.columns))}.")
-    return {name: table[name].str.strip().tolist() for name in wanted}

@@ -384,7 +384,7 @@ class Status:
     writer: str
 
 
-def status(store_path: Path) -> Status:
+def status(store_path: Path | str) -> Status:
     """What a pass has finished, whether it runs, was stopped or is published. Never disturbs a writer.
 
     Raises:
@@ -392,7 +392,7 @@ def status(store_path: Path) -> Status:
         CorruptStore: its plan does not say of how many images.
         UnknownFormat, UntrustedFile, AccessDenied: the store cannot be opened.
     """
-    folder = folder_of(store_path)
+    folder = folder_of(Path(store_path))
     if not folder.is_dir():
         with Store.open(store_path) as store:
             n_failed = len(store.failures)

@@ -44,7 +44,7 @@ _NEAR_SHOWN = 5
 
 @dataclass(frozen=True)
 class ReportSpec:
-    """What is said of the winner besides its numbers.
+    """What chooses the winner, what it learns from in the end, and what is said of it besides its numbers.
 
     Attributes:
         select: the metric that ranks specs on held rows.
@@ -74,7 +74,7 @@ class ReportSpec:
 def train_head(
     store: Store,
     specs: HeadSpec | Sequence[HeadSpec] = (),
-    run_path: Path | None = None,
+    run_path: Path | str | None = None,
     *,
     target: TargetSpec = TargetSpec(),
     split: SplitSpec = SplitSpec(),
@@ -114,7 +114,7 @@ def train_head(
     _tell_near(task, protocol, split, on_note)
     division = protocol.record(task.image_ids)
     key = _key(store, tried, task, division, split, report, others)
-    run_path = run_path or Path("runs") / f"{store.path.stem}-{tried[0].kind}-{digest_json(key)[:8]}"
+    run_path = Path(run_path or f"runs/{store.path.stem}-{tried[0].kind}-{digest_json(key)[:8]}")
     runs.check_free(run_path, key)
 
     bench = Bench(task, protocol, vectors.load(store, *needed, device), _targets(task), report.average_views)
@@ -239,14 +239,14 @@ def _baselines(bench: Bench, spec: HeadSpec, made: Made, report: ReportSpec, dev
     protocol = bench.protocol
     on_test = len(protocol.test) > 0
     rows = protocol.test if on_test else made.val_rows
-    fold = Fold(made.train, rows, 0, 0) if on_test else protocol.folds[0]
+    folds = [Fold(made.train, rows, 0, 0)] if on_test else protocol.folds
     final = Fold(made.train, protocol.test, 0, 0)
     found: dict[str, Any] = {
         "on": TEST if on_test else VAL,
         "majority": baselines.majority(bench.task, made.train, rows),
     }
     if report.permutations:
-        found["permuted_labels"] = baselines.permuted(bench, spec, fold, report.permutations)
+        found["permuted_labels"] = baselines.permuted(bench, spec, folds, report.permutations)
     for path in report.compare:
         told = baselines.other_store(path, bench, spec, final, device)
         found.setdefault("other_stores", []).append(told)

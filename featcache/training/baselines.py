@@ -34,22 +34,25 @@ def majority(task: Task, train: Array, rows: Array) -> Numbers:
     return _said(numbers(task, rows, np.tile(logits, (len(rows), 1))))
 
 
-def permuted(bench: Bench, spec: HeadSpec, fold: Fold, n_permutations: int) -> Numbers:
-    """The same head on training labels that were shuffled, scored on true labels it has not seen.
+def permuted(bench: Bench, spec: HeadSpec, folds: Sequence[Fold], n_permutations: int) -> Numbers:
+    """The same head on training labels that were shuffled, scored on true labels it has not seen: those of the held
+    rows of all folds together.
 
     One shuffling says little: where the classes lie far apart any direction ranks them, well or the wrong way round. So
     it is the mean of many, and the interval holds 95 % of them.
     """
     shuffled = [bench.targets.values[0]]
     for i in range(n_permutations):
-        values = bench.targets.values[0].copy()
-        values[fold.train] = values[np.random.default_rng(i).permutation(fold.train)]
-        shuffled.append(values)
+        for fold in folds:
+            values = bench.targets.values[0].copy()
+            values[fold.train] = values[np.random.default_rng(i).permutation(fold.train)]
+            shuffled.append(values)
     bench = replace(bench, targets=replace(bench.targets, values=np.stack(shuffled)))
-    fits = bench.fits([_unwatched(spec, i) for i in range(n_permutations)], [fold])
+    fits = bench.fits([_unwatched(spec, i) for i in range(n_permutations)], folds)
     fitted = bench.run([replace(fit, labelling=i) for i, fit in enumerate(fits, start=1)], weights=False)
     check_finite(fitted)
-    found = [numbers(bench.task, fold.held, each.logits) for each in fitted]
+    rounds = [fitted[start : start + len(folds)] for start in range(0, len(fitted), len(folds))]
+    found = [numbers(bench.task, *out_of_fold(len(bench.task.image_ids), each)) for each in rounds]
     said: Numbers = {"n_permutations": n_permutations, "intervals": {}}
     for name in _SAID:
         values = [each[name] for each in found if each[name] is not None]
