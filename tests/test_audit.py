@@ -403,7 +403,7 @@ def test_headers_of_the_images_are_variables_where_they_are_given(pictured: tupl
 
 
 def test_images_of_another_store_are_refused(pictured: tuple[Path, Path], class_folder: Path) -> None:
-    with pytest.raises(UsageError, match=r"none of the 60 images of .* is under"):
+    with pytest.raises(UsageError, match=r"none of the 60 images of .* can be had from"):
         found_in(pictured[0], images=Manifest.read(class_folder))
 
 

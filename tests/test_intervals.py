@@ -197,11 +197,21 @@ def test_findings_are_drawn_by_group_too() -> None:
 # --- extremes ---------------------------------------------------------------------------------------------------------
 
 
-def test_every_row_right_is_an_interval_of_no_width() -> None:
+def test_shares_of_which_all_or_none_are_right_have_exact_bounds() -> None:
+    """The lower bound p of n of n is that for which p ** n is 2.5 %; groups are trials, not rows. What has no such
+    bounds has an interval of no width."""
     labels = np.array([0, 1] * 20)
     found = bootstrap(labels, 5 * np.eye(2)[labels], 1, n_resamples=200)
-    for name in ("accuracy", "balanced_accuracy", "precision", "recall", "specificity", "f1", "auroc", "auprc"):
+    for name, n in {"accuracy": 40, "precision": 20, "recall": 20, "specificity": 20}.items():
+        assert found[name] == (pytest.approx(0.025 ** (1 / n)), 1.0), name
+    for name in ("balanced_accuracy", "f1", "auroc", "auprc"):
         assert found[name] == (1.0, 1.0), name
+    groups = np.arange(40) // 8
+    grouped = bootstrap(labels, 5 * np.eye(2)[labels], 1, groups=groups, n_resamples=200)
+    assert grouped["recall"] == (pytest.approx(0.025 ** (1 / 5)), 1.0)
+    wrong = bootstrap(labels, 5 * np.eye(2)[1 - labels], 1, n_resamples=200)
+    assert wrong["specificity"] == (0.0, pytest.approx(1 - 0.025 ** (1 / 20)))
+    assert bootstrap(labels, 5 * np.eye(2)[labels], 1, threshold=0.999999, n_resamples=200)["recall"][0] == 0.0
 
 
 def test_a_number_that_does_not_exist_has_no_interval() -> None:
@@ -222,8 +232,10 @@ def test_resamples_without_a_positive_say_nothing_of_what_is_found(n_present: in
     """All of few positives are found; a resample without any is no miss."""
     labels = (np.arange(n) < n_present).astype(int)
     found = bootstrap(labels, 5 * np.eye(2)[labels], 1)
-    for name in ("recall", "precision", "f1", "balanced_accuracy"):
+    for name in ("f1", "balanced_accuracy"):
         assert found[name] == (1.0, 1.0), name
+    for name in ("recall", "precision"):
+        assert found[name] == (pytest.approx(0.025 ** (1 / n_present)), 1.0), name
 
 
 def test_a_class_without_a_row_is_in_no_interval() -> None:
@@ -235,7 +247,7 @@ def test_a_class_without_a_row_is_in_no_interval() -> None:
 
 def test_one_row_is_enough() -> None:
     found = bootstrap(np.array([1]), np.array([[0.0, 1.0]]), 1, n_resamples=20)
-    assert found["accuracy"] == (1.0, 1.0)
+    assert found["accuracy"] == (pytest.approx(0.025), 1.0)
     assert found["loss"][0] == pytest.approx(np.log1p(np.exp(-1)))
 
 

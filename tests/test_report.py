@@ -10,7 +10,7 @@ import re
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -22,29 +22,30 @@ from sklearn.metrics import confusion_matrix
 
 from featcache import metrics
 from featcache import report as report_module
-from featcache.embed import embed
 from featcache.errors import CorruptStore, IdentityMismatch, InputOutputError, UsageError
+from featcache.export import Where, export
 from featcache.finetune import fine_tune
 from featcache.heads import HeadSpec, scoring
 from featcache.images import DecodeSpec, TransformSpec
 from featcache.images.seen import Seen, stamp_of
 from featcache.manifest import Manifest
 from featcache.metrics import intervals
+from featcache.predict import predict
+from featcache.predict.predictor import load_run
 from featcache.provenance import digest_bytes
 from featcache.recipe import Recipe, Stage
-from featcache.report import Reported, checking, comparison, deciding, evidence, gallery, mapping, report
+from featcache.report import Reported, checking, comparison, deciding, evidence, gallery, mapping, report, tables
 from featcache.report.blocks import Chapter, Table, Words
 from featcache.report.page import GENERATOR, Page, render
 from featcache.report.sources import Material, material
 from featcache.report.subject import Subject, subjects
-from featcache.request import BackboneSpec
 from featcache.runs import Run
 from featcache.runs.protocol import SplitSpec
 from featcache.runs.task import TargetSpec
 from featcache.store import Part, PartFolder, Store, publish
 from featcache.training import ReportSpec, train_head
 from tests.browser import chromium
-from tests.conftest import NET, make_store, two_clouds
+from tests.conftest import make_store, two_clouds
 from tests.test_cli import featcache
 
 N, D, SIDE = 72, 12, 3  # images, channels, places along a side of the feature map
@@ -448,6 +449,52 @@ def test_a_map_of_another_head_is_its_gradient(folder: Path, name: str) -> None:
     assert np.mean(off < 0.02) > 0.8
 
 
+@pytest.fixture(scope="module")
+def untested(folder: Path) -> Path:
+    """A folder with a store that has no test rows, and Runs on it: `folds`, `refitted` after a hold-out, `anew` of
+    several hold-outs."""
+    path = folder / "untested"
+    path.mkdir()
+    with Store.open(folder / "s.h5") as store:
+        export(store, path / "s.h5", where=[Where.parse("split=train")])
+    with Store.open(path / "s.h5") as store:
+        held, target = SplitSpec(val_fraction=0.3), TargetSpec(positive="sick")
+        head = HeadSpec(epochs=6, lr=0.01)
+        train_head(store, head, path / "folds", target=target, split=SplitSpec(folds=3))
+        train_head(store, head, path / "refitted", target=target, split=held, report=ReportSpec(refit_all=True))
+        train_head(store, head, path / "anew", target=target, split=replace(held, repeats=3))
+    return path
+
+
+def test_a_map_is_of_the_head_that_scored_the_image(untested: Path) -> None:
+    """Of folds that of its fold, of which the probability is; where it was not kept, there is none."""
+    subject = subject_of(untested / "folds")
+    side = subject.sides["val"]
+    with Store.open(untested / "s.h5") as store:
+        place = {name: i for i, name in enumerate(store.image_ids)}
+        x = store.features()[[place[subject.task.image_ids[row]] for row in side.rows]]
+    heads = subject.heads(side.rows)
+    assert np.sum([here for here, _ in heads], axis=0).tolist() == [1] * len(side)
+    for here, head in heads:
+        z = scoring.logits(subject.run.spec, head, x[here], 2, subject.task.positive)
+        np.testing.assert_allclose(metrics.probabilities(z), side.p[here], atol=1e-6)
+    with ExitStack() as files:
+        (found,) = material([subject_of(untested / "refitted")], [untested / "s.h5"], None, files)
+        assert found.vectors is not None
+        assert "were not kept" in gallery.evidence_missing(subject_of(untested / "refitted"), found.vectors)
+
+
+def test_how_rows_were_divided_is_told_as_it_was(untested: Path) -> None:
+    said = {name: tables.in_words(subject_of(untested / name)) for name in ("folds", "refitted", "anew")}
+    n = {name: {side: len(rows) for side, rows in subject_of(untested / name).sides.items()} for name in said}
+    assert f"{n['folds']['val']} images were divided into 3 folds;" in said["folds"]
+    apart = n["refitted"]["train"] - n["refitted"]["val"]
+    assert f"learnt from {apart} images; {n['refitted']['val']} others were held out" in said["refitted"]
+    assert "In the end it learnt from these as well" in said["refitted"]
+    assert f"A part of the images was held out, 3 times anew, {n['anew']['val']} of them in all;" in said["anew"]
+    assert f"The head that is kept learnt from {n['anew']['train']} images" in said["anew"]
+
+
 def test_vectors_that_are_no_mean_are_not_read_place_by_place() -> None:
     grid = np.random.default_rng(0).standard_normal((5, 4, 3, 3)).astype(np.float32)
     assert evidence.is_mean(grid, grid.mean(axis=(2, 3)))
@@ -589,6 +636,21 @@ def test_figures_and_their_numbers_lie_beside_the_page(two: Reported) -> None:
     assert all(path.with_suffix(".csv") in two.files for path in charts if "error" not in path.name)
 
 
+def test_what_an_earlier_page_had_beside_it_and_this_one_has_not_is_gone(folder: Path, tmp_path: Path) -> None:
+    """Numbers of another Run would be taken for this one's. What somebody else has put there stays."""
+    first = report(folder / "two", tmp_path / "r.html", by=["view"])
+    (tmp_path / "r.files" / "mine.txt").write_text("mine")
+    (tmp_path / "mine.csv").write_text("mine")
+    with open(tmp_path / "r.files" / "index.csv", "a", encoding="utf-8") as index:
+        index.write("../mine.csv,two,Numbers\n")
+    second = report(folder / "three", tmp_path / "r.html")
+    assert {path.name for path in (tmp_path / "r.files").iterdir()} == {
+        "index.csv", "mine.txt", *(path.name for path in second.files)
+    }  # fmt: skip
+    assert not {path.name for path in first.files} & {path.name for path in second.files}
+    assert (tmp_path / "mine.csv").read_text() == "mine"
+
+
 def test_another_store_is_refused_where_it_is_given_and_passed_over_where_not(folder: Path, tmp_path: Path) -> None:
     x, labels = two_clouds(20, D)
     other = make_store(tmp_path / "s.h5", x, {"label": labels})
@@ -651,7 +713,7 @@ def test_a_page_of_ours_is_replaced_also_one_that_was_interrupted(folder: Path, 
 def test_images_of_another_set_are_refused_and_missing_ones_named(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "others").mkdir()
     draw(tmp_path / "others" / "a.png", 1)
-    with pytest.raises(UsageError, match=rf"none of the {N} images of .*two is under .*others; the first is "):
+    with pytest.raises(UsageError, match=rf"none of the {N} images of .*two can be had from .*others; the first is "):
         report(folder / "two", tmp_path / "r.html", images=tmp_path / "others")
     assert not (tmp_path / "r.html").exists()
     subject = subject_of(folder / "two")
@@ -846,6 +908,14 @@ def test_runs_of_other_classes_stand_beside_and_are_not_subtracted(folder: Path,
         assert row["value"] == (point or record["metrics"])["test"][row["number"]]
 
 
+def test_what_was_done_differently_is_told(folder: Path, compared: Chapter) -> None:
+    told = {row[""]: row for row in rows_of(compared, "comparison-settings")}
+    assert [told["head"][name] for name in ("two", "mlp", "three")] == ["linear", "mlp", "linear"]
+    assert told["operating point"]["mlp"] == "none"
+    assert told["operating point"]["two"].startswith("youden, p ≥ ")
+    assert not {"backbone", "weights", "division"} & set(told), "what is the same says nothing"
+
+
 def test_labels_that_differ_are_not_compared(folder: Path) -> None:
     first, other = subject_of(folder / "two"), subject_of(folder / "mlp")
     other.task.labels[other.sides["test"].rows[0]] ^= 1
@@ -917,8 +987,8 @@ def test_a_run_of_phase_two_says_what_it_bought(phase_one: Path, tmp_path: Path)
     assert set(phases) == {1.0, 2.0}
     assert any("has a network of its own" in text for text in found.missing)
 
-    spec = BackboneSpec(NET, str(tmp_path / "r" / "backbone.safetensors"), input_size=32)
-    embed(images, tmp_path / "tuned.h5", spec)
+    with load_run(run.path, device="cpu") as predictor:  # as the page says
+        predict(predictor, tmp_path / "tuned.csv", images=images, keep=tmp_path / "tuned.h5")
     again = report(run, tmp_path / "again.html", tmp_path / "tuned.h5")
     assert not any("has a network of its own" in text for text in again.missing)
     assert "r-map-hidden-class.csv" in {path.name for path in again.files}

@@ -321,9 +321,11 @@ def _of_headers(store: Store, images: Manifest, notes: list[str]) -> dict[str, S
     row_of = {name: row for row, name in enumerate(images.image_ids) if name not in images.refused}
     paths = [images.paths[row_of[name]] if name in row_of else None for name in store.image_ids]
     if not any(paths):
+        first = store.image_ids[0]
+        why = images.refused.get(first, "")
         raise UsageError(
-            f"none of the {len(store):,} images of {store.path} is under {images.source}; the first is "
-            f"{store.image_ids[0]!r}. Give the folder, or the CSV, that they were embedded from."
+            f"none of the {len(store):,} images of {store.path} can be had from {images.source}; the first is {first!r}"
+            + (f", which {why}." if why else ". Give the folder, or the CSV, that they were embedded from.")
         )
     with ThreadPoolExecutor() as pool:
         found = list(pool.map(lambda path: None if path is None else _header(path), paths))

@@ -96,8 +96,8 @@ def tell_tuned(as_json: bool, run: Any) -> None:
     left_out = ", ".join(f"{n:,} with {reason}" for reason, n in record["left_out"].items())
     people.print(
         f"[bold]{escaped(run.path)}[/]: {run.n_parameters:,} trainable parameters ({backbone:,} of the backbone, "
-        f"{head:,} of the head) in {record['seconds']:.1f} s; the weights are those of epoch {record['epoch']}"
-        + (f"; left out: {left_out}" if left_out else ""),
+        f"{head:,} of the head) in {record['seconds']:.1f} s; the weights are those of epoch {record['epoch']}, chosen "
+        f"by validation {record['recipe']['select']}" + (f"; left out: {left_out}" if left_out else ""),
         highlight=False,
     )
 

@@ -201,7 +201,7 @@ def _write(found: Any, output: Path, as_json: bool, *inputs: Path) -> None:
     if n_outside:
         people.print(
             f"[yellow]note: {n_outside:,} of the images are not below {escaped(output.parent.resolve())}, the folder "
-            f"of the CSV: check and embed take them with --allow-outside only[/]",
+            f"of the CSV: check, embed, audit and report take them with --allow-outside only[/]",
             highlight=False,
             soft_wrap=True,
         )

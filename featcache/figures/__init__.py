@@ -92,8 +92,10 @@ def _draw_phases(axes: Axes, phases: Sequence[int]) -> None:
         if phase != before:
             axes.axvline(i + 0.5, color=RULE, linewidth=0.8, zorder=1)
             at = axes.get_xaxis_transform()
+            is_late = i > 0.85 * len(phases)  # where a word to the right would leave the figure
+            side, shift = ("right", -3) if is_late else ("left", 3)
             axes.annotate(
-                f"phase {phase}", (i + 0.5, 1), (3, 2), at, "offset points", ha="left", fontsize=7, color=RULE
+                f"phase {phase}", (i + 0.5, 1), (shift, 2), at, "offset points", ha=side, fontsize=7, color=RULE
             )
 
 

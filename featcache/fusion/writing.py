@@ -95,7 +95,7 @@ def export_studies(store: Store, path: Path | str, spec: FusionSpec, run: Run | 
     with Studies(path) as written:
         shapes = {"image_vectors": list(written.row_shape)}
         shapes |= {"image_tokens": list(written.token_shape)} if written.token_shape else {}
-        notes = learnt.notes(store) if learnt else ()
+        notes = (*_padding(table, spec), *(learnt.notes(store) if learnt else ()))
         return Fused(path, len(written), path.stat().st_size, shapes, coverage, notes)
 
 
@@ -122,6 +122,17 @@ def _check_padding(store: Store, table: StudyTable, spec: FusionSpec) -> None:
             f"study {name!r} has {v} images; with all others padded to as many, the vectors would take "
             f"{padded / 1e9:,.1f} GB instead of {len(table.rows) * row_bytes / 1e9:,.1f}. Give --pool mean or first."
         )
+
+
+def _padding(table: StudyTable, spec: FusionSpec) -> tuple[str, ...]:
+    """Where a file is mostly padding, and small enough to be written all the same."""
+    places, most = len(table) * _most(table), _MAX_PADDING[0]
+    if spec.pool != VIEWS or places <= most * len(table.rows):
+        return ()
+    share = f"{1 - len(table.rows) / places:.0%}"
+    return (
+        f"{share} of the vectors are padding, since one study has {_most(table)} images: --pool mean keeps one each",
+    )
 
 
 def _counted(said: unseen.Said) -> Json:

@@ -10,8 +10,9 @@ A resample is a vector of row weights, so that all of them together are a few su
 row contributes is defined in `metrics`, once.
 
 Its limits: the training is not repeated, so an interval is about the rows and not about the seed; a number at its end
-(every row right) gets an interval of no width; and resampling adds noise of its own to the bins, by which `ece` mostly
-grows: for 300 rows of a well calibrated head, 39 of 100 intervals lay wholly above the number itself.
+(every row right) is the same in every resample, so shares of two classes have exact binomial bounds there, and other
+numbers an interval of no width; and resampling adds noise of its own to the bins, by which `ece` mostly grows: for 300
+rows of a well calibrated head, 39 of 100 intervals lay wholly above the number itself.
 
 Two heads are compared on the same rows by the same resamples: the statistic is the difference of their numbers, so that
 rows which are hard for both count for neither. DeLong's test is of AUROC alone and knows no groups: it is not used.
@@ -23,6 +24,7 @@ from typing import Any
 
 import numpy as np
 from scipy.sparse import csr_array
+from scipy.stats import binomtest
 
 from featcache import metrics
 
@@ -60,13 +62,37 @@ def bootstrap(
 
     Returns:
         No key for a number that does not exist on these rows. Resamples in which it does not exist are left out, and
-        the percentiles are of the rest.
+        the percentiles are of the rest. Of two classes, accuracy, recall, specificity and precision that are 0 or 1,
+        and so the same in every resample, have exact binomial bounds (Clopper and Pearson 1934), each group a trial.
 
     Raises:
         ValueError: a threshold for more than two classes.
     """
     rows = _Rows.of(labels, logits, positive, threshold)
-    return _percentiles([rows.numbers(w) for w in _resamples(len(labels), groups, n_resamples, seed)])
+    found = _percentiles([rows.numbers(w) for w in _resamples(len(labels), groups, n_resamples, seed)])
+    if logits.shape[1] > 2:
+        return found
+    unit = np.arange(len(labels)) if groups is None else groups
+    exact = _all_or_none(labels, metrics.decisions(logits, positive, threshold), positive, unit)
+    return found | {name: bounds for name, bounds in exact.items() if name in found}
+
+
+def _all_or_none(labels: Array, called: Array, positive: int, unit: Array) -> Intervals:
+    """Exact bounds of the shares of rows of which all are called right, or none."""
+    shares = {
+        "accuracy": np.ones(len(labels), dtype=bool),
+        "recall": labels == positive,
+        "specificity": labels != positive,
+        "precision": called == positive,
+    }
+    found = {}
+    for name, rows in shares.items():
+        right = (called == labels)[rows]
+        if len(right) and right.all() == right.any():
+            n = len(np.unique(unit[rows]))
+            low, high = binomtest(n if right.all() else 0, n).proportion_ci(method="exact")
+            found[name] = (float(low), float(high))
+    return found
 
 
 def bootstrap_findings(

@@ -45,6 +45,7 @@ from featcache.report.blocks import (
     count,
     interval_of,
     listed,
+    name_of,
     shown,
 )
 from featcache.report.page import GENERATOR, Page, render
@@ -272,7 +273,7 @@ def _headlines(subject: Subject) -> list[Headline]:
         value, interval = scores.get(name), scores.get("intervals", {}).get(name)
         meaning = f"{_MEANINGS[name]}{_counted(subject, scores, name)}"
         cell = Cell(shown(value), value, interval_of(interval) if value is not None else "")
-        called = "sensitivity" if name == "recall" else tables.name_of(name)
+        called = "sensitivity" if name == "recall" else name_of(name)
         found.append(Headline(called, cell, meaning))
     return found
 

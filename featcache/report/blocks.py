@@ -16,6 +16,10 @@ Rows = Sequence[Sequence[object]]
 Content = bytes | tuple[Sequence[str], Rows]  # of a file: bytes, or a header and the rows of a CSV
 
 NOTHING = "–"
+NAMES = {
+    "auroc": "AUROC", "auprc": "AUPRC", "recall": "sensitivity (recall)", "f1": "F1", "loss": "loss (nats)",
+    "brier": "Brier score", "ece": "calibration error",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -183,6 +187,11 @@ class Cards:
     def files(self) -> Iterator[tuple[str, Content]]:
         header = ("image_id", "label", "called", "probability_of", "probability", "neighbours", "similarities")
         yield f"{self.name}.csv", (header, [_line(card) for card in self.cards])
+
+
+def name_of(score: str) -> str:
+    """What a number is called."""
+    return NAMES.get(score, score.replace("_", " "))
 
 
 def _line(card: Card) -> list[object]:

@@ -29,12 +29,13 @@ from featcache.report.blocks import (
     head,
     interval_of,
     listed,
+    name_of,
     number,
     shown,
     with_sign,
 )
 from featcache.report.subject import CALLED, Subject
-from featcache.report.tables import MOVED, name_of
+from featcache.report.tables import MOVED, settings
 from featcache.runs.identity import identity_of
 from featcache.training import selection
 
@@ -56,6 +57,7 @@ def compared(subjects: Sequence[Subject]) -> Chapter:
     figures = [figure for figure in (_areas(subjects), _differences(first, found)) if figure]
     blocks += [Abreast([figure]) for figure in figures]
     blocks += _tables(first, found)
+    blocks += _settings(subjects)
     section = Section("comparison-numbers", "Numbers and differences", blocks)
     return Chapter("comparison", "Comparison", lead, sections=[section])
 
@@ -93,6 +95,19 @@ def _unmoved(subject: Subject) -> str:
 def _said(subject: Subject, name: str) -> tuple[float | None, Sequence[float] | None]:
     scores = subject.scores(subject.reported, name in MOVED and subject.threshold is not None)
     return scores.get(name), scores.get("intervals", {}).get(name)
+
+
+def _settings(subjects: Sequence[Subject]) -> list[Block]:
+    """What the Runs were asked for, where that differs."""
+    asked = [settings(subject) for subject in subjects]
+    names = list(dict.fromkeys(name for each in asked for name in each))
+    differing = [name for name in names if len({each.get(name) for each in asked}) > 1]
+    if not differing:
+        return []
+    told = [[name, *(each.get(name, NOTHING) for each in asked)] for name in differing]
+    header = ["", *(subject.name for subject in subjects)]
+    rows = [[head(name), *map(Cell, values)] for name, *values in told]
+    return [Table("comparison-settings", "What was done differently", header, rows, data=(header, told))]
 
 
 def _areas(subjects: Sequence[Subject]) -> Figure | None:
@@ -137,16 +152,15 @@ def _tables(first: Subject, others: Sequence[tuple[Subject, Difference | str]]) 
             continue
         n, told = found
         cells = []
-        for name in COMPARED:
+        for name in _SHOWN:
             value, low, high = told.get(name, (None, 0.0, 0.0))
             interval = interval_of((low, high), signed=True) if value is not None else ""
             cells.append(Cell(NOTHING if value is None else with_sign(value), value, interval))
-            if value is not None:
-                data.append([other.name, n, name, value, low, high])
+        data += [[other.name, n, name, *told[name]] for name in COMPARED if name in told]
         rows.append([head(other.name), count(n), *cells])
     if not rows:
         return list(left_out)
-    header = [f"minus {first.name}", "images of both", *map(name_of, COMPARED)]
+    header = [f"minus {first.name}", "images of both", *map(name_of, _SHOWN)]
     csv = (["run", "n", "number", "difference", "low", "high"], data)
     note = "Each called at its own operating point, where it has one."
     return [Table("comparison-differences", "Differences, paired", header, rows, note, data=csv), *left_out]

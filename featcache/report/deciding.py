@@ -24,12 +24,12 @@ from featcache.report.blocks import (
     interval_of,
     listed,
     missing,
+    name_of,
     number,
     shown,
 )
 from featcache.report.sources import Vectors
 from featcache.report.subject import CALLED, Subject
-from featcache.report.tables import name_of
 from featcache.training import selection
 
 Array = np.ndarray[Any, Any]

@@ -14,7 +14,7 @@ from sklearn.metrics import precision_recall_curve, roc_curve
 from featcache import metrics
 from featcache.figures import INK, RULE, VAL, charts
 from featcache.figures.charts import CLASSES, Counts, Dots, Line
-from featcache.report.blocks import Abreast, Figure, Words, interval_of, listed, shown, with_sign
+from featcache.report.blocks import Abreast, Figure, Words, interval_of, listed, name_of, shown, with_sign
 from featcache.report.subject import CALLED, SIDES, Subject
 from featcache.training.summary import TRAIN
 
@@ -54,7 +54,13 @@ def _about_curves(subject: Subject, n_epochs: int, n_phases: int, kept: int | No
     of = f"Means over {n_folds} folds. " if n_folds > 1 else ""
     ring = f"The ring is at epoch {kept}, whose weights were kept. " if kept else ""
     phases = f"They run through {n_phases} phases. " if n_phases > 1 else ""
-    return f"{n_epochs} epochs. {phases}{of}{ring}The loss is unweighted, whatever the weights of the training."
+    recipe = subject.record.get("recipe") or {}
+    ring += f"Validation {name_of(recipe['select'])} chose it. " if ring and recipe else ""
+    last = " of the last phase" if n_phases > 1 else ""
+    seen = f"Training numbers{last} are of augmented images, while the network learnt from them. " * bool(
+        recipe.get("augment")
+    )
+    return f"{n_epochs} epochs. {phases}{of}{ring}{seen}The loss is unweighted, whatever the weights of the training."
 
 
 # --- ranking ----------------------------------------------------------------------------------------------------------

@@ -172,10 +172,9 @@ def _vectors(subject: Subject, given: Sequence[Store], opened: ExitStack) -> tup
 
 def _why_none(subject: Subject, others: Sequence[Path]) -> str:
     if (subject.run.path / WEIGHTS).exists():
-        backbone = printable(identity_of(subject.run)["backbone"]["name"])
         return (
-            f"this Run has a network of its own, and no store of its vectors is given: featcache embed IMAGES -o "
-            f"tuned.h5 --backbone {backbone} --weights {subject.name}/{WEIGHTS}, then give --store tuned.h5"
+            f"this Run has a network of its own, and no store of its vectors is given: featcache predict "
+            f"{printable(str(subject.run.path))} IMAGES -o tuned.csv --keep tuned.h5, then give --store tuned.h5"
         )
     name = printable(subject.record["store"]["name"])
     if others:
@@ -232,9 +231,10 @@ def _check_named(subjects: Sequence[Subject], given: Manifest | None) -> None:
     if given is None or any(_named(subject, given) for subject in subjects):
         return
     first = subjects[0]
+    why = given.refused.get(first.task.image_ids[0], "")
     raise UsageError(
-        f"none of the {len(first.task.image_ids):,} images of {first.run.path} is under {given.source}; the first is "
-        f"{first.shown[0]}. Give the folder or the CSV that was embedded."
+        f"none of the {len(first.task.image_ids):,} images of {first.run.path} can be had from {given.source}; the "
+        f"first is {first.shown[0]}" + (f", which {why}." if why else ". Give the folder or the CSV that was embedded.")
     )
 
 

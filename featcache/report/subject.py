@@ -152,7 +152,8 @@ class Subject:
         folds, is_refitted = self.protocol.folds, self.record["asked"].get("refit_all", False)
         if self.reported == TEST or (self.reported == VAL and self.protocol.is_hold_out and not is_refitted):
             return [(np.ones(len(rows), dtype=bool), self.run.weights())]
-        kept = self.run.fold_weights() if self.reported == VAL else []
+        if not (kept := self.run.fold_weights() if self.reported == VAL else []):
+            return []
         held_by = np.array([next(i for i, fold in enumerate(folds) if row in fold.held) for row in rows.tolist()])
         return [(held_by == i, head) for i, head in enumerate(kept)]
 

@@ -23,6 +23,7 @@ from featcache.report.blocks import (
     head,
     interval_of,
     listed,
+    name_of,
     number,
     with_sign,
 )
@@ -37,16 +38,7 @@ SCORES = (
     "ece",
 )  # fmt: skip
 MOVED = ("accuracy", "balanced_accuracy", "precision", "recall", "specificity", "f1")  # by the operating point
-NAMES = {
-    "auroc": "AUROC", "auprc": "AUPRC", "recall": "sensitivity (recall)", "f1": "F1", "loss": "loss (nats)",
-    "brier": "Brier score", "ece": "calibration error",
-}  # fmt: skip
 _MOST_SPECS = 20
-
-
-def name_of(score: str) -> str:
-    """What a number is called."""
-    return NAMES.get(score, score.replace("_", " "))
 
 
 # --- what was trained on what -----------------------------------------------------------------------------------------
@@ -117,6 +109,30 @@ def _training(subject: Subject) -> Iterator[tuple[str, str]]:
     yield "Parameters that learnt", f"{subject.run.n_parameters:,}{parts}"
     tried = len(record["heads"])
     yield "Took", f"{record['seconds']:.1f} s" + (f", {tried:,} heads tried" if tried > 1 else "")
+
+
+def settings(subject: Subject) -> dict[str, str]:
+    """What was asked for, one by one: network, head, training, division, decisions."""
+    record, held = subject.record, identity_of(subject.run)
+    recipe = busy(record.get("recipe") or {})
+    stages = [f"{each['unfreeze']} for {each['epochs']}" for each in recipe.pop("stages", ())]
+    folds = subject.protocol.folds
+    point, head_ = record["operating_point"], busy(record["head"])
+    flat = {
+        "backbone": held["backbone"]["name"],
+        "weights": f"{_origin(record)} ({held['backbone']['weights_sha256'][:12]}…)",
+        "input size": " × ".join(map(str, held["transform"]["input_size"])),
+        "head": head_.pop("kind"),
+        **{f"head, {name}": value for name, value in head_.items()},
+        "learnt on pixels": ", ".join(stages) or "nothing",
+        **{f"training, {name}": value for name, value in flatten(recipe)},
+        "division": "a hold-out" if len(folds) == 1 else f"{len(folds)} folds",
+        "learnt in the end from": f"{len(subject.sides[TRAIN]):,} images",
+        "heads tried": len(record["heads"]),
+        "operating point": f"{point['rule']}, p ≥ {point['threshold']:.3f}" if point else "none",
+        **{name: value for name, value in record["asked"].items() if name in ("average_views", "refit_all", "select")},
+    }
+    return {printable(name.replace("_", " ")): printable(_plain(value)) for name, value in flat.items()}
 
 
 def _settings(values: Mapping[str, Any]) -> str:
