@@ -26,6 +26,7 @@ import fusion_prefix
 import numpy as np
 import pandas as pd
 from scipy.stats import rankdata
+from sklearn.base import clone
 from sklearn.compose import ColumnTransformer
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
@@ -52,6 +53,7 @@ def main(given: Sequence[str] | None = None) -> None:
     asked.output.mkdir(parents=True, exist_ok=True)
     with open_studies(path) as studies:
         rows = np.flatnonzero(usable(studies))
+        check(studies, rows)
         table, y, groups = features(studies, rows), labels(studies, rows), studies.group_numbers[rows]
         test = np.array(studies.columns.get("split", [""] * len(studies)))[rows] == "test"
         odds = {name: predicted(model(parts, table), table, y, groups, test) for name, parts in MODELS.items()}
@@ -96,6 +98,10 @@ def caveats(studies: Studies) -> list[str]:
         said.append("The images are synthetic phantoms: the scores say that the steps work, nothing about patients.")
     if str(studies.about["store"].get("weights_source")).startswith("random"):
         said.append("The vectors are those of a network with random weights.")
+    if studies.about["store"].get("weights_source") == "run":
+        said.append(
+            "The network of the vectors has learnt from images: of these, all scores with `image` are too good."
+        )
     return said
 
 
@@ -106,6 +112,22 @@ def usable(studies: Studies) -> Array:
     """(s,) bool: with images, with text, with a label."""
     known = np.array([bool(text) for text in studies.columns["label"]])
     return studies.has_image & studies.has_text & known
+
+
+def check(studies: Studies, rows: Array) -> None:
+    """Ends with a line where there is too little to learn from."""
+    y, groups = labels(studies, rows), studies.group_numbers[rows]
+    fewest = min(len(np.unique(groups[y == is_positive])) for is_positive in (True, False))
+    if fewest < 2 * N_FOLDS:
+        raise SystemExit(
+            f"{studies.path}: {fewest} groups of one class have images, text and a label; {2 * N_FOLDS} are the fewest "
+            f"for {N_FOLDS} folds."
+        )
+    texts = features(studies, rows)["text"]
+    try:
+        clone(WORDS).fit(texts)
+    except ValueError as error:
+        raise SystemExit(f"{studies.path}: its texts have no words to learn from ({error}).") from error
 
 
 def features(studies: Studies, rows: Array) -> pd.DataFrame:
@@ -193,6 +215,6 @@ def told(scores: pd.DataFrame) -> list[str]:
 if __name__ == "__main__":
     try:
         main()
-    except FeatcacheError as error:  # about the file, in one line
-        sys.stderr.write(f"{error}\n")
-        sys.exit(error.exit_code)
+    except (FeatcacheError, OSError) as error:  # about the file, the output or the language model, in one line
+        sys.stderr.write(f"{(str(error) or type(error).__name__).splitlines()[0]}\n")
+        sys.exit(getattr(error, "exit_code", 74))

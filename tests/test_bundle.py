@@ -15,8 +15,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import safetensors.numpy
 from PIL import Image
 
+from featcache import durable
 from featcache.errors import CorruptStore, FeatcacheError, IdentityMismatch, UnknownFormat, UntrustedFile, UsageError
 from featcache.heads import HeadSpec
 from featcache.predict import bundle as bundles
@@ -24,6 +26,7 @@ from featcache.predict.bundle import bundle, unpack
 from featcache.predict.predictor import load_run
 from featcache.provenance import digest_bytes
 from featcache.runs import Run
+from featcache.runs.task import TargetSpec
 from featcache.store import Store
 from featcache.training import train_head
 from tests.conftest import save_others
@@ -247,6 +250,19 @@ def recorded(change: Callable[[dict[str, Any]], Any]) -> Callable[[dict[str, byt
     return lambda members: signed({**members, "run.json": json.dumps(change(json.loads(members["run.json"]))).encode()})
 
 
+def headed(change: Callable[[dict[str, Any]], Any]) -> Callable[[dict[str, bytes]], dict[str, bytes]]:
+    """Other tensors, of which the head says the same, and the record has the digest."""
+
+    def changed(members: dict[str, bytes]) -> dict[str, bytes]:
+        data, record = members["head.safetensors"], json.loads(members["run.json"])
+        about = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
+        data = safetensors.numpy.save(change(safetensors.numpy.load(data)), about)
+        record["files_sha256"]["head.safetensors"] = digest_bytes(data)
+        return signed({**members, "head.safetensors": data, "run.json": json.dumps(record).encode()})
+
+    return changed
+
+
 STRANGE: dict[str, tuple[Callable[[dict[str, bytes]], dict[str, bytes]], type[FeatcacheError]]] = {
     "slip": (lambda m: signed({**m, "../slipped": b"x"}), UntrustedFile),
     "absolute": (lambda m: signed({**m, "/tmp/slipped": b"x"}), UntrustedFile),
@@ -259,6 +275,9 @@ STRANGE: dict[str, tuple[Callable[[dict[str, bytes]], dict[str, bytes]], type[Fe
     "a list as record": (lambda m: signed({**m, "run.json": b"[]"}), CorruptStore),
     "deep record": (lambda m: signed({**m, "run.json": b"[" * 100_000}), CorruptStore),
     "deep index": (lambda m: {**m, "bundle.json": b"[" * 100_000}, CorruptStore),
+    "other order": (recorded(lambda r: {**r, "classes": r["classes"][::-1]}), CorruptStore),
+    "three outputs": (headed(lambda t: {"weight": t["weight"][[0, 0, 1]], "bias": t["bias"][[0, 0, 1]]}), CorruptStore),
+    "one class twice": (recorded(lambda r: {**r, "classes": ["sick", "sick"], "positive": "sick"}), CorruptStore),
     "no such text": (recorded(lambda r: {**r, "classes": ["\ud800", "sick"], "positive": "sick"}), CorruptStore),
     "no members": (indexed(lambda i: {**i, "members": [1]}), CorruptStore),
     "fewer members": (indexed(lambda i: {**i, "members": dict(list(i["members"].items())[1:])}), CorruptStore),
@@ -335,8 +354,12 @@ def test_whatever_is_changed_is_found_or_changes_nothing(given: Path, tmp_path: 
 
 
 def test_names_in_a_readme_do_nothing_on_a_terminal(phase_one: Path, tmp_path: Path) -> None:
-    run = Run.open(phase_one / "linear")
-    evil = replace(run, record={**run.record, "classes": ["\x1b[2Jgone", "sick"], "notes": ["a\nb"]})
+    with Store.open(phase_one / "tail.h5") as store:
+        labels = zip(store.image_ids, store.columns["label"], strict=True)
+        rows = [[name, "\x1b[2Jgone" if label == "normal" else "sick"] for name, label in labels]
+        durable.write_csv(tmp_path / "evil.csv", ["image_id", "label"], rows)
+        run = train_head(store, HeadSpec(epochs=1), tmp_path / "run", target=TargetSpec(file=tmp_path / "evil.csv"))
+    evil = replace(run, record={**run.record, "notes": ["a\nb"]})
     bundle(evil, tmp_path / "m.fcb.zip", with_backbone=False)
     readme = members_of(tmp_path / "m.fcb.zip")["README.txt"].decode()
     assert "\x1b" not in readme
@@ -352,3 +375,13 @@ def test_a_write_that_takes_a_part_only_is_gone_on_with(given: Path) -> None:
     with tempfile.NamedTemporaryFile() as file, Slow(file.name, "w+b") as slow:
         bundles._fill(slow, members_of(given))
         assert Path(file.name).read_bytes() == given.read_bytes()
+
+
+def test_what_is_not_finite_has_failed(phase_one: Path, given: Path, tmp_path: Path) -> None:
+    """Of images and of a store, not a line of predictions."""
+    members = headed(lambda tensors: {**tensors, "bias": tensors["bias"] + 3e38, "weight": tensors["weight"] * 1e38})
+    path = written(tmp_path / "x.zip", members(members_of(given)))
+    with Store.open(phase_one / "tail.h5") as store, load_run(path) as predictor:
+        found = predictor.predict(store)
+    assert {code for code, _ in found.failures.values()} == {"not-finite"}
+    assert len(found.table()[1]) == len(found) - len(found.failures) < len(found)

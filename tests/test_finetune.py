@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from safetensors.numpy import load_file
+from safetensors.numpy import load_file, save_file
 from scipy.special import softmax
 
 from featcache.embed import embed
@@ -132,6 +132,20 @@ def test_vectors_of_a_network_that_has_learnt_from_images_say_so(
     further = fine_tune(run, how, tmp_path / "further", images=images, weights=spec.weights)
     assert "out of fold as well" in " ".join(further.record["notes"])
     assert not any("out of fold as well" in note for note in from_store.record["notes"])
+    again = fine_tune(from_store, how, tmp_path / "again", images=images)
+    assert not any("out of fold as well" in note for note in again.record["notes"]), "it divides the rows as before"
+
+
+def test_a_store_that_did_not_know_whose_weights_it_has_is_told(
+    from_store: Run, phase_one: Path, tmp_path: Path
+) -> None:
+    """The same tensors in another file, then in the Run's: nothing is computed again."""
+    save_file(load_file(from_store.path / "backbone.safetensors"), tmp_path / "bare.safetensors")
+    images = Manifest.read(phase_one / "images")
+    for weights, told in (("bare.safetensors", "file"), (str(from_store.path / "backbone.safetensors"), "run")):
+        done = embed(images, tmp_path / "s.h5", BackboneSpec(NET, str(tmp_path / weights), input_size=32))
+        assert Store.open(tmp_path / "s.h5").weights_source == told
+    assert done.embedded == 0
 
 
 def test_a_run_says_all_that_was_asked_and_what_it_bought(from_store: Run, phase_one: Path) -> None:

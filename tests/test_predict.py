@@ -633,6 +633,23 @@ def test_a_record_that_does_not_say_how_vectors_were_made_is_damaged(
         assert raised.value.exit_code in (2, 12, 13)
 
 
+@pytest.mark.parametrize(("option", "value"), [("--precision", "foo"), ("--timeout", "inf"), ("--timeout", "1e9")])
+def test_an_option_out_of_its_range_is_refused_and_leaves_nothing(
+    phase_one: Path, tmp_path: Path, option: str, value: str
+) -> None:
+    run, images, weights = (phase_one / name for name in ("linear", "images", "net.safetensors"))
+    done = featcache("predict", run, images, "-o", "p.csv", "--weights", weights, option, value, cwd=tmp_path)
+    check_refused(done, 2, option)
+    assert not list(tmp_path.iterdir())
+
+
+def test_options_that_do_not_apply_are_refused(linear: Run, phase_one: Path) -> None:
+    with Store.open(phase_one / "tail.h5") as store, pytest.raises(UsageError, match="strict: for images in files"):
+        load_run(linear.path).predict(store, strict=True)
+    with pytest.raises(UsageError, match="max_pixels: for images in files"):
+        load_run(linear.path).predict([np.zeros((40, 40), dtype=np.uint8)], max_pixels=10)
+
+
 def test_a_predictor_is_not_made_by_hand_only(linear: Run) -> None:
     """Of a Run that is open already."""
     assert Predictor(linear, linear.path).classes == ["normal", "sick"]

@@ -2,6 +2,8 @@
 
 import inspect
 import pkgutil
+import subprocess
+import sys
 
 import pytest
 
@@ -31,6 +33,13 @@ def test_public_names_are_exactly_these() -> None:
             "load_run",
         ]
     )
+
+
+def test_verbs_are_found_from_the_package() -> None:
+    """In a process of its own: here they may have been imported already."""
+    code = "import featcache; print(callable(featcache.embed.embed), callable(featcache.training.train_head))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "True True\n"
 
 
 def test_unknown_name_is_an_attribute_error() -> None:

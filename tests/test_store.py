@@ -342,10 +342,10 @@ def test_verify_sees_a_value_whose_checksum_is_right(tmp_path: Path) -> None:
     ("plan", "error"),
     [
         ('{"identity": {}}', CorruptStore),
-        ('{"identity": {}, "n_rows": 1e999}', StoreNotFound),
-        ('{"identity": {}, "n_rows": null}', StoreNotFound),
-        ("[]", StoreNotFound),
-        ('{"command": "fine-tune"}', StoreNotFound),
+        ('{"identity": {}, "n_rows": 1e999}', CorruptStore),
+        ('{"identity": {}, "n_rows": null}', CorruptStore),
+        ("[]", CorruptStore),
+        ("", CorruptStore),
     ],
 )
 def test_status_of_a_pass_whose_plan_is_none_is_an_error_of_ours(plan: str, error: type, tmp_path: Path) -> None:
@@ -353,6 +353,29 @@ def test_status_of_a_pass_whose_plan_is_none_is_an_error_of_ours(plan: str, erro
     (parts.folder_of(tmp_path / "s.h5") / "plan.json").write_text(plan)
     with pytest.raises(error, match="plan"):
         store_module.status(tmp_path / "s.h5")
+
+
+def test_what_a_training_keeps_is_no_pass_and_is_not_taken_away(tmp_path: Path) -> None:
+    """Both keep what is unfinished beside what it becomes."""
+    folder = parts.folder_of(tmp_path / "s.h5")
+    folder.mkdir()
+    (folder / "plan.json").write_text('{"command": "train"}')
+    (folder / "fold-0-000001-0123456789abcdef.safetensors").write_bytes(b"an epoch")
+    with pytest.raises(StoreNotFound, match="is being trained"):
+        store_module.status(tmp_path / "s.h5")
+    with (
+        pytest.raises(UsageError, match="epochs of an unfinished training"),
+        PartFolder(tmp_path / "s.h5", {"identity": {}}).locked(),
+    ):
+        pass
+    assert (folder / "plan.json").read_text() == '{"command": "train"}'
+    assert len(list(folder.glob("fold-*"))) == 1
+
+
+@pytest.mark.parametrize("path", [".", "", "/"])
+def test_a_folder_has_no_status(path: str) -> None:
+    with pytest.raises(UsageError, match="is a folder"):
+        store_module.status(path)
 
 
 def test_a_part_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -236,6 +236,8 @@ def check_free(folder: Path) -> None:
             raise UsageError(f"{folder} is no folder. Choose another place with -o.")
         if _is_answer(folder / _ANSWER):
             return
+        if (folder / "run.json").exists():
+            raise UsageError(f"{folder} is the folder of a Run. Choose another one with -o.")
         for name in (*_HEADERS, _ANSWER):
             if os.path.lexists(folder / name) and not _is_table(folder / name):
                 raise UsageError(

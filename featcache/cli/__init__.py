@@ -43,7 +43,7 @@ from featcache.cli.predicting import bundle_command, predict_command
 from featcache.cli.reporting import report_command
 from featcache.cli.showing import answer
 from featcache.cli.sources import check_command, manifest_app
-from featcache.errors import FeatcacheError, from_os_error
+from featcache.errors import FeatcacheError, UsageError, from_os_error
 from featcache.names import printable
 
 __all__ = ["app", "main"]
@@ -87,6 +87,10 @@ def main() -> None:
         app()
     except FeatcacheError as error:
         _fail(error)
+    except SystemExit as ended:  # of the parser of options, which has said why on stderr
+        if ended.code == UsageError.exit_code and "--json" in sys.argv:
+            answer({"error": "UsageError", "exit_code": ended.code, "message": "the options are wrong: see stderr"})
+        raise
     except OSError as error:  # paths too long, and whatever else only the operating system knows
         _fail(from_os_error(error, "using", Path(str(error.filename or "a file"))))
 

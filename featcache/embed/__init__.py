@@ -134,7 +134,10 @@ def embed_all(
         if len(specs) > 1:
             _make_folders({path.parent for path in specs})
         plans = {path: Plan.of(manifest, Seen() if rehash else seen[path]) for path in specs}
-        is_new = {path: not plans[path].is_published(path, networks[path].answer.identity) for path in specs}
+        answers = {path: networks[path].answer for path in specs}
+        is_new = {
+            path: not plans[path].is_published(path, each.identity, each.weights) for path, each in answers.items()
+        }
         outputs = [Output(path, plans[path], networks[path], views) for path in specs if is_new[path]]
         n_views = views.n if views else 0
         rows = part_rows or min((default_part_rows(t.network.row_bytes, n_views) for t in outputs), default=1)

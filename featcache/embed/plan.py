@@ -45,9 +45,9 @@ class Plan:
         files = [[image_id, os.fspath(path), image_id in manifest.refused, *found] for image_id, path, found in rows]
         return {"identity": identity, "files_sha256": digest_json(files), "n_rows": len(self), "part_rows": part_rows}
 
-    def is_published(self, store_path: Path, identity: Json) -> bool:
+    def is_published(self, store_path: Path, identity: Json, weights_source: str) -> bool:
         """Whether the store is what a pass would make of this plan: every file as it was seen, the same names, labels
-        and columns, and no pass under way.
+        and columns, and no pass under way; and whether it says of a network that has learnt from images that it has.
 
         Raises:
             IdentityMismatch: it holds other vectors.
@@ -57,7 +57,8 @@ class Plan:
         with Store.open(store_path) as store:
             check_identity(store_path, store.identity, identity)
             same_images = store.image_ids == self.manifest.image_ids and store.content_sha256 == self.contents
-            return same_images and store.columns == self.manifest.columns and not store.failures
+            is_told = weights_source != "run" or store.weights_source == "run"
+            return same_images and is_told and store.columns == self.manifest.columns and not store.failures
 
     def remember(self, seen: Seen, planned_ns: int) -> None:
         """Keeps the content of the files that were at rest when the pass was planned: had one changed since, its times

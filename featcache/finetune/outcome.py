@@ -87,7 +87,7 @@ def write(
         "temperature": after.temperature,
         **_point("operating_point", after, rule),
         "baselines": _baselines(task, protocol),
-        "notes": _notes(start.parent, outcome, after),
+        "notes": _notes(start, outcome, after),
         "left_out": parent["left_out"] if parent else protocol.left_out,
         "feature_rms": start.feature_rms,
         "images_sha256": images["sha256"],
@@ -146,8 +146,13 @@ def _baselines(task: Task, protocol: Protocol) -> Json:
     return {"on": TEST if on_test else VAL, "majority": baselines.majority(task, train, rows)}
 
 
-def _notes(parent: Run | None, outcome: Outcome, after: Said) -> list[str]:
-    notes = [*about_network(parent.record["store"].get("weights") if parent else None), *after.notes()]
+def _notes(start: Start, outcome: Outcome, after: Said) -> list[str]:
+    parent = start.parent
+    sources = {start.backbone.weights_source, parent.record["store"].get("weights") if parent else None}
+    told = about_network(weights.RUN if weights.RUN in sources else None)
+    if parent and parent.record.get("n_trainable"):  # its network learnt from the rows that are learnt from here
+        told = [note for note in told if note in parent.record["notes"]]
+    notes = [*told, *after.notes()]
     if parent and parent.record["asked"].get("average_views"):
         name = parent.path.name
         notes.insert(0, f"{name} was scored by means over augmented views; here nothing is, before or after")

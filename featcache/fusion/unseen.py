@@ -19,7 +19,7 @@ from featcache.fusion.studies import Division, StudyTable
 from featcache.heads import scoring, vectors
 from featcache.provenance import Json
 from featcache.runs import Run
-from featcache.runs.identity import differences
+from featcache.runs.identity import differences, said_by
 from featcache.splits import TEST, TRAIN, VAL
 from featcache.store import Store
 
@@ -50,18 +50,16 @@ class Learnt:
     def about(self) -> Json:
         """What a reader of the logits has to know."""
         record = self.run.record
-        said = ("classes", "positive", "task", "temperature", "operating_point")
-        point = record["operating_point"]
-        return {
-            **{name: record[name] for name in said},
-            "operating_point": {"rule": point["rule"], "threshold": point["threshold"]} if point else None,
-            "name": self.run.path.name,
-            "head": record["head"],
-            "average_views": record["asked"]["average_views"],
-            "split_sha256": record["split_sha256"],
-            "images_sha256": record["images_sha256"],
-            "n_folds": len(self.folds) or 1,
-        }
+        kept = ("classes", "positive", "task", "temperature", "head", "split_sha256", "images_sha256")
+        with said_by(self.run):
+            point = record["operating_point"]
+            return {
+                **{name: record[name] for name in kept},
+                "operating_point": {"rule": point["rule"], "threshold": point["threshold"]} if point else None,
+                "name": self.run.path.name,
+                "average_views": record["asked"]["average_views"],
+                "n_folds": len(self.folds) or 1,
+            }
 
     def notes(self, store: Store) -> tuple[str, ...]:
         """Where heads that have not seen a study act on vectors of a network that may have."""
@@ -97,15 +95,18 @@ def learnt(run: Run, store: Store) -> Learnt:
         UsageError: the Run has learnt from images that the store has not, or is of an earlier featcache.
         CorruptStore: a file of the Run is damaged.
     """
-    if lines := differences(run, store.identity, average_views=bool(run.record["asked"].get("average_views"))):
+    final = run.weights()  # first: a head says whether the record is its own
+    with said_by(run):
+        asked = run.record["asked"]
+        averages, refitted = bool(asked["average_views"]), bool(asked.get("refit_all"))
+    if lines := differences(run, store.identity, average_views=averages):
         fields = "\n  ".join(lines)
         raise IdentityMismatch(
             f"{run.path} was trained on other vectors than those of {store.path}:\n  {fields}\nTrain it on this store."
         )
     rows, protocol = _rows(run, store), run.protocol()
     n, is_one = len(store), protocol.is_hold_out
-    refitted = not is_one or run.record["asked"].get("refit_all", False)
-    seen = _mask(n, rows[protocol.rows if refitted else protocol.folds[0].train])
+    seen = _mask(n, rows[protocol.folds[0].train if is_one and not refitted else protocol.rows])
     heads = run.fold_weights()
     if len(heads) not in (0, len(protocol.folds)):
         raise UsageError(f"{run.path} has {len(heads)} heads of {len(protocol.folds)} folds. Make the Run again.")
@@ -113,7 +114,7 @@ def learnt(run: Run, store: Store) -> Learnt:
     for each in protocol.folds:
         fold[rows[each.held]] = each.number if each.repeat == 0 else fold[rows[each.held]]
     by_fold = [(head, _mask(n, rows[each.train])) for head, each in zip(heads, protocol.folds, strict=False)]
-    return Learnt(run, _division(run, rows, n), fold, (run.weights(), seen), by_fold)
+    return Learnt(run, _division(run, rows, n), fold, (final, seen), by_fold)
 
 
 def said(what: Learnt, store: Store, table: StudyTable) -> Said:

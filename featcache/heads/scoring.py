@@ -59,6 +59,8 @@ def _logits(spec: HeadSpec, tensors: Mapping[str, Array], x: Array, n_classes: i
     z = np.concatenate(blocks) if blocks else np.zeros((0, len(tensors["bias"])), dtype=np.float32)
     if z.shape[1] == n_classes:
         return z
+    if z.shape[1] != 1 or n_classes != 2:
+        raise ValueError(f"a head of {z.shape[1]} outputs is none of {n_classes} classes")
     pair = np.zeros((len(z), 2), dtype=np.float32)
     pair[:, positive] = z[:, 0]
     return pair

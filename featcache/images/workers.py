@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from featcache import images
-from featcache.errors import ImageError, InputOutputError
+from featcache.errors import ImageError, InputOutputError, UsageError
 from featcache.images import DecodeSpec, TransformSpec, augment
 from featcache.images.augment import ViewSpec
 from featcache.provenance import Json, digest_bytes, from_json
@@ -32,6 +32,7 @@ Array = np.ndarray[Any, Any]
 
 TIMEOUT_S = 60.0  # an 89-megapixel PNG is decoded in 0.8 s if gray, in 3 s if RGB (two cores)
 _START_TIMEOUT_S = 120.0
+_LONGEST_S = 86_400
 _BOOT = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1])\n"
     "from featcache.images.workers import serve\n"
@@ -71,7 +72,12 @@ class Decoders:
         views: of each image, beside it.
         timeout_s: what one image may take.
         is_whole: resize the images, and crop nothing off.
+
+        Raises:
+            UsageError: no such time.
         """
+        if not 0 < timeout_s <= _LONGEST_S:
+            raise UsageError(f"--timeout must be more than 0 and at most {_LONGEST_S:,} seconds, got {timeout_s:g}.")
         self._config = {
             "transforms": [asdict(transform) for transform in transforms],
             "decode": asdict(decode),

@@ -81,6 +81,10 @@ class Model:
     def __post_init__(self) -> None:
         if len(self.classes) < 2 or not all(isinstance(name, str) for name in self.classes):
             raise ValueError("two classes at least are expected, by name")
+        if len(set(self.classes)) < len(self.classes) or "" in self.classes:
+            raise ValueError("classes have no name, or one name")
+        if self.threshold is not None and not 0 <= self.threshold <= 1 + 1e-9:  # the first number above 1 calls none
+            raise ValueError(f"the operating point is a probability, got {self.threshold}")
         for name in self.classes:
             name.encode("utf-8", "surrogateescape")  # as it will be written; a ValueError where it cannot be
         if self.threshold is not None and (self.has_findings or len(self.classes) != 2):
@@ -102,7 +106,8 @@ class Model:
         """
         if x.shape[-1] != self.n_features:
             raise UsageError(f"the head acts on vectors of {self.n_features:,} features, these have {x.shape[-1]:,}.")
-        return scoring.logits(self.spec, self.tensors, x, len(self.classes), self.positive)
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite fails, row by row
+            return scoring.logits(self.spec, self.tensors, x, len(self.classes), self.positive)
 
     def _check(self) -> None:
         """Whether the weights are those of such a head: it is tried on a vector of zeros."""

@@ -29,7 +29,7 @@ from featcache.manifest import Manifest
 from featcache.predict import bundle, origin
 from featcache.predict.predictions import Model, Predictions
 from featcache.provenance import ArrayDigest, Json, digest_json
-from featcache.request import Request
+from featcache.request import PRECISIONS, Request
 from featcache.runs import Run
 from featcache.runs.identity import differences, identity_of
 from featcache.store import GRID, POOLED, VIEWS, Store
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 
 _BLOCK_BYTES = 64 << 20  # of vectors, read at once
-_NOT_FINITE = ("not-finite", "the network gave a value that is not finite")
+_NOT_FINITE = ("not-finite", "network or head gave a value that is not finite")
 
 
 def load_run(
@@ -102,6 +102,8 @@ class Predictor:
         weights, device, precision: as in `load_run`.
         unpacked: a folder that is removed when this is no longer used.
         """
+        if precision is not None and precision not in PRECISIONS:
+            raise UsageError(f"--precision must be one of {', '.join(PRECISIONS)}, got {precision!r}.")
         self.run, self.path, self.model = run, path, Model.of(run)
         self._weights, self._device, self._precision = weights, device, precision
         remove = partial(shutil.rmtree, unpacked, ignore_errors=True) if unpacked else lambda: None
@@ -276,7 +278,9 @@ class Predictor:
         rows = [place[name] for name in store.image_ids]
         for start, x in _blocks(store, model):
             logits[rows[start : start + len(x)]] = model.logits(x)
-        return Predictions(model, names, logits, dict(store.failures))
+        bad = [name for name in store.image_ids if not np.isfinite(logits[place[name]]).all()]
+        logits[[place[name] for name in bad]] = np.nan
+        return Predictions(model, names, logits, {**store.failures, **dict.fromkeys(bad, _NOT_FINITE)})
 
     def _of_manifest(self, images: Manifest, **options: Any) -> Predictions:
         with tempfile.TemporaryDirectory(prefix="featcache-") as folder:

@@ -40,6 +40,7 @@ RUN_FILES = (
 )  # fmt: skip
 _TENSORS = ("head.safetensors", "folds.safetensors")
 IMAGES_FORMAT, IMAGES_VERSION = "featcache.images", 1
+_ABOUT = ("head", "classes", "positive", "identity_sha256")  # what a head says of itself, beside its tensors
 _COLUMNS = ("image_ids", "content_sha256", "labels", "groups")
 _CURVES = [f"{side}_{name}" for side in ("train", "val") for name in ("loss", "accuracy", "f1")]
 _DIGESTS = "files_sha256"  # of the record: of each CSV and of the heads; an earlier featcache did not keep them
@@ -252,9 +253,9 @@ class Run:
             test, folds, n_missing = splits.from_json(record, images.image_ids)
             if record["sha256"] != self.record["split_sha256"] or n_missing:
                 raise ValueError("it is not the one that run.json names")
+            seed, left_out = int(self.record["asked"]["split"]["seed"]), dict(self.record["left_out"])
         near = np.empty((0, 2), dtype=np.int64), np.empty(0, dtype=np.float32)
-        seed = self.record["asked"]["split"]["seed"]
-        return Protocol(test, folds, [], images.groups, dict(self.record["left_out"]), near, seed)
+        return Protocol(test, folds, [], images.groups, left_out, near, seed)
 
     def _tensors(self, name: str) -> dict[str, Array]:
         path, digests = self.path / name, self.record.get(_DIGESTS)
@@ -262,7 +263,15 @@ class Run:
             data = path.read_bytes()
             if isinstance(digests, dict) and digests.get(name) != digest_bytes(data):
                 raise ValueError("it is not the one that run.json names")
+            self._check_same(data)
             return safetensors.numpy.load(data)
+
+    def _check_same(self, data: bytes) -> None:
+        """Raises ValueError where a head says of itself something else than the record does of it."""
+        length = int.from_bytes(data[:8], "little")
+        about = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["featcache"])
+        if other := [name for name in _ABOUT if about[name] != self.record.get(name)]:
+            raise ValueError(f"its {other[0]} is not that of run.json")
 
     def _kept(self, name: str) -> Json:
         """The JSON of a file beside the record."""
@@ -343,7 +352,7 @@ def _of_this_run(path: Path) -> Iterator[None]:
         yield
     except UnknownFormat as error:
         raise UnknownFormat(f"{path}: {error}.") from error
-    except (UsageError, SafetensorError, csv.Error, ValueError, KeyError, RecursionError) as error:
+    except (UsageError, SafetensorError, csv.Error, ValueError, KeyError, TypeError, RecursionError) as error:
         reason = printable(" ".join(str(error).split())[:200].rstrip("."))
         raise CorruptStore(f"{path} is damaged: {reason}. Make the Run again.") from error
 
@@ -412,7 +421,7 @@ def _made(folds: Sequence[object]) -> Sequence[str]:
 def _packed(tensors: Mapping[str, Array], record: Json) -> bytes:
     """A safetensors file, with what the head is beside its tensors."""
     # One key: safetensors writes several in no fixed order, and the same Run should be the same bytes.
-    about = {name: record[name] for name in ("head", "classes", "positive", "identity_sha256")}
+    about = {name: record[name] for name in _ABOUT}
     in_rows = {name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}  # others are written as they lie
     return safetensors.numpy.save(in_rows, metadata={"featcache": canonical_json(about)})
 

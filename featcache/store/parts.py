@@ -30,6 +30,7 @@ from featcache.errors import (
     NoSpace,
     StoreLocked,
     StoreNotFound,
+    UsageError,
     in_our_words,
 )
 from featcache.provenance import Json, canonical_json, difference, digest_bytes
@@ -212,6 +213,11 @@ class PartFolder:
 
     def _keep_same_plan(self) -> None:
         held = _read_plan(self.path)
+        if is_training(self.path):
+            raise UsageError(
+                f"{self.path} holds epochs of an unfinished training (featcache fine-tune or train). Finish it, or "
+                f"write to another path."
+            )
         if held is None:
             self.clear()  # without its plan no part has a place
         else:
@@ -259,6 +265,15 @@ def _whole(folder: Path, kind: str) -> list[tuple[int, Path]]:
     return [
         (int(name[1]), path) for path, name in named if name and digest_bytes(path.read_bytes()).startswith(name[2])
     ]
+
+
+def is_training(folder: Path) -> bool:
+    """Whether it is a training that keeps its epochs in a folder, and not a pass its parts."""
+    try:
+        plan = json.loads((folder / "plan.json").read_text("utf-8"))
+    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
+        return False
+    return isinstance(plan, dict) and "command" in plan
 
 
 def _read_plan(folder: Path) -> Json | None:
@@ -392,18 +407,18 @@ def status(store_path: Path | str) -> Status:
         CorruptStore: its plan does not say of how many images.
         UnknownFormat, UntrustedFile, AccessDenied: the store cannot be opened.
     """
-    folder = folder_of(Path(store_path))
-    if not folder.is_dir():
+    store_path = Path(store_path)
+    folder = folder_of(store_path) if store_path.name else store_path  # "." and "/" are folders, and no names
+    if not store_path.name or not folder.is_dir():
         with Store.open(store_path) as store:
             n_failed = len(store.failures)
             n = len(store) + n_failed
             return Status("published", n, n, 0, n_failed, "")
     if (plan := _read_plan(folder)) is None:
+        if is_training(folder):
+            raise StoreNotFound(f"{store_path} is being trained (featcache fine-tune or train), which is no pass.")
         if (folder / "plan.json").exists():
-            raise StoreNotFound(
-                f"{folder} is not of a pass into a store: its plan is another one. A training (featcache fine-tune or "
-                f"train) keeps its epochs there as well, and says itself how far it is."
-            )
+            raise CorruptStore(f"{folder / 'plan.json'} is damaged. Run the same featcache embed command again.")
         raise StoreNotFound(f"{folder} has no plan yet: a pass is starting, or was stopped before it did anything.")
     if "n_rows" not in plan:
         raise CorruptStore(f"{folder / 'plan.json'} is damaged: it has no n_rows. Run the same command again.")

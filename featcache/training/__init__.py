@@ -12,7 +12,7 @@ Letters: n rows, d features, c classes.
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -125,7 +125,7 @@ def train_head(
     threshold = calibration.operating_point(*_positives(task, made.val_rows, made.val_logits), rule) if rule else None
 
     said = Said(task, protocol, _sides(bench, spec, made, nested), made.temperature, threshold)
-    images = Images.of(task, protocol).to_json()
+    images, worth = Images.of(task, protocol).to_json(), _baselines(bench, spec, made, report, device)
     record = {
         **key,
         "head": spec.used(),
@@ -134,8 +134,8 @@ def train_head(
         "metrics": said.metrics(chose=_chose(ranked, rule)),
         "temperature": made.temperature,
         "operating_point": said.at_operating_point(rule) if rule else None,
-        "baselines": _baselines(bench, spec, made, report, device),
-        "notes": [*about_network(store.weights_source), *said.notes(ranked)],
+        "baselines": worth,
+        "notes": [*about_network(store.weights_source), *_about_others(worth), *said.notes(ranked)],
         "left_out": protocol.left_out,
         "feature_rms": bench.rms(made.final.fit) if spec.kind != "knn" else None,
         "images_sha256": images["sha256"],
@@ -251,6 +251,13 @@ def _baselines(bench: Bench, spec: HeadSpec, made: Made, report: ReportSpec, dev
         told = baselines.other_store(path, bench, spec, final, device)
         found.setdefault("other_stores", []).append(told)
     return found
+
+
+def _about_others(worth: Mapping[str, Any]) -> list[str]:
+    """Where a store that is compared with is of a network that has learnt from images."""
+    return [
+        f"{each['store']}: {note}" for each in worth.get("other_stores", ()) for note in about_network(each["weights"])
+    ]
 
 
 def check_held(task: Task, protocol: Protocol, rule: Any) -> None:

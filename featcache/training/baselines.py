@@ -103,7 +103,7 @@ def other_store(path: Path, bench: Bench, spec: HeadSpec, final: Fold, device: s
         row_of = {name: i for i, name in enumerate(store.image_ids)}
         order = [row_of[name] for name in task.image_ids]
         x = {tap: x[order] for tap, x in vectors.load(store, [spec], bench.average_views, device).items()}
-        about = {"store": path.name, "backbone": store.identity.get("backbone", {})}
+        about = {"store": path.name, "backbone": store.identity.get("backbone", {}), "weights": store.weights_source}
     bench = replace(bench, x=x)
     if len(final.held):
         fitted = bench.run(bench.fits([spec], [final]))

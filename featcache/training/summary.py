@@ -118,8 +118,8 @@ class Said:
 def about_network(weights_source: str | None) -> list[str]:
     """What a reader has to know of a network that is not merely pretrained: no fold of these rows is without it."""
     words = (
-        "the network of these vectors was itself trained by featcache: on images that it has learnt from, or that "
-        "chose its epoch, all numbers here are too good, out of fold as well"
+        "the network had been trained by featcache before: on images that it has learnt from, or that chose its epoch, "
+        "all numbers here are too good, out of fold as well"
     )
     return [words] if weights_source == "run" else []
 
