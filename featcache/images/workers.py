@@ -55,6 +55,12 @@ class Prepared:
     failure: tuple[str, str] | None = None
 
 
+def check_timeout(timeout_s: float) -> None:
+    """Raises UsageError for what is no time to wait for an image."""
+    if not 0 < timeout_s <= _LONGEST_S:
+        raise UsageError(f"--timeout must be more than 0 and at most {_LONGEST_S:,} seconds, got {timeout_s:g}.")
+
+
 class Decoders:
     """Workers for the threads of a pass: each call takes an idle one, or starts one. A context manager."""
 
@@ -76,8 +82,7 @@ class Decoders:
         Raises:
             UsageError: no such time.
         """
-        if not 0 < timeout_s <= _LONGEST_S:
-            raise UsageError(f"--timeout must be more than 0 and at most {_LONGEST_S:,} seconds, got {timeout_s:g}.")
+        check_timeout(timeout_s)
         self._config = {
             "transforms": [asdict(transform) for transform in transforms],
             "decode": asdict(decode),

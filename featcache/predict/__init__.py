@@ -23,6 +23,7 @@ from typing import Any
 from featcache import durable
 from featcache.embed.output import failures_path
 from featcache.errors import FeatcacheError, UsageError, in_our_words
+from featcache.images.workers import TIMEOUT_S, check_timeout
 from featcache.manifest import Manifest
 from featcache.predict.predictions import Predictions
 from featcache.predict.predictor import Predictor, none_was_used
@@ -125,6 +126,7 @@ def predict(
     output, keep = Path(output), Path(keep) if keep is not None else None
     if (images is None) == (store is None):
         raise UsageError("predict needs images, or a store of their vectors (--store).")
+    check_timeout(options.get("timeout_s", TIMEOUT_S))
     _check_output(output, [keep, store.path if store else None, images.source if images else None, predictor.path])
     with in_our_words("writing", output):
         durable.make_folders(output.parent)

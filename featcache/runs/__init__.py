@@ -263,15 +263,16 @@ class Run:
             data = path.read_bytes()
             if isinstance(digests, dict) and digests.get(name) != digest_bytes(data):
                 raise ValueError("it is not the one that run.json names")
-            self._check_same(data)
+            self._check_same(name, data)
             return safetensors.numpy.load(data)
 
-    def _check_same(self, data: bytes) -> None:
-        """Raises ValueError where a head says of itself something else than the record does of it."""
+    def _check_same(self, name: str, data: bytes) -> None:
+        """Raises CorruptStore where a head says of itself something else than the record does of it."""
         length = int.from_bytes(data[:8], "little")
         about = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["featcache"])
-        if other := [name for name in _ABOUT if about[name] != self.record.get(name)]:
-            raise ValueError(f"its {other[0]} is not that of run.json")
+        if other := [field for field in _ABOUT if about[field] != self.record.get(field)]:
+            path = self.path / "run.json"
+            raise CorruptStore(f"{path} is damaged: its {other[0]} is not that of {name}. Make the Run again.")
 
     def _kept(self, name: str) -> Json:
         """The JSON of a file beside the record."""

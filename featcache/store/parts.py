@@ -204,7 +204,7 @@ class PartFolder:
 
     def _remove_if_empty(self) -> None:
         """A folder without parts holds nothing worth a message. Only files of this module's making are removed."""
-        if any(self.path.glob("part-*.h5")) or any(self.path.glob("old-*.h5")):
+        if any(self.path.glob("part-*.h5")) or any(self.path.glob("old-*.h5")) or is_training(self.path):
             return
         for path in (*self.path.glob(".*.tmp"), self.path / "plan.json", self.path / "lock"):
             path.unlink(missing_ok=True)
