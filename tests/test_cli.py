@@ -138,6 +138,13 @@ def test_embed_answers_scripts_with_one_json_object(class_folder: Path, tmp_path
         assert store.identity["backbone"]["weights_sha256"] == answer["weights_sha256"]
 
 
+@pytest.mark.parametrize("options", [("--nope",), ("--epochs", "many"), ("--split-seed", -1)])
+def test_wrong_options_answer_scripts_too(embedded: Path, tmp_path: Path, options: tuple[object, ...]) -> None:
+    done = featcache("train-head", embedded, *options, "--json", cwd=tmp_path)
+    assert done.returncode == json.loads(done.stdout)["exit_code"] == 2
+    assert str(options[0]) in done.stderr
+
+
 def test_train_head_answers_scripts_with_one_json_object(embedded: Path, tmp_path: Path) -> None:
     done = featcache("train-head", embedded, "--head", "linear", "--epochs", 2, "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr

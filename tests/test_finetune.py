@@ -145,7 +145,7 @@ def test_a_store_that_did_not_know_whose_weights_it_has_is_told(
     for weights, told in (("bare.safetensors", "file"), (str(from_store.path / "backbone.safetensors"), "run")):
         done = embed(images, tmp_path / "s.h5", BackboneSpec(NET, str(tmp_path / weights), input_size=32))
         assert Store.open(tmp_path / "s.h5").weights_source == told
-    assert done.embedded == 0
+    assert done.counts.embedded == 0
 
 
 def test_a_run_says_all_that_was_asked_and_what_it_bought(from_store: Run, phase_one: Path) -> None:

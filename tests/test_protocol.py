@@ -303,7 +303,7 @@ def test_a_saved_side_without_a_label_is_refused(tmp_path: Path) -> None:
         ({"nested": True}, "nested needs folds"),
         ({"repeats": 0}, "repeats must be from 1 to 1000, got 0"),
         ({"repeats": 1001}, "repeats must be from 1 to 1000, got 1001"),
-        ({"seed": -1}, r"split_seed must be from 0 to 2\^32 - 1, got -1"),
+        ({"seed": -1}, r"seed must be from 0 to 2\^32 - 1, got -1"),
         *(({"file": Path("x"), **more}, "a split from a file says all") for more in (
             {"folds": 5}, {"val_fraction": 0.2}, {"repeats": 2}, {"nested": True, "folds": 2},
         )),

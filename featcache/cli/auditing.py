@@ -114,8 +114,8 @@ def _score(score: Any) -> str:
 
 def _label_lines(found: Any) -> Iterator[str]:
     yield "AUROC out of fold with its 95 % interval; chance is 0.5, * stands where all of it is above"
-    from_vectors, together = (_score(each).strip() for each in (found.of_label, found.together))
-    yield f"the label is told from the vectors: {from_vectors}; from the variables together: {together}"
+    together = f"; from the variables together: {_score(found.together).strip()}" if found.together else ""
+    yield f"the label is told from the vectors: {_score(found.of_label).strip()}{together}"
 
 
 def _left_out(found: Any) -> Iterator[str]:
@@ -129,5 +129,5 @@ def _left_out(found: Any) -> Iterator[str]:
 def _rows(rows: Any) -> Any:
     table = plain_table(*(name.replace("_", " ") for name in rows[0]), left=3)
     for row in rows:
-        table.add_row(*(escaped(str(value)) for value in row.values()))
+        table.add_row(*(f"{v:.3g}" if isinstance(v, float) else escaped(str(v)) for v in row.values()))
     return table

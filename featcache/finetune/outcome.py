@@ -180,6 +180,9 @@ def _history(parent: Run | None, outcome: Outcome) -> tuple[list[list[dict[str, 
 
 
 def _title(start: Start, key: Json) -> str:
-    stages = ", ".join(f"{stage['unfreeze']} for {stage['epochs']}" for stage in key["recipe"]["stages"])
+    stages = ", ".join(
+        f"{stage['unfreeze']} for {stage['epochs']} epoch{'s' * (stage['epochs'] != 1)}"
+        for stage in key["recipe"]["stages"]
+    )
     over = f", mean of {len(start.protocol.folds)} folds" if not start.protocol.is_hold_out else ""
-    return f"{start.backbone.name}, {stages} epochs, lr {key['recipe']['lr']:g}{over}"
+    return f"{start.backbone.name}, {stages}, lr {key['recipe']['lr']:g}{over}"

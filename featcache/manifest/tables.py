@@ -2,7 +2,7 @@
 
 Reads UTF-8, with or without a byte order mark; a record may run over several lines, and is known by its first. Knows
 nothing of what the columns mean, and changes no cell: what is a blank, a number or a missing value is decided by those
-who do. Large tables of which nobody must be told a line are better read by pandas.
+who do.
 """
 
 import csv

@@ -99,7 +99,8 @@ def _training(subject: Subject) -> Iterator[tuple[str, str]]:
     used = {name: value for name, value in busy(record["head"]).items() if name != "kind"}
     yield "Head", "; ".join(part for part in (record["head"]["kind"], _settings(used)) if part)
     if recipe := record.get("recipe"):
-        stages = ", ".join(f"{each['unfreeze']} for {each['epochs']} epochs" for each in recipe["stages"])
+        lengths = [(each["unfreeze"], each["epochs"]) for each in recipe["stages"]]
+        stages = ", ".join(f"{name} for {n} epoch{'s' * (n != 1)}" for name, n in lengths)
         rest = {name: value for name, value in busy(recipe).items() if name not in ("stages", "augment")}
         yield "What learnt", f"{stages}; {_settings(rest)}"
         augment = recipe.get("augment")
