@@ -147,6 +147,7 @@ def test_folders_of_a_manifest_are_made(indiana: tuple[Path, Path, Path], tmp_pa
         (0, ",".join(REPORTS) + "\n1,a\n", "line 2: the number of cells"),
         (0, ",".join(REPORTS) + "\n1,a,b,c,d,e,f,g\n1,a,b,c,d,e,f,g\n", "line 3: '1' stands already at line 2"),
         (0, ",".join(REPORTS) + '\n1,"a,b,c,d,e,f,g\n', "not a CSV"),
+        (0, ",".join(REPORTS) + "\n1,a,NaN,c,d,e,f,g\n", "line 2, column Problems: 'NaN'. Leave the cell empty"),
         (1, "uid,filename\n1,a.png\n", "line 1: no column named projection"),
         (1, "uid,filename,projection\n1,,Frontal\n", "line 2, column filename: empty"),
         (1, "uid,filename,projection\n1,a.png,F\n2,a.png,F\n", "line 3: 'a.png' stands already at line 2"),
@@ -333,10 +334,17 @@ def test_a_class_that_nothing_has_is_refused_with_those_there_are(metadata: Path
         covid(metadata, classes=["Covid"])
 
 
-def test_one_image_of_two_findings_is_refused_with_both_lines(metadata: Path) -> None:
-    other = ("2", "M", "Pneumonia", *CASES[0][3:])
-    write(metadata, METADATA, [*CASES, other])
-    with pytest.raises(UsageError, match=r"line 14, column finding: not that of line 2"):
+def test_one_image_of_two_findings_or_patients_is_refused_with_both_lines(metadata: Path) -> None:
+    for column, place, value in (("finding", 2, "Pneumonia"), ("patientid", 0, "another")):
+        other = (*CASES[0][:place], value, *CASES[0][place + 1 :])
+        write(metadata, METADATA, [*CASES, other])
+        with pytest.raises(UsageError, match=rf"line 14, column {column}: not that of line 2"):
+            covid(metadata)
+
+
+def test_a_finding_that_a_program_could_not_read_is_refused_with_its_line(metadata: Path) -> None:
+    write(metadata, METADATA, [*CASES, (*CASES[0][:2], "nan", *CASES[0][3:])])
+    with pytest.raises(UsageError, match=r"line 14, column finding: 'nan'\. Leave the cell empty"):
         covid(metadata)
 
 

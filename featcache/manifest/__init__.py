@@ -33,7 +33,6 @@ IMAGE_SUFFIXES = frozenset(
 _JUNK = frozenset({"thumbs.db", "desktop.ini", "__macosx", "dicomdir"})
 _NO_SUFFIX = re.compile(r"(\.\d*)?")  # what `splitext` leaves of IM0001 and of 1.2.840.113619.2
 _DICOM_HEAD = 132  # bytes
-_NOT_A_LABEL = frozenset({"nan", "na", "n/a", "null", "none"})
 _RESERVED = frozenset({"image_id", "path"})
 
 
@@ -256,7 +255,7 @@ def _read_cell(where: str, name: str, cell: str) -> str:
         raise UsageError(f"{where}: a zero byte, or more than {tables.MAX_CELL:,} characters.")
     if name in _RESERVED and not value:
         raise UsageError(f"{where}: empty.")
-    if name == "label" and value.lower() in _NOT_A_LABEL:
+    if name == "label" and value.lower() in tables.NOT_A_LABEL:
         raise UsageError(f"{where}: the label is {value!r}. Leave the cell empty if the label is unknown.")
     if name == "split" and value:
         if (standard := split_name(value)) is None:

@@ -146,7 +146,7 @@ def _table(source: Path, required: Sequence[str], key: str, unnamed: bool = Fals
 
 def _study_columns(studies: Table, label: str) -> dict[str, list[str]]:
     """Of each study, the label and what its images carry."""
-    problems, mesh = studies.cells("Problems"), studies.cells("MeSH")
+    problems, mesh = studies.labels("Problems"), studies.cells("MeSH")
     if label == "problems":
         labels = [_normal_or_not(text) for text in problems]
     else:
@@ -348,17 +348,18 @@ def _with_image(
 ) -> tuple[list[int], dict[str, int]]:
     """The rows that have an image, each image once, and how many have none, by reason."""
     modalities = table.cells("modality") if "modality" in table.columns else [""] * len(table)
-    findings, first = table.cells("finding"), dict[str, int]()
+    said = {"finding": table.labels("finding"), "patientid": table.cells("patientid")}
+    first = dict[str, int]()
     left = dict.fromkeys(("other_modality", "volume", "missing", "repeated"), 0)
     for row, name in enumerate(names):
         if reason := _why_no_image(paths[row], modalities[row], modality):
             left[reason] += 1
         elif (before := first.setdefault(name, row)) == row:
             continue
-        elif findings[row] == findings[before]:
-            left["repeated"] += 1
+        elif other := [column for column, cells in said.items() if cells[row] != cells[before]]:
+            raise UsageError(f"{table.where(row, other[0])}: not that of line {table.lines[before]}, the same image.")
         else:
-            raise UsageError(f"{table.where(row, 'finding')}: not that of line {table.lines[before]}, the same image.")
+            left["repeated"] += 1
     return list(first.values()), left
 
 

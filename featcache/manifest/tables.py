@@ -13,6 +13,7 @@ from pathlib import Path
 
 from featcache.errors import UsageError, in_our_words
 
+NOT_A_LABEL = frozenset({"nan", "na", "n/a", "null", "none"})  # what programs write for a missing value
 MAX_CELL = 16_384  # characters; text is kept at fixed length, so the longest cell decides the size of a column
 
 
@@ -47,6 +48,18 @@ class Table:
             if "\0" in text or len(text) > MAX_CELL:
                 raise UsageError(f"{self.where(row, name)}: a zero byte, or more than {MAX_CELL:,} characters.")
         return [text.strip() for text in self.columns[name]]
+
+    def labels(self, name: str) -> list[str]:
+        """The cells of a column that says what an image is.
+
+        Raises:
+            UsageError: as `cells`, and for what a program has written in the place of a missing value.
+        """
+        found = self.cells(name)
+        for row, text in enumerate(found):
+            if text.lower() in NOT_A_LABEL:
+                raise UsageError(f"{self.where(row, name)}: {text!r}. Leave the cell empty where it is unknown.")
+        return found
 
     def check_unique(self, name: str) -> None:
         """Raises UsageError where a text stands twice in a column, with both lines."""
