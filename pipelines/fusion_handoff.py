@@ -118,10 +118,9 @@ def check(studies: Studies, rows: Array) -> None:
     """Ends with a line where there is too little to learn from."""
     y, groups = labels(studies, rows), studies.group_numbers[rows]
     fewest = min(len(np.unique(groups[y == is_positive])) for is_positive in (True, False))
-    if fewest < 2 * N_FOLDS:
+    if fewest < N_FOLDS:
         raise SystemExit(
-            f"{studies.path}: {fewest} groups of one class have images, text and a label; {2 * N_FOLDS} are the fewest "
-            f"for {N_FOLDS} folds."
+            f"{studies.path}: {fewest} groups of one class have images, text and a label, too few for {N_FOLDS} folds."
         )
     texts = features(studies, rows)["text"]
     try:
