@@ -68,7 +68,7 @@ def test_two_processes_train_what_one_does(phase_one: Path, tmp_path: Path) -> N
     assert done.returncode == 0, done.stderr
     for name in ranks.CASES:
         one, two = (Run.open(tmp_path / side / name) for side in ("one", "two"))
-        # Sums in another order differ in their last digits, and that grows: to 1.8e-5 in the fourth epoch on one machine.
+        # Sums in another order differ in last digits, and that grows: to 1.8e-5 in the fourth epoch on one machine.
         np.testing.assert_allclose(losses(one)[:2], losses(two)[:2], atol=1e-5, err_msg=name)
         np.testing.assert_allclose(losses(one), losses(two), atol=1e-4, err_msg=name)
         assert one.record["epoch"] == two.record["epoch"]
