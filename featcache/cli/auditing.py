@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from featcache.cli.options import AllowOutside, Json, StoreFile
-from featcache.cli.showing import answer, console, escaped, plain_table
+from featcache.cli.showing import answer, console, escaped, plain_table, tell_notes
 from featcache.cli.waiting import interruptible, progress
 
 
@@ -41,8 +41,9 @@ def audit_command(
     folder = output or Path("audit") / store.stem
     check_free(folder)
     asked: dict[str, Any] = {"label": label_column, "ignore": ignore or (), "near": NEAR if near is None else near}
-    with interruptible("nothing was changed"), progress("auditing", "steps/s") as (on_progress, _):
+    with interruptible("nothing was changed"), progress("auditing", "steps/s") as (on_progress, on_note):
         manifest = Manifest.read(images, allow_outside=allow_outside) if images is not None else None
+        tell_notes(manifest, on_note)
         with Store.open(store) as opened:
             found = audit(opened, manifest, on_progress=on_progress, **asked)
         found.write(folder)

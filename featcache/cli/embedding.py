@@ -23,7 +23,7 @@ from featcache.cli.options import (
     weights_there,
 )
 from featcache.cli.results import print_run, run_answer
-from featcache.cli.showing import answer, console, escaped, print_embedded, print_forecast, tell_unreadable
+from featcache.cli.showing import answer, console, escaped, print_embedded, print_forecast, tell_notes
 from featcache.cli.waiting import going_on
 from featcache.errors import EXIT_SOME_FAILED
 
@@ -153,7 +153,7 @@ def embed_command(
     stated |= {"first_frame": first_frame, "max_pixels": max_pixels, "fast": is_fast(decode)}
     with going_on("embedding") as (on_progress, on_note):
         manifest = Manifest.read(images, group_pattern, allow_outside)
-        tell_unreadable(manifest.unreadable_folders, on_note)
+        tell_notes(manifest, on_note)
         options: dict[str, Any] = {
             "decode": spec_of(DecodeSpec, stated),
             "views": spec_of(ViewSpec, {"n": views, "seed": view_seed}, n="views", seed="view-seed") if views else None,

@@ -55,6 +55,7 @@ from featcache.cli.options import (
     widths_of,
 )
 from featcache.cli.results import tell_tuned
+from featcache.cli.showing import tell_notes
 from featcache.cli.waiting import training
 
 
@@ -118,11 +119,13 @@ def fine_tune_command(
     shown = {"rotation": rotation, "jitter": jitter, "flip": flip, "crop": crop}
     how = recipe_of(preset, unfreeze or [], epochs or [], asked, shown, augment)
     with training() as (telling, opened):
+        manifest = Manifest.read(images, allow_outside=allow_outside) if images else None
+        tell_notes(manifest, telling.on_note)
         done = fine_tune(
             Run.open(run),
             how,
             output,
-            images=Manifest.read(images, allow_outside=allow_outside) if images else None,
+            images=manifest,
             store=opened.enter_context(Store.open(from_cache)) if from_cache else None,
             views=views,
             weights=weights,
@@ -217,8 +220,10 @@ def train_command(
     drawn = {"val_fraction": val_fraction, "folds": folds, "seed": split_seed, "file": split}
     given = {"kind": head, "widths": widths_of(widths) if widths else None, "dropout": dropout, "seed": seed}
     with training() as (telling, _):
+        manifest = Manifest.read(images, group_pattern, allow_outside)
+        tell_notes(manifest, telling.on_note)
         done = train(
-            Manifest.read(images, group_pattern, allow_outside),
+            manifest,
             spec_of(BackboneSpec, {"name": model, "weights": weights, **seen}),
             spec_of(head_for, {"model": model, **given}),
             how,

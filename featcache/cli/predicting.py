@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 
 from featcache.cli.options import AllowOutside, Device, Json, Timeout, weights_there
-from featcache.cli.showing import answer, console, escaped, plain_table, tell_unreadable
+from featcache.cli.showing import answer, console, escaped, plain_table, print_notes, tell_notes
 from featcache.cli.waiting import going_on, interruptible
 from featcache.errors import EXIT_SOME_FAILED
 
@@ -63,7 +63,7 @@ def predict_command(
         predictor = opened.enter_context(load_run(run, weights=weights, device=device, precision=precision))
         vectors = opened.enter_context(Store.open(store)) if store else None
         manifest = Manifest.read(images, allow_outside=allow_outside) if images else None
-        tell_unreadable(manifest.unreadable_folders if manifest else [], on_note)
+        tell_notes(manifest, on_note)
         options |= {"on_progress": on_progress, "on_note": on_note}
         done = predict(predictor, output, images=manifest, store=vectors, keep=keep, **options)
     if as_json:
@@ -92,8 +92,7 @@ def bundle_command(
     if as_json:
         answer(done.as_json())
     people = console(as_json)
-    for note in done.notes:
-        people.print(f"[yellow]note: {escaped(note)}[/]", highlight=False)
+    print_notes(people, done.notes)
     if not done.has_backbone:
         people.print(f"the backbone is not inside: its weights have sha256 {done.weights_sha256[:12]}…")
     inside = ", ".join(f"{name} {n_bytes / 1e6:,.1f} MB" for name, n_bytes in done.members.items() if n_bytes > 1e5)

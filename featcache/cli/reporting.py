@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from featcache.cli.options import AllowOutside, Json
-from featcache.cli.showing import answer, console, escaped
+from featcache.cli.showing import answer, console, escaped, tell_notes
 from featcache.cli.waiting import interruptible, progress
 
 
@@ -35,6 +35,7 @@ def report_command(
 
     with interruptible("nothing was written"), progress("reporting") as (_, on_note):
         manifest = Manifest.read(images, allow_outside=allow_outside) if images else None
+        tell_notes(manifest, on_note)
         done = report(runs, output, store or (), manifest, by=by or (), umap=umap, on_note=on_note)
     if as_json:
         answer(done.as_json())

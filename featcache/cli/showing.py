@@ -65,10 +65,15 @@ def rows_of(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
         yield prefix, f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
-def tell_unreadable(folders: list[str], on_note: Callable[[str], None]) -> None:
-    if folders:
-        more = f" and {len(folders) - 1:,} more" if len(folders) > 1 else ""
-        on_note(f"warning: could not look into {folders[0]}{more}; what is in there is not embedded")
+def print_notes(people: Console, notes: Sequence[str]) -> None:
+    for note in notes:
+        people.print(f"[yellow]note: {escaped(note)}[/]", highlight=False, soft_wrap=True)
+
+
+def tell_notes(manifest: Any, on_note: Callable[[str], None]) -> None:
+    """The notes of a manifest, before anything is done with its images; none where there is no manifest."""
+    for note in () if manifest is None else manifest.notes:
+        on_note(f"note: {note}")
 
 
 def print_embedded(people: Console, done: Any) -> None:

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from featcache.cli.options import AllowOutside, Json, spec_of
-from featcache.cli.showing import UNGROUPED, answer, console, escaped, plain_table, tell_unreadable, told_of
+from featcache.cli.showing import UNGROUPED, answer, console, escaped, plain_table, print_notes, told_of
 from featcache.cli.waiting import interruptible, progress
 from featcache.errors import EXIT_SOME_FAILED
 
@@ -101,9 +101,8 @@ def check_command(
     from featcache.manifest.checking import check
 
     decode = spec_of(DecodeSpec, {"first_frame": first_frame, "max_pixels": max_pixels})
-    with interruptible("nothing was changed"), progress("looking") as (on_progress, on_note):
+    with interruptible("nothing was changed"), progress("looking") as (on_progress, _):
         manifest = Manifest.read(images, group_pattern, allow_outside)
-        tell_unreadable(manifest.unreadable_folders, on_note)
         found = check(manifest, full=full, decode=decode, on_progress=on_progress)
     if as_json:
         answer(found.as_json())
@@ -115,7 +114,8 @@ def check_command(
 
 
 def print_checked(people: Console, found: Any) -> None:
-    """A line per class and side, then what is wrong."""
+    """The notes, a line per class and side, then what is wrong."""
+    print_notes(people, found.notes)
     people.print(_class_table(found))
     sizes = list(found.sizes.items())
     more = f", and {len(sizes) - _SHOWN:,} other sizes" if len(sizes) > _SHOWN else ""

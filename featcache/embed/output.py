@@ -34,6 +34,7 @@ class Embedded:
         n_dropped: images the store held before that are not among these.
         dropped_columns: columns of which the store had values, and these images have none.
         shapes: array of the store -> shape of its rows.
+        notes: those of the manifest.
     """
 
     store: Path
@@ -50,6 +51,7 @@ class Embedded:
     identity: Json
     seconds: float
     failures: dict[str, tuple[str, str]] = field(default_factory=dict)
+    notes: Sequence[str] = ()
 
     @property
     def n_duplicates(self) -> int:
@@ -89,6 +91,7 @@ class Embedded:
             "precision": self.identity["precision"],
             "seconds": round(self.seconds, 3),
             "images_per_second": round(self.images_per_second, 2),
+            "notes": list(self.notes),
         }
 
 
@@ -211,6 +214,7 @@ def _embedded(store_path: Path, plan: Plan, network: Network, counts: Counts) ->
         shapes=network.shapes,
         identity=answer.identity,
         seconds=0.0,
+        notes=plan.manifest.notes,
     )
 
 

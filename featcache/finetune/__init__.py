@@ -112,6 +112,7 @@ def fine_tune(
     device = _checked(machine, recipe)
     with joined(device) as world, ExitStack() as files:
         start = Start.of_run(run, weights, world.device(device))
+        start = start if images is None else replace(start, notes=images.notes)
         recipe = _settled(start.backbone, recipe, telling)
         rule = operating_point or run.record["asked"].get("operating_point")
         _check_rule(start, rule)

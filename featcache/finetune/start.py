@@ -45,6 +45,7 @@ class Start:
         of_folds: the weights of the head of each fold, which has not seen its held rows.
         feature_rms: what the head's features were divided by.
         parent: the Run, if it is one.
+        notes: those of the manifest of the images.
     """
 
     task: Task
@@ -56,6 +57,7 @@ class Start:
     of_folds: Sequence[Mapping[str, Array]]
     feature_rms: float
     parent: Run | None = None
+    notes: Sequence[str] = ()
 
     @classmethod
     def of_run(cls, run: Run, weights: str | None, device: str) -> Self:
@@ -161,4 +163,6 @@ def of_folder(
     protocol = divide(task, split, None)
     n_outputs = stacks.n_outputs(head, len(task.classes), task.has_findings)
     tensors = modules.fresh(head, backbone.n_features, n_outputs)
-    return Start(task, protocol, backbone, decode, head, tensors, [tensors] * len(protocol.folds), 1.0), numbers
+    folds = [tensors] * len(protocol.folds)
+    start = Start(task, protocol, backbone, decode, head, tensors, folds, 1.0, notes=images.notes)
+    return start, numbers

@@ -46,8 +46,9 @@ class Manifest:
     source: Path
     skipped: dict[str, int] = field(default_factory=dict)  # files that are not images, by reason
     refused: dict[str, str] = field(default_factory=dict)  # image_id -> why its path may not be followed
-    unreadable_folders: list[str] = field(default_factory=list)  # what lies in them is not known; counted in `skipped`
+    unreadable_folders: list[str] = field(default_factory=list)  # what is in them is not known; counted in `skipped`
     n_ungrouped: int = 0  # images a group pattern did not match: each is its own group
+    notes: list[str] = field(default_factory=list)  # what was guessed or may have been meant: full sentences
 
     def __len__(self) -> int:
         return len(self.image_ids)
@@ -148,7 +149,13 @@ def _from_folder(root: Path) -> Manifest:
     if any(folders):
         columns["label"] = [parts[0] if parts else "" for parts in folders]
     paths = [root / image_id for image_id in image_ids]
-    return Manifest(image_ids, paths, columns, root, dict(skipped), unreadable_folders=sorted(unreadable))
+    notes = [_about_unreadable(sorted(unreadable))] if unreadable else []
+    return Manifest(image_ids, paths, columns, root, dict(skipped), unreadable_folders=sorted(unreadable), notes=notes)
+
+
+def _about_unreadable(folders: list[str]) -> str:
+    which = "1 folder cannot" if len(folders) == 1 else f"{len(folders):,} folders cannot"
+    return f"{which} be listed, for example {folders[0]}: what is in there is not among these images."
 
 
 def _told(skipped: Counter[str]) -> str:

@@ -92,6 +92,7 @@ class Checked:
         ungrouped: images that the group pattern did not match.
         n_unlabelled: images without a label.
         skipped: files that are no images, by reason.
+        notes: what was guessed of the manifest, or may have been meant.
     """
 
     n_images: int
@@ -107,6 +108,7 @@ class Checked:
     ungrouped: Sequence[str]
     n_unlabelled: int
     skipped: Mapping[str, int]
+    notes: Sequence[str]
 
     @property
     def n_ungrouped(self) -> int:
@@ -122,6 +124,7 @@ class Checked:
         failures = [{"image_id": name, "code": code, "reason": why} for name, (code, why) in self.failures.items()]
         groups = {"n": self.n_groups, "largest": self.largest_group, "ungrouped": self.n_ungrouped}
         return {
+            "notes": list(self.notes),
             "images": self.n_images,
             "bytes": self.n_bytes,
             "full": self.full,
@@ -261,6 +264,7 @@ def _told(manifest: Manifest, looked: Sequence[_Looked], full: bool) -> Checked:
         ungrouped=manifest.ungrouped,
         n_unlabelled=columns.get("label", [""] * len(manifest)).count(""),
         skipped=manifest.skipped,
+        notes=manifest.notes,
     )
 
 

@@ -49,6 +49,7 @@ class Predicted:
         seconds: all of it.
         n_learnt: rows of the store that was given whose images the Run has learnt from, or was chosen by: of those it
             says more than of others. None where that is not known, as of a bundle, or of images.
+        notes: those of the manifest.
     """
 
     run: Path
@@ -58,6 +59,7 @@ class Predicted:
     store: Path | None = None
     seconds: float = 0.0
     n_learnt: int | None = None
+    notes: Sequence[str] = ()
 
     @property
     def n_failed(self) -> int:
@@ -89,6 +91,7 @@ class Predicted:
             "temperature": model.temperature,
             "average_views": model.average_views,
             "seconds": round(self.seconds, 3),
+            "notes": list(self.notes),
         }
 
     def _failures(self) -> list[Json]:
@@ -144,7 +147,8 @@ def predict(
         _remove_partial(output)
     kept = store.path if store is not None else keep
     n_learnt = predictor.n_learnt(store) if store is not None else None
-    return Predicted(predictor.path, output, found, manifest.skipped, kept, time.perf_counter() - started, n_learnt)
+    seconds = time.perf_counter() - started
+    return Predicted(predictor.path, output, found, manifest.skipped, kept, seconds, n_learnt, manifest.notes)
 
 
 def _of_images(

@@ -231,7 +231,11 @@ def _readme(run: Run, model: Model, members: Mapping[str, bytes], notes: list[st
         f"It tells {len(model.classes)} {kind}: {', '.join(model.classes)}.",
         f"Backbone {identity['backbone']['name']}, images of {width} x {height}, head: {model.spec.kind}.",
         *_scores(run),
-        *(line for note in [*notes, *run.record["notes"]] for line in textwrap.wrap(f"Note: {printable(note)}.", 100)),
+        *(
+            line
+            for note in [*notes, *run.record["notes"]]
+            for line in textwrap.wrap(f"Note: {printable(note).removesuffix('.')}.", 100)
+        ),
         "",
         "To use it:",
         "",
