@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.stats import binomtest
 from sklearn.metrics import roc_auc_score
 
 from featcache import metrics
@@ -14,6 +15,7 @@ from featcache.metrics.intervals import (
     bootstrap_findings,
     paired,
     paired_findings,
+    unpaired,
     weighted,
     weighted_findings,
 )
@@ -344,3 +346,30 @@ def test_a_pair_says_more_than_two_intervals_side_by_side() -> None:
 def test_a_number_that_does_not_exist_has_no_difference() -> None:
     labels, logits = np.zeros(30, dtype=int), classes(30, 2, seed=30)[1]
     assert set(paired(labels, logits, -logits, 1, n_resamples=20)) == set(COMPARED) - {"auroc", "recall", "f1"}
+
+
+# --- two independent samples ------------------------------------------------------------------------------------------
+
+
+def test_the_difference_of_two_shares_of_other_rows_is_newcombes() -> None:
+    """56 of 70 against 48 of 80 with Wilson's intervals is example (a) of Newcombe 1998: 0.2 [0.0524, 0.3339]."""
+    before = {"accuracy": 48 / 80, "intervals": {"accuracy": binomtest(48, 80).proportion_ci(method="wilson")}}
+    after = {"accuracy": 56 / 70, "intervals": {"accuracy": binomtest(56, 70).proportion_ci(method="wilson")}}
+    assert unpaired(before, after) == {"accuracy": pytest.approx((0.2, 0.0524, 0.3339), abs=5e-5)}
+
+
+def test_turning_two_samples_round_turns_the_sign() -> None:
+    one = {"auroc": 0.9, "loss": 0.4, "intervals": {"auroc": (0.8, 0.95), "loss": (0.3, 0.7)}}
+    other = {"auroc": 0.7, "loss": 0.5, "intervals": {"auroc": (0.6, 0.75), "loss": (0.45, 0.6)}}
+    there, back = unpaired(one, other), unpaired(other, one)
+    assert set(there) == {"auroc", "loss"}
+    for name, (value, low, high) in there.items():
+        assert low < value < high
+        assert back[name] == pytest.approx((-value, -high, -low)), name
+
+
+def test_a_number_without_an_interval_on_both_sides_has_no_difference() -> None:
+    one = {"auroc": None, "loss": 0.4, "f1": 0.5, "intervals": {"f1": (0.4, 0.6)}}
+    assert unpaired(one, one | {"auroc": 0.9}) == {
+        "f1": (0.0, pytest.approx(-0.1414, abs=1e-4), pytest.approx(0.1414, abs=1e-4))
+    }

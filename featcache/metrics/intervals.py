@@ -18,7 +18,8 @@ Two heads are compared on the same rows by the same resamples: the statistic is 
 rows which are hard for both count for neither. DeLong's test is of AUROC alone and knows no groups: it is not used.
 """
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -163,6 +164,32 @@ def paired_findings(
     and NaN for unknown, and (n, c) scores before independent sigmoids."""
     heads = [_FindingRows.of(labels, z, None) for z in (before, after)]
     return _differences(heads, len(labels), _resamples(len(labels), groups, n_resamples, seed))
+
+
+def unpaired(before: Mapping[str, Any], after: Mapping[str, Any]) -> Differences:
+    """By how much the numbers of `after` are above those of `before`, where the two are of different, independent rows.
+
+    The interval of the difference is recovered from the two intervals (MOVER: Zou and Donner, "Construction of
+    confidence limits about effect measures: A general approach", Statistics in Medicine 27, 2008, section 2; for two
+    shares it is method 10 of Newcombe, Statistics in Medicine 17, 1998): with d = b - a, its lower end is d minus the
+    root of (b - low of b)² + (high of a - a)², and its upper end mirrors that.
+
+    Args:
+        before: numbers of some rows by name, with `intervals` by name, as a Run keeps them for each subset.
+        after: the same of other rows, of which none, and no group, is among the first.
+
+    Returns:
+        (difference, low, high) of each of `metrics.SCALARS` that both have with an interval.
+    """
+    differences = {}
+    for name in metrics.SCALARS:
+        ends = [numbers.get("intervals", {}).get(name) for numbers in (before, after)]
+        if None not in ends and before.get(name) is not None and after.get(name) is not None:
+            a, b = float(before[name]), float(after[name])
+            (a_low, a_high), (b_low, b_high) = ends
+            low, high = math.hypot(b - b_low, a_high - a), math.hypot(b_high - b, a - a_low)
+            differences[name] = (b - a, b - a - low, b - a + high)
+    return differences
 
 
 def weighted(labels: Array, logits: Array, positive: int, weights: Array, threshold: float | None = None) -> Numbers:
