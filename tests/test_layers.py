@@ -11,7 +11,7 @@ import featcache
 
 PACKAGE = Path(featcache.__file__).parent
 FLOORS = (  # from the ground up
-    ("errors", "names", "phantoms", "provenance", "recipe"),
+    ("errors", "missing", "names", "phantoms", "provenance", "recipe"),
     ("devices", "durable", "figures", "metrics", "splits"),
     ("images", "store"),
     ("export", "heads", "manifest", "request"),

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from featcache.durable import text_of
 from featcache.errors import UsageError
 from featcache.manifest import Manifest, outside
+from featcache.missing import is_missing
 from tests.conftest import KERMANY_GROUPS, shared
 
 
@@ -157,7 +158,7 @@ def test_csv_may_name_its_images(tmp_path: Path) -> None:
         ("path,label\n1.png,x\n,y\n", "line 3, column path: empty"),
         ("path,label\n1.png,x\n1.png,y\n", "line 3: '1.png' stands already at line 2"),
         ("path,label\n1.png,x\n./1.png,y\n", "line 3: '1.png' stands already at line 2"),
-        ("path,label\n1.png,NaN\n", "line 2, column label: the label is 'NaN'"),
+        ("path,label\nNaN,x\n", "line 2, column path: 'NaN', a word for a missing value"),
         ("path,label\n1.png\n", "line 2: the number of cells"),
         ("path,label\n1.png,x,y\n", "line 2: the number of cells"),
         ("path,split\n1.png,training\n", "line 2, column split: 'training' is not"),
@@ -181,7 +182,7 @@ def test_csv_paths_out_of_its_folder_are_refused_unless_allowed(tmp_path: Path, 
     st.lists(st.text(st.characters(blacklist_categories=("Cs", "Cc")), min_size=1, max_size=12), min_size=1, max_size=6)
 )
 def test_any_label_survives_a_csv(tmp_path_factory: pytest.TempPathFactory, labels: list[str]) -> None:
-    labels = [label for label in labels if label.strip().lower() not in {"nan", "na", "n/a", "null", "none"}]
+    labels = [label for label in labels if not is_missing(label)]
     path = tmp_path_factory.mktemp("csv") / "images.csv"
     with open(path, "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
@@ -379,7 +380,7 @@ TEXT = st.text(st.characters(blacklist_categories=("Cs",), blacklist_characters=
 )
 def test_any_name_and_path_survive_a_csv(tmp_path_factory: pytest.TempPathFactory, rows: list, bom: bool) -> None:
     """But for the quote before a formula, as our own tables have it."""
-    rows = [(name, path) for name, path in rows if name.strip()]
+    rows = [row for row in rows if not any(is_missing(text_of(text.strip()), prose=True) for text in row)]
     if not rows:
         return
     source = tmp_path_factory.mktemp("csv") / "images.csv"

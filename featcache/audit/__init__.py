@@ -19,7 +19,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from featcache import splits
+from featcache import missing, splits
 from featcache.audit import confounds, suspects
 from featcache.audit.audited import SHOWN, Audit, Near
 from featcache.audit.confounds import Confound, Score, Variable
@@ -29,6 +29,7 @@ from featcache.images import headers
 from featcache.images.headers import Header
 from featcache.manifest import Manifest
 from featcache.manifest.checking import alike
+from featcache.missing import without_missing
 from featcache.splits import Fold
 from featcache.splits.duplicates import near_pairs
 from featcache.store import Store
@@ -74,7 +75,7 @@ def audit(
             store raises.
     """
     columns = _columns(store, label, ignore)
-    notes: list[str] = []
+    notes = missing.notes(store.path, store.missing_words)
     groups = _groups(store, columns, notes)
     texts = _texts(store, columns, images, {"label", label, *ignore}, notes)
     variables, left_out = _variables(texts, columns["label"], groups)
@@ -117,7 +118,7 @@ def _columns(store: Store, label: str, ignore: Sequence[str]) -> dict[str, Seque
         if name not in columns:
             raise UsageError(f"{store.path} has no column {name!r}; it has {', '.join(columns) or 'none'}.")
     empty = [""] * len(store)
-    return {"split": empty, **columns, "label": columns.get(label, empty)}
+    return {"split": empty, **columns, "label": without_missing(columns.get(label, empty))}
 
 
 def _groups(store: Store, columns: Columns, notes: list[str]) -> Array:

@@ -17,6 +17,7 @@ from featcache import splits
 from featcache.errors import UsageError
 from featcache.fusion.spec import FusionSpec
 from featcache.manifest import tables
+from featcache.missing import without_missing
 from featcache.provenance import Json
 from featcache.runs.task import Rows
 
@@ -57,6 +58,7 @@ class StudyTable:
         columns: s texts by name: split, group, label and whatever all images of each study say alike.
         image_columns: m texts by name, of every column but the texts.
         coverage: how many studies, images and texts there are, and what is missing.
+        notes: what was decided about cells of the reports, in full sentences.
     """
 
     study_ids: list[str]
@@ -69,6 +71,7 @@ class StudyTable:
     columns: dict[str, list[str]]
     image_columns: dict[str, list[str]]
     coverage: Json
+    notes: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.study_ids)
@@ -87,8 +90,9 @@ def join(store: Rows, spec: FusionSpec, also: Division = Division()) -> StudyTab
             different things of its group or text, a study on two sides; naming the first five.
     """
     columns = {**store.columns, **also.columns}
-    keys = _column(store, columns, spec.by)
-    reports, n_unnamed = _from_csv(spec) if spec.reports else (_from_columns(store, columns, keys, spec), 0)
+    keys = without_missing(_column(store, columns, spec.by))
+    notes = list[str]()
+    reports, n_unnamed = _from_csv(spec, notes) if spec.reports else (_from_columns(store, columns, keys, spec), 0)
     _check_match(store, keys, reports, spec)
     coverage, names = _coverage(keys, reports, n_unnamed, spec)
     rows, study = _rows_of(keys, names)
@@ -110,6 +114,7 @@ def join(store: Rows, spec: FusionSpec, also: Division = Division()) -> StudyTab
         columns=shared,
         image_columns=image_columns,
         coverage={**coverage, "conflicts": conflicts},
+        notes=tuple(notes),
     )
 
 
@@ -123,18 +128,15 @@ def _column(store: Rows, columns: Mapping[str, list[str]], name: str) -> list[st
     return held[name]
 
 
-def _from_csv(spec: FusionSpec) -> tuple[Reports, int]:
+def _from_csv(spec: FusionSpec, notes: list[str]) -> tuple[Reports, int]:
     """The texts of each study, and how many records name none."""
     assert spec.reports is not None
     table = tables.read(spec.reports, required=(spec.key, *spec.texts), unnamed=True)
-    keys = table.cells(spec.key)
+    keys, columns = table.values(spec.key), [table.prose(name) for name in spec.texts]
+    notes += table.missing_notes([spec.key], spec.texts)
     named = [row for row, key in enumerate(keys) if key]
     tables.first_line(spec.reports, [keys[row] for row in named], [table.lines[row] for row in named])
-    for name in spec.texts:
-        for row in named:
-            if "\0" in table.columns[name][row]:
-                raise UsageError(f"{table.where(row, name)}: a zero byte.")
-    texts = {keys[row]: tuple(table.columns[name][row].strip() for name in spec.texts) for row in named}
+    texts = {keys[row]: tuple(cells[row] for cells in columns) for row in named}
     return texts, len(table) - len(named)
 
 

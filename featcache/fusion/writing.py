@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from featcache import missing
 from featcache.errors import FeatcacheError, UsageError
 from featcache.fusion import unseen
 from featcache.fusion.reading import FINAL_HEAD, FOLD_HEADS, NO_HEAD, Studies
@@ -95,7 +96,12 @@ def export_studies(store: Store, path: Path | str, spec: FusionSpec, run: Run | 
     with Studies(path) as written:
         shapes = {"image_vectors": list(written.row_shape)}
         shapes |= {"image_tokens": list(written.token_shape)} if written.token_shape else {}
-        notes = (*_padding(table, spec), *(learnt.notes(store) if learnt else ()))
+        notes = (
+            *missing.notes(store.path, store.missing_words),
+            *table.notes,
+            *_padding(table, spec),
+            *(learnt.notes(store) if learnt else ()),
+        )
         return Fused(path, len(written), path.stat().st_size, shapes, coverage, notes)
 
 

@@ -19,11 +19,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from featcache import durable
+from featcache import durable, missing
 from featcache.errors import UsageError, from_os_error, in_our_words
 from featcache.images import dicom
 from featcache.manifest import tables
 from featcache.manifest.tables import Table
+from featcache.missing import is_missing, is_prose, without_missing
 from featcache.names import is_utf8
 from featcache.splits import split_name
 
@@ -76,7 +77,7 @@ class Manifest:
         Raises:
             UsageError: nothing there, no image found, a malformed CSV (with line and column), a bad pattern.
         """
-        manifest = _from(Path(source))
+        manifest = _without_missing(_from(Path(source)))
         if not allow_outside:
             manifest = replace(manifest, refused=outside(manifest))
         return manifest if group_pattern is None else _with_groups(manifest, group_pattern)
@@ -89,7 +90,7 @@ class Manifest:
 
         Raises:
             UsageError: a name without .csv; a text that no CSV brings back as it is, with row and column: bytes that
-                are not UTF-8, a name that begins with a blank, a label 'nan'.
+                are not UTF-8, a name that begins with a blank, a word for a missing value.
             NoSpace, AccessDenied, InputOutputError: nothing changed at `path`.
         """
         path = Path(path)
@@ -103,6 +104,13 @@ class Manifest:
         with in_our_words("making", path.parent):
             durable.make_folders(path.parent)
         durable.write_csv(path, list(cells), zip(*cells.values(), strict=True))
+
+
+def _without_missing(manifest: Manifest) -> Manifest:
+    """With words for missing values as empty texts, and a note of them; also where they are names of folders."""
+    words = {name: missing.words(texts, is_prose(name)) for name, texts in manifest.columns.items()}
+    columns = {name: without_missing(texts, is_prose(name)) for name, texts in manifest.columns.items()}
+    return replace(manifest, columns=columns, notes=[*manifest.notes, *missing.notes(manifest.source, words)])
 
 
 def _from(source: Path) -> Manifest:
@@ -251,7 +259,7 @@ def _check_names(source: Path, names: Iterable[str]) -> None:
 
 
 def _read_cells(table: Table, name: str) -> list[str]:
-    """The texts of a column. A split gets its standard spelling; a path may not be empty, nor a label be 'nan'."""
+    """The texts of a column. A split gets its standard spelling; a path and an image_id may not be missing."""
     cells = table.columns[name] if name == "path" else table.cells(name)  # a file's name may begin with a blank
     return [_read_cell(table.where(row, name), name, cell) for row, cell in enumerate(cells)]
 
@@ -260,11 +268,9 @@ def _read_cell(where: str, name: str, cell: str) -> str:
     value = durable.text_of(cell)
     if "\0" in value or len(value) > tables.MAX_CELL:
         raise UsageError(f"{where}: a zero byte, or more than {tables.MAX_CELL:,} characters.")
-    if name in _RESERVED and not value:
-        raise UsageError(f"{where}: empty.")
-    if name == "label" and value.lower() in tables.NOT_A_LABEL:
-        raise UsageError(f"{where}: the label is {value!r}. Leave the cell empty if the label is unknown.")
-    if name == "split" and value:
+    if name in _RESERVED and is_missing(value, prose=True):
+        raise UsageError(f"{where}: {f'{value!r}, a word for a missing value' if value.strip() else 'empty'}.")
+    if name == "split" and not is_missing(value):
         if (standard := split_name(value)) is None:
             raise UsageError(f"{where}: {value!r} is not train, val or test.")
         return standard
@@ -287,6 +293,8 @@ def _check_readable(path: Path, cells: dict[str, list[str]]) -> None:
         for row, value in enumerate(values):
             where = f"{path}, row {row + 1}, column {name}"
             written = durable.cell(value)
+            if value and name not in _RESERVED and is_missing(value, is_prose(name)):
+                raise UsageError(f"{where}: {value!r} would be read as a missing value. Rename it.")
             if _read_cell(where, name, written if name == "path" else written.strip()) != value:
                 raise UsageError(f"{where}: {value!r} would be read as another text (blanks at an end?). Rename it.")
             if not is_utf8(value):

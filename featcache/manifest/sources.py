@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 from featcache.errors import UsageError, in_our_words
 from featcache.manifest import IMAGE_SUFFIXES, Manifest, name_of, outside, tables
 from featcache.manifest.tables import Table
+from featcache.missing import is_missing
 
 KERMANY_GROUPS = r"^(train|val|test)/\w+/(person\d+|(?:NORMAL2-)?IM-\d+)"
 YES, NO = "yes", "no"
@@ -128,7 +129,7 @@ def iu_xray(
         **found.counts,
         "no_report": study.count(None),
         "no_projection": len(row_of.keys() - set(uids)),
-        "not_indexed": sum(_is_unindexed(text) for text in studies.cells("Problems")),
+        "not_indexed": sum(_is_unindexed(text) for text in studies.values("Problems")),
     }
     return Sourced(found.manifest(names, table), counts)
 
@@ -139,19 +140,21 @@ def _table(source: Path, required: Sequence[str], key: str, unnamed: bool = Fals
     if not len(table):
         raise UsageError(f"{source} has a header and no rows.")
     for row, text in enumerate(table.cells(key)):
-        if not text:
-            raise UsageError(f"{table.where(row, key)}: empty.")
+        if is_missing(text):
+            raise UsageError(
+                f"{table.where(row, key)}: {repr(text) + ', a word for a missing value' if text else 'empty'}."
+            )
     return table
 
 
 def _study_columns(studies: Table, label: str) -> dict[str, list[str]]:
     """Of each study, the label and what its images carry."""
-    problems, mesh = studies.labels("Problems"), studies.cells("MeSH")
+    problems, mesh = studies.values("Problems"), studies.values("MeSH")
     if label == "problems":
         labels = [_normal_or_not(text) for text in problems]
     else:
         labels = _has_finding(label, problems, mesh)
-    texts = {name: studies.cells(name) for name in _REPORT_TEXTS}
+    texts = {name: studies.prose(name) for name in _REPORT_TEXTS}
     return {"label": labels, "problems": problems, "mesh": mesh, **texts}
 
 
@@ -336,8 +339,8 @@ def _covid_csv(source: Path, images: Path, modality: str) -> Sourced:
     kept, left = _with_image(table, names, paths, modality)
     if not kept:
         raise UsageError(f"none of the {len(table):,} images of {source} is under {images}.")
-    columns = {"group": table.cells("patientid")}
-    columns |= {name: table.cells(name) for name in _KEPT_OF_COVID if name in table.columns}
+    columns = {"group": table.values("patientid")}
+    columns |= {name: table.values(name) for name in _KEPT_OF_COVID if name in table.columns}
     manifest = Manifest(names, paths, columns, images)
     manifest = _rows(manifest, kept)
     return Sourced(replace(manifest, refused=outside(manifest)), {"rows": len(table), **left})
@@ -348,7 +351,7 @@ def _with_image(
 ) -> tuple[list[int], dict[str, int]]:
     """The rows that have an image, each image once, and how many have none, by reason."""
     modalities = table.cells("modality") if "modality" in table.columns else [""] * len(table)
-    said = {"finding": table.labels("finding"), "patientid": table.cells("patientid")}
+    said = {"finding": table.values("finding"), "patientid": table.values("patientid")}
     first = dict[str, int]()
     left = dict.fromkeys(("other_modality", "volume", "missing", "repeated"), 0)
     for row, name in enumerate(names):

@@ -1,8 +1,7 @@
 """A CSV as texts by line and column, so that whatever is wrong with it can be told with both.
 
 Reads UTF-8, with or without a byte order mark; a record may run over several lines, and is known by its first. Knows
-nothing of what the columns mean, and changes no cell: what is a blank, a number or a missing value is decided by those
-who do.
+nothing of what the columns mean: who reads them says whether they are names (`cells`), values or prose.
 """
 
 import csv
@@ -11,9 +10,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from featcache import missing
 from featcache.errors import UsageError, in_our_words
 
-NOT_A_LABEL = frozenset({"nan", "na", "n/a", "null", "none"})  # what programs write for a missing value
 MAX_CELL = 16_384  # characters; text is kept at fixed length, so the longest cell decides the size of a column
 
 
@@ -49,17 +48,35 @@ class Table:
                 raise UsageError(f"{self.where(row, name)}: a zero byte, or more than {MAX_CELL:,} characters.")
         return [text.strip() for text in self.columns[name]]
 
-    def labels(self, name: str) -> list[str]:
-        """The cells of a column that says what an image is.
+    def values(self, name: str) -> list[str]:
+        """`cells` of a column of labels, groups or keys: empty where they are missing.
 
         Raises:
-            UsageError: as `cells`, and for what a program has written in the place of a missing value.
+            UsageError: as `cells`.
         """
-        found = self.cells(name)
-        for row, text in enumerate(found):
-            if text.lower() in NOT_A_LABEL:
-                raise UsageError(f"{self.where(row, name)}: {text!r}. Leave the cell empty where it is unknown.")
-        return found
+        return missing.without_missing(self.cells(name))
+
+    def prose(self, name: str) -> list[str]:
+        """The cells of a column of text of any length without the blanks around them: empty where they are missing.
+
+        Raises:
+            UsageError: a zero byte.
+        """
+        for row, text in enumerate(self.columns[name]):
+            if "\0" in text:
+                raise UsageError(f"{self.where(row, name)}: a zero byte.")
+        return [text.strip() for text in missing.without_missing(self.columns[name], prose=True)]
+
+    def missing_notes(self, values: Sequence[str] = (), prose: Sequence[str] = ()) -> list[str]:
+        """A sentence about the words for missing values in some columns; none where they have none."""
+        counted = {name: missing.words(self.columns[name]) for name in values}
+        counted |= {name: missing.words(self.columns[name], prose=True) for name in prose}
+        kept = {name: texts.count("None") for name in prose if "None" in (texts := self.cells(name))}
+        return missing.notes(self.source, counted) + [
+            f"{self.source}: {n:,} cells of column {name} are 'None', which is kept as text. Empty them if a program "
+            f"wrote it for a missing text."
+            for name, n in kept.items()
+        ]
 
     def check_unique(self, name: str) -> None:
         """Raises UsageError where a text stands twice in a column, with both lines."""

@@ -16,6 +16,7 @@ import numpy as np
 
 from featcache import splits
 from featcache.errors import UsageError, in_our_words
+from featcache.missing import without_missing
 from featcache.runs.task import Task
 from featcache.splits import Fold, Split
 from featcache.splits.duplicates import near_pairs, pair_keys
@@ -158,7 +159,7 @@ def watch_rows(task: Task, groups: Array, train: Array, seed: int) -> tuple[Arra
 def _group_column(task: Task, group_by: str | None) -> list[str]:
     if group_by is not None and group_by not in task.columns:
         raise UsageError(f"there is no column {group_by!r} to group by; there are {', '.join(task.columns) or 'none'}.")
-    return task.columns.get(group_by or "group", [""] * len(task.image_ids))
+    return without_missing(task.columns.get(group_by or "group", [""] * len(task.image_ids)))
 
 
 def _near(spec: SplitSpec, vectors: Any) -> tuple[Array, Array]:

@@ -6,7 +6,7 @@ Letters: n rows, c classes or findings.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -15,11 +15,12 @@ import numpy as np
 from featcache import durable, splits
 from featcache.errors import UsageError
 from featcache.manifest import tables
+from featcache.missing import doubtful, without_missing
 from featcache.store import Store
 
 Array = np.ndarray[Any, Any]
 
-_YES_NO = {"1": 1.0, "1.0": 1.0, "true": 1.0, "0": 0.0, "0.0": 0.0, "false": 0.0, "": np.nan, "nan": np.nan}
+_YES_NO = {"1": 1.0, "1.0": 1.0, "true": 1.0, "0": 0.0, "0.0": 0.0, "false": 0.0, "": np.nan}
 _AGAIN = ", and embed again"  # a folder is read anew in any case, a store is not
 
 
@@ -81,6 +82,7 @@ class Task:
         classes: names of the c classes in sorted order, or of the findings as they were asked for.
         positive: number of the positive class.
         left_out: rows that take no part, by reason.
+        notes: what was decided about the texts of the labels, in full sentences.
     """
 
     image_ids: list[str]
@@ -90,6 +92,7 @@ class Task:
     classes: list[str]
     positive: int
     left_out: dict[str, int]
+    notes: list[str] = field(default_factory=list)
 
     @classmethod
     def of(cls, source: Rows, target: TargetSpec = TargetSpec()) -> Self:
@@ -99,14 +102,16 @@ class Task:
             UsageError: no labels, one class only, a column or a key that is not there, a finding that is neither 1 nor
                 0, `positive` none of the classes.
         """
-        columns = source.columns
-        texts = _joined(source, columns, target) if target.file else _own(source, columns, target)
+        columns, notes = source.columns, list[str]()
+        texts = _joined(source, columns, target, notes) if target.file else _own(source, columns, target)
+        texts = [without_missing(column) for column in texts]
         several = len(target.columns) > 1
         labels, classes = _findings(source, texts, target) if several else _classes(source, texts[0])
         unknown = int((~cls._known(labels)).sum())
         left_out = {"no label": unknown} if unknown else {}
         positive = _positive(target.positive, classes, several)
-        return cls(source.image_ids, columns, source.content_sha256, labels, classes, positive, left_out)
+        notes += [] if several else _about_doubtful(target.columns[0], texts[0])
+        return cls(source.image_ids, columns, source.content_sha256, labels, classes, positive, left_out, notes)
 
     @property
     def has_findings(self) -> bool:
@@ -182,6 +187,15 @@ def _findings(source: Rows, texts: Sequence[Sequence[str]], target: TargetSpec) 
     return labels, list(target.columns)
 
 
+def _about_doubtful(name: str, texts: Sequence[str]) -> list[str]:
+    """A note on each class that may be a word for a missing value."""
+    return [
+        f"{text!r}, the label of {n:,} images in column {name}, is kept as a class. Empty these cells if it means that "
+        f"the label is unknown."
+        for text, n in sorted(doubtful(texts).items())
+    ]
+
+
 def _positive(asked: str | None, classes: list[str], several: bool) -> int:
     if asked is None:
         return len(classes) - 1
@@ -204,7 +218,7 @@ def _own(source: Rows, columns: dict[str, list[str]], target: TargetSpec) -> lis
     return [columns[name] for name in target.columns]
 
 
-def _joined(source: Rows, columns: dict[str, list[str]], target: TargetSpec) -> list[list[str]]:
+def _joined(source: Rows, columns: dict[str, list[str]], target: TargetSpec, notes: list[str]) -> list[list[str]]:
     """The columns of the CSV in the order of the rows; empty where the CSV has none."""
     assert target.file is not None
     if target.on != "image_id" and target.on not in columns:
@@ -212,10 +226,11 @@ def _joined(source: Rows, columns: dict[str, list[str]], target: TargetSpec) -> 
             f"{source.path} has no column {target.on!r} to join on; it has {', '.join(columns) or 'none'}."
         )
     read = tables.read(target.file, (target.on, *target.columns))
-    table = {name: read.cells(name) for name in target.columns}
-    keys = source.image_ids if target.on == "image_id" else columns[target.on]
+    table = {name: read.values(name) for name in target.columns}
+    notes += read.missing_notes(target.columns)
+    keys = source.image_ids if target.on == "image_id" else without_missing(columns[target.on])
     row_of: dict[str, int] = {}
-    for i, key in enumerate(map(durable.text_of, read.cells(target.on))):
+    for i, key in enumerate(map(durable.text_of, read.values(target.on))):
         if key and key in row_of and any(table[name][i] != table[name][row_of[key]] for name in target.columns):
             raise UsageError(
                 f"{target.file}, line {read.lines[i]}: {target.on} {key!r} stands there with other labels than in line "

@@ -10,6 +10,7 @@ from typing import Any, Self
 import h5py
 import numpy as np
 
+from featcache import missing
 from featcache.errors import CorruptStore, IdentityMismatch, UsageError
 from featcache.provenance import Json, difference, digest_json
 from featcache.store.opening import OpenFile
@@ -146,7 +147,17 @@ class Store:
 
     @property
     def columns(self) -> dict[str, list[str]]:
-        """Label, group, split and further columns by name: n texts each, empty where unknown."""
+        """Label, group, split and further columns by name: n texts each, empty where unknown, also where the file has
+        a word for a missing value (see `missing`)."""
+        return {name: missing.without_missing(texts, missing.is_prose(name)) for name, texts in self._texts.items()}
+
+    @property
+    def missing_words(self) -> dict[str, Counter[str]]:
+        """By column, how often each word for a missing value is in the file."""
+        return {name: missing.words(texts, missing.is_prose(name)) for name, texts in self._texts.items()}
+
+    @property
+    def _texts(self) -> dict[str, list[str]]:
         return {name: self._held.texts(f"columns/{name}") for name in self._held.file["columns"]}
 
     @property

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from featcache import devices, figures, metrics, runs
+from featcache import devices, figures, metrics, missing, runs
 from featcache.errors import UsageError
 from featcache.heads import HeadSpec, scoring, vectors
 from featcache.heads.fits import Fitted
@@ -106,6 +106,7 @@ def train_head(
     rule = calibration.parse_rule(report.operating_point) if report.operating_point else None
     device = devices.choose(device)
     task = Task.of(store, target)
+    notes = [*_about_missing(store, target, split), *task.notes]
     protocol = divide(task, split, store.features)
     check_held(task, protocol, rule)
     needed = tried, report.average_views
@@ -135,7 +136,7 @@ def train_head(
         "temperature": made.temperature,
         "operating_point": said.at_operating_point(rule) if rule else None,
         "baselines": worth,
-        "notes": [*about_network(store.weights_source), *_about_others(worth), *said.notes(ranked)],
+        "notes": [*notes, *about_network(store.weights_source), *_about_others(worth), *said.notes(ranked)],
         "left_out": protocol.left_out,
         "feature_rms": bench.rms(made.final.fit) if spec.kind != "knn" else None,
         "images_sha256": images["sha256"],
@@ -272,6 +273,12 @@ def check_held(task: Task, protocol: Protocol, rule: Any) -> None:
                 f"an operating point is chosen on held rows, and those are {n[0]} {task.classes[0]} and {n[1]} "
                 f"{task.classes[1]}. Choose others with --val-fraction or --folds."
             )
+
+
+def _about_missing(store: Store, target: TargetSpec, split: SplitSpec) -> list[str]:
+    """A note on the words for missing values in those columns of a store that the training reads."""
+    read = {split.group_by or "group", "split", *(() if target.file else target.columns), target.on}
+    return missing.notes(store.path, {name: words for name, words in store.missing_words.items() if name in read})
 
 
 def _tell_near(task: Task, protocol: Protocol, split: SplitSpec, on_note: Callable[[str], None]) -> None:
