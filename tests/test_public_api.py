@@ -54,7 +54,7 @@ def test_unknown_name_is_an_attribute_error() -> None:
         "training.train_head",
         "manifest.sources.iu_xray",
         "manifest.sources.kermany",
-        "manifest.sources.covid",
+        "manifest.covid.covid",
         "manifest.Manifest.write",
         "manifest.checking.check",
         "audit.audit",
