@@ -39,7 +39,7 @@ PARTS = {  # of the packages, each after those it uses; "." is the package's own
     "predict": "origin predictions portable bundle predictor .",
     "report": "checking subject pictures evidence blocks drawing page tables comparison sources mapping gallery "
               "deciding .",
-    "runs": "task protocol . identity",
+    "runs": "task protocol . identity subsets evaluation",
     "splits": "duplicates .",
     "store": "schema validation opening reading parts known publishing selecting describing verifying .",
     "training": "selection baselines summary .",

@@ -102,9 +102,8 @@ class Task:
             UsageError: no labels, one class only, a column or a key that is not there, a finding that is neither 1 nor
                 0, `positive` none of the classes.
         """
-        columns, notes = source.columns, list[str]()
-        texts = _joined(source, columns, target, notes) if target.file else _own(source, columns, target)
-        texts = [without_missing(column) for column in texts]
+        columns = source.columns
+        texts, notes = label_texts(source, target)
         several = len(target.columns) > 1
         labels, classes = _findings(source, texts, target) if several else _classes(source, texts[0])
         unknown = int((~cls._known(labels)).sum())
@@ -169,7 +168,22 @@ def _classes(source: Rows, texts: Sequence[str]) -> tuple[Array, list[str]]:
 
 
 def _findings(source: Rows, texts: Sequence[Sequence[str]], target: TargetSpec) -> tuple[Array, list[str]]:
-    labels = np.empty((len(source), len(texts)))
+    labels = finding_values(source, texts, target)
+    for c, name in enumerate(target.columns):
+        values = {value for value in labels[:, c].tolist() if value == value}
+        if len(values) < 2:
+            found = f"only {values.pop():g}" if values else "no value"
+            raise UsageError(f"the finding {name!r} has {found}; it needs images with it and images without it.")
+    return labels, list(target.columns)
+
+
+def finding_values(source: Rows, texts: Sequence[Sequence[str]], target: TargetSpec) -> Array:
+    """(n, c) of 1, 0 and NaN for unknown, from the texts of c columns.
+
+    Raises:
+        UsageError: a text that is none of these, with its image.
+    """
+    labels = np.empty((len(source.image_ids), len(texts)))
     for c, (name, column) in enumerate(zip(target.columns, texts, strict=True)):
         for row, text in enumerate(column):
             value = _YES_NO.get(text.strip().lower())
@@ -179,12 +193,7 @@ def _findings(source: Rows, texts: Sequence[Sequence[str]], target: TargetSpec) 
                     f"columns are findings, each 1, 0 or empty. Give one --label-column to learn classes."
                 )
             labels[row, c] = value
-    for c, name in enumerate(target.columns):
-        values = {value for value in labels[:, c].tolist() if value == value}
-        if len(values) < 2:
-            found = f"only {values.pop():g}" if values else "no value"
-            raise UsageError(f"the finding {name!r} has {found}; it needs images with it and images without it.")
-    return labels, list(target.columns)
+    return labels
 
 
 def _about_doubtful(name: str, texts: Sequence[str]) -> list[str]:
@@ -207,6 +216,18 @@ def _positive(asked: str | None, classes: list[str], several: bool) -> int:
 
 
 # --- where the texts come from ----------------------------------------------------------------------------------------
+
+
+def label_texts(source: Rows, target: TargetSpec) -> tuple[list[list[str]], list[str]]:
+    """The texts of each label column in the order of the rows, empty where there is none; and notes on how they were
+    read, in full sentences.
+
+    Raises:
+        UsageError: a column or a key that is not there, one key with two labels.
+    """
+    columns, notes = source.columns, list[str]()
+    texts = _joined(source, columns, target, notes) if target.file else _own(source, columns, target)
+    return [without_missing(column) for column in texts], notes
 
 
 def _own(source: Rows, columns: dict[str, list[str]], target: TargetSpec) -> list[list[str]]:
