@@ -1,11 +1,13 @@
 """`evaluate`: a Run on a labelled set from elsewhere, with all the numbers that `train_head` gives of its test rows.
 
-The story: the labels of the set become classes of the Run, its images (or a store of their vectors) go through the very
-path of `predict`, what the Run has learnt from is left out, and the rest is scored by the code that scores a test subset.
-Head, temperature, positive class and operating point are the Run's: nothing is chosen on the set.
+The story: the labels of the set become classes of the Run, its images (or a store of their vectors) go through the
+path of `predict`, what the Run has learnt from is left out, and the code that scores a test subset scores the rest.
+Head,
+temperature, positive class and operating point are the Run's: nothing is chosen on the set.
 
     labels      labels of the set as classes of the Run
     sets        the images of the set, with the Run's logits
+    selection   which of them take part
     subgroups   the numbers for each value of a column
     comparison  the numbers beside those of the Run's own rows
     notes       what a reader of the numbers has to know

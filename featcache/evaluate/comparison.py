@@ -5,17 +5,17 @@ Run's test subset; of a Run without one those of outer folds, or of validation, 
 Letters: n rows.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from featcache.errors import CorruptStore, UsageError
+from featcache.predict.predictor import Predictor
 from featcache.provenance import Json
 from featcache.runs import Run
 from featcache.runs.subsets import subsets_of
-from featcache.training.summary import EXTERNAL, OUTER, TEST, VAL, Said
+from featcache.training.summary import OUTER, TEST, VAL, Said
 
 Array = np.ndarray[Any, Any]
 
@@ -51,3 +51,7 @@ def own_rows(run: Run) -> OwnRows | str:
     name = next(name for name in SUBSETS if name in subsets)
     rows = subsets[name].rows
     return OwnRows(name, task.labels[rows], subsets[name].logits, protocol.groups[rows])
+
+
+def compared(predictor: Predictor, said: Said, is_shared: bool) -> tuple[Json, list[str]]:
+    return None, []

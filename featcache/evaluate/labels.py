@@ -1,8 +1,8 @@
 """The labels of a set from elsewhere, as the classes of a Run.
 
-Another hospital writes `Normal` where the Run learnt `normal`. A label is the class that has its name; failing that, the
-one class that differs from it in case, blanks, `-`, `_` or the format of a number alone; whatever else it may stand for
-has to be said. What stands for no class takes no part, and is counted.
+Another hospital writes `Normal` where the Run learnt `normal`. A label is the class that has its name; failing that,
+the one class that differs from it in case, blanks, `-`, `_` or the format of a number alone; whatever else it may stand
+for has to be said. What stands for no class takes no part, and is counted.
 Letters: n images, c classes or findings.
 """
 
@@ -25,7 +25,6 @@ Array = np.ndarray[Any, Any]
 
 NO_LABEL, UNKNOWN_LABEL = "no label", "a label that the Run does not know"
 _GAPS = re.compile(r"[\s_\-‐-―]+")  # what stands between words
-_NAMED = 3  # images named in a note
 
 
 @dataclass(frozen=True)
@@ -194,11 +193,6 @@ def _classes(rows: Rows, source: Source, model: Model) -> SetLabels:
     ]
     unknown = {text: counts[text] for text in matching.unknown}
     notes += _about_matching(matching, counts, "label")
-    absent = [name for i, name in enumerate(model.classes) if not (values == i).any()]
-    if absent:
-        notes.append(
-            f"The set has no image of {_quoted(absent)}, which the Run knows: numbers that need one do not exist."
-        )
     return SetLabels(values, reasons, matching, unknown, notes)
 
 
@@ -245,7 +239,9 @@ def _check_one_each(used: Sequence[str], matching: Matching, model: Model) -> No
     for name in used:
         number = matching.number_of[name]
         if number in of:
-            raise UsageError(f"the columns {of[number]!r} and {name!r} both stand for {model.classes[number]!r}. Name one.")
+            raise UsageError(
+                f"the columns {of[number]!r} and {name!r} both stand for {model.classes[number]!r}. Name one."
+            )
         of[number] = name
 
 

@@ -58,13 +58,13 @@ class Scored:
     store: str
 
 
-def opened(images: Manifest | Store | Path | str, files: ExitStack) -> Manifest | Store:
+def opened(images: Manifest | Store | Path | str, files: ExitStack, allow_outside: bool = False) -> Manifest | Store:
     """A set by its path: a `.h5` is a store, anything else what `Manifest.read` takes."""
     if not isinstance(images, Path | str):
         return images
     if Path(images).suffix.lower() in _STORES and not Path(images).is_dir():
         return files.enter_context(Store.open(images))
-    return Manifest.read(images)
+    return Manifest.read(images, allow_outside=allow_outside)
 
 
 def source_of(images: Manifest | Store) -> Path:

@@ -1,7 +1,7 @@
 """The numbers of a set for each value of a column: each site, each view, each sex.
 
-They are those of the whole set, of fewer rows. An interval of a handful of patients would say more than they know: below
-ten of them the numbers stand without one, and the reason beside them.
+They are those of the whole set, of fewer rows. An interval of a handful of patients would say more than they know:
+below ten of them the numbers stand without one, and the reason beside them.
 Letters: n rows of the set.
 """
 
@@ -68,10 +68,13 @@ def _subgroup(said: Said, value: str, rows: Array, logits: Array) -> Subgroup:
     part = replace(said, sides={EXTERNAL: (rows, logits)})
     n_units = len(np.unique(said.protocol.groups[rows]))
     point = part.at_operating_point("")[EXTERNAL] if said.threshold is not None else None
-    found = part.metrics([])[EXTERNAL], point
-    metrics, point = (each if each is None or n_units >= MIN_UNITS else {**each, "intervals": {}} for each in found)
+    metrics = part.metrics([])[EXTERNAL]
+    if n_units < MIN_UNITS:
+        metrics, point = {**metrics, "intervals": {}}, {**point, "intervals": {}} if point else None
     support = said.task.counts(rows).tolist()
-    return Subgroup(value, len(rows), n_units, support, metrics, point, list(_reasons(said, support, len(rows), n_units)))
+    return Subgroup(
+        value, len(rows), n_units, support, metrics, point, list(_reasons(said, support, len(rows), n_units))
+    )
 
 
 def _reasons(said: Said, support: Sequence[int], n: int, n_units: int) -> Iterator[str]:
@@ -110,12 +113,13 @@ def table(by: Mapping[str, Sequence[Subgroup]], classes: Sequence[str]) -> Table
         for member in members:
             about = [column, member.value, member.n, member.n_units, *member.support]
             for at, numbers in (("0.5", member.metrics), ("operating point", member.at_operating_point)):
-                for name in NUMBERS if numbers else ():
-                    rows.append([*about, at, name, *_estimate(numbers or {}, name), " ".join(member.reasons)])
+                reasons = " ".join(member.reasons)
+                rows += [[*about, at, name, *_estimate(numbers, name), reasons] for name in NUMBERS if numbers]
     return header, rounded(rows)
 
 
-def _estimate(numbers: Mapping[str, Any], name: str) -> list[object]:
+def _estimate(numbers: Mapping[str, Any] | None, name: str) -> list[object]:
+    numbers = numbers or {}
     low, high = numbers.get("intervals", {}).get(name) or ("", "")
     value = numbers.get(name)
     return ["" if value is None else value, low, high]

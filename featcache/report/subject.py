@@ -6,21 +6,20 @@ Letters: n rows of a side, c classes.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Self
 
 import numpy as np
 
-from featcache import durable
-from featcache.errors import CorruptStore, UsageError
+from featcache.errors import UsageError
 from featcache.names import printable
 from featcache.provenance import Json
 from featcache.report import checking
 from featcache.runs import Run
 from featcache.runs.protocol import Protocol
-from featcache.runs.task import Task
 from featcache.runs.subsets import EXTERNAL, OUTER, SUBSETS, TEST, TRAIN, VAL, Subset, subsets_of
+from featcache.runs.task import Task
 
 Array = np.ndarray[Any, Any]
 

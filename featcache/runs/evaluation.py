@@ -1,7 +1,7 @@
 """An `Evaluation`: the folder that keeps what a Run predicted for a labelled set from elsewhere, and how well.
 
-It is read and written as a Run is, with one difference: its record is `evaluation.json`, so that no command takes it for
-something that can predict. The record is written last: an Evaluation that opens is finished.
+It is read and written as a Run is, with one difference: its record is `evaluation.json`, so that no command takes it
+for something that can predict. The record is written last: an Evaluation that opens is finished.
 """
 
 import json
@@ -136,7 +136,13 @@ def save(path: Path, record: Json, images: Images, tables: Mapping[str, Table]) 
         for name in set(EVALUATION_FILES) - {RECORD, IMAGES, *tables}:
             (path / name).unlink(missing_ok=True)  # of an evaluation that was here
         digests = {name: digest_bytes((path / name).read_bytes()) for name in tables}
-    record = {"format": FORMAT, "version": VERSION, **record, "images_sha256": listed["sha256"], "files_sha256": digests}
+    record = {
+        "format": FORMAT,
+        "version": VERSION,
+        **record,
+        "images_sha256": listed["sha256"],
+        "files_sha256": digests,
+    }
     text = json.dumps(record, indent=1, allow_nan=False)
     durable.write_text(path / RECORD, text + "\n")
     return Evaluation(path, json.loads(text))
