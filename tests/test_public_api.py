@@ -60,6 +60,7 @@ def test_unknown_name_is_an_attribute_error() -> None:
         "audit.audit",
         "predict.predictor.load_run",
         "predict.predict",
+        "evaluate.evaluate",
         "predict.bundle.bundle",
         "predict.portable.onnx_model",
         "demo.demo",

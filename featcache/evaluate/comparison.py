@@ -1,57 +1,80 @@
 """How a Run does on a set from elsewhere beside how it did on its own rows.
 
-The two have no image in common, so the difference of a number has an unpaired interval. The own rows are those of the
-Run's test subset; of a Run without one those of outer folds, or of validation, which it is then said.
-Letters: n rows.
+The two have no image in common, so differences have unpaired intervals, which follow from those of the numbers: a
+bundle, which names none of its images, is compared as well. The own rows are those of the Run's test subset; of a Run
+without one those that outer folds held out, or those of validation.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-
-from featcache.errors import CorruptStore, UsageError
-from featcache.predict.predictor import Predictor
+from featcache.metrics import intervals
 from featcache.provenance import Json
-from featcache.runs import Run
-from featcache.runs.subsets import subsets_of
-from featcache.training.summary import OUTER, TEST, VAL, Said
+from featcache.training.summary import OUTER, TEST, VAL
 
-Array = np.ndarray[Any, Any]
+SUBSETS = {TEST: "test rows", OUTER: "rows that outer folds held out", VAL: "validation rows"}
+SHARED = "Some of the images are the Run's own, so the two are not of different images."
+_MAIN = {
+    "auroc": "AUROC", "accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "recall": "sensitivity",
+    "specificity": "specificity",
+}  # fmt: skip
+_DECIDED = frozenset(_MAIN) - {"auroc"}  # by a threshold, where there is one
 
-SUBSETS = {TEST: "test", OUTER: "outer folds", VAL: "validation"}
-_NAMES = {"auroc": "AUROC", "recall": "sensitivity"}
-_MAIN = ("auroc", "accuracy", "balanced_accuracy", "recall", "specificity")
 
+def compared(run: Json, external: Json, point: Json | None, is_shared: bool) -> Json:
+    """By how much the numbers of a set are above those of the Run's own rows.
 
-@dataclass(frozen=True)
-class OwnRows:
-    """The rows of a Run whose numbers are its result.
+    Args:
+        run: the record of the Run.
+        external: the numbers of the set.
+        point: those at the operating point; None without one.
+        is_shared: whether some images are of both.
 
-    Attributes:
-        subset: TEST, OUTER or VAL.
-        labels: (n,) class numbers, or (n, c) findings.
-        logits: (n, c).
-        groups: (n,) numbers.
+    Returns:
+        subset and n of the own rows, `own` numbers and those `at_operating_point`; differences as [difference, low,
+        high] by number, at 0.5 and at the operating point; none, and the reason, where images are shared.
     """
-
-    subset: str
-    labels: Array
-    logits: Array
-    groups: Array
-
-
-def own_rows(run: Run) -> OwnRows | str:
-    """What a Run predicted for its own rows; or why that is not at hand."""
-    try:
-        task, protocol = run.task(), run.protocol()
-        subsets = subsets_of(run, task, protocol)
-    except (UsageError, CorruptStore) as error:
-        return str(error)
-    name = next(name for name in SUBSETS if name in subsets)
-    rows = subsets[name].rows
-    return OwnRows(name, task.labels[rows], subsets[name].logits, protocol.groups[rows])
+    subset = next(name for name in SUBSETS if run["metrics"].get(name))
+    own = run["metrics"][subset]
+    own_point = (run["operating_point"] or {}).get(subset)
+    has_point = bool(own_point and point) and not is_shared
+    return {
+        "subset": subset,
+        "n": own["n"],
+        "own": _numbers(own),
+        "own_at_operating_point": _numbers(own_point) if own_point else None,
+        "differences": {} if is_shared else _differences(own, external),
+        "differences_at_operating_point": _differences(own_point, point) if has_point else None,
+        "reason": SHARED if is_shared else None,
+    }
 
 
-def compared(predictor: Predictor, said: Said, is_shared: bool) -> tuple[Json, list[str]]:
-    return None, []
+def _numbers(scores: Json) -> Json:
+    names = ("n", *_MAIN, "intervals")
+    return {name: scores.get(name) for name in names}
+
+
+def _differences(own: Json, external: Json) -> dict[str, list[float]]:
+    return {name: list(found) for name, found in intervals.unpaired(own, external).items()}
+
+
+def about_difference(comparison: Json, external: Json, point: Json | None) -> Iterator[str]:
+    """A sentence for each main number that differs by more than its interval."""
+    for name, called in _MAIN.items():
+        at_point = name in _DECIDED and comparison["differences_at_operating_point"] is not None
+        differences = comparison["differences_at_operating_point" if at_point else "differences"]
+        difference, low, high = differences.get(name, (0.0, 0.0, 0.0))
+        if low > 0 or high < 0:
+            own = comparison["own_at_operating_point" if at_point else "own"]
+            of, at = SUBSETS[comparison["subset"]], " at the operating point" if at_point else ""
+            here = (point if at_point else external) or {}
+            yield (
+                f"{called[0].upper()}{called[1:]}{at} is {_shown(here, name)} on this set and {_shown(own, name)} on "
+                f"the Run's own {of}: {'higher' if low > 0 else 'lower'} by {abs(difference):.3f} "
+                f"[{min(abs(low), abs(high)):.3f}, {max(abs(low), abs(high)):.3f}], more than chance explains."
+            )
+
+
+def _shown(scores: Any, name: str) -> str:
+    low, high = scores["intervals"][name]
+    return f"{scores[name]:.3f} [{low:.3f}, {high:.3f}]"

@@ -115,8 +115,8 @@ def pairs_of(texts: Sequence[str], classes: Sequence[str]) -> dict[str, str]:
     """
     pairs: dict[str, str] = {}
     for text in texts:
-        cuts = [i for i, character in enumerate(text) if character == "="]
-        if not cuts or text[: cuts[0]] == "":
+        cuts = [i for i, character in enumerate(text) if character == "=" and i > 0]
+        if not cuts:
             raise UsageError(f"{text!r} is no pair: write LABEL=CLASS, the label of the set and the class of the Run.")
         cut = next((i for i in cuts if text[i + 1 :] in classes), cuts[0])
         label, name = text[:cut], text[cut + 1 :]

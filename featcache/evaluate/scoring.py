@@ -13,7 +13,7 @@ import numpy as np
 
 from featcache.errors import UsageError
 from featcache.evaluate import notes, sets, subgroups
-from featcache.evaluate.comparison import compared
+from featcache.evaluate.comparison import about_difference, compared
 from featcache.evaluate.labels import SetLabels, Source, labels_of
 from featcache.evaluate.selection import Selection
 from featcache.evaluate.sets import Scored
@@ -122,6 +122,7 @@ def evaluate(
         patients = _patient_column(predictor, rows, group_by)
         key = {
             "run_sha256": digest_json(predictor.run.record),
+            "vectors_sha256": predictor.vectors_sha256,
             "asked": _asked(predictor, source, by, patients, with_training_images),
         }
         _check_places(path, keep, key)
@@ -194,9 +195,11 @@ def _record(
 ) -> Json:
     run, said = predictor.run, part.said
     own = run.record
-    comparison, about_comparison = compared(predictor, said, bool(part.tested))
-    unseen = _unseen(part)
+    unseen, numbers = _unseen(part), said.metrics([])[EXTERNAL]
     with said_by(run):
+        point = said.at_operating_point(own["operating_point"]["rule"]) if said.threshold is not None else None
+        at_point = point[EXTERNAL] if point else None
+        comparison = compared(own, numbers, at_point, bool(part.tested or part.scored_learnt))
         return {
             "run": {"name": predictor.path.resolve().name, "is_bundle": predictor.path.is_file()},
             "set": _about_set(images, scored, labels, part),
@@ -205,16 +208,14 @@ def _record(
             "positive": own["positive"],
             "head": own["head"],
             "n_parameters": own["n_parameters"],
-            "metrics": {EXTERNAL: said.metrics([])[EXTERNAL]},
+            "metrics": {EXTERNAL: numbers},
             "temperature": said.temperature,
-            "operating_point": said.at_operating_point(own["operating_point"]["rule"])
-            if said.threshold is not None
-            else None,
+            "operating_point": point,
             "baselines": {"on": EXTERNAL, "majority": _majority(own, said)},
             "subgroups": {name: [asdict(member) for member in members] for name, members in by_column.items()},
             "without_training_images": asdict(unseen) if unseen else None,
             "comparison": comparison,
-            "notes": [*_notes(predictor, images, labels, part), *about_comparison],
+            "notes": [*_notes(predictor, images, labels, part), *about_difference(comparison, numbers, at_point)],
             "left_out": said.task.left_out,
             "store": {"name": scored.store, "identity": identity_of(run), "weights": own["store"].get("weights")},
             "identity_sha256": own["identity_sha256"],
@@ -250,9 +251,9 @@ def _majority(own: Json, said: Said) -> Json:
 
 def _unseen(part: Selection) -> Subgroup | None:
     """Where training images are scored too: the numbers of the others."""
-    learnt, rows = set(part.learnt), part.rows.tolist()
-    if not learnt & set(rows):
+    if not part.scored_learnt:
         return None
+    learnt = set(part.learnt)
     texts = ["seen" if i in learnt else "unseen" for i in range(len(part.order))]
     return next((each for each in subgroups.subgroups(part.said, texts) if each.value == "unseen"), None)
 
@@ -265,8 +266,8 @@ def _notes(predictor: Predictor, images: Manifest | Store, labels: SetLabels, pa
     yield from labels.notes
     yield from notes.about_absent_classes(task, part.rows)
     yield from notes.about_split(task.columns)
-    n_labelled = len(rows) + (len(part.learnt) if not set(part.learnt) & set(rows) else 0)
-    yield from notes.about_training_images(part.names(part.learnt), n_labelled, bool(set(part.learnt) & set(rows)))
+    n_labelled = len({*rows, *part.learnt})
+    yield from notes.about_training_images(part.names(part.learnt), n_labelled, part.scored_learnt)
     yield from notes.about_test_images(part.names(part.tested))
     yield from notes.about_copies(part.names(rows), [task.content[i] for i in rows], [all_labels[i] for i in rows])
     yield from notes.about_run(predictor.run, predictor.path.is_file())

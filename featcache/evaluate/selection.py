@@ -81,6 +81,11 @@ class Selection:
         """(n,) numbers of the rows that are scored."""
         return self.said.sides[EXTERNAL][0]
 
+    @property
+    def scored_learnt(self) -> bool:
+        """Whether images are scored that the Run learnt from."""
+        return bool(set(self.learnt) & set(self.rows.tolist()))
+
     def ordered(self, values: Sequence[Any]) -> list[Any]:
         """A value for each row, from a value for each image of the set."""
         return [values[i] for i in self.order]
