@@ -155,9 +155,7 @@ def test_a_label_may_be_said_to_stand_for_a_class(two: Path, tmp_path: Path) -> 
     with pytest.raises(UsageError, match=r"no label is a class of the Run.*'0', 'kind 0'.*class_map"):
         evaluate(two / "run", store, tmp_path / "out")
     class_map = {"kind 0": "sick", "kind 1": "sick", "0": "normal"}
-    done = evaluate(
-        two / "run", store, tmp_path / "out", class_map=class_map
-    )
+    done = evaluate(two / "run", store, tmp_path / "out", class_map=class_map)
     assert done.metrics["n"] == N - N_TRAIN
     assert done.metrics == evaluate(two / "run", two / "last.h5", tmp_path / "plain").metrics
 
