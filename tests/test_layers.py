@@ -18,7 +18,7 @@ FLOORS = (  # from the ground up
     ("audit", "backbones", "runs"),
     ("embed", "fusion", "training"),
     ("doctor", "predict"),
-    ("evaluate", "finetune", "report"),
+    ("finetune", "report"),
     ("demo",),
     ("cli",),
     ("__main__",),
@@ -26,22 +26,21 @@ FLOORS = (  # from the ground up
 PARTS = {  # of the packages, each after those it uses; "." is the package's own module, its story
     "audit": "suspects confounds audited .",
     "backbones": "graph networks blocks weights .",
-    "cli": "options showing results waiting embedding heads pixels exporting predicting evaluating looking "
-           "sources auditing reporting .",
+    "cli": "options showing results waiting embedding heads pixels exporting predicting looking sources auditing "
+           "reporting .",
     "embed": "plan forward network precision filling output . forecast",
-    "evaluate": "labels sets selection subgroups comparison notes scoring .",
     "figures": ". charts",
     "finetune": "world telling cut pixels start boundaries inputs learning checkpoints tuning outcome course .",
     "fusion": "reading datasets spec studies unseen writing .",
     "heads": ". stacks modules vectors objective pace wide fits fitting scoring solvers",
     "images": "containers dicom files specs depths decoding . headers augment probe seen workers",
-    "manifest": "tables . sources covid checking",
+    "manifest": "tables . sources checking",
     "metrics": "calibration . intervals",
     "predict": "origin predictions portable bundle predictor .",
     "report": "checking subject pictures evidence blocks drawing page tables comparison sources mapping gallery "
               "deciding .",
-    "runs": "task protocol . identity subsets evaluation",
-    "splits": "duplicates .",
+    "runs": "coding task protocol . identity",
+    "splits": "class_names duplicates .",
     "store": "schema validation opening reading parts known publishing selecting describing verifying .",
     "training": "selection baselines summary .",
 }  # fmt: skip
@@ -58,10 +57,10 @@ ONLY_USERS = {
     "timm": {"backbones", "backbones.blocks", "backbones.weights"}, "pydicom": {"images.dicom"},
     "matplotlib": {"figures", "figures.charts"}, "jinja2": {"report.page"},
     "typer": {"cli", "cli.options", "cli.embedding", "cli.heads", "cli.looking", "cli.pixels", "cli.exporting",
-             "cli.sources", "cli.auditing", "cli.predicting", "cli.evaluating", "cli.reporting"},
+             "cli.sources", "cli.auditing", "cli.predicting", "cli.reporting"},
     "onnx": {"predict.portable"}, "onnxruntime": {"predict.portable"},
     "rich": {"cli.showing", "cli.results", "cli.waiting", "cli.looking", "cli.sources", "cli.auditing",
-             "cli.predicting", "cli.evaluating"},
+             "cli.predicting"},
 }  # fmt: skip
 
 

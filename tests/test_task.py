@@ -50,7 +50,7 @@ def test_classes_are_sorted_and_the_last_is_positive(tmp_path: Path) -> None:
 def test_the_positive_class_can_be_named(tmp_path: Path) -> None:
     store = store_of(tmp_path, {"label": LABELS})
     assert Task.of(store, TargetSpec(positive="a")).positive == 0
-    with pytest.raises(UsageError, match=r"--positive 'flu' is not one of the classes: a, b\."):
+    with pytest.raises(UsageError, match=r"positive: 'flu' is not one of the classes: a, b\."):
         Task.of(store, TargetSpec(positive="flu"))
 
 
@@ -225,7 +225,7 @@ def test_findings_are_one_zero_or_unknown(tmp_path: Path) -> None:
     assert task.counts(task.known).tolist() == [2, 2]
 
 
-@pytest.mark.parametrize("text", ["-1", "yes", "2", "positive", "0.5"])
+@pytest.mark.parametrize("text", ["-2", "yes", "2", "positive", "0.5"])
 def test_a_finding_that_is_neither_is_refused_with_the_image(tmp_path: Path, text: str) -> None:
     columns = {"Edema": ["1", "0", "1", text, "0", "0"], "Mass": list("010101")}
     with pytest.raises(UsageError, match=f"Edema of image00003 is '{text}'; several label columns are findings"):
@@ -241,7 +241,7 @@ def test_a_finding_that_everybody_or_nobody_has_is_refused(tmp_path: Path, value
 
 def test_findings_have_no_positive_class(tmp_path: Path) -> None:
     columns = {"Edema": list("010110"), "Mass": list("010101")}
-    with pytest.raises(UsageError, match="--positive is for classes"):
+    with pytest.raises(UsageError, match="positive is for classes"):
         Task.of(store_of(tmp_path, columns), TargetSpec(("Edema", "Mass"), positive="Mass"))
 
 

@@ -141,6 +141,8 @@ def fine_tune(
             inputs = files.enter_context(
                 ImageInputs(start.backbone, pixels, recipe, n, machine.compile, world, telling)
             )
+        for note in start.task.notes:
+            telling.on_note(note)
         outcome = Course(start, recipe, inputs, checkpoints, world, machine, telling).outcome()
         return _written(start, outcome, key, rule, run_path, checkpoints, world, started)
 
@@ -189,12 +191,15 @@ def train(
         _check_rule(start, operating_point)
         pixels.keep_only(used)
         drawn = {name: getattr(split, name) for name in ("nested", "group_by", "near_duplicates", "seed")}
-        asked = {"average_views": False, "operating_point": operating_point, "split": drawn, "inputs": "images"}
+        asked: Json = {"average_views": False, "operating_point": operating_point, "inputs": "images"}
+        asked |= {"labels": target.as_json(), "split": drawn}
         key = _key(start, recipe, asked)
         stem = f"{_named(images.source).stem}-{spec.name.replace('/', '_')}"
         run_path = _named(Path(run_path)) if run_path else Path("runs") / f"{stem}-{digest_json(key)[:8]}"
         checkpoints = _prepared(run_path, key, world, files)
         inputs = files.enter_context(ImageInputs(backbone, pixels, recipe, len(used), machine.compile, world, telling))
+        for note in start.task.notes:
+            telling.on_note(note)
         outcome = Course(start, recipe, inputs, checkpoints, world, machine, telling).outcome()
         return _written(start, outcome, key, operating_point, run_path, checkpoints, world, started)
 

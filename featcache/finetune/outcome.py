@@ -152,14 +152,14 @@ def _notes(start: Start, outcome: Outcome, after: Said) -> list[str]:
     told = about_network(weights.RUN if weights.RUN in sources else None)
     if parent and parent.record.get("n_trainable"):  # its network learnt from the rows that are learnt from here
         told = [note for note in told if note in parent.record["notes"]]
-    notes = [*start.task.notes, *told, *after.notes()]
+    notes = [*told, *after.notes()]
     if parent and parent.record["asked"].get("average_views"):
         name = parent.path.name
         notes.insert(0, f"{name} was scored by means over augmented views; here nothing is, before or after")
     if outcome.epoch == 0:
         of = f"those of {parent.path.name}" if parent else "the first"
         notes.insert(0, f"no epoch was better on the validation rows: the weights that are kept are {of}")
-    return [*start.notes, *notes]
+    return [*start.task.notes, *start.notes, *notes]
 
 
 def _history(parent: Run | None, outcome: Outcome) -> tuple[list[list[dict[str, float]]], int | None]:

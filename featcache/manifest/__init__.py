@@ -9,7 +9,6 @@ skipped and counted by reason, never silently.
 
     tables      a CSV as texts, by line and column
     sources     known collections of chest X-rays as manifests
-    covid       COVID-19 collections, whose images have several findings
     checking    what a folder of images holds, before a pass
 """
 

@@ -23,7 +23,7 @@ from featcache.images.seen import stamp_of
 from featcache.images.workers import TIMEOUT_S, Decoders
 from featcache.manifest import Manifest
 from featcache.provenance import digest_bytes
-from featcache.splits import TEST, TRAIN, VAL
+from featcache.splits import TEST, TRAIN, VAL, class_names
 
 Progress = Callable[[int, int], None]
 
@@ -92,7 +92,7 @@ class Checked:
         ungrouped: images that the group pattern did not match.
         n_unlabelled: images without a label.
         skipped: files that are no images, by reason.
-        notes: what was guessed of the manifest, or may have been meant.
+        notes: what was guessed of the manifest, or may have been meant; and what is odd about the names of classes.
     """
 
     n_images: int
@@ -264,7 +264,7 @@ def _told(manifest: Manifest, looked: Sequence[_Looked], full: bool) -> Checked:
         ungrouped=manifest.ungrouped,
         n_unlabelled=columns.get("label", [""] * len(manifest)).count(""),
         skipped=manifest.skipped,
-        notes=manifest.notes,
+        notes=[*manifest.notes, *class_names.notes(Counter(label for label in columns.get("label", ()) if label))],
     )
 
 

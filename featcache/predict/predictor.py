@@ -200,18 +200,12 @@ class Predictor:
     def n_learnt(self, store: Store) -> int | None:
         """How many rows of a store have images that the Run has learnt from, or by which something of it was chosen:
         all that took part in it, but those of its test side. None where the Run does not name them, as in a bundle."""
-        known = self.known_contents()
-        return None if known is None else sum(content in known[0] for content in store.content_sha256)
-
-    def known_contents(self) -> tuple[set[str], set[str]] | None:
-        """Digests of the images that the Run has learnt from or was chosen by, and of those of its test subset. None
-        where the Run does not name them, as in a bundle."""
         try:
-            contents, protocol = self.run.images().content_sha256, self.run.protocol()
+            contents, rows = self.run.images().content_sha256, self.run.protocol().rows
         except (UsageError, CorruptStore):  # nothing of it is needed for predictions
             return None
-        learnt, test = ({contents[row] for row in rows.tolist()} for rows in (protocol.rows, protocol.test))
-        return learnt, test
+        learnt = {contents[row] for row in rows}
+        return sum(content in learnt for content in store.content_sha256)
 
     def of_images(
         self,

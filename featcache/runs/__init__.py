@@ -3,11 +3,10 @@
 It names the rows that took part, with their labels and groups, so that phase 2 divides the same images in the same way
 without the store. Letters: n rows, d features, c classes.
 
-    task        labels as numbers
+    coding      texts of label columns as numbers
+    task        labels of rows, and what a split needs
     protocol    which rows are learnt from, which choose, which report
     identity    of which network and preprocessing the vectors are
-    subsets     what a head predicted for the rows of each subset
-    evaluation  the folder that keeps how well a Run did on a set from elsewhere
 """
 
 import csv
@@ -151,12 +150,8 @@ class Run:
         """
         path = Path(path)
         try:
-            record = json.loads((path / "run.json").read_text("utf-8"), parse_constant=finite, parse_float=finite)
+            record = json.loads((path / "run.json").read_text("utf-8"), parse_constant=_finite, parse_float=_finite)
         except FileNotFoundError as error:
-            if (path / "evaluation.json").is_file():
-                raise StoreNotFound(
-                    f"{path} is an evaluation of a Run, which can be reported and nothing else. Name the Run."
-                ) from error
             raise StoreNotFound(
                 f"there is no finished Run at {path}. Make one: featcache train-head STORE.h5"
             ) from error
@@ -245,7 +240,9 @@ class Run:
         """What was learnt, rows numbered as in `images`, without the store's columns. Raises what `images` does."""
         images, classes = self.images(), self.record["classes"]
         positive = classes.index(self.record["positive"])
-        return Task(images.image_ids, {}, images.content_sha256, images.labels, classes, positive, {})
+        two = len(classes) == 2 and self.record["task"] == "classes"
+        notes = [f"the positive class is {classes[positive]!r}, as in {self.path.name}."] if two else []
+        return Task(images.image_ids, {}, images.content_sha256, images.labels, classes, positive, {}, notes)
 
     def protocol(self) -> Protocol:
         """How the rows were divided, rows numbered as in `images`: test rows, folds, groups and seed. Folds around
@@ -344,7 +341,7 @@ class Run:
         return [dict(zip(header, row, strict=True)) for row in rows]
 
 
-def finite(text: str) -> float:
+def _finite(text: str) -> float:
     """A number of a record, in which there is no other than a finite one: JSON in Python reads more than it should."""
     value = float(text)
     if not math.isfinite(value):

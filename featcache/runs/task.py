@@ -5,8 +5,8 @@ One store serves many tasks: labels are joined by name and are no part of what w
 Letters: n rows, c classes or findings.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -15,12 +15,16 @@ import numpy as np
 from featcache import durable, splits
 from featcache.errors import UsageError
 from featcache.manifest import tables
-from featcache.missing import doubtful, without_missing
+from featcache.missing import without_missing
+from featcache.provenance import Json
+from featcache.runs import coding
+from featcache.splits import class_names
 from featcache.store import Store
 
 Array = np.ndarray[Any, Any]
 
-_YES_NO = {"1": 1.0, "1.0": 1.0, "true": 1.0, "0": 0.0, "0.0": 0.0, "false": 0.0, "": np.nan}
+_MOST_IMAGES = 10**9
+_MOST_COLUMNS = 10
 _AGAIN = ", and embed again"  # a folder is read anew in any case, a store is not
 
 
@@ -57,17 +61,43 @@ class TargetSpec:
         columns: one column of class names, or several of findings, each 1, 0 or empty.
         file: a CSV that has them; None for the rows' own columns.
         on: the column by which the CSV is joined: `image_id`, or one that the rows have too.
-        positive: the class that precision, recall and the like are about; None for the last in sorted order.
+        positive: the class that precision, recall and the like are about; None for the last in sorted order of those
+            whose names do not mean that something is absent (`splits.class_names.positive_class`).
+        uncertain: what a label of -1 is: "ignore" for unknown, "positive" for 1, "negative" for 0, the policies
+            U-Ignore, U-Ones and U-Zeros of CheXpert (Irvin et al., AAAI 2019, section 3.1). None for a class of its
+            own; of several columns it is then refused.
+        separator: what separates the findings of a list in the one label column, as in `Edema|Mass`; None for classes.
+        merge_classes: classes by name, and the class that each becomes, one of them or a new one. Of findings, one is
+            there where either is.
+        drop_classes: classes whose images are left out, or findings that are not learnt.
+        min_images: a class or finding of fewer images is left out.
     """
 
     columns: tuple[str, ...] = ("label",)
     file: Path | None = None
     on: str = "image_id"
     positive: str | None = None
+    uncertain: str | None = None
+    separator: str | None = None
+    merge_classes: Mapping[str, str] = field(default_factory=dict)
+    drop_classes: tuple[str, ...] = ()
+    min_images: int = 0
 
     def __post_init__(self) -> None:
         if not self.columns or len(set(self.columns)) < len(self.columns):
             raise ValueError(f"label columns must be named once each, got {', '.join(self.columns) or 'none'}")
+        if self.uncertain not in (None, *coding.UNCERTAIN):
+            raise ValueError(f"uncertain must be one of {', '.join(coding.UNCERTAIN)}, got {self.uncertain!r}")
+        if self.separator is not None and (not self.separator.strip() or len(self.columns) > 1):
+            raise ValueError("separator is a text that is not blank, and for one label column")
+        if not 0 <= self.min_images <= _MOST_IMAGES:
+            raise ValueError(f"min_images must be from 0 to {_MOST_IMAGES}, got {self.min_images}")
+        if chained := [name for name in self.merge_classes.values() if self.merge_classes.get(name, name) != name]:
+            raise ValueError(f"merge_classes makes other classes {chained[0]!r}, and {chained[0]!r} another one")
+
+    def as_json(self) -> Json:
+        """What was asked for, as a Run keeps it: of the file its name."""
+        return {**asdict(self), "file": self.file.name if self.file else None}
 
 
 @dataclass(frozen=True)
@@ -82,7 +112,7 @@ class Task:
         classes: names of the c classes in sorted order, or of the findings as they were asked for.
         positive: number of the positive class.
         left_out: rows that take no part, by reason.
-        notes: what was decided about the texts of the labels, in full sentences.
+        notes: what was chosen for the user, or read otherwise than it is written.
     """
 
     image_ids: list[str]
@@ -102,15 +132,16 @@ class Task:
             UsageError: no labels, one class only, a column or a key that is not there, a finding that is neither 1 nor
                 0, `positive` none of the classes.
         """
-        columns = source.columns
-        texts, notes = label_texts(source, target)
-        several = len(target.columns) > 1
-        labels, classes = _findings(source, texts, target) if several else _classes(source, texts[0])
-        unknown = int((~cls._known(labels)).sum())
-        left_out = {"no label": unknown} if unknown else {}
-        positive = _positive(target.positive, classes, several)
-        notes += [] if several else _about_doubtful(target.columns[0], texts[0])
-        return cls(source.image_ids, columns, source.content_sha256, labels, classes, positive, left_out, notes)
+        columns, notes = source.columns, list[str]()
+        texts = _joined(source, columns, target, notes) if target.file else _own(source, columns, target)
+        coded = _coded(source, [without_missing(column) for column in texts], target)
+        n_unknown = int((~cls._known(coded.labels)).sum()) - sum(coded.left_out.values())
+        left_out = {**({"no label": n_unknown} if n_unknown else {}), **coded.left_out}
+        positive, about = _positive(target.positive, coded)
+        notes = [*about, *notes, *coded.notes]
+        return cls(
+            source.image_ids, columns, source.content_sha256, coded.labels, coded.classes, positive, left_out, notes
+        )
 
     @property
     def has_findings(self) -> bool:
@@ -154,80 +185,48 @@ class Task:
                 raise UsageError(f"{which} have no image without {name!r} ({held}). Mend the split or the labels.")
 
 
-def _classes(source: Rows, texts: Sequence[str]) -> tuple[Array, list[str]]:
-    classes = sorted({text for text in texts if text})
-    if len(classes) < 2:
-        found = f"only the class {classes[0]!r}" if classes else "no labels"
-        raise UsageError(
-            f"{source.path} has {found}; a head needs two classes. Put the images into one folder per class, or give a "
-            f"CSV with a label column{_AGAIN if isinstance(source, Store) else ''}, or join labels with --labels "
-            f"FILE.csv: they are not part of what is computed."
-        )
-    number = {text: i for i, text in enumerate(classes)}
-    return np.array([number.get(text, -1) for text in texts], dtype=np.int64), classes
+def _coded(source: Rows, texts: Sequence[Sequence[str]], target: TargetSpec) -> coding.Coded:
+    if len(target.columns) > 1:
+        return coding.findings_of(texts, target.columns, source.image_ids, target.file or source.path, target)
+    if target.separator is not None:
+        return coding.findings_in(texts[0], target.separator, target)
+    coded = coding.classes_of(texts[0], target)
+    if len(coded.classes) < 2:
+        raise UsageError(f"{source.path} has {_too_few(source, coded, target)}")
+    return coded
 
 
-def _findings(source: Rows, texts: Sequence[Sequence[str]], target: TargetSpec) -> tuple[Array, list[str]]:
-    labels = finding_values(source, texts, target)
-    for c, name in enumerate(target.columns):
-        values = {value for value in labels[:, c].tolist() if value == value}
-        if len(values) < 2:
-            found = f"only {values.pop():g}" if values else "no value"
-            raise UsageError(f"the finding {name!r} has {found}; it needs images with it and images without it.")
-    return labels, list(target.columns)
+def _too_few(source: Rows, coded: coding.Coded, target: TargetSpec) -> str:
+    """What there is, where there are no two classes, and what to do."""
+    n_labelled = int((coded.labels >= 0).sum())
+    classes = f"only the class {coded.classes[0]!r}" if coded.classes else "no labels"
+    left_out = ", ".join(f"{n:,} with {reason}" for reason, n in coded.left_out.items())
+    if left_out:
+        return f"{classes} left ({n_labelled:,} images; left out: {left_out}); a head needs two classes."
+    others = [name for name in source.columns if name not in ("group", "split", *target.columns)]
+    columns = f" Its other columns are {', '.join(others[:_MOST_COLUMNS])}: one may be named as label column."
+    return (
+        f"{classes}; a head needs two classes, and of {len(source):,} images {n_labelled:,} have a label. Put the "
+        f"images into one folder per class, or give a CSV with a label column"
+        f"{_AGAIN if isinstance(source, Store) else ''}, or join labels with --labels FILE.csv: they are not part of "
+        f"what is computed.{columns if others else ''}"
+    )
 
 
-def finding_values(source: Rows, texts: Sequence[Sequence[str]], target: TargetSpec) -> Array:
-    """(n, c) of 1, 0 and NaN for unknown, from the texts of c columns.
-
-    Raises:
-        UsageError: a text that is none of these, with its image.
-    """
-    labels = np.empty((len(source.image_ids), len(texts)))
-    for c, (name, column) in enumerate(zip(target.columns, texts, strict=True)):
-        for row, text in enumerate(column):
-            value = _YES_NO.get(text.strip().lower())
-            if value is None:
-                raise UsageError(
-                    f"{target.file or source.path}: {name} of {source.image_ids[row]} is {text!r}; several label "
-                    f"columns are findings, each 1, 0 or empty. Give one --label-column to learn classes."
-                )
-            labels[row, c] = value
-    return labels
-
-
-def _about_doubtful(name: str, texts: Sequence[str]) -> list[str]:
-    """A note on each class that may be a word for a missing value."""
-    return [
-        f"{text!r}, the label of {n:,} images in column {name}, is kept as a class. Empty these cells if it means that "
-        f"the label is unknown."
-        for text, n in sorted(doubtful(texts).items())
-    ]
-
-
-def _positive(asked: str | None, classes: list[str], several: bool) -> int:
-    if asked is None:
-        return len(classes) - 1
+def _positive(asked: str | None, coded: coding.Coded) -> tuple[int, list[str]]:
+    """The number of the positive class, and what is said of it where it was not asked for."""
+    classes, several = coded.classes, coded.labels.ndim == 2
+    if several and asked is not None:
+        raise UsageError("positive is for classes; of several findings each is its own positive.")
     if several:
-        raise UsageError("--positive is for classes; of several findings each is its own positive.")
-    if asked not in classes:
-        raise UsageError(f"--positive {asked!r} is not one of the classes: {', '.join(classes)}.")
-    return classes.index(asked)
+        return len(classes) - 1, []
+    if asked is not None:
+        return classes.index(coding.spelt(asked, classes, "positive")), []
+    positive, why = class_names.positive_class(classes)
+    return positive, [class_names.positive_note(classes, positive, why)] if len(classes) == 2 else []
 
 
 # --- where the texts come from ----------------------------------------------------------------------------------------
-
-
-def label_texts(source: Rows, target: TargetSpec) -> tuple[list[list[str]], list[str]]:
-    """The texts of each label column in the order of the rows, empty where there is none; and notes on how they were
-    read, in full sentences.
-
-    Raises:
-        UsageError: a column or a key that is not there, one key with two labels.
-    """
-    columns, notes = source.columns, list[str]()
-    texts = _joined(source, columns, target, notes) if target.file else _own(source, columns, target)
-    return [without_missing(column) for column in texts], notes
 
 
 def _own(source: Rows, columns: dict[str, list[str]], target: TargetSpec) -> list[list[str]]:

@@ -106,15 +106,17 @@ def train_head(
     rule = calibration.parse_rule(report.operating_point) if report.operating_point else None
     device = devices.choose(device)
     task = Task.of(store, target)
-    notes = [*_about_missing(store, target, split), *task.notes]
+    notes = [*task.notes, *_about_missing(store, target, split)]
     protocol = divide(task, split, store.features)
     check_held(task, protocol, rule)
     needed = tried, report.average_views
     vectors.check(store, *needed)
     others = [baselines.identity_of(path, task, *needed) for path in report.compare]
+    for note in notes:
+        on_note(note)
     _tell_near(task, protocol, split, on_note)
     division = protocol.record(task.image_ids)
-    key = _key(store, tried, task, division, split, report, others)
+    key = _key(store, tried, task, division, target, split, report, others)
     run_path = Path(run_path or f"runs/{store.path.stem}-{tried[0].kind}-{digest_json(key)[:8]}")
     runs.check_free(run_path, key)
 
@@ -298,6 +300,7 @@ def _key(
     specs: Sequence[HeadSpec],
     task: Task,
     division: Json,
+    target: TargetSpec,
     split: SplitSpec,
     report: ReportSpec,
     others: list[str],
@@ -315,7 +318,7 @@ def _key(
         "classes": task.classes,
         "task": "findings" if task.has_findings else "classes",
         "positive": task.classes[task.positive],
-        "asked": {**asked, "split": drawn},
+        "asked": {**asked, "labels": target.as_json(), "split": drawn},
         "identity_sha256": store.identity_sha256,
         "content_sha256": digest_json(task.content),
         "split_sha256": division["sha256"],
