@@ -25,7 +25,7 @@ FLOORS = (  # from the ground up
 )
 PARTS = {  # of the packages, each after those it uses; "." is the package's own module, its story
     "audit": "suspects confounds audited .",
-    "backbones": "graph networks blocks weights .",
+    "backbones": "graph networks blocks checkpoints matching weights .",
     "cli": "options showing results waiting embedding heads pixels exporting predicting looking sources auditing "
            "reporting .",
     "embed": "plan forward network precision filling output . forecast",

@@ -7,6 +7,8 @@ are an error: a network with random weights is made only when `random:SEED` asks
     graph       a network cut in two: a frozen trunk, and a tail in which something learns
     networks    two small networks of our own
     blocks      what the blocks and stages of a network are
+    checkpoints a file of weights as training scripts leave it
+    matching    which of its tensors are those of a network
     weights     a name to a network with its weights: from the hub, a file or a seed
 """
 
@@ -68,6 +70,7 @@ class Backbone:
         precision: of the arithmetic. "float16" and "bfloat16" are torch's autocast.
         cut: the network in two parts, before its last stage, where the boundary is a tap.
         last_stage: the name of its first parameter, there too.
+        notes: how the file of weights was understood, and what of it was not used.
     """
 
     name: str
@@ -82,6 +85,7 @@ class Backbone:
     device: torch.device
     cut: Cut | None = None
     last_stage: str | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def n_features(self) -> int:
@@ -164,6 +168,7 @@ def load(spec: BackboneSpec, device: str = "cpu") -> Backbone:
         device=torch.device(device),
         cut=divided,
         last_stage=last_stage,
+        notes=loaded.notes,
     )
 
 

@@ -5,32 +5,32 @@ without a word and leave it random; pretrained weights that cannot be had are an
 comes without its classifier. Knows nothing of images.
 """
 
-import os
 import re
 import urllib.error
 import urllib.request
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
 import huggingface_hub
-import safetensors.torch
 import timm
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 from timm.models import VGG
 from torch import Tensor, nn
 
-from featcache.backbones import networks
-from featcache.errors import UntrustedFile, UsageError, WeightsUnavailable, from_os_error
+from featcache.backbones import checkpoints, networks
+from featcache.backbones.checkpoints import Checkpoint
+from featcache.backbones.matching import Match, matches
+from featcache.errors import UsageError, WeightsUnavailable
 from featcache.provenance import digest_arrays
 from featcache.request import check_weights
 
 _HUB_TIMEOUT_S = 5
-RUN = "run"
-SOURCE_KEY = "featcache.weights_source"  # of a file's metadata: RUN, where a training of ours made the weights
+_MAX_WAYS = 6  # to read a checkpoint, which are tried one after another
 # What timm's conversions of foreign state dicts raise.
 _DO_NOT_FIT = (RuntimeError, KeyError, AttributeError, IndexError, ValueError, TypeError, AssertionError)
 _WAYS_OUT = (
@@ -48,12 +48,14 @@ class Loaded:
         module: the network without its classifier, frozen, in `eval()`.
         source: "hub", "file", "run" (a file that a training of ours has written) or "random:SEED", for people.
         paths: the files that decided which weights these are; none for random ones.
+        notes: what of a file was not taken, or how it was understood.
     """
 
     name: str
     module: nn.Module
     source: str
     paths: tuple[Path, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def load(name: str, weights: str | None) -> Loaded:
@@ -70,12 +72,14 @@ def load(name: str, weights: str | None) -> Loaded:
     arch = name.partition(".")[0]
     if weights is None:
         cached = _fetch(name, config_of(name))
-        module = _with_state(name, _read_weights(cached)[0], name)
+        module, _ = _with_state(name, checkpoints.read(cached))
         return Loaded(name, headless(module), "hub", (cached, _revision(cached)))
     if weights.startswith("random:"):
         return Loaded(arch, headless(_random(arch, weights)), weights)
-    state, source = _read_weights(Path(weights))
-    return Loaded(arch, headless(_with_state(name, state, weights)), source, (Path(weights),))
+    check_weights(weights)
+    checkpoint = checkpoints.read(Path(weights))
+    module, note = _with_state(name, checkpoint)
+    return Loaded(arch, headless(module), checkpoint.source, (Path(weights),), (note,) if note else ())
 
 
 def _create(arch: str) -> nn.Module:
@@ -106,45 +110,53 @@ def _random(arch: str, weights: str) -> nn.Module:
         return _create(arch)
 
 
-def _with_state(name: str, state: Mapping[str, Tensor], origin: str) -> nn.Module:
-    """The network with these weights and without their classifier, every tensor in its place.
-
-    Weights in timm's layout are stripped of their classifier and loaded into the headless network. Older layouts
-    (torchvision's VGG) show their classifier only once timm has converted them: they go into the whole network,
-    which then loses its head. timm itself would skip a missing tensor without a word and leave it random.
+def _with_state(name: str, checkpoint: Checkpoint) -> tuple[nn.Module, str | None]:
+    """The network with the weights of a file and without their classifier, every tensor in its place; and a note on
+    what was taken of the file.
 
     Raises:
         UsageError: a tensor of the network is missing from the weights, left over, or of another shape.
     """
     config = config_of(name)
-    headless = {key: value for key, value in state.items() if not _of_classifier(key, config)}
-    if not headless:  # timm would take an empty state dict for none at all, and fetch its own
-        raise UsageError(f"the weights {origin} do not fit {name}: they hold no tensor of it.")
-    try:
-        return _strictly(name, headless, {"num_classes": 0, "classifier": None})
-    except _DO_NOT_FIT as error:
-        first = error
-    try:
-        module = _strictly(name, state, {"num_classes": config["num_classes"], "label_offset": 0})
-    except _DO_NOT_FIT:
-        if (kept := _as_kept(name, state)) is not None:
-            return kept
-        reason = " ".join(str(first).split())[:300]
-        raise UsageError(f"the weights {origin} do not fit {name}: {reason}") from first
-    cast(Any, module).reset_classifier(0)
-    return module
+    ways = matches(checkpoint, shapes_of(headless(sketch(name))), _classifiers(config))
+    if not any(way.backbone for way in ways):  # timm would take an empty state dict for none, and fetch its own
+        raise UsageError(f"the weights {checkpoint.path} do not fit {name}: they hold no tensor of it.")
+    for way in ways[:_MAX_WAYS]:
+        if way.is_large_enough and (module := _built(name, way, config)) is not None:
+            return module, way.note(checkpoint)
+    nearest = max(ways, key=lambda way: way.n_common)
+    raise UsageError(f"the weights {checkpoint.path} do not fit {name}: {nearest.differences()}.")
 
 
-def _as_kept(name: str, state: Mapping[str, Tensor]) -> nn.Module | None:
+def _built(name: str, way: Match, config: dict[str, Any]) -> nn.Module | None:
+    """The network with these tensors; None where they are not all of it, or more.
+
+    Weights in timm's layout are stripped of their classifier and loaded into the headless network. Older layouts
+    (torchvision's VGG) show their classifier only once timm has converted them: they go into the whole network, with as
+    many classes as they have, which then loses its head. Those of a Run lack what `headless` takes away.
+    """
+    if not way.backbone:
+        return None
+    with suppress(*_DO_NOT_FIT):
+        return _strictly(name, way.backbone, {"num_classes": 0, "classifier": None})
+    last = list(way.tensors.values())[-1]
+    for n_classes in dict.fromkeys((config["num_classes"], *last.shape[:1])):
+        with suppress(*_DO_NOT_FIT):
+            module = _strictly(name, way.tensors, {"num_classes": n_classes, "label_offset": 0})
+            cast(Any, module).reset_classifier(0)
+            return module
+    return _as_kept(name, way) if way.fits else None
+
+
+def _as_kept(name: str, way: Match) -> nn.Module | None:
     """The network of a Run, which has no tensor of what `headless` takes away; None where the weights do not fit."""
     if name in networks.DENSE:
         return None
     module = headless(timm.create_model(name, pretrained=False, num_classes=0))
-    try:
-        module.load_state_dict(dict(state))
-    except RuntimeError:
-        return None
-    return module
+    with suppress(RuntimeError):
+        module.load_state_dict(way.backbone)
+        return module
+    return None
 
 
 def _strictly(name: str, state: Mapping[str, Tensor], overlay: dict[str, Any]) -> nn.Module:
@@ -161,45 +173,15 @@ def _strictly(name: str, state: Mapping[str, Tensor], overlay: dict[str, Any]) -
         )
 
 
-def _of_classifier(key: str, config: Mapping[str, Any]) -> bool:
+def _classifiers(config: Mapping[str, Any]) -> tuple[str, ...]:
+    """How the names of its classifiers begin, as timm says it."""
     classifier = config.get("classifier") or ()
-    names = [classifier] if isinstance(classifier, str) else classifier
-    return any(key.startswith(f"{name}.") for name in names)
+    return (classifier,) if isinstance(classifier, str) else tuple(classifier)
 
 
-def _read_weights(path: Path) -> tuple[Mapping[str, Tensor], str]:
-    """A state dict from a file, and its source. Pickles are opened as tensors only, whatever the environment says.
-
-    Raises:
-        UntrustedFile: the pickle wants more than tensors; the message names what.
-    """
-    check_weights(os.fspath(path))
-    if path.suffix not in (".safetensors", ".pth", ".pt"):
-        raise UsageError(f"--weights {path}: expected a .safetensors, .pth or .pt file.")
-    try:
-        if path.suffix == ".safetensors":
-            return _read_safetensors(path)
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise from_os_error(error, "reading", path) from error
-    except safetensors.SafetensorError as error:
-        raise UsageError(f"--weights {path} is not a whole safetensors file: {error}.") from error
-    except Exception as error:  # torch.load: UnpicklingError for a refused global, RuntimeError or others for damage
-        reason = next((line for line in str(error).splitlines() if "GLOBAL" in line or "global" in line), str(error))
-        raise UntrustedFile(f"--weights {path} is not a plain file of tensors: {reason.strip()[:300]}") from error
-    for key in ("state_dict", "model"):
-        if isinstance(loaded, dict) and isinstance(loaded.get(key), dict):
-            loaded = loaded[key]
-    if not isinstance(loaded, dict) or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in loaded.items()):
-        raise UsageError(f"--weights {path} holds no state dict (names with tensors).")
-    return loaded, "file"
-
-
-def _read_safetensors(path: Path) -> tuple[Mapping[str, Tensor], str]:
-    with safetensors.safe_open(path, "pt") as file:
-        source = (file.metadata() or {}).get(SOURCE_KEY)
-        names = file.keys()
-        return {name: file.get_tensor(name) for name in names}, RUN if source == RUN else "file"
+def shapes_of(module: nn.Module) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of each tensor of its state dict."""
+    return {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
 
 
 def _fetch(name: str, config: Mapping[str, Any]) -> Path:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from featcache import figures, metrics, runs
-from featcache.backbones import weights
+from featcache.backbones import checkpoints, weights
 from featcache.finetune.start import Start
 from featcache.metrics import calibration
 from featcache.predict.origin import packed
@@ -66,7 +66,7 @@ def write(
     """
     task, protocol = start.task, start.protocol
     before, after = (_said(task, protocol, sides, rule) for sides in (outcome.before, outcome.after))
-    source = weights.RUN if outcome.epoch else start.backbone.weights_source
+    source = checkpoints.RUN if outcome.epoch else start.backbone.weights_source
     digest = weights.digest(start.backbone.module)
     backbone = replace(start.backbone, weights_sha256=digest, weights_source=source)
     identity = backbone.identity(start.decode, "float32")
@@ -149,7 +149,7 @@ def _baselines(task: Task, protocol: Protocol) -> Json:
 def _notes(start: Start, outcome: Outcome, after: Said) -> list[str]:
     parent = start.parent
     sources = {start.backbone.weights_source, parent.record["store"].get("weights") if parent else None}
-    told = about_network(weights.RUN if weights.RUN in sources else None)
+    told = about_network(checkpoints.RUN if checkpoints.RUN in sources else None)
     if parent and parent.record.get("n_trainable"):  # its network learnt from the rows that are learnt from here
         told = [note for note in told if note in parent.record["notes"]]
     notes = [*told, *after.notes()]

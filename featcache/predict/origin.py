@@ -84,7 +84,7 @@ def packed(backbone: "Backbone") -> bytes:
     network that a training of ours has made the file says so, for whoever scores by its vectors."""
     import safetensors.torch
 
-    from featcache.backbones.weights import RUN, SOURCE_KEY
+    from featcache.backbones.checkpoints import RUN, SOURCE_KEY
 
     metadata = {SOURCE_KEY: RUN} if backbone.weights_source == RUN else None
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in backbone.module.state_dict().items()}
