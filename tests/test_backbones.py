@@ -187,8 +187,8 @@ def test_a_pickle_that_is_more_than_tensors_is_refused_and_not_run(
     ("name", "content", "message"),
     [
         ("gone.safetensors", None, "no such file"),
-        ("w.onnx", b"x", "expected a .safetensors, .pth or .pt file"),
-        ("w.safetensors", b"\xff" * 40, "not a whole safetensors file"),
+        ("w.onnx", b"x", "is of no known format. A safetensors file or a checkpoint"),
+        ("w.safetensors", b"\x08" + bytes(7) + b"{broken}", "not a whole safetensors file"),
         ("random:x", None, "seed must be a whole number"),
     ],
 )

@@ -73,7 +73,7 @@ def test_weights_come_from_a_file_with_exactly_these_tensors(tmp_path: Path) -> 
     changed = {
         "whole": state,
         "short": {key: value for key, value in state.items() if key != "features.3.bias"},
-        "long": {**state, "fc.weight": torch.ones(1)},
+        "long": {**state, "extra.weight": torch.ones(1)},
         "other": {**state, "features.0.bias": torch.ones(32)},
         "foreign": {"conv1.weight": torch.ones(64, 3, 3, 3)},
     }
@@ -86,8 +86,8 @@ def test_weights_come_from_a_file_with_exactly_these_tensors(tmp_path: Path) -> 
     assert (loaded.weights_source, loaded.name) == ("file", "covid-cnn")
     for name, message in (
         ("short", "features.3.bias"),
-        ("long", "fc.weight"),
-        ("other", "size mismatch"),
+        ("long", "extra.weight"),
+        ("other", "another shape"),
         ("foreign", "conv1.weight"),
     ):
         with pytest.raises(UsageError, match=f"do not fit covid-cnn.*{message}") as refused:

@@ -14,6 +14,7 @@ are an error: a network with random weights is made only when `random:SEED` asks
 
 import difflib
 import fnmatch
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -86,6 +87,12 @@ class Backbone:
     cut: Cut | None = None
     last_stage: str | None = None
     notes: tuple[str, ...] = ()
+
+    @property
+    def weights_file(self) -> Path | None:
+        """The file that was named for the weights; None where they came from the hub or a seed."""
+        named = self.weights_source in ("file", "run") and self.weights_paths
+        return Path(os.path.abspath(self.weights_paths[0])) if named else None
 
     @property
     def n_features(self) -> int:

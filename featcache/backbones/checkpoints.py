@@ -2,14 +2,15 @@
 
 The format is told by content and never by suffix: safetensors, or what `torch.save` writes (zip or pickle). A pickle is
 opened as tensors and plain values only; a file of another format is named as what it is. A training checkpoint may hold
-several state dicts (a model, its moving average, a teacher): all are given, in the order of preference. Knows nothing of
-networks.
+several state dicts (a model, its moving average, a teacher): all are given, in the order of preference. Knows nothing
+of networks.
 """
 
 import argparse
 import pathlib
 import re
 import struct
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -108,7 +109,7 @@ def read(path: Path) -> Checkpoint:
     except OSError as error:
         raise from_os_error(error, "reading", path) from error
     if not state_dicts:
-        raise UsageError(f"the weights {path}: the file holds no state dict (names with tensors).")
+        raise UsageError(f"the weights file {path} holds no state dict (names with tensors).")
     return Checkpoint(path, tuple(state_dicts))
 
 
@@ -129,7 +130,7 @@ def shapes(path: Path) -> dict[str, tuple[int, ...]] | None:
 
 
 def _format(path: Path) -> str:
-    """"safetensors" or "torch".
+    """ "safetensors" or "torch".
 
     Raises:
         UsageError: another format, with its name.
@@ -144,7 +145,9 @@ def _format(path: Path) -> str:
         return "torch"
     if _is_safetensors(start, n_bytes):
         return "safetensors"
-    raise UsageError(f"the weights {path}: the file is {_name_of(start)}. A safetensors file or one of torch is expected.")
+    raise UsageError(
+        f"the weights file {path} is {_name_of(start)}. A safetensors file or a checkpoint of torch is expected."
+    )
 
 
 def _is_safetensors(start: bytes, n_bytes: int) -> bool:
@@ -174,11 +177,11 @@ def _check_zip(path: Path, n_bytes: int) -> None:
         with zipfile.ZipFile(path) as archive:
             members = {info.filename: info.file_size for info in archive.infolist()}
     except (zipfile.BadZipFile, NotImplementedError, ValueError, EOFError) as error:
-        raise UsageError(f"the weights {path}: the file is damaged: {error}. Copy or download it again.") from error
+        raise UsageError(f"the weights file {path} is damaged: {error}. Copy or download it again.") from error
     if name := _foreign_zip(members):
-        raise UsageError(f"the weights {path}: the file is {name}. A safetensors file or one of torch is expected.")
+        raise UsageError(f"the weights file {path} is {name}. A safetensors file or a checkpoint of torch is expected.")
     if sum(members.values()) > _NOT_ZIPPED * n_bytes:
-        raise UntrustedFile(f"the weights {path}: {sum(members.values()):,} bytes are packed into {n_bytes:,}.")
+        raise UntrustedFile(f"the weights file {path}: {sum(members.values()):,} bytes are packed into {n_bytes:,}.")
 
 
 def _foreign_zip(members: Mapping[str, int]) -> str | None:
@@ -209,13 +212,14 @@ def _safetensors(path: Path) -> Checkpoint:
 
 
 def _not_whole(path: Path, error: Exception) -> FeatcacheError:
-    return UsageError(f"the weights {path}: not a whole safetensors file: {error}. Copy or download it again.")
+    return UsageError(f"the weights file {path} is not a whole safetensors file: {error}. Copy or download it again.")
 
 
 def _torch(path: Path) -> Any:
     """What `torch.save` has written: tensors and plain values, whatever the environment says."""
     try:
-        with torch.serialization.safe_globals(_PLAIN_VALUES):
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_PLAIN_VALUES):
+            warnings.simplefilter("ignore")  # of protocols of pickle, which are for whoever wrote the file
             return torch.load(path, map_location="cpu", weights_only=True)
     except OSError:
         raise
@@ -224,15 +228,19 @@ def _torch(path: Path) -> Any:
 
 
 def _refused(path: Path, reason: str) -> FeatcacheError:
-    named = re.search(r"GLOBAL (\S+)|(?:global|function|class|type) ['\"<]*([\w.]+\.\w+)", reason)
-    if named or "weights_only" in reason.lower() and "unsupported" in reason.lower():
-        what = (named[1] or named[2]) if named else " ".join(reason.split())[:200]
-        return UntrustedFile(
-            f"the weights {path}: not a plain file of tensors: it wants {what}, and no program is run to read weights. "
-            f"Where you trust the file, load it in its own program and save model.state_dict() with safetensors."
+    """A pickle that wants what is no tensor, by its name; or damage."""
+    text = " ".join(reason.split())
+    named = re.search(r"GLOBAL (\S+)", text)
+    why = text.partition("WeightsUnpickler error:")[2].partition("Check the documentation")[0].strip()[:200]
+    if not (named or why):
+        return UsageError(
+            f"the weights file {path} is damaged, or no checkpoint of torch: {text[:200]}. Copy it again."
         )
-    first = " ".join(reason.split())[:200].rstrip(".")
-    return UsageError(f"the weights {path}: the file is damaged, or not of torch: {first}. Copy or download it again.")
+    return UntrustedFile(
+        f"the weights file {path} is not a plain file of tensors: it wants "
+        f"{named[1] if named else f'more than torch.save writes ({why})'}, and no code is run to read weights. If you "
+        f"trust the file, load it in the program that wrote it and save model.state_dict() as safetensors."
+    )
 
 
 def _state_dicts(value: Any, place: str = "", depth: int = 0) -> Iterator[StateDict]:

@@ -7,6 +7,7 @@ outside of the network. All is decided by names and shapes, before a network is 
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from torch import Tensor
 
@@ -15,19 +16,20 @@ from featcache.backbones.checkpoints import Checkpoint, StateDict
 Shapes = Mapping[str, tuple[int, ...]]
 
 # Words that training scripts put before the names of a network's tensors.
-_WRAPPERS = frozenset(
-    "module model backbone encoder net network _orig_mod student teacher base_model base trunk body feature_extractor "
-    "features_extractor image_encoder visual vision_model encoder_q encoder_k online_encoder target_encoder ema "
-    "ema_model".split()
-)
+_WRAPPERS = frozenset((
+    "module", "model", "backbone", "encoder", "net", "network", "_orig_mod", "student", "teacher", "base_model",
+    "base", "trunk", "body", "feature_extractor", "features_extractor", "image_encoder", "visual", "vision_model",
+    "encoder_q", "encoder_k", "online_encoder", "target_encoder", "ema", "ema_model",
+))  # fmt: skip
 # Of two networks in one state dict the first of these is taken: the teacher of DINO, the query encoder of MoCo.
 _PREFERRED = ("ema_model", "ema", "teacher", "encoder_q", "online_encoder")
 # First part of a name -> a part of training, or what turns vectors into an answer.
-_BEHIND_THE_VECTOR = frozenset(
-    "fc classifier head heads head_dist last_linear linear cls_head classification_head projector projection "
-    "projection_head proj_head predictor prototypes AuxLogits aux1 aux2 aux_classifier aux_head criterion loss loss_fn "
-    "loss_func n_averaged queue queue_ptr".split()
-)
+_BEHIND_THE_VECTOR = frozenset((
+    "fc", "classifier", "head", "heads", "head_dist", "last_linear", "linear", "cls_head", "classification_head",
+    "projector", "projection", "projection_head", "proj_head", "predictor", "prototypes", "AuxLogits", "aux1",
+    "aux2", "aux_classifier", "aux_head", "criterion", "loss", "loss_fn", "loss_func", "n_averaged", "queue",
+    "queue_ptr",
+))  # fmt: skip
 _COUNTER = "num_batches_tracked"  # of a batch norm: absent from old files, and never used in `eval()`
 _SHOWN = 3
 
@@ -87,6 +89,11 @@ class Match:
         """Tensors that are where they should be."""
         return len(self.wanted) - len(self.missing) - len(self.misshapen)
 
+    @property
+    def where(self) -> str:
+        """The place in the file, and the prefix."""
+        return ".".join(filter(None, (self.state_dict.place, self.prefix.rstrip("."))))
+
     def differences(self) -> str:
         """Missing, unexpected and misshapen tensors, each with the first of them and their number."""
         shapes = {
@@ -103,20 +110,24 @@ class Match:
         parts = [f"{len(names):,} {what} ({first(names)})" for what, names in lists.items() if names]
         return f"{inside}{under}{'; '.join(parts)}"
 
-    def note(self, checkpoint: Checkpoint) -> str | None:
-        """What was taken of a file, and what was left; None where that is all of it."""
+    def note(self, path: Path, others: Sequence["Match"]) -> str | None:
+        """What was taken of a file, and what was left; None where that is all of it.
+
+        Args:
+            path: of the file.
+            others: ways that would have fitted as well.
+        """
         outside = [name for name in self.state_dict.tensors if not name.startswith(self.prefix)]
-        places = [other.place for other in checkpoint.state_dicts if other.place != self.state_dict.place]
-        beside = f", not from {first(places)}" if places else ""
         parts = [
-            f"read from {self.state_dict.place!r}{beside}" if self.state_dict.place else "",
+            f"read from {self.state_dict.place!r}" if self.state_dict.place else "",
             f"the prefix {self.prefix!r} was taken off" if self.prefix else "",
+            f"those of {first([other.where for other in others])} would fit, too" if others else "",
             _not_used("of a classifier", [_with_shape(name, self.tensors) for name in sorted(self.classifier)]),
             _not_used(f"outside of {self.prefix!r}", outside),
             f"{first(self.state_dict.others)} left out, which is no tensor" if self.state_dict.others else "",
         ]
         said = "; ".join(filter(None, parts))
-        return f"weights {checkpoint.path}: {said}." if said else None
+        return f"weights {path}: {said}." if said else None
 
 
 def matches(checkpoint: Checkpoint, wanted: Shapes, classifiers: Sequence[str]) -> list[Match]:
@@ -188,4 +199,5 @@ def _with_shape(name: str, tensors: Mapping[str, Tensor]) -> str:
 
 
 def _not_used(where: str, names: Sequence[str]) -> str:
-    return f"{len(names):,} {'tensor' if len(names) == 1 else 'tensors'} {where} not used ({first(names)})" if names else ""
+    are = "tensor {} is" if len(names) == 1 else "tensors {} are"
+    return f"{len(names):,} {are.format(where)} not used ({first(names)})" if names else ""

@@ -123,7 +123,8 @@ def _with_state(name: str, checkpoint: Checkpoint) -> tuple[nn.Module, str | Non
         raise UsageError(f"the weights {checkpoint.path} do not fit {name}: they hold no tensor of it.")
     for way in ways[:_MAX_WAYS]:
         if way.is_large_enough and (module := _built(name, way, config)) is not None:
-            return module, way.note(checkpoint)
+            others = [other for other in ways if other.fits and other is not way] if way.fits else []
+            return module, way.note(checkpoint.path, others)
     nearest = max(ways, key=lambda way: way.n_common)
     raise UsageError(f"the weights {checkpoint.path} do not fit {name}: {nearest.differences()}.")
 

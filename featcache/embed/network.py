@@ -18,7 +18,7 @@ from featcache.images.probe import pixels_sha256
 from featcache.images.seen import Answer, Seen
 from featcache.provenance import Json, environment, from_json
 from featcache.request import Request
-from featcache.store import BOUNDARY, BOUNDARY_VIEWS, VIEW_PARAMETERS, VIEWS
+from featcache.store import BOUNDARY, BOUNDARY_VIEWS, VIEW_PARAMETERS, VIEWS, WEIGHTS_FILE, WEIGHTS_READ
 
 if TYPE_CHECKING:
     from featcache.backbones import Backbone
@@ -98,6 +98,10 @@ class Network:
         here = environment(describe(self._backbone.device))
         if self._forward is not None and self._forward.is_compiled:
             here["compiled"] = "inductor"
+        if paths := self._backbone.weights_file:
+            here[WEIGHTS_FILE] = str(paths)
+        if self._backbone.notes:
+            here[WEIGHTS_READ] = " ".join(self._backbone.notes)
         if self._drift is not None:
             here["drift"] = f"cosine of {self._drift:.6f} with float32, at least, on some of the images"
         return here
@@ -156,4 +160,6 @@ class Network:
             from featcache import backbones, devices
 
             self._backbone = backbones.load(self._request.backbone, devices.choose(self._machine.device))
+            for note in self._backbone.notes:
+                self._on_note(f"note: {note}")
         return self._backbone

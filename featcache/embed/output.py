@@ -19,7 +19,18 @@ from featcache.images.augment import ViewSpec
 from featcache.images.seen import Seen
 from featcache.manifest import Manifest
 from featcache.provenance import Json, digest_json
-from featcache.store import POOLED, Counts, KnownVectors, Part, PartFolder, Store, check_identity, publish
+from featcache.store import (
+    POOLED,
+    WEIGHTS_FILE,
+    WEIGHTS_READ,
+    Counts,
+    KnownVectors,
+    Part,
+    PartFolder,
+    Store,
+    check_identity,
+    publish,
+)
 
 
 @dataclass(frozen=True)
@@ -34,7 +45,7 @@ class Embedded:
         n_dropped: images the store held before that are not among these.
         dropped_columns: columns of which the store had values, and these images have none.
         shapes: array of the store -> shape of its rows.
-        notes: those of the manifest.
+        notes: those of the manifest, and what was left out of a file of weights.
     """
 
     store: Path
@@ -200,6 +211,8 @@ def _embedded(store_path: Path, plan: Plan, network: Network, counts: Counts) ->
     rows = zip(plan.manifest.image_ids, plan.contents, strict=True)
     duplicates = [image_id for image_id, content in rows if content and first.setdefault(content, image_id) != image_id]
     answer = network.answer
+    with Store.open(store_path) as store:
+        notes = [*plan.manifest.notes, *store.weights_notes]
     return Embedded(
         store=store_path,
         counts=counts,
@@ -214,7 +227,7 @@ def _embedded(store_path: Path, plan: Plan, network: Network, counts: Counts) ->
         shapes=network.shapes,
         identity=answer.identity,
         seconds=0.0,
-        notes=plan.manifest.notes,
+        notes=notes,
     )
 
 
@@ -231,6 +244,7 @@ def _tell_of_other_environments(store_path: Path, held: Iterable[Json], network:
         f"{name} {environment.get(name, 'unknown')} (here {here.get(name, 'unknown')})": None
         for environment in held
         for name in here
+        if name not in (WEIGHTS_FILE, WEIGHTS_READ)
         if environment.get(name) != here.get(name)
     }
     if others:

@@ -112,7 +112,8 @@ def fine_tune(
     device = _checked(machine, recipe)
     with joined(device) as world, ExitStack() as files:
         start = Start.of_run(run, weights, world.device(device))
-        start = start if images is None else replace(start, notes=images.notes)
+        start = start if images is None else replace(start, notes=[*images.notes, *start.notes])
+        telling.tell(start.backbone.notes)
         recipe = _settled(start.backbone, recipe, telling)
         rule = operating_point or run.record["asked"].get("operating_point")
         _check_rule(start, rule)
@@ -185,6 +186,7 @@ def train(
     device = _checked(machine, recipe)
     with joined(device) as world, ExitStack() as files:
         backbone = backbones.load(spec, world.device(device))
+        telling.tell(backbone.notes)
         recipe = _settled(backbone, recipe, telling)
         pixels = files.enter_context(pixels_of(images, backbone, decode, recipe, machine, world))
         start, used = of_folder(images, backbone, decode, head, pixels, target, split, world, telling)

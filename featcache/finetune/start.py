@@ -88,7 +88,7 @@ class Start:
         decode = replace(request.decode, first_frame=True, max_pixels=_MAX_PIXELS)
         rms = run.feature_rms
         assert rms is not None, "only knn has none"
-        return cls(task, protocol, backbone, decode, run.spec, run.weights(), folds, rms, run)
+        return cls(task, protocol, backbone, decode, run.spec, run.weights(), folds, rms, run, backbone.notes)
 
     def differences(self, identity: Json) -> list[str]:
         """What the vectors of a store have that those of the Run have not, a line each. What else it holds, and under
@@ -164,5 +164,5 @@ def of_folder(
     n_outputs = stacks.n_outputs(head, len(task.classes), task.has_findings)
     tensors = modules.fresh(head, backbone.n_features, n_outputs)
     folds = [tensors] * len(protocol.folds)
-    start = Start(task, protocol, backbone, decode, head, tensors, folds, 1.0, notes=images.notes)
+    start = Start(task, protocol, backbone, decode, head, tensors, folds, 1.0, notes=[*images.notes, *backbone.notes])
     return start, numbers

@@ -1,6 +1,6 @@
 """Where a training on pixels runs, and how its caller follows it: nothing here changes more than last digits."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from featcache.images.workers import TIMEOUT_S
@@ -42,3 +42,8 @@ class Telling:
     on_reading: Callable[[int, int], None] = lambda done, total: None
     on_epoch: Callable[[int, int, Mapping[str, float]], None] = lambda done, total, point: None
     on_note: Callable[[str], None] = lambda text: None
+
+    def tell(self, notes: Iterable[str]) -> None:
+        """Each of some notes."""
+        for note in notes:
+            self.on_note(f"note: {note}")

@@ -33,6 +33,8 @@ from featcache.store.schema import (
     VERSION,
     VIEW_PARAMETERS,
     VIEWS,
+    WEIGHTS_FILE,
+    WEIGHTS_READ,
 )
 from featcache.store.selecting import blocks, digests_of, gather, publish_rows, texts_of
 from featcache.store.verifying import Verified, verify
@@ -49,6 +51,8 @@ __all__ = [
     "VERSION",
     "VIEWS",
     "VIEW_PARAMETERS",
+    "WEIGHTS_FILE",
+    "WEIGHTS_READ",
     "Counts",
     "KnownVectors",
     "Part",

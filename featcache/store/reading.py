@@ -14,7 +14,7 @@ from featcache import missing
 from featcache.errors import CorruptStore, IdentityMismatch, UsageError
 from featcache.provenance import Json, difference, digest_json
 from featcache.store.opening import OpenFile
-from featcache.store.schema import POOLED, WEIGHTS_SOURCE, Array, get_text
+from featcache.store.schema import POOLED, WEIGHTS_FILE, WEIGHTS_READ, WEIGHTS_SOURCE, Array, get_text
 from featcache.store.validation import reading
 
 _ONLY_PROBE = "Go back to the versions of its environment (see featcache info), or embed anew. "
@@ -71,6 +71,20 @@ class Store:
     def close(self) -> None:
         """Closes the file. Reading again opens it again."""
         self._held.close()
+
+    @property
+    def weights_file(self) -> str | None:
+        """The file that the last pass had its weights from; None where it was none, or is not known."""
+        return next(iter(reversed(self._said_of_weights(WEIGHTS_FILE))), None)
+
+    @property
+    def weights_notes(self) -> list[str]:
+        """How the files of weights were understood, and what of them was not used."""
+        return self._said_of_weights(WEIGHTS_READ)
+
+    def _said_of_weights(self, name: str) -> list[str]:
+        texts = [each.get(name) for each in self.environments if isinstance(each, dict)]
+        return list(dict.fromkeys(text for text in texts if isinstance(text, str)))
 
     @property
     def image_ids(self) -> list[str]:

@@ -106,7 +106,7 @@ def train_head(
     rule = calibration.parse_rule(report.operating_point) if report.operating_point else None
     device = devices.choose(device)
     task = Task.of(store, target)
-    notes = [*task.notes, *_about_missing(store, target, split)]
+    notes = [*task.notes, *store.weights_notes, *_about_missing(store, target, split)]
     protocol = divide(task, split, store.features)
     check_held(task, protocol, rule)
     needed = tried, report.average_views
