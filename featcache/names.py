@@ -3,6 +3,23 @@
 Knows no terminal and no page: what a name may not mean there is escaped there.
 """
 
+import os
+import sys
+
+
+def from_system(name: str) -> str:
+    """A file name as the system gives it, as text: UTF-8 whatever the locale, other bytes as surrogates."""
+    if sys.getfilesystemencoding() == "utf-8":
+        return name
+    return os.fsencode(name).decode("utf-8", "surrogateescape")
+
+
+def to_system(name: str) -> str:
+    """The other way: what the system takes for the file of that name."""
+    if sys.getfilesystemencoding() == "utf-8":
+        return name
+    return os.fsdecode(name.encode("utf-8", "surrogateescape"))
+
 
 def is_utf8(text: str) -> bool:
     """Whether a text can be kept in UTF-8: bytes of a file name that are not stand in it as surrogates."""

@@ -116,6 +116,7 @@ def test_embed_answers_scripts_with_one_json_object(class_folder: Path, tmp_path
             "store",
             "found",
             "skipped",
+            "skipped_by_reason",
             "embedded",
             "reused",
             "failed",
@@ -130,6 +131,7 @@ def test_embed_answers_scripts_with_one_json_object(class_folder: Path, tmp_path
             "precision",
             "seconds",
             "images_per_second",
+            "notes",
         ]
     )
     assert (answer["found"], answer["embedded"], answer["dim"]) == (12, 12, 96)

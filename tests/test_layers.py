@@ -34,7 +34,7 @@ PARTS = {  # of the packages, each after those it uses; "." is the package's own
     "fusion": "reading datasets spec studies unseen writing .",
     "heads": ". stacks modules vectors objective pace wide fits fitting scoring solvers",
     "images": "containers dicom files specs depths decoding . headers augment probe seen workers",
-    "manifest": "tables . sources checking",
+    "manifest": "tables housekeeping listing companions layout . sources checking",
     "metrics": "calibration . intervals",
     "predict": "origin predictions portable bundle predictor .",
     "report": "checking subject pictures evidence blocks drawing page tables comparison sources mapping gallery "

@@ -161,7 +161,7 @@ def test_csv_may_name_its_images(tmp_path: Path) -> None:
         ("path,label\nNaN,x\n", "line 2, column path: 'NaN', a word for a missing value"),
         ("path,label\n1.png\n", "line 2: the number of cells"),
         ("path,label\n1.png,x,y\n", "line 2: the number of cells"),
-        ("path,split\n1.png,training\n", "line 2, column split: 'training' is not"),
+        ("path,split\n1.png,fold3\n", "line 2, column split: 'fold3' is not"),
         ("path,path\n1.png,2.png\n", "unique"),
         ("path,a/b\n1.png,x\n", "cannot be named 'a/b'"),
     ],

@@ -358,8 +358,8 @@ def test_predict_answers_scripts_with_one_json_object(
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
     assert list(answer) == [
-        "run", "output", "store", "found", "skipped", "predicted", "failed", "failures", "learnt_from", "classes",
-        "called", "operating_point", "temperature", "average_views", "seconds", "notes",
+        "run", "output", "store", "found", "skipped", "skipped_by_reason", "predicted", "failed", "failures",
+        "learnt_from", "classes", "called", "operating_point", "temperature", "average_views", "seconds", "notes",
     ]  # fmt: skip
     assert (answer["found"], answer["predicted"], answer["failed"]) == (48, 48, 0)
     assert sum(answer["called"].values()) == 48

@@ -103,6 +103,8 @@ def bundle_command(
 
 def _print_predicted(people: Console, done: Any) -> None:
     """How many images are called what, and what became of the others."""
+    from featcache.manifest.listing import in_words
+
     found, model = done.predictions, done.predictions.model
     columns = [("called at 0.5" if model.has_findings or len(found.classes) == 2 else "called", found.called)]
     if found.at_operating_point is not None:
@@ -121,7 +123,7 @@ def _print_predicted(people: Console, done: Any) -> None:
             f"them: how well it does on them says nothing of new ones[/]",
             highlight=False,
         )
-    skipped = ", ".join(f"{n} {reason}" for reason, n in done.skipped.items())
+    skipped = in_words(done.skipped)
     more = f", see {escaped(done.output)}.failures.csv" if done.n_failed else ""
     people.print(
         f"[bold]{escaped(done.output)}[/]: found {len(found):,} = predicted {done.n_predicted:,} + failed "

@@ -77,12 +77,13 @@ def tell_notes(manifest: Any, on_note: Callable[[str], None]) -> None:
 
 
 def print_embedded(people: Console, done: Any) -> None:
+    from featcache.manifest.listing import in_words
+
     counts = done.counts
-    skipped = ", ".join(f"{n} {reason}" for reason, n in done.skipped.items())
     people.print(
         f"{done.backbone} ({done.weights} weights {done.weights_sha256[:12]}): found {counts.found:,} = embedded "
         f"{counts.embedded:,} + reused {counts.reused:,} + failed {counts.failed:,}"
-        + (f"; skipped {skipped}" if skipped else "")
+        + (f"; skipped {in_words(done.skipped)}" if done.skipped else "")
         + (f"; {told_of(done.ungrouped, *UNGROUPED)}" if done.ungrouped else ""),
         highlight=False,
     )

@@ -146,9 +146,10 @@ def _class_table(found: Any) -> Any:
 
 
 def _lines(found: Any) -> Iterator[str]:
-    skipped = ", ".join(f"{n:,} {reason}" for reason, n in found.skipped.items())
-    if skipped:
-        yield f"skipped {skipped}"
+    from featcache.manifest.listing import in_words
+
+    if found.skipped:
+        yield f"skipped {in_words(found.skipped)}"
     if found.n_unlabelled:
         yield f"{found.n_unlabelled:,} {'image has' if found.n_unlabelled == 1 else 'images have'} no label"
     crossing = [each for each in found.identical if each.crosses]
@@ -188,6 +189,7 @@ def _write(found: Any, output: Path, as_json: bool, *inputs: Path) -> None:
     if as_json:
         answer({"manifest": str(output), "images": len(found.manifest), "outside": n_outside, **found.as_json()})
     people, told = console(as_json), found.as_json()
+    print_notes(people, told.pop("notes"))
     counts = [(name, n) for name, n in told.items() if not isinstance(n, dict)]
     people.print(
         ", ".join(f"{n:,} {escaped(name.replace('_', ' '))}" for name, n in counts if n or name == "missing"),

@@ -88,6 +88,7 @@ class Embedded:
             "store": str(self.store),
             "found": self.counts.found,
             "skipped": sum(self.skipped.values()),
+            "skipped_by_reason": dict(self.skipped),
             "embedded": self.counts.embedded,
             "reused": self.counts.reused,
             "failed": self.counts.failed,

@@ -1,39 +1,36 @@
-"""Where images come from: a folder, a folder of classes, a CSV, or one file. Lists and names; opens no image.
-
-With one exception: DICOM files often have no suffix, or a number, as in names made of UIDs. The first 132 bytes of such
-a file, if it is a regular one and no link, decide.
+"""Where images come from: a folder, a folder of classes, a CSV, or one file. Lists and names; opens no image, except
+to see whether a file without a suffix is DICOM.
 
 `image_id` is the path relative to the folder given, with `/` between its parts: the same base name in two folders is
 two images. Names keep their bytes, also when they are not UTF-8 (surrogateescape). Files that are not images are
 skipped and counted by reason, never silently.
 
-    tables      a CSV as texts, by line and column
-    sources     known collections of chest X-rays as manifests
-    checking    what a folder of images holds, before a pass
+    tables        a CSV as texts, by line and column
+    housekeeping  files of systems and servers, and our own
+    listing       the files below a folder, and what is skipped
+    companions    masks and thumbnails that lie beside images
+    layout        what folders mean: subsets and classes
+    sources       known collections of chest X-rays as manifests
+    checking      what a folder of images holds, before a pass
 """
 
 import os
 import re
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from featcache import durable, missing
-from featcache.errors import UsageError, from_os_error, in_our_words
-from featcache.images import dicom
+from featcache.errors import UsageError, in_our_words
 from featcache.manifest import tables
+from featcache.manifest.companions import companions
+from featcache.manifest.layout import read_layout
+from featcache.manifest.listing import COMPANION, IMAGE_SUFFIXES, Listing, in_words, is_image, list_images
 from featcache.manifest.tables import Table
 from featcache.missing import is_missing, is_prose, without_missing
 from featcache.names import is_utf8
 from featcache.splits import split_name
 
-IMAGE_SUFFIXES = frozenset(
-    {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".dcm", ".dicom"}
-)
-_JUNK = frozenset({"thumbs.db", "desktop.ini", "__macosx", "dicomdir"})
-_NO_SUFFIX = re.compile(r"(\.\d*)?")  # what `splitext` leaves of IM0001 and of 1.2.840.113619.2
-_DICOM_HEAD = 132  # bytes
 _RESERVED = frozenset({"image_id", "path"})
 
 
@@ -77,7 +74,7 @@ class Manifest:
         Raises:
             UsageError: nothing there, no image found, a malformed CSV (with line and column), a bad pattern.
         """
-        manifest = _without_missing(_from(Path(source)))
+        manifest = _without_missing(_from(Path(source), allow_outside))
         if not allow_outside:
             manifest = replace(manifest, refused=outside(manifest))
         return manifest if group_pattern is None else _with_groups(manifest, group_pattern)
@@ -113,123 +110,56 @@ def _without_missing(manifest: Manifest) -> Manifest:
     return replace(manifest, columns=columns, notes=[*manifest.notes, *missing.notes(manifest.source, words)])
 
 
-def _from(source: Path) -> Manifest:
+def _from(source: Path, allow_outside: bool) -> Manifest:
     if source.is_dir():
-        return _from_folder(source)
+        return _from_folder(source, allow_outside)
     if not source.exists():
         raise UsageError(f"{source} does not exist: a folder of images, a .csv file or an image is expected.")
     if source.is_file() and source.suffix.lower() == ".csv":
         return _from_csv(source)
-    if source.is_file() and _is_image(source):
+    if source.is_file() and is_image(source):
         return Manifest([source.name], [source], {}, source)
     suffixes = " ".join(sorted(IMAGE_SUFFIXES))
     raise UsageError(f"{source} is neither a folder nor a .csv file, and no image by its name ({suffixes}).")
 
 
-def _is_image(path: Path) -> bool:
-    """Whether a file that was named itself is one, by its suffix, or without one by its first bytes."""
-    suffix = os.path.splitext(path.name)[1].lower()
-    if suffix in IMAGE_SUFFIXES or not _NO_SUFFIX.fullmatch(suffix):
-        return suffix in IMAGE_SUFFIXES
-    with in_our_words("reading", path), open(path, "rb") as file:
-        return dicom.is_dicom(file.read(_DICOM_HEAD))
-
-
 # --- a folder ---------------------------------------------------------------------------------------------------------
 
 
-def _from_folder(root: Path) -> Manifest:
-    skipped: Counter[str] = Counter()
-    unreadable: list[str] = []
-    image_ids = sorted(_walk(root, skipped, unreadable))
+def _from_folder(root: Path, allow_outside: bool) -> Manifest:
+    listing = list_images(root, follow_links=allow_outside)
+    set_aside = companions(sorted(listing.paths))
+    image_ids = sorted(listing.paths.keys() - set(set_aside))
+    skipped = dict(listing.skipped) | ({COMPANION: len(set_aside)} if set_aside else {})
     if not image_ids:
         suffixes = " ".join(sorted(IMAGE_SUFFIXES))
         raise UsageError(
             f"found 0 images under {root} (looked for {suffixes} and DICOM files without a suffix; skipped "
-            f"{_told(skipped) or 'nothing'})."
+            f"{in_words(skipped) or 'nothing'})."
         )
-    folders = [image_id.split("/")[:-1] for image_id in image_ids]
-    splits = [split_name(parts[0]) or "" if parts else "" for parts in folders]
-    columns: dict[str, list[str]] = {}
-    if _is_split_tree(folders, splits):
-        columns["split"] = splits
-        folders = [parts[1:] if split else [] for parts, split in zip(folders, splits, strict=True)]
-    if any(folders):
-        columns["label"] = [parts[0] if parts else "" for parts in folders]
-    paths = [root / image_id for image_id in image_ids]
-    notes = [_about_unreadable(sorted(unreadable))] if unreadable else []
-    return Manifest(image_ids, paths, columns, root, dict(skipped), unreadable_folders=sorted(unreadable), notes=notes)
+    layout = read_layout(image_ids, listing.without_images(), root.absolute().name)
+    notes = [*_about_folders(listing), *_about_companions(set_aside), *layout.notes]
+    paths = [listing.paths[name] for name in image_ids]
+    unreadable = sorted(listing.unreadable)
+    return Manifest(image_ids, paths, layout.columns, root, skipped, unreadable_folders=unreadable, notes=notes)
 
 
-def _about_unreadable(folders: list[str]) -> str:
-    which = "1 folder cannot" if len(folders) == 1 else f"{len(folders):,} folders cannot"
-    return f"{which} be listed, for example {folders[0]}: what is in there is not among these images."
+def _about_folders(listing: Listing) -> Iterator[str]:
+    """Folders in which nobody has looked."""
+    for names, what in ((listing.unreadable, "cannot be listed"), (listing.links, "not followed: allow_outside does")):
+        if names:
+            kind = "link" if names is listing.links else "folder"
+            n = f"1 {kind}" if len(names) == 1 else f"{len(names):,} {kind}s"
+            yield f"{n} {what}, for example {min(names)}; what is in there is not among these images."
 
 
-def _told(skipped: Counter[str]) -> str:
-    return ", ".join(f"{n} {reason}" for reason, n in skipped.items())
-
-
-def _is_split_tree(folders: list[list[str]], splits: list[str]) -> bool:
-    """Whether `train`, `val`, `test` stand above the classes: all folders are so named, or those that are hold folders.
-    An image or folder beside them has then neither split nor label; a class that happens to be called test is a class.
-    """
-    inside = [(parts, split) for parts, split in zip(folders, splits, strict=True) if parts]
-    return bool(inside) and (
-        all(split for _, split in inside) or any(split and len(parts) > 1 for parts, split in inside)
-    )
-
-
-def _walk(root: Path, skipped: Counter[str], unreadable: list[str]) -> Iterator[str]:
-    """image_ids below root; links to folders are not followed, so no loop can catch it."""
-    folders = [""]
-    while folders:
-        below = folders.pop()
-        try:
-            entries = list(os.scandir(root / below))
-        except OSError as error:
-            if not below:
-                raise from_os_error(error, "listing", root) from error
-            skipped["unreadable folder"] += 1
-            unreadable.append(below)
-            continue
-        for entry in entries:
-            image_id = f"{below}/{entry.name}" if below else entry.name
-            if entry.is_dir(follow_symlinks=False) and not _is_system(entry.name):
-                folders.append(image_id)
-            elif reason := _why_skipped(entry):
-                skipped[reason] += 1
-            else:
-                yield image_id
-
-
-def _is_system(name: str) -> bool:
-    return name.startswith(".") or name.lower() in _JUNK
-
-
-def _why_skipped(entry: os.DirEntry[str]) -> str | None:
-    """Why an entry that is not a folder is no image."""
-    if _is_system(entry.name):
-        return "system file"
-    if os.path.isdir(entry):
-        return "link to a folder"
-    if not os.path.isfile(entry):
-        return "not a regular file"
-    suffix = os.path.splitext(entry.name)[1].lower()
-    if suffix in IMAGE_SUFFIXES:
-        return None
-    return _why_no_dicom(entry) if _NO_SUFFIX.fullmatch(suffix) else "not an image name"
-
-
-def _why_no_dicom(entry: os.DirEntry[str]) -> str | None:
-    """Of a file without a suffix. A link is not opened: it may lead out of the folder, which is decided later."""
-    if entry.is_symlink():
-        return "not an image name"
-    try:
-        with open(os.open(entry.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-            return None if dicom.is_dicom(file.read(_DICOM_HEAD)) else "not an image name"
-    except OSError:
-        return "unreadable file without a suffix"
+def _about_companions(names: Sequence[str]) -> Iterator[str]:
+    if names:
+        are = "1 file is" if len(names) == 1 else f"{len(names):,} files are"
+        yield (
+            f"{are} skipped as masks, annotations or thumbnails of images with the same name, for example {names[0]}; "
+            f"to read them, give their folder itself, or a CSV."
+        )
 
 
 # --- a CSV ------------------------------------------------------------------------------------------------------------

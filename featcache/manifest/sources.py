@@ -16,9 +16,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from featcache.errors import UsageError, in_our_words
-from featcache.manifest import IMAGE_SUFFIXES, Manifest, name_of, outside, tables
+from featcache.manifest import Manifest, name_of, outside, tables
+from featcache.manifest.listing import COMPANION, IMAGE_SUFFIXES
 from featcache.manifest.tables import Table
 from featcache.missing import is_missing
+from featcache.splits import split_name
 
 KERMANY_GROUPS = r"^(train|val|test)/\w+/(person\d+|(?:NORMAL2-)?IM-\d+)"
 YES, NO = "yes", "no"
@@ -49,7 +51,8 @@ class Sourced(NamedTuple):
         columns = self.manifest.columns
         tallies = {name: dict(sorted(Counter(columns[name]).items())) for name in _TALLIED if name in columns}
         groups = {"groups": len(set(columns["group"]))} if "group" in columns else {}
-        return {**self.counts, **groups, **tallies, "skipped": self.manifest.skipped}
+        notes = {"notes": self.manifest.notes}
+        return {**self.counts, **groups, **tallies, "skipped": self.manifest.skipped, **notes}
 
     def write(self, path: Path, *inputs: Path | None) -> int:
         """Writes the manifest as a CSV: in the place of an earlier one of the same columns, and over nothing else.
@@ -245,7 +248,8 @@ def kermany(folder: Path | str) -> Sourced:
     """
     manifest = Manifest.read(folder, KERMANY_GROUPS)
     labels, splits = set(manifest.columns.get("label", [])), set(manifest.columns.get("split", []))
-    if "" in splits or not splits or labels != _KERMANY_CLASSES:
+    is_top = all(split_name(name.split("/")[0]) for name in manifest.image_ids)
+    if "" in splits or not splits or labels != _KERMANY_CLASSES or not is_top:
         raise UsageError(
             f"{folder} is not a tree of train|val|test / NORMAL|PNEUMONIA. Give the folder that holds train and test."
         )
@@ -311,7 +315,7 @@ def covid(
 def _covid_folder(folder: Path, group_pattern: str | None) -> Sourced:
     manifest = Manifest.read(folder, group_pattern)
     kept = [row for row, name in enumerate(manifest.image_ids) if "masks" not in name.lower().split("/")[:-1]]
-    n_masks = len(manifest) - len(kept)
+    n_masks = len(manifest) - len(kept) + manifest.skipped.get(COMPANION, 0)
     manifest = _rows(manifest, kept)
     n_classes = len(set(manifest.columns.get("label", [])) - {""})
     if n_classes < 2:

@@ -81,6 +81,7 @@ class Predicted:
             "store": str(self.store) if self.store else None,
             "found": len(found),
             "skipped": sum(self.skipped.values()),
+            "skipped_by_reason": dict(self.skipped),
             "predicted": self.n_predicted,
             "failed": self.n_failed,
             "failures": self._failures(),

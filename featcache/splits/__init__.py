@@ -10,6 +10,7 @@ is paid in time: five folds of 112,120 rows in 30,000 groups take about 5 s, 24 
 
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -22,7 +23,20 @@ from featcache.errors import UsageError
 Array = np.ndarray[Any, Any]
 
 TRAIN, VAL, TEST = "train", "val", "test"
-_SPELLINGS = {"train": TRAIN, "val": VAL, "valid": VAL, "validation": VAL, "test": TEST}
+_SPELLINGS = {
+    TRAIN: "train training trn tr",
+    VAL: "val valid validation vali dev devel development",
+    TEST: "test testing tst ts te eval evaluation holdout",
+}
+_SUBSETS = {word: name for name, words in _SPELLINGS.items() for word in words.split()}
+_FILLERS = frozenset(
+    {
+        "the", "set", "sets", "subset", "subsets", "split", "part", "data", "dataset", "image", "images", "img", "imgs",
+        "folder", "file", "files", "sample", "samples", "cxr", "cxrs", "xray", "xrays",
+    }
+)  # fmt: skip
+_COMPOUND = re.compile(r"(sets?|data|images?|imgs?)\Z")  # of `testset`
+_WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[^\W\d_]+")  # of `imagesTr`, `01_train` and `TEST-set2`
 
 MAX_FOLDS, MAX_REPEATS = 100, 1000
 NO_FINDING = "none"
@@ -31,8 +45,13 @@ _FURTHER_SEEDS = 20
 
 
 def split_name(text: str) -> str | None:
-    """`train`, `val` or `test` for the spellings people use (`valid`, `validation`, any case); None for other words."""
-    return _SPELLINGS.get(text.strip().lower())
+    """`train`, `val` or `test` for the spellings that people use; None for other words.
+
+    Case, numbers and words such as "set" or "images" do not count: `Training`, `01_train`, `test-set`, `valid_images`.
+    """
+    words = [word.lower() for word in _WORD.findall(text)]
+    words = [_COMPOUND.sub("", word) for word in words if word not in _FILLERS]
+    return _SUBSETS.get("".join(words)) if words in (["hold", "out"], words[:1]) else None
 
 
 @dataclass(frozen=True)
