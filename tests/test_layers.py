@@ -36,7 +36,7 @@ PARTS = {  # of the packages, each after those it uses; "." is the package's own
     "images": "containers dicom files specs depths decoding . headers augment probe seen workers",
     "manifest": "tables housekeeping listing companions layout . sources checking",
     "metrics": "calibration . intervals",
-    "predict": "origin predictions portable bundle predictor .",
+    "predict": "origin overlap predictions portable bundle predictor .",
     "report": "checking subject pictures evidence blocks drawing page tables comparison sources mapping gallery "
               "deciding .",
     "runs": "coding task protocol . identity",

@@ -117,12 +117,7 @@ def _print_predicted(people: Console, done: Any) -> None:
     people.print(table)
     for image_id, (code, reason) in list(found.failures.items())[:_MAX_SHOWN]:
         people.print(f"  [red]{escaped(code)}[/] {escaped(image_id)}: {escaped(reason)}", highlight=False)
-    if done.n_learnt:
-        people.print(
-            f"[yellow]note: the Run has learnt from the images of {done.n_learnt:,} of these rows, or was chosen by "
-            f"them: how well it does on them says nothing of new ones[/]",
-            highlight=False,
-        )
+    print_notes(people, [found.overlap.note] if found.overlap and found.overlap.note else [])
     skipped = in_words(done.skipped)
     more = f", see {escaped(done.output)}.failures.csv" if done.n_failed else ""
     people.print(

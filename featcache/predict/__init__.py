@@ -4,6 +4,7 @@ What is asked of the images is asked of them in `predictor`; here is what is wri
 that is not an earlier answer, and a pass that was stopped is gone on with.
 
     origin      what made the vectors of a Run, found again
+    overlap     how many of some images a Run was trained on
     predictions vectors in, probabilities and decisions out
     portable    a Run as an ONNX file: the only user of onnx
     bundle      a Run in one file, to be given away
@@ -47,9 +48,7 @@ class Predicted:
         skipped: files that are no images, by reason.
         store: where the vectors are, if they are kept.
         seconds: all of it.
-        n_learnt: rows of the store that was given whose images the Run has learnt from, or was chosen by: of those it
-            says more than of others. None where that is not known, as of a bundle, or of images.
-        notes: those of the manifest.
+        notes: those of the manifest, and how many of the images the Run was trained on.
     """
 
     run: Path
@@ -58,7 +57,6 @@ class Predicted:
     skipped: Mapping[str, int] = field(default_factory=dict)
     store: Path | None = None
     seconds: float = 0.0
-    n_learnt: int | None = None
     notes: Sequence[str] = ()
 
     @property
@@ -71,7 +69,7 @@ class Predicted:
 
     def as_json(self) -> Json:
         """The answer of `featcache predict --json`."""
-        found, model = self.predictions, self.predictions.model
+        found, model, overlap = self.predictions, self.predictions.model, self.predictions.overlap
         point = None
         if found.at_operating_point is not None:
             point = {"threshold": model.threshold, "called": found.counts(found.at_operating_point)}
@@ -85,7 +83,9 @@ class Predicted:
             "predicted": self.n_predicted,
             "failed": self.n_failed,
             "failures": self._failures(),
-            "learnt_from": self.n_learnt,
+            "learnt_from": overlap.n_learnt if overlap else None,
+            "trained_on": overlap.n_train if overlap and overlap.is_known else None,
+            "chosen_by": overlap.n_val if overlap and overlap.is_known else None,
             "classes": found.classes,
             "called": found.counts(found.called),
             "operating_point": point,
@@ -147,9 +147,9 @@ def predict(
     if images is not None:  # what lies there otherwise is of a pass that may be running
         _remove_partial(output)
     kept = store.path if store is not None else keep
-    n_learnt = predictor.n_learnt(store) if store is not None else None
+    notes = [*manifest.notes, *([found.overlap.note] if found.overlap and found.overlap.note else [])]
     seconds = time.perf_counter() - started
-    return Predicted(predictor.path, output, found, manifest.skipped, kept, seconds, n_learnt, manifest.notes)
+    return Predicted(predictor.path, output, found, manifest.skipped, kept, seconds, notes)
 
 
 def _of_images(

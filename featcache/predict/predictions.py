@@ -18,6 +18,7 @@ from scipy.special import expit
 from featcache import metrics
 from featcache.errors import UsageError
 from featcache.heads import HeadSpec, scoring, vectors
+from featcache.predict.overlap import Overlap
 from featcache.runs import Run, Table
 from featcache.runs.identity import identity_of, said_by
 from featcache.store import POOLED
@@ -125,12 +126,14 @@ class Predictions:
         names: of the images.
         logits: (n, c) float32, before the temperature; NaN where an image could not be used.
         failures: name -> (code, reason) of those.
+        overlap: how many of the images the Run was trained on; None for arrays, which have no files to compare.
     """
 
     model: Model
     names: Sequence[str]
     logits: Array
     failures: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    overlap: Overlap | None = None
 
     def __len__(self) -> int:
         return len(self.names)

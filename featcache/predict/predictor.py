@@ -22,11 +22,12 @@ from PIL import Image
 from featcache.embed import embed
 from featcache.embed.filling import stored
 from featcache.embed.output import Embedded, failures_path
-from featcache.errors import CorruptStore, FeatcacheError, IdentityMismatch, ImageError, UsageError
+from featcache.errors import FeatcacheError, IdentityMismatch, ImageError, UsageError
 from featcache.heads import vectors
 from featcache.images import DecodeSpec, augment, check_size
 from featcache.manifest import Manifest
 from featcache.predict import bundle, origin
+from featcache.predict.overlap import Overlap
 from featcache.predict.predictions import Model, Predictions
 from featcache.provenance import ArrayDigest, Json, digest_json
 from featcache.request import PRECISIONS, Request
@@ -197,16 +198,6 @@ class Predictor:
         names = [*store.image_ids, *store.failures]
         return self._of_vectors(store, names)
 
-    def n_learnt(self, store: Store) -> int | None:
-        """How many rows of a store have images that the Run has learnt from, or by which something of it was chosen:
-        all that took part in it, but those of its test side. None where the Run does not name them, as in a bundle."""
-        try:
-            contents, rows = self.run.images().content_sha256, self.run.protocol().rows
-        except (UsageError, CorruptStore):  # nothing of it is needed for predictions
-            return None
-        learnt = {contents[row] for row in rows}
-        return sum(content in learnt for content in store.content_sha256)
-
     def of_images(
         self,
         images: Manifest,
@@ -280,7 +271,8 @@ class Predictor:
             logits[rows[start : start + len(x)]] = model.logits(x)
         bad = [name for name in store.image_ids if not np.isfinite(logits[place[name]]).all()]
         logits[[place[name] for name in bad]] = np.nan
-        return Predictions(model, names, logits, {**store.failures, **dict.fromkeys(bad, _NOT_FINITE)})
+        failures = {**store.failures, **dict.fromkeys(bad, _NOT_FINITE)}
+        return Predictions(model, names, logits, failures, Overlap.of(self.run, store.content_sha256))
 
     def _of_manifest(self, images: Manifest, **options: Any) -> Predictions:
         with tempfile.TemporaryDirectory(prefix="featcache-") as folder:
