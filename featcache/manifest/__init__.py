@@ -131,26 +131,29 @@ def _from_folder(root: Path, allow_outside: bool) -> Manifest:
     set_aside = companions(sorted(listing.paths))
     image_ids = sorted(listing.paths.keys() - set(set_aside))
     skipped = dict(listing.skipped) | ({COMPANION: len(set_aside)} if set_aside else {})
+    notes = [*_about_folders(listing), *_about_companions(set_aside)]
     if not image_ids:
         suffixes = " ".join(sorted(IMAGE_SUFFIXES))
-        raise UsageError(
-            f"found 0 images under {root} (looked for {suffixes} and DICOM files without a suffix; skipped "
-            f"{in_words(skipped) or 'nothing'})."
-        )
+        looked = f"looked for {suffixes} and DICOM files without a suffix; skipped {in_words(skipped) or 'nothing'}"
+        raise UsageError(" ".join([f"found 0 images under {root} ({looked}).", *notes]))
     layout = read_layout(image_ids, listing.without_images(), root.absolute().name)
-    notes = [*_about_folders(listing), *_about_companions(set_aside), *layout.notes]
     paths = [listing.paths[name] for name in image_ids]
     unreadable = sorted(listing.unreadable)
-    return Manifest(image_ids, paths, layout.columns, root, skipped, unreadable_folders=unreadable, notes=notes)
+    return Manifest(
+        image_ids, paths, layout.columns, root, skipped, unreadable_folders=unreadable, notes=[*notes, *layout.notes]
+    )
 
 
 def _about_folders(listing: Listing) -> Iterator[str]:
     """Folders in which nobody has looked."""
-    for names, what in ((listing.unreadable, "cannot be listed"), (listing.links, "not followed: allow_outside does")):
-        if names:
-            kind = "link" if names is listing.links else "folder"
-            n = f"1 {kind}" if len(names) == 1 else f"{len(names):,} {kind}s"
-            yield f"{n} {what}, for example {min(names)}; what is in there is not among these images."
+    if names := listing.unreadable:
+        are = "1 folder cannot" if len(names) == 1 else f"{len(names):,} folders cannot"
+        yield f"{are} be listed, for example {min(names)}: what is in there is not among these images."
+    if names := listing.links:
+        lead, them = (
+            ("1 link to a folder leads", "it") if len(names) == 1 else (f"{len(names):,} links to folders lead", "them")
+        )
+        yield f"{lead} out of the given folder, for example {min(names)}: only allow_outside follows {them}."
 
 
 def _about_companions(names: Sequence[str]) -> Iterator[str]:
