@@ -66,7 +66,7 @@ def featcache(*arguments: object, cwd: Path) -> Done:
     "command",
     ["", "demo", "embed", "train-head", "fine-tune", "train", "predict", "bundle", "export", "backbones", "info",
      "doctor", "status", "verify", "manifest", "manifest iu-xray", "manifest kermany", "manifest covid", "check",
-     "audit", "report"],
+     "audit", "report", "evaluate"],
 )  # fmt: skip
 def test_every_command_has_help(command: str, tmp_path: Path) -> None:
     done = featcache(*command.split(), "--help", cwd=tmp_path)
@@ -79,8 +79,8 @@ def test_the_commands_are_exactly_these() -> None:
     from featcache.cli import app
 
     assert sorted(command.name or "" for command in app.registered_commands) == [
-        "audit", "backbones", "bundle", "check", "demo", "doctor", "embed", "export", "fine-tune", "info", "predict",
-        "report", "status", "train", "train-head", "verify",
+        "audit", "backbones", "bundle", "check", "demo", "doctor", "embed", "evaluate", "export", "fine-tune", "info",
+        "predict", "report", "status", "train", "train-head", "verify",
     ]  # fmt: skip
     assert [group.name for group in app.registered_groups] == ["manifest"]
 

@@ -18,7 +18,7 @@ FLOORS = (  # from the ground up
     ("audit", "backbones", "runs"),
     ("embed", "fusion", "training"),
     ("doctor", "predict"),
-    ("finetune", "report"),
+    ("evaluate", "finetune", "report"),
     ("demo",),
     ("cli",),
     ("__main__",),
@@ -26,20 +26,21 @@ FLOORS = (  # from the ground up
 PARTS = {  # of the packages, each after those it uses; "." is the package's own module, its story
     "audit": "suspects confounds audited .",
     "backbones": "graph networks blocks checkpoints matching weights .",
-    "cli": "options showing results waiting embedding heads pixels exporting predicting looking sources auditing "
-           "reporting .",
+    "cli": "options showing results waiting embedding heads pixels exporting predicting evaluating looking "
+           "sources auditing reporting .",
     "embed": "plan forward network precision filling output . forecast",
+    "evaluate": "labels sets selection subgroups comparison notes scoring .",
     "figures": ". charts",
     "finetune": "world telling cut pixels start boundaries inputs learning checkpoints tuning outcome course .",
     "fusion": "reading datasets spec studies unseen writing .",
     "heads": ". stacks modules vectors objective pace wide fits fitting scoring solvers",
     "images": "containers dicom files specs depths decoding . headers augment probe seen workers",
-    "manifest": "tables housekeeping listing companions layout . sources checking",
+    "manifest": "tables housekeeping listing companions layout . sources covid checking",
     "metrics": "calibration . intervals",
     "predict": "origin overlap predictions portable bundle predictor .",
     "report": "checking subject pictures evidence blocks drawing page tables comparison sources mapping gallery "
               "deciding .",
-    "runs": "coding task protocol . identity",
+    "runs": "coding task protocol . identity subsets evaluation",
     "splits": "class_names duplicates .",
     "store": "schema validation opening reading parts known publishing selecting describing verifying .",
     "training": "selection baselines summary .",
@@ -57,10 +58,10 @@ ONLY_USERS = {
     "timm": {"backbones", "backbones.blocks", "backbones.weights"}, "pydicom": {"images.dicom"},
     "matplotlib": {"figures", "figures.charts"}, "jinja2": {"report.page"},
     "typer": {"cli", "cli.options", "cli.embedding", "cli.heads", "cli.looking", "cli.pixels", "cli.exporting",
-             "cli.sources", "cli.auditing", "cli.predicting", "cli.reporting"},
+             "cli.sources", "cli.auditing", "cli.predicting", "cli.evaluating", "cli.reporting"},
     "onnx": {"predict.portable"}, "onnxruntime": {"predict.portable"},
     "rich": {"cli.showing", "cli.results", "cli.waiting", "cli.looking", "cli.sources", "cli.auditing",
-             "cli.predicting"},
+             "cli.predicting", "cli.evaluating"},
 }  # fmt: skip
 
 

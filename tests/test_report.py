@@ -755,7 +755,7 @@ def forget_digests(run_path: Path) -> None:
     ("damage", "words"),
     [
         (lambda text: text.replace("p_sick", "p_ill"), "columns"),
-        (lambda text: text.replace(",test,", ",exam,", 1), "sides"),
+        (lambda text: text.replace(",test,", ",exam,", 1), "subset"),
         (
             lambda text: re.sub(r"(test/well/\d+\.png,test,,well,\w+,\w+),[^,]+", r"\1,nan", text, count=1),
             "probability",

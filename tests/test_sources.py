@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from featcache import splits
 from featcache.errors import UsageError
 from featcache.manifest import Manifest
-from featcache.manifest.sources import covid, iu_xray, kermany
+from featcache.manifest.covid import covid
+from featcache.manifest.sources import iu_xray, kermany
 from featcache.missing import is_missing
 from featcache.store import Store
 from tests.conftest import draw, shared
@@ -331,7 +332,9 @@ def test_ct_slices_are_kept_where_they_are_asked_for(metadata: Path) -> None:
 
 
 def test_a_class_that_nothing_has_is_refused_with_those_there_are(metadata: Path) -> None:
-    with pytest.raises(UsageError, match=r"no image of .*metadata.csv has the finding 'Covid'; there are .*COVID-19"):
+    with pytest.raises(
+        UsageError, match=r"no image of .*metadata.csv has the finding 'Covid'. Did you mean 'COVID-19'"
+    ):
         covid(metadata, classes=["Covid"])
 
 

@@ -12,6 +12,7 @@ modules are imported inside the commands, so that `featcache --help` answers at 
     pixels       fine-tune, train
     exporting    export
     predicting   predict, bundle
+    evaluating   evaluate
     looking      status, info, verify, backbones, doctor
     sources      manifest, check
     auditing     audit
@@ -29,6 +30,7 @@ import typer
 from featcache import __version__
 from featcache.cli.auditing import audit_command
 from featcache.cli.embedding import demo_command, embed_command
+from featcache.cli.evaluating import evaluate_command
 from featcache.cli.exporting import export_command
 from featcache.cli.heads import train_head_command
 from featcache.cli.looking import (
@@ -62,6 +64,7 @@ app.command("train-head")(train_head_command)
 app.command("fine-tune")(fine_tune_command)
 app.command("train")(train_command)
 app.command("predict")(predict_command)
+app.command("evaluate")(evaluate_command)
 app.command("bundle")(bundle_command)
 app.command("export")(export_command)
 app.command("status")(status_command)

@@ -16,7 +16,7 @@ from featcache.cli.showing import answer, console, escaped, plain_table
 _MAX_HISTORY_ROWS = 12
 _MAX_SPECS = 10
 _SIDES = ("train", "val", "outer", "test")
-_SCORES = (
+SCORES = (
     "auroc", "auprc", "accuracy", "balanced_accuracy", "precision", "recall", "specificity", "f1", "loss", "brier",
     "ece",
 )  # fmt: skip
@@ -181,7 +181,7 @@ def _same_rows(run: Any) -> Iterator[str]:
     train, val, outer = (run.metrics(side) for side in ("train", "val", "outer"))
     if train["n"] == val["n"] and not run.protocol().is_hold_out:
         yield "train and val are the same rows: val by heads that have not seen them, train by the one that has"
-    if outer and all(outer[name] == val[name] for name in _SCORES):
+    if outer and all(outer[name] == val[name] for name in SCORES):
         why = "there was one head, and nothing to choose" if len(run.record["heads"]) == 1 else "it won in all folds"
         yield f"outer is val: {why}"
 
@@ -202,8 +202,8 @@ def _score_table(run: Any) -> Table:
         at = f"at p ≥ {point['threshold']:.3f}"
         columns += [(f"{_side_title(side, point[side])}\n{at}", point[side]) for side in _SIDES if side in point]
     table = plain_table("", *(title for title, _ in columns))
-    for name in _SCORES:
-        table.add_row(name.replace("_", " "), *(_score(scores, name) for _, scores in columns))
+    for name in SCORES:
+        table.add_row(name.replace("_", " "), *(score(scores, name) for _, scores in columns))
     record = run.record
     two = len(record["classes"]) == 2 and record["task"] == "classes"
     means = "macro averages" if record["task"] == "classes" else "averages over findings"
@@ -218,7 +218,7 @@ def _side_title(side: str, scores: Any) -> str:
     return f"{side} ({scores['n']:,})" + (f"\nchose {chose}" if chose else "")
 
 
-def _score(scores: dict[str, Any], name: str) -> str:
+def score(scores: dict[str, Any], name: str) -> str:
     value, interval = scores.get(name), scores.get("intervals", {}).get(name)
     if value is None:
         return "–"
@@ -230,15 +230,18 @@ def _confusions(run: Any) -> Iterator[tuple[str, str]]:
     point = run.record["operating_point"] or {}
     for side in ("val", "outer", "test"):
         if (scores := run.metrics(side)) and "confusion" in scores:
-            yield side, _confusion(run.record["classes"], scores["confusion"])
+            yield side, confusion_line(run.record["classes"], scores["confusion"])
         if side in point:
-            yield f"{side} at p ≥ {point['threshold']:.3f}", _confusion(run.record["classes"], point[side]["confusion"])
+            yield (
+                f"{side} at p ≥ {point['threshold']:.3f}",
+                confusion_line(run.record["classes"], point[side]["confusion"]),
+            )
 
 
 def _baseline_lines(found: dict[str, Any]) -> Iterator[str]:
     def said(scores: dict[str, Any]) -> str:
         return ", ".join(
-            f"{name.replace('_', ' ')} {_score(scores, name)}" for name in ("auroc", "accuracy") if scores.get(name)
+            f"{name.replace('_', ' ')} {score(scores, name)}" for name in ("auroc", "accuracy") if scores.get(name)
         )
 
     yield f"to compare, on {found['on']}: always the most frequent class: {said(found['majority'])}"
@@ -248,7 +251,7 @@ def _baseline_lines(found: dict[str, Any]) -> Iterator[str]:
         yield f"  {escaped(other['store'])} ({escaped(str(other['backbone'].get('name', '')))}): {said(other)}"
 
 
-def _confusion(classes: list[str], matrix: list[list[int]]) -> str:
+def confusion_line(classes: list[str], matrix: list[list[int]]) -> str:
     return "; ".join(
         f"of {sum(row):,} {escaped(name)}, "
         + ", ".join(f"{n:,} called {escaped(c)}" for n, c in zip(row, classes, strict=True))

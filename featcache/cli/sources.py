@@ -76,7 +76,7 @@ def covid_command(
     as_json: Json = False,
 ) -> None:
     """COVID-19 collections: class folders, or the metadata.csv of ieee8023/covid-chestxray-dataset."""
-    from featcache.manifest.sources import covid
+    from featcache.manifest.covid import covid
 
     given: dict[str, Any] = {"classes": classes or (), "other": other, "modality": modality}
     found = covid(source, images, group_pattern=group_pattern, **given)
@@ -190,6 +190,7 @@ def _write(found: Any, output: Path, as_json: bool, *inputs: Path) -> None:
         answer({"manifest": str(output), "images": len(found.manifest), "outside": n_outside, **found.as_json()})
     people, told = console(as_json), found.as_json()
     print_notes(people, told.pop("notes"))
+    made_of = told.pop("findings", {})
     counts = [(name, n) for name, n in told.items() if not isinstance(n, dict)]
     people.print(
         ", ".join(f"{n:,} {escaped(name.replace('_', ' '))}" for name, n in counts if n or name == "missing"),
@@ -197,9 +198,10 @@ def _write(found: Any, output: Path, as_json: bool, *inputs: Path) -> None:
     )
     for name, values in told.items():
         if isinstance(values, dict) and values:
-            shown = ", ".join(f"{n:,} {escaped(value or '(none)')}" for value, n in list(values.items())[:_MOST])
-            more = f" and {len(values) - _MOST:,} others" if len(values) > _MOST else ""
-            people.print(f"{escaped(name)}: {shown}{more}", highlight=False, soft_wrap=True)
+            _print_counts(people, name, values)
+    for label, findings in made_of.items():
+        if list(findings) != [label]:
+            _print_counts(people, f"findings of {label or 'no label'}", findings)
     if n_outside:
         people.print(
             f"[yellow]note: {n_outside:,} of the images are not below {escaped(output.parent.resolve())}, the folder "
@@ -208,3 +210,10 @@ def _write(found: Any, output: Path, as_json: bool, *inputs: Path) -> None:
             soft_wrap=True,
         )
     people.print(f"[bold]{escaped(output)}[/]: {len(found.manifest):,} images", highlight=False, soft_wrap=True)
+
+
+def _print_counts(people: Console, name: str, counts: dict[str, int]) -> None:
+    """`label: 12 sick, 30 normal`."""
+    shown = ", ".join(f"{n:,} {escaped(value or '(none)')}" for value, n in list(counts.items())[:_MOST])
+    more = f" and {len(counts) - _MOST:,} others" if len(counts) > _MOST else ""
+    people.print(f"{escaped(name)}: {shown}{more}", highlight=False, soft_wrap=True)

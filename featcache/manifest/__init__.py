@@ -11,6 +11,7 @@ skipped and counted by reason, never silently.
     companions    masks and thumbnails that lie beside images
     layout        what folders mean: subsets and classes
     sources       known collections of chest X-rays as manifests
+    covid         COVID-19 collections, whose images have several findings
     checking      what a folder of images holds, before a pass
 """
 

@@ -1,4 +1,4 @@
-"""Known collections of chest X-rays as manifests: Indiana University's, Kermany's of pneumonia, those of COVID-19.
+"""Known collections of chest X-rays as manifests: Indiana University's, and Kermany's of pneumonia.
 
 Each function reads what a collection ships with, and gives a manifest whose groups are patients or studies, together
 with counts of what it found, left away and missed: no image vanishes without a number. It opens CSV files and lists
@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from featcache.errors import UsageError, in_our_words
-from featcache.manifest import Manifest, name_of, outside, tables
-from featcache.manifest.listing import COMPANION, IMAGE_SUFFIXES
+from featcache.manifest import Manifest, outside, tables
 from featcache.manifest.tables import Table
 from featcache.missing import is_missing
 from featcache.splits import split_name
@@ -30,8 +29,6 @@ _TALLIED = ("split", "label", "kind", "projection", "view")
 _NORMAL, _ABNORMAL, _NOT_INDEXED = "normal", "abnormal", "no indexing"
 _KERMANY_CLASSES = {"NORMAL", "PNEUMONIA"}
 _KERMANY_KIND = re.compile(r"person\d+_(bacteria|virus)_")
-_UNKNOWN_FINDINGS = {"", "todo", "unknown"}
-_KEPT_OF_COVID = ("finding", "view", "modality", "location", "license")
 _SHOWN = 12  # findings in a message
 
 
@@ -47,12 +44,22 @@ class Sourced(NamedTuple):
     counts: dict[str, int]
 
     def as_json(self) -> dict[str, Any]:
-        """The answer of `featcache manifest --json`: the counts, and how often each value of the columns is there."""
+        """The answer of `featcache manifest --json`: the counts, how often each value of the columns is there, of which
+        findings each label is made where they are known, and the notes."""
         columns = self.manifest.columns
         tallies = {name: dict(sorted(Counter(columns[name]).items())) for name in _TALLIED if name in columns}
         groups = {"groups": len(set(columns["group"]))} if "group" in columns else {}
-        notes = {"notes": self.manifest.notes}
-        return {**self.counts, **groups, **tallies, "skipped": self.manifest.skipped, **notes}
+        told = {**self.counts, **groups, **tallies, "skipped": self.manifest.skipped}
+        return {**told, **self._findings(), "notes": self.manifest.notes}
+
+    def _findings(self) -> dict[str, dict[str, dict[str, int]]]:
+        """How many images of each label have which finding, the most frequent first."""
+        columns, made_of = self.manifest.columns, dict[str, Counter[str]]()
+        if not {"label", "finding"} <= columns.keys():
+            return {}
+        for label, finding in zip(columns["label"], columns["finding"], strict=True):
+            made_of.setdefault(label, Counter())[finding] += 1
+        return {"findings": {label: dict(made_of[label].most_common()) for label in sorted(made_of)}}
 
     def write(self, path: Path, *inputs: Path | None) -> int:
         """Writes the manifest as a CSV: in the place of an earlier one of the same columns, and over nothing else.
@@ -113,8 +120,8 @@ def iu_xray(
     Raises:
         UsageError: a CSV that cannot be read, with line and column; a finding that no study has; no image at all.
     """
-    studies = _table(Path(reports), ("uid", "MeSH", "Problems", *_REPORT_TEXTS), key="uid")
-    shots = _table(Path(projections), ("uid", "filename", "projection"), key="filename")
+    studies = keyed_table(Path(reports), ("uid", "MeSH", "Problems", *_REPORT_TEXTS), key="uid")
+    shots = keyed_table(Path(projections), ("uid", "filename", "projection"), key="filename")
     studies.check_unique("uid")
     shots.check_unique("filename")
     names, uids, beside = shots.cells("filename"), shots.cells("uid"), shots.source.parent
@@ -123,8 +130,8 @@ def iu_xray(
         found = _Found.under(Path(images), names)
     row_of = {uid: row for row, uid in enumerate(studies.cells("uid"))}
     study = [row_of.get(uid) for uid in uids]
-    told = _study_columns(studies, label)
-    columns = {name: ["" if row is None else values[row] for row in study] for name, values in told.items()}
+    described = _study_columns(studies, label)
+    columns = {name: ["" if row is None else values[row] for row in study] for name, values in described.items()}
     table = {"label": columns.pop("label"), "group": uids, "projection": shots.cells("projection"), **columns}
     counts = {
         "projections": len(shots),
@@ -134,10 +141,11 @@ def iu_xray(
         "no_projection": len(row_of.keys() - set(uids)),
         "not_indexed": sum(_is_unindexed(text) for text in studies.values("Problems")),
     }
-    return Sourced(found.manifest(names, table), counts)
+    notes = studies.missing_notes(("Problems", "MeSH"), _REPORT_TEXTS)
+    return Sourced(replace(found.manifest(names, table), notes=notes), counts)
 
 
-def _table(source: Path, required: Sequence[str], key: str, unnamed: bool = False) -> Table:
+def keyed_table(source: Path, required: Sequence[str], key: str, unnamed: bool = False) -> Table:
     """A CSV that has rows, each with a key."""
     table = tables.read(source, required, unnamed)
     if not len(table):
@@ -263,133 +271,3 @@ def _kind(image_id: str, label: str) -> str:
         return _NORMAL
     found = _KERMANY_KIND.match(image_id.rsplit("/", 1)[-1])
     return found[1] if found else ""
-
-
-# --- COVID-19 ---------------------------------------------------------------------------------------------------------
-
-
-def covid(
-    source: Path | str,
-    images: Path | str | None = None,
-    *,
-    classes: Sequence[str] = (),
-    other: str = "",
-    modality: str = "X-ray",
-    group_pattern: str | None = None,
-) -> Sourced:
-    """A COVID-19 collection: a folder of class folders (two, four, any number), or the `metadata.csv` of
-    `ieee8023/covid-chestxray-dataset` (Cohen et al. 2020).
-
-    In the CSV a finding is a path from the general to the special, as in Pneumonia/Viral/COVID-19.
-
-    Args:
-        source: the folder, or the CSV.
-        images: the folder to which `folder` and `filename` of the CSV are relative; None for that of the CSV.
-        classes: parts of findings, or names of class folders. The first of them that a finding has is the label of the
-            image, so the special ones come first: COVID-19, Viral, Bacterial, "No Finding". Without any, the label is
-            the last part.
-        other: label of the images that have none of `classes`; empty gives them none.
-        modality: rows of another one (CT) are left away; empty keeps all.
-        group_pattern: for a folder, as in `Manifest.read`.
-
-    Returns:
-        label; of the CSV also group (the patient), finding, view, and modality, location and license where it has them.
-        Counts: `rows` of the CSV, and why there is no image of them: `other_modality`, `volume` (NIfTI and the like),
-        `missing`, `repeated`; images of `no_label`; `masks` in folders of that name, which are no X-rays.
-
-    Raises:
-        UsageError: a CSV that cannot be read, with line and column; a class that nothing has; no image at all.
-    """
-    source = Path(source)
-    if source.is_dir():
-        manifest, counts = _covid_folder(source, group_pattern)
-        findings = manifest.columns["label"]
-    else:
-        manifest, counts = _covid_csv(source, Path(images) if images is not None else source.parent, modality)
-        findings = manifest.columns["finding"]
-    labels = _grouped(source, findings, classes, other)
-    manifest = replace(manifest, columns={**manifest.columns, "label": labels})
-    return Sourced(manifest, {**counts, "no_label": labels.count("")})
-
-
-def _covid_folder(folder: Path, group_pattern: str | None) -> Sourced:
-    manifest = Manifest.read(folder, group_pattern)
-    kept = [row for row, name in enumerate(manifest.image_ids) if "masks" not in name.lower().split("/")[:-1]]
-    n_masks = len(manifest) - len(kept) + manifest.skipped.get(COMPANION, 0)
-    manifest = _rows(manifest, kept)
-    n_classes = len(set(manifest.columns.get("label", [])) - {""})
-    if n_classes < 2:
-        raise UsageError(f"{folder} has {n_classes} folder(s) of classes with images in them, two at least are needed.")
-    return Sourced(manifest, {"masks": n_masks})
-
-
-def _rows(manifest: Manifest, rows: Sequence[int]) -> Manifest:
-    """Some rows of a manifest, in this order."""
-    image_ids, paths = [manifest.image_ids[row] for row in rows], [manifest.paths[row] for row in rows]
-    columns = {name: [values[row] for row in rows] for name, values in manifest.columns.items()}
-    refused = {name: manifest.refused[name] for name in image_ids if name in manifest.refused}
-    own = sum(map(str.__eq__, image_ids, columns.get("group", [])))  # an image no pattern matches is its own group
-    n_ungrouped = own if manifest.n_ungrouped else 0
-    return replace(
-        manifest, image_ids=image_ids, paths=paths, columns=columns, refused=refused, n_ungrouped=n_ungrouped
-    )
-
-
-def _covid_csv(source: Path, images: Path, modality: str) -> Sourced:
-    table = _table(source, ("patientid", "finding", "view", "filename"), key="filename", unnamed=True)
-    folders = table.cells("folder") if "folder" in table.columns else [""] * len(table)
-    files = ["/".join(filter(None, each)) for each in zip(folders, table.cells("filename"), strict=True)]
-    paths, names = [images / file for file in files], [name_of(file) for file in files]
-    kept, left = _with_image(table, names, paths, modality)
-    if not kept:
-        raise UsageError(f"none of the {len(table):,} images of {source} is under {images}.")
-    columns = {"group": table.values("patientid")}
-    columns |= {name: table.values(name) for name in _KEPT_OF_COVID if name in table.columns}
-    manifest = Manifest(names, paths, columns, images)
-    manifest = _rows(manifest, kept)
-    return Sourced(replace(manifest, refused=outside(manifest)), {"rows": len(table), **left})
-
-
-def _with_image(
-    table: Table, names: Sequence[str], paths: Sequence[Path], modality: str
-) -> tuple[list[int], dict[str, int]]:
-    """The rows that have an image, each image once, and how many have none, by reason."""
-    modalities = table.cells("modality") if "modality" in table.columns else [""] * len(table)
-    said = {"finding": table.values("finding"), "patientid": table.values("patientid")}
-    first = dict[str, int]()
-    left = dict.fromkeys(("other_modality", "volume", "missing", "repeated"), 0)
-    for row, name in enumerate(names):
-        if reason := _why_no_image(paths[row], modalities[row], modality):
-            left[reason] += 1
-        elif (before := first.setdefault(name, row)) == row:
-            continue
-        elif other := [column for column, cells in said.items() if cells[row] != cells[before]]:
-            raise UsageError(f"{table.where(row, other[0])}: not that of line {table.lines[before]}, the same image.")
-        else:
-            left["repeated"] += 1
-    return list(first.values()), left
-
-
-def _why_no_image(path: Path, modality: str, wanted: str) -> str | None:
-    if wanted and modality and modality.lower() != wanted.lower():
-        return "other_modality"
-    if path.suffix.lower() not in IMAGE_SUFFIXES:
-        return "volume"
-    return None if os.path.isfile(path) else "missing"
-
-
-def _grouped(source: Path, findings: Sequence[str], classes: Sequence[str], other: str) -> list[str]:
-    """A label for each finding, as `covid` says it."""
-    parts = [[part.strip() for part in finding.split("/")] for finding in findings]
-    if not classes:
-        return ["" if each[-1].lower() in _UNKNOWN_FINDINGS else each[-1] for each in parts]
-    lowered = [{part.lower() for part in each} for each in parts]
-    for name in classes:
-        if not any(name.lower() in each for each in lowered):
-            seen = ", ".join(sorted({part for each in parts for part in each if part})[: 2 * _SHOWN])
-            raise UsageError(f"no image of {source} has the finding {name!r}; there are {seen}.")
-    otherwise = ["" if each & _UNKNOWN_FINDINGS else other for each in lowered]
-    return [
-        next((name for name in classes if name.lower() in each), rest)
-        for each, rest in zip(lowered, otherwise, strict=True)
-    ]

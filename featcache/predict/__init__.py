@@ -29,7 +29,7 @@ from featcache.manifest import Manifest
 from featcache.predict.predictions import Predictions
 from featcache.predict.predictor import Predictor, none_was_used
 from featcache.provenance import Json
-from featcache.runs import RUN_FILES
+from featcache.runs import RUN_FILES, Table
 from featcache.store import Store
 
 _SHOWN = 5
@@ -140,21 +140,33 @@ def predict(
         found, manifest = predictor.of_store(store), Manifest([], [], {}, store.path)
     else:
         assert images is not None
-        found, manifest = _of_images(predictor, output, images, keep, options), images
+        found, manifest = through_store(predictor, output, images, keep, options)[0], images
     header, rows = found.table()
     durable.write_csv(output, header, rows)
     _write_failures(output, found, manifest)
     if images is not None:  # what lies there otherwise is of a pass that may be running
-        _remove_partial(output)
+        remove_partial(output)
     kept = store.path if store is not None else keep
     notes = [*manifest.notes, *([found.overlap.note] if found.overlap and found.overlap.note else [])]
     seconds = time.perf_counter() - started
     return Predicted(predictor.path, output, found, manifest.skipped, kept, seconds, notes)
 
 
-def _of_images(
+def through_store(
     predictor: Predictor, output: Path, images: Manifest, keep: Path | None, options: dict[str, Any]
-) -> Predictions:
+) -> tuple[Predictions, Path]:
+    """Predicts images by way of a store of their vectors, from which the same call goes on after it was stopped.
+
+    Args:
+        predictor: the Run.
+        output: what is made of the predictions; the store is in `OUTPUT.partial/`, until `remove_partial`.
+        images: which.
+        keep: the store, where it stays.
+        options: as in `Predictor.of_images`.
+
+    Returns:
+        The predictions, and the path of the store.
+    """
     if not len(images):
         raise UsageError(f"found 0 images under {images.source}.")
     if keep is not None and keep.exists():
@@ -163,7 +175,7 @@ def _of_images(
     with in_our_words("writing", path):
         durable.make_folders(path.parent)
     with _failures_beside(output, path):
-        return predictor.of_images(images, path, **options)[0]
+        return predictor.of_images(images, path, **options)[0], path
 
 
 def _check_output(output: Path, others: Sequence[Path | None]) -> None:
@@ -211,7 +223,7 @@ def _partial(output: Path) -> Path:
     return output.with_name(f"{output.name}.partial")
 
 
-def _remove_partial(output: Path) -> None:
+def remove_partial(output: Path) -> None:
     """Takes away what the pass has left, but not what somebody else has put beside it."""
     folder = _partial(output)
     for path in folder.iterdir() if folder.is_dir() else ():
@@ -226,9 +238,14 @@ def _write_failures(output: Path, found: Predictions, images: Manifest) -> None:
     if not found.failures:
         path.unlink(missing_ok=True)
         return
+    durable.write_csv(path, *failures_table(found.failures, images))
+
+
+def failures_table(failures: Mapping[str, tuple[str, str]], images: Manifest) -> Table:
+    """The images that could not be used: where they are, and why."""
     file_of = dict(zip(images.image_ids, images.paths, strict=True))
-    rows = [[os.fspath(file_of.get(name, "")), *failure, name] for name, failure in found.failures.items()]
-    durable.write_csv(path, ["path", "code", "reason", "image_id"], rows)
+    rows = [[os.fspath(file_of.get(name, "")), *failure, name] for name, failure in failures.items()]
+    return ["path", "code", "reason", "image_id"], rows
 
 
 @contextmanager
@@ -241,5 +258,5 @@ def _failures_beside(output: Path, store_path: Path) -> Iterator[None]:
             raise
         listed, said = failures_path(store_path), failures_path(output)
         durable.write_bytes(said, listed.read_bytes())
-        _remove_partial(output)
+        remove_partial(output)
         raise FeatcacheError(str(error).replace(str(listed), str(said))) from error

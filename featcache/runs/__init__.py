@@ -7,6 +7,8 @@ without the store. Letters: n rows, d features, c classes.
     task        labels of rows, and what a split needs
     protocol    which rows are learnt from, which choose, which report
     identity    of which network and preprocessing the vectors are
+    subsets     what a head predicted for the rows of each subset
+    evaluation  the folder that keeps how well a Run did on a set from elsewhere
 """
 
 import csv
@@ -150,8 +152,12 @@ class Run:
         """
         path = Path(path)
         try:
-            record = json.loads((path / "run.json").read_text("utf-8"), parse_constant=_finite, parse_float=_finite)
+            record = json.loads((path / "run.json").read_text("utf-8"), parse_constant=finite, parse_float=finite)
         except FileNotFoundError as error:
+            if (path / "evaluation.json").is_file():
+                raise StoreNotFound(
+                    f"{path} is an evaluation of a Run, which can be reported and nothing else. Name the Run."
+                ) from error
             raise StoreNotFound(
                 f"there is no finished Run at {path}. Make one: featcache train-head STORE.h5"
             ) from error
@@ -341,7 +347,7 @@ class Run:
         return [dict(zip(header, row, strict=True)) for row in rows]
 
 
-def _finite(text: str) -> float:
+def finite(text: str) -> float:
     """A number of a record, in which there is no other than a finite one: JSON in Python reads more than it should."""
     value = float(text)
     if not math.isfinite(value):

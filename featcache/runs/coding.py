@@ -172,11 +172,16 @@ def findings_of(columns: Sequence[Texts], names: Sequence[str], rows: Texts, pat
     Raises:
         UsageError: another value, with its row; a finding that all or none of the images have.
     """
+    return _chosen_findings(Coded(values_of(columns, names, rows, path, how), list(names)), how)
+
+
+def values_of(columns: Sequence[Texts], names: Sequence[str], rows: Texts, path: object, how: Reading) -> Array:
+    """(n, c) of 1, 0 and NaN for unknown; arguments and errors as in `findings_of`, whatever the values are."""
     labels = np.empty((len(rows), len(columns)))
     for c, (name, texts) in enumerate(zip(names, columns, strict=True)):
         for row, text in enumerate(texts):
             labels[row, c] = _finding(text, how.uncertain, lambda i=row, n=name: f"{path}: {n} of {rows[i]}")
-    return _chosen_findings(Coded(labels, list(names)), how)
+    return labels
 
 
 def findings_in(texts: Texts, separator: str, how: Reading) -> Coded:

@@ -132,15 +132,21 @@ class Task:
             UsageError: no labels, one class only, a column or a key that is not there, a finding that is neither 1 nor
                 0, `positive` none of the classes.
         """
-        columns, notes = source.columns, list[str]()
-        texts = _joined(source, columns, target, notes) if target.file else _own(source, columns, target)
-        coded = _coded(source, [without_missing(column) for column in texts], target)
+        texts, notes = label_texts(source, target)
+        coded = _coded(source, texts, target)
         n_unknown = int((~cls._known(coded.labels)).sum()) - sum(coded.left_out.values())
         left_out = {**({"no label": n_unknown} if n_unknown else {}), **coded.left_out}
         positive, about = _positive(target.positive, coded)
         notes = [*about, *notes, *coded.notes]
         return cls(
-            source.image_ids, columns, source.content_sha256, coded.labels, coded.classes, positive, left_out, notes
+            source.image_ids,
+            source.columns,
+            source.content_sha256,
+            coded.labels,
+            coded.classes,
+            positive,
+            left_out,
+            notes,
         )
 
     @property
@@ -213,6 +219,15 @@ def _too_few(source: Rows, coded: coding.Coded, target: TargetSpec) -> str:
     )
 
 
+def finding_values(source: Rows, texts: Sequence[Sequence[str]], target: TargetSpec) -> Array:
+    """(n, c) of 1, 0 and NaN for unknown, from the texts of c columns.
+
+    Raises:
+        UsageError: a text that is none of these, with its image.
+    """
+    return coding.values_of(texts, target.columns, source.image_ids, target.file or source.path, target)
+
+
 def _positive(asked: str | None, coded: coding.Coded) -> tuple[int, list[str]]:
     """The number of the positive class, and what is said of it where it was not asked for."""
     classes, several = coded.classes, coded.labels.ndim == 2
@@ -227,6 +242,18 @@ def _positive(asked: str | None, coded: coding.Coded) -> tuple[int, list[str]]:
 
 
 # --- where the texts come from ----------------------------------------------------------------------------------------
+
+
+def label_texts(source: Rows, target: TargetSpec) -> tuple[list[list[str]], list[str]]:
+    """The texts of each label column in the order of the rows, empty where there is none; and notes on how they were
+    read, in full sentences.
+
+    Raises:
+        UsageError: a column or a key that is not there, one key with two labels.
+    """
+    columns, notes = source.columns, list[str]()
+    texts = _joined(source, columns, target, notes) if target.file else _own(source, columns, target)
+    return [without_missing(column) for column in texts], notes
 
 
 def _own(source: Rows, columns: dict[str, list[str]], target: TargetSpec) -> list[list[str]]:

@@ -26,11 +26,24 @@ _PERCENTILES = (2.5, 97.5)
 
 def majority(task: Task, train: Array, rows: Array) -> Numbers:
     """Always saying how common each class is among the training rows."""
+    known = np.isfinite(task.labels[train]).sum(axis=0) if task.has_findings else len(train)
+    return by_frequency(task, task.counts(train), known, rows)
+
+
+def by_frequency(task: Task, support: Array, known: Array | int, rows: Array) -> Numbers:
+    """Always saying how common each class is.
+
+    Args:
+        task: labels.
+        support: (c,) training rows of each class, or that have each finding.
+        known: of how many training rows; (c,) of findings.
+        rows: those that are scored.
+    """
     if task.has_findings:
-        share = np.nanmean(task.labels[train], axis=0).clip(1e-6, 1 - 1e-6)
+        share = (support / known).clip(1e-6, 1 - 1e-6)
         logits = np.log(share / (1 - share))
     else:
-        logits = np.log(np.maximum(task.counts(train), 1e-6) / len(train))
+        logits = np.log(np.maximum(support, 1e-6) / known)
     return _said(numbers(task, rows, np.tile(logits, (len(rows), 1))))
 
 

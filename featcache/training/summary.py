@@ -14,7 +14,7 @@ from scipy.special import expit
 
 from featcache import metrics, runs
 from featcache.heads import varied
-from featcache.runs import Table
+from featcache.runs import Table, subsets
 from featcache.runs.protocol import Protocol
 from featcache.runs.task import Task
 from featcache.training import selection
@@ -22,7 +22,7 @@ from featcache.training.selection import Candidate, numbers, spread
 
 Array = np.ndarray[Any, Any]
 
-TRAIN, VAL, TEST, OUTER = "train", "val", "test", "outer"
+TRAIN, VAL, TEST, OUTER, EXTERNAL = subsets.TRAIN, subsets.VAL, subsets.TEST, subsets.OUTER, subsets.EXTERNAL
 _COMPARED = {"auroc": "AUROC", "accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "loss": "loss"}
 _DECIDED = ("accuracy", "balanced_accuracy")  # by a threshold
 
@@ -35,7 +35,8 @@ class Said:
         task: labels.
         protocol: how the rows were divided.
         sides: by name (TRAIN, VAL, TEST, OUTER) the numbers of some rows and their (n, c) logits: VAL of rows by heads
-            that had not seen them; a TEST where there are such rows, an OUTER where folds lay around folds.
+            that had not seen them; a TEST where there are such rows, an OUTER where folds lay around folds. Or
+            EXTERNAL alone, of a set from elsewhere.
         temperature: of the logits; None for findings.
         threshold: the operating point, of two classes; None for none.
     """
@@ -57,7 +58,8 @@ class Said:
             found[side] = dict(self._at_half[side])
             if self.temperature is not None:
                 found[side]["calibrated"] = self._calibrated(rows, logits, self.temperature)
-        found[VAL]["chose"] = chose
+        if VAL in found:
+            found[VAL]["chose"] = chose
         return found
 
     def _calibrated(self, rows: Array, logits: Array, temperature: float) -> dict[str, Any]:
@@ -77,7 +79,7 @@ class Said:
 
     @cached_property
     def _at_point(self) -> dict[str, dict[str, Any]]:
-        return {side: self._numbers(side, self.threshold) for side in (VAL, TEST) if side in self.sides}
+        return {side: self._numbers(side, self.threshold) for side in (VAL, TEST, EXTERNAL) if side in self.sides}
 
     def _numbers(self, side: str, threshold: float | None) -> dict[str, Any]:
         """With intervals where the side was not learnt from."""
@@ -145,7 +147,7 @@ def tables(
         ranked: specs that were tried, best first.
         select: the number that ranked them.
     """
-    found: dict[str, Table] = {"predictions.csv": _predictions(said)}
+    found: dict[str, Table] = {"predictions.csv": predictions(said)}
     if history := _mean_history(histories):
         names = list(history[0])
         found["history.csv"] = (names, runs.rounded([[row[name] for name in names] for row in history]))
@@ -190,11 +192,11 @@ def _cell(value: Any) -> Any:
     return " ".join(map(str, value)) if isinstance(value, tuple) else value
 
 
-def _predictions(said: Said) -> Table:
+def predictions(said: Said) -> Table:
     """A line per row and side: image_id, split, fold, label, prediction, probability of each class or finding."""
     task, folds = said.task, said.protocol.folds
     fold_of = np.full(len(task.image_ids), "", dtype=object)
-    held = np.concatenate([each.held for each in folds])
+    held = np.concatenate([each.held for each in folds]) if folds else np.array([], dtype=np.int64)
     if len(folds) > 1 and len(np.unique(held)) == len(held):  # repeats have no one fold for a row
         for each in folds:
             fold_of[each.held] = str(each.number)

@@ -13,7 +13,7 @@ from featcache.fusion import Studies
 from featcache.fusion.spec import FusionSpec
 from featcache.fusion.writing import export_studies
 from featcache.manifest import Manifest
-from featcache.manifest.sources import covid
+from featcache.manifest.covid import covid
 from featcache.missing import is_missing
 from featcache.runs.protocol import SplitSpec
 from featcache.runs.task import TargetSpec, Task

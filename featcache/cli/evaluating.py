@@ -1,0 +1,212 @@
+"""The command that scores a Run on a labelled set from elsewhere: `evaluate`."""
+
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from featcache.cli.options import AllowOutside, Device, Json, LabelColumn, Labels, On, Timeout, weights_there
+from featcache.cli.results import SCORES, confusion_line, score
+from featcache.cli.showing import answer, console, escaped, plain_table, print_notes, tell_notes
+from featcache.cli.waiting import going_on
+from featcache.errors import EXIT_SOME_FAILED
+
+_MAX_SHOWN = 20  # subgroups of a column
+_PER_CLASS = ("auroc", "auprc", "precision", "recall", "specificity", "f1")
+_PER_SUBGROUP = ("auroc", "accuracy", "recall", "specificity")
+
+
+def evaluate_command(
+    run: Annotated[Path, typer.Argument(help="The folder of a Run, or a bundle, MODEL.fcb.zip.")],
+    images: Annotated[
+        Path, typer.Argument(help="Labelled images: a folder of classes, a CSV with a column path, or a STORE.h5.")
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Folder to write. Default: runs/RUN-on-IMAGES.")
+    ] = None,
+    labels: Labels = None,
+    label_column: LabelColumn = None,
+    on: On = "image_id",
+    class_map: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--map",
+            metavar="LABEL=CLASS",
+            help="A label that is a class of the Run under another name.",
+            rich_help_panel="Labels",
+        ),
+    ] = None,
+    by: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Numbers by the values of this column; folder is that of the names.", rich_help_panel="Report"
+        ),
+    ] = None,
+    group_by: Annotated[
+        str | None,
+        typer.Option(show_default="group", help="Column of patients, for intervals.", rich_help_panel="Report"),
+    ] = None,
+    with_training_images: Annotated[
+        bool, typer.Option("--with-training-images", help="Score images too that the Run learnt from.")
+    ] = False,
+    keep: Annotated[Path | None, typer.Option(help="A store in which the vectors of the images stay.")] = None,
+    weights: Annotated[
+        str | None, typer.Option(callback=weights_there, help="Of the backbone, where the store had them from a file.")
+    ] = None,
+    allow_outside: AllowOutside = False,
+    first_frame: Annotated[
+        bool, typer.Option(help="Take the first frame of several.", rich_help_panel="Images")
+    ] = False,
+    max_pixels: Annotated[
+        int | None, typer.Option(show_default="89478485", help="Per image.", rich_help_panel="Images")
+    ] = None,
+    strict: Annotated[bool, typer.Option(help="Stop at the first bad image.", rich_help_panel="Images")] = False,
+    precision: Annotated[
+        str | None,
+        typer.Option(show_default="that of the Run", help="float32, bfloat16; tf32, float16 on a GPU."),
+    ] = None,
+    timeout: Timeout = None,
+    workers: Annotated[int | None, typer.Option(min=1, max=256, help="Decoders.", rich_help_panel="Machine")] = None,
+    compile: Annotated[  # noqa: A002
+        str, typer.Option(help="auto, on or off: compile the network first.", rich_help_panel="Machine")
+    ] = "auto",
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Score a Run on labelled images from elsewhere: all numbers with intervals, by class and by subgroup."""
+    from featcache.evaluate import evaluate, pairs_of
+    from featcache.evaluate.sets import opened as opened_set
+    from featcache.images.workers import TIMEOUT_S
+    from featcache.manifest import Manifest
+    from featcache.predict.predictor import load_run
+
+    with ExitStack() as files:
+        on_progress, on_note = files.enter_context(going_on("evaluating"))
+        predictor = files.enter_context(load_run(run, weights=weights, device=device, precision=precision))
+        given = opened_set(images, files, allow_outside)
+        tell_notes(given if isinstance(given, Manifest) else None, on_note)
+        done = evaluate(
+            predictor,
+            given,
+            output,
+            labels=labels,
+            label_columns=label_column or (),
+            on=on,
+            class_map=pairs_of(class_map or (), predictor.classes),
+            by=by or (),
+            group_by=group_by,
+            with_training_images=with_training_images,
+            keep=keep,
+            first_frame=first_frame,
+            max_pixels=max_pixels,
+            strict=strict,
+            timeout_s=timeout or TIMEOUT_S,
+            n_workers=workers,
+            compile=compile,
+            on_progress=on_progress,
+            on_note=on_note,
+        )
+    if as_json:
+        answer(done.as_json())
+    _print_evaluation(console(as_json), done)
+    if done.record["set"]["failed"]:
+        raise typer.Exit(EXIT_SOME_FAILED)
+
+
+# --- what is printed --------------------------------------------------------------------------------------------------
+
+
+def _print_evaluation(people: Console, done: Any) -> None:
+    record = done.record
+    for table in (_score_table(done), _class_table(done), *_subgroup_tables(done)):
+        people.print(table)
+    for line in (*_confusions(done), *_about_others(record)):
+        people.print(line, highlight=False)
+    print_notes(people, done.notes)
+    people.print(_counts(done), highlight=False)
+
+
+def _score_table(done: Any) -> Table:
+    """A line per number: at 0.5 or of the most probable class, and at the operating point."""
+    record, point = done.record, done.record["operating_point"]
+    columns = [(f"external ({done.metrics['n']:,})", done.metrics)]
+    if point:
+        columns.append((f"at p ≥ {point['threshold']:.3f}\n(operating point)", point["external"]))
+    table = plain_table("", *(title for title, _ in columns))
+    for name in SCORES:
+        table.add_row(name.replace("_", " "), *(score(scores, name) for _, scores in columns))
+    if calibrated := done.metrics.get("calibrated"):
+        values = ", ".join(f"{name} {calibrated[name]:.3f}" for name in ("loss", "brier", "ece"))
+        table.caption = f"divided by the Run's temperature, {record['temperature']:.3f}: {values}"
+    return table
+
+
+def _class_table(done: Any) -> Table:
+    """A line per class or finding, each against the rest."""
+    record, scores = done.record, done.metrics
+    if "per_class" not in scores:
+        return _two_classes(record, (record["operating_point"] or {}).get("external", scores)["confusion"])
+    is_multi_label = record["task"] == "findings"
+    table = plain_table("finding" if is_multi_label else "class", *(["known", "present"] if is_multi_label else ["n"]),
+                        *(name.replace("_", " ") for name in _PER_CLASS))  # fmt: skip
+    for name, each in zip(record["classes"], scores["per_class"], strict=True):
+        counts = [f"{each[of]:,}" for of in (("n", "support") if is_multi_label else ("support",))]
+        table.add_row(escaped(name), *counts, *(score(each, of) for of in _PER_CLASS))
+    return table
+
+
+def _two_classes(record: Any, matrix: list[list[int]]) -> Table:
+    """How much of each class is found, and how often its name is right, where is decided."""
+    table = plain_table("class", "n", "recall", "precision")
+    for c, name in enumerate(record["classes"]):
+        n, n_called = sum(matrix[c]), sum(row[c] for row in matrix)
+        shares = [f"{matrix[c][c] / of:.3f}" if of else "–" for of in (n, n_called)]
+        table.add_row(escaped(name), f"{n:,}", *shares)
+    point = record["operating_point"]
+    at = f"p ≥ {point['threshold']:.3f}" if point else "p ≥ 0.5"
+    table.caption = f"positive class: {escaped(record['positive'])}, predicted from {at} on"
+    return table
+
+
+def _subgroup_tables(done: Any) -> Iterator[Table]:
+    for column, members in done.record["subgroups"].items():
+        table = plain_table(escaped(column), "n", *(name.replace("_", " ") for name in _PER_SUBGROUP), "")
+        for member in members[:_MAX_SHOWN]:
+            scores = member["at_operating_point"] or member["metrics"]
+            numbers = [score(member["metrics"] if name == "auroc" else scores, name) for name in _PER_SUBGROUP]
+            name = escaped(member["value"]) or "(empty)"
+            table.add_row(name, f"{member['n']:,}", *numbers, escaped(" ".join(member["reasons"])))
+        if len(members) > _MAX_SHOWN:
+            table.caption = f"the {_MAX_SHOWN} largest of {len(members):,}; all are in subgroups.csv"
+        yield table
+
+
+def _confusions(done: Any) -> Iterator[str]:
+    classes, point = done.record["classes"], done.record["operating_point"]
+    if "confusion" in done.metrics:
+        yield f"external: {confusion_line(classes, done.metrics['confusion'])}"
+    if point:
+        yield f"external at p ≥ {point['threshold']:.3f}: {confusion_line(classes, point['external']['confusion'])}"
+
+
+def _about_others(record: Any) -> Iterator[str]:
+    """What the numbers are beside: a guess, and the Run's own rows."""
+    majority = record["baselines"]["majority"]
+    values = ", ".join(f"{name} {score(majority, name)}" for name in ("auroc", "accuracy") if majority.get(name))
+    yield f"to compare: always the most frequent class: {values}"
+
+
+def _counts(done: Any) -> str:
+    about = done.record["set"]
+    left_out = ", ".join(f"{n:,} with {escaped(reason)}" for reason, n in done.record["left_out"].items())
+    skipped = ", ".join(f"{n} {reason}" for reason, n in about["skipped"].items())
+    failed = f", see {escaped(done.path / 'failures.csv')}" if about["failed"] else ""
+    return (
+        f"[bold]{escaped(done.path)}[/]: found {about['found']:,} = scored {about['scored']:,} + left out "
+        f"{sum(done.record['left_out'].values()):,}{f' ({left_out})' if left_out else ''} + failed {about['failed']:,}"
+        f"{failed}{f'; skipped {skipped}' if skipped else ''}; in {done.record['seconds']:.1f} s"
+    )
