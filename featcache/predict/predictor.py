@@ -22,7 +22,7 @@ from PIL import Image
 from featcache.embed import embed
 from featcache.embed.filling import stored
 from featcache.embed.output import Embedded, failures_path
-from featcache.errors import FeatcacheError, IdentityMismatch, ImageError, UsageError
+from featcache.errors import CorruptStore, FeatcacheError, IdentityMismatch, ImageError, UsageError
 from featcache.heads import vectors
 from featcache.images import DecodeSpec, augment, check_size
 from featcache.manifest import Manifest
