@@ -1,5 +1,6 @@
 """Shared material: small image folders, a tiny real network, and where the real data is."""
 
+import json
 import os
 import shutil
 import signal
@@ -151,6 +152,15 @@ def save_others(weights: Path | str, path: Path) -> None:
     state = safetensors.torch.load_file(weights)
     first = next(iter(state))
     safetensors.torch.save_file({**state, first: state[first] + 1}, path)
+
+
+def moved_away(run: Path, folder: Path) -> Path:
+    """A copy of a Run whose weights have been in a file that is nowhere any more."""
+    shutil.copytree(run, folder / "away")
+    record = json.loads((folder / "away" / "run.json").read_text("utf-8"))
+    record["store"]["weights_file"] = "/away/gone.safetensors"
+    (folder / "away" / "run.json").write_text(json.dumps(record), "utf-8")
+    return folder / "away"
 
 
 @pytest.fixture(scope="session")

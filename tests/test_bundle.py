@@ -29,7 +29,7 @@ from featcache.runs import Run
 from featcache.runs.task import TargetSpec
 from featcache.store import Store
 from featcache.training import train_head
-from tests.conftest import save_others
+from tests.conftest import moved_away, save_others
 from tests.test_cli import Done, featcache
 
 
@@ -152,8 +152,10 @@ def test_without_its_backbone_a_bundle_needs_the_weights_as_the_run_does(
     done = bundle(Run.open(phase_one / "linear"), tmp_path / "m.fcb.zip", with_backbone=False)
     assert not done.has_backbone
     assert done.members["head.safetensors"] > 0
-    with pytest.raises(UsageError, match=r"m\.fcb\.zip came from a file: name it with --weights FILE"):
-        load_run(tmp_path / "m.fcb.zip").predict(some(phase_one))
+    away = moved_away(phase_one / "linear", tmp_path)
+    bundle(Run.open(away), tmp_path / "away.fcb.zip", with_backbone=False)
+    with pytest.raises(UsageError, match=r"away\.fcb\.zip came from a file .* Name it with the parameter weights"):
+        load_run(tmp_path / "away.fcb.zip").predict(some(phase_one))
     found = load_run(tmp_path / "m.fcb.zip", weights=weights, device="cpu").predict(some(phase_one))
     assert np.isfinite(found.probabilities).all()
     with Store.open(phase_one / "tail.h5") as store:  # for which no network is needed
@@ -166,8 +168,8 @@ def test_weights_that_are_not_the_runs_are_not_given_away(phase_one: Path, weigh
     with pytest.raises(IdentityMismatch, match=r"weights_sha256"):
         bundle(run, tmp_path / "m.fcb.zip", weights=str(tmp_path / "other.safetensors"))
     with pytest.raises(UsageError, match="came from a file"):
-        bundle(run, tmp_path / "m.fcb.zip")
-    assert [path.name for path in tmp_path.iterdir()] == ["other.safetensors"]
+        bundle(Run.open(moved_away(phase_one / "linear", tmp_path)), tmp_path / "m.fcb.zip")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["away", "other.safetensors"]
 
 
 def test_neighbours_are_given_away_with_a_word_of_warning(phase_one: Path, tmp_path: Path) -> None:
@@ -202,7 +204,7 @@ def test_bundle_and_predict_answer_scripts(phase_one: Path, weights: str, tmp_pa
     ("arguments", "code", "message"),
     [
         (("linear", "-o", "m.fcb"), 2, "-o m.fcb: give the name of a file that ends with .fcb.zip"),
-        (("linear", "-o", "m.fcb.zip"), 2, "came from a file: name it with --weights FILE"),
+        (("linear", "-o", "m.fcb.zip", "--weights", "no.pth"), 2, "--weights no.pth: no such file"),
         (("nowhere", "-o", "m.fcb.zip"), 10, "there is no finished Run at nowhere"),
         (("linear", "-o", "/proc/none/m.fcb.zip", "--without-backbone"), 74, "writing /proc/none/m.fcb.zip: no such"),
     ],

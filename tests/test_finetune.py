@@ -32,7 +32,7 @@ from featcache.runs.protocol import SplitSpec
 from featcache.runs.task import TargetSpec
 from featcache.store import Store
 from featcache.training import ReportSpec, train_head
-from tests.conftest import NET, begin_phase_two
+from tests.conftest import NET, begin_phase_two, moved_away
 from tests.test_tuning import Bench
 from tests.test_tuning import run as train
 
@@ -598,8 +598,13 @@ def test_an_image_that_changes_while_it_is_learnt_from_is_seen(
 
 def test_other_weights_and_other_stores_are_refused(phase_one: Path, tmp_path: Path) -> None:
     run = Run.open(phase_one / "linear")
-    with pytest.raises(UsageError, match=r"came from a file: name it with --weights FILE \(their sha256"):
-        tuned(phase_one, recipe(), tmp_path / "run", weights=None)
+    with pytest.raises(UsageError, match=r"came from a file .*away/gone.safetensors.*\. Name it with the parameter"):
+        fine_tune(
+            Run.open(moved_away(phase_one / "linear", tmp_path)),
+            recipe(),
+            tmp_path / "run",
+            images=Manifest.read(phase_one / "images"),
+        )
     with pytest.raises(IdentityMismatch, match=r"backbone\.weights_sha256"):
         tuned(phase_one, recipe(), tmp_path / "run", weights="random:0")
     manifest = Manifest.read(phase_one / "images")

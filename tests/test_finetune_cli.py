@@ -137,7 +137,6 @@ MISTAKES: list[tuple[tuple[object, ...], int, str]] = [
     ((*RUN, *WEIGHTS), 2, "fine-tune needs the images of the Run (--images), or a store of them (--from-cache)."),
     ((*RUN, *CACHE, "--images", "images"), 2, "needs the images of the Run (--images), or a store of them"),
     ((*RUN, "--images", "images", "--views"), 2, "--views are those of a store: give it with --from-cache."),
-    ((*RUN, *CACHE), 2, "came from a file: name it with --weights FILE"),
     ((*RUN, *CACHE, "--weights", "random:0"), 12, "backbone.weights_sha256"),
     ((*RUN, *CACHE, "--weights", "gone.pth"), 2, "--weights gone.pth: no such file"),
     ((*RUN, *CACHE, "--weights", "images"), 2, "--weights images: no such file"),

@@ -32,7 +32,7 @@ from featcache.runs.protocol import SplitSpec
 from featcache.runs.task import TargetSpec
 from featcache.store import EMBEDDED, FAILED, Part, PartFolder, Store, publish
 from featcache.training import ReportSpec, train_head
-from tests.conftest import NET, SMALL, draw, make_store, save_others, shared, two_clouds
+from tests.conftest import NET, SMALL, draw, make_store, moved_away, save_others, shared, two_clouds
 from tests.test_cli import Done, featcache
 from tests.test_training import THREE_FINDINGS, findings
 
@@ -316,14 +316,17 @@ def test_a_run_with_a_network_of_its_own_needs_no_weights(
 
 
 def test_weights_from_a_file_have_to_be_named_and_to_be_the_ones(phase_one: Path, weights: str, tmp_path: Path) -> None:
-    done = featcache("predict", "linear", "images", "-o", tmp_path / "p.csv", cwd=phase_one)
-    check_refused(done, 2, "the weights of linear came from a file: name it with --weights FILE (their sha256")
+    away = moved_away(phase_one / "linear", tmp_path)
+    done = featcache("predict", away, phase_one / "images", "-o", tmp_path / "p.csv", cwd=tmp_path)
+    check_refused(
+        done, 2, f"the weights of {away} came from a file that is not there any more (looked for /away/gone.s"
+    )
     save_others(weights, tmp_path / "other.safetensors")
     command = ("predict", "linear", "images", "--weights", tmp_path / "other.safetensors", "-o", tmp_path / "p.csv")
     done = featcache(*command, cwd=phase_one)
     check_refused(done, 12, "backbone.weights_sha256:")
     assert "0 of" not in done.stderr
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["other.safetensors", "p.csv.partial"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["away", "other.safetensors", "p.csv.partial"]
 
 
 def test_libraries_that_make_other_pixels_are_refused(phase_one: Path, weights: str, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ field by field. Until a network is loaded, neither torch nor timm is imported. K
 """
 
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featcache.errors import IdentityMismatch, UsageError
@@ -29,7 +30,7 @@ def request_of(run: Run, weights: str | None = None, taps: tuple[str, ...] = (PO
         taps: of the network.
 
     Raises:
-        UsageError: the weights came from a file, and it is not named.
+        UsageError: the weights came from a file that is not named, and not where it was.
         CorruptStore: the record does not say it.
     """
     held = identity_of(run)
@@ -75,7 +76,7 @@ def backbone_of(
         request = replace(request, backbone=replace(request.backbone, precision=precision))
     backbone = backbones.load(request.backbone, device)
     own = backbone.identity(request.decode, request.dtype, request.views)
-    check(run, differences(run, own, any_precision=precision is not None))
+    check(run, differences(run, own, any_precision=precision is not None), weights)
     return backbone, request
 
 
@@ -91,13 +92,21 @@ def packed(backbone: "Backbone") -> bytes:
     return safetensors.torch.save(state, metadata)
 
 
-def check(run: Run, lines: list[str]) -> None:
-    """Raises IdentityMismatch, where there are differences between a Run's network or preprocessing and another."""
+def check(run: Run, lines: list[str], weights: str | None) -> None:
+    """Raises IdentityMismatch, where there are differences between a Run's network or preprocessing and another.
+
+    Args:
+        run: of any training.
+        lines: the differences.
+        weights: where the backbone's weights are; None for where the Run has, or its store had them from.
+    """
     if lines:
+        path = weights or _weights_of(run)
+        read = f" The weights were read from {path}." if path else ""
         listed = "\n  ".join(lines)
         raise IdentityMismatch(
             f"the vectors of {run.path} come from another network or preprocessing than there is here:\n  {listed}\n"
-            f"Give its weights with --weights, or embed again and train a head on that."
+            f"Name the Run's own weights with the parameter weights, or embed again and train a head on that.{read}"
         )
 
 
@@ -107,9 +116,29 @@ def _weights_of(run: Run) -> str | None:
         return str(own)
     source = run.record["store"].get("weights")
     if source in ("file", "run"):
-        digest = run.record["store"]["identity"]["backbone"]["weights_sha256"]
-        raise UsageError(
-            f"the weights of {run.path} came from a file: name it with --weights FILE (their sha256, as featcache info "
-            f'tells it, is {digest[:12]}…); in Python with weights="FILE".'
-        )
+        return _remembered(run)
     return source if source and source.startswith("random:") else None
+
+
+def _remembered(run: Run) -> str:
+    """The file that the Run's store had its weights from, where it was, or one of its name in the working folder or
+    beside the Run. Whether they are the same weights, is seen when they are loaded.
+
+    Raises:
+        UsageError: it is nowhere there, or not remembered.
+    """
+    remembered = run.record["store"].get("weights_file")
+    places = _places(run, remembered) if isinstance(remembered, str) else []
+    if (path := next((place for place in places if place.is_file()), None)) is not None:
+        return str(path)
+    digest = run.record["store"]["identity"]["backbone"]["weights_sha256"]
+    looked = f" that is not there any more (looked for {', '.join(map(str, places))})" if places else ""
+    raise UsageError(
+        f"the weights of {run.path} came from a file{looked}. Name it with the parameter weights; the sha256 of its "
+        f"weights, as featcache info shows it, is {digest[:12]}…."
+    )
+
+
+def _places(run: Run, remembered: str) -> list[Path]:
+    path = Path(remembered)
+    return list(dict.fromkeys((path, Path.cwd() / path.name, run.path.parent.absolute() / path.name)))

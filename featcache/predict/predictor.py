@@ -256,7 +256,9 @@ class Predictor:
     def _check(self, identity: Json) -> None:
         """Raises IdentityMismatch for a network that is not the Run's, before it computes anything."""
         views, freely = self.model.average_views, self._precision is not None
-        origin.check(self.run, differences(self.run, identity, average_views=views, any_precision=freely))
+        origin.check(
+            self.run, differences(self.run, identity, average_views=views, any_precision=freely), self._weights
+        )
 
     @cached_property
     def _network(self) -> tuple["Backbone", Request, "Forward"]:

@@ -136,7 +136,7 @@ def _record(c: int, has_findings: bool) -> Rule:
     scores = _scores(c, has_findings)
     split = _fields({"seed": _COUNT, "group_by": _or_none(_TEXT)})
     asked = _fields({"split": split, "average_views": _BOOL}, {"refit_all": _BOOL})
-    store = _fields({"name": _TEXT, "identity": _ANY_DICT}, {"weights": _or_none(_TEXT)})
+    store = _fields({"name": _TEXT, "identity": _ANY_DICT}, {"weights": _or_none(_TEXT), "weights_file": _TEXT})
     must = {
         "asked": asked,
         "head": _fields({"kind": _TEXT}),

@@ -142,7 +142,12 @@ def train_head(
         "left_out": protocol.left_out,
         "feature_rms": bench.rms(made.final.fit) if spec.kind != "knn" else None,
         "images_sha256": images["sha256"],
-        "store": {"name": store.path.name, "identity": store.identity, "weights": store.weights_source},
+        "store": {
+            "name": store.path.name,
+            "identity": store.identity,
+            "weights": store.weights_source,
+            **({"weights_file": store.weights_file} if store.weights_file else {}),
+        },
         "environment": environment(device),
         "seconds": round(time.perf_counter() - started, 3),
     }
