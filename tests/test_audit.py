@@ -397,8 +397,8 @@ def test_headers_of_the_images_are_variables_where_they_are_given(pictured: tupl
     assert width.classes == ["40", "50"]
     assert width.from_vectors is not None
     assert width.to_label is not None
-    assert width.from_vectors.low > 0.9
-    assert width.to_label.low == 1.0
+    assert width.from_vectors.low > 0.8
+    assert width.to_label.low > 0.8
     assert found.left_out["image height"] == found.left_out["bit depth"] == "the same everywhere"
 
 
@@ -491,7 +491,7 @@ def test_audit_answers_scripts_with_one_json_object(pictured: tuple[Path, Path],
     assert done.returncode == 0
     assert (answer["rows"], answer["chance"], answer["tables"]) == (60, 0.5, "out")
     assert answer["confounds"][0]["name"] == "image width"
-    assert answer["confounds"][0]["from_vectors"]["low"] > 0.9
+    assert answer["confounds"][0]["from_vectors"]["low"] > 0.8
     (tmp_path / "out" / "audit.json").write_text("mine")
     done = featcache("audit", pictured[0], "-o", "out", cwd=tmp_path)
     assert done.returncode == 2

@@ -36,7 +36,7 @@ PARTS = {  # of the packages, each after those it uses; "." is the package's own
     "heads": ". stacks modules vectors objective pace wide fits fitting scoring solvers",
     "images": "containers dicom files specs depths decoding . headers augment probe seen workers",
     "manifest": "tables housekeeping listing companions layout . sources covid checking",
-    "metrics": "calibration . intervals",
+    "metrics": "calibration . estimates intervals",
     "predict": "origin overlap predictions portable bundle predictor .",
     "report": "checking subject pictures evidence blocks drawing page tables comparison sources mapping gallery "
               "deciding .",

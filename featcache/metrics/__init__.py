@@ -10,7 +10,8 @@ and never called counts as 0. A number that does not exist is None, never NaN. K
 made.
 
     calibration temperature and operating point
-    intervals   how far these numbers would move with other rows
+    estimates   one number of some rows, its standard error and its interval
+    intervals   how far all these numbers may be from the truth
 """
 
 from collections.abc import Iterable, Sequence

@@ -169,7 +169,7 @@ def _by(subject: Subject, column: str, values: Sequence[str]) -> list[Block]:
     slug = "".join(c if c.isascii() and c.isalnum() else "_" for c in column)[:40]
     csv = (["value", "n", "number", "estimate", "low", "high"], data)
     caption = f"By “{printable(column)}”, {CALLED[side]} rows"
-    note = f"In brackets 95 % bootstrap intervals.{at}{rest}"
+    note = f"In brackets 95 % intervals.{at}{rest}"
     found: list[Block] = [Table(f"{subject.slug}-by-{slug}", caption, header, rows, note, data=csv)]
     if len(estimates) > 1:
         found.append(Abreast([_group_figure(subject, column, slug, estimates)]))

@@ -248,7 +248,7 @@ def scores(subject: Subject) -> list[Block]:
             low, high = each.get("intervals", {}).get(name, ("", ""))
             value = each.get(name)
             data.append([side, "operating point" if at else 0.5, name, "" if value is None else value, low, high])
-    note = f"{_averages(subject)} In brackets 95 % bootstrap intervals, of rows that were not learnt from."
+    note = f"{_averages(subject)} In brackets 95 % intervals, of rows that were not learnt from."
     csv = (["side", "called_from", "number", "value", "low", "high"], data)
     table = Table(f"{subject.slug}-scores-by-side", "Numbers by side", header, rows, note, data=csv)
     return [table, Words(_worth(subject))]

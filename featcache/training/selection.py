@@ -43,12 +43,12 @@ def numbers(task: Task, rows: Array, logits: Array, threshold: float | None = No
 def spread(
     task: Task, protocol: Protocol, rows: Array, logits: Array, threshold: float | None = None
 ) -> dict[str, list[float]]:
-    """95 % bootstrap intervals of `numbers`, whole groups drawn."""
+    """95 % intervals of `numbers`; rows of one group are one witness."""
     groups = protocol.groups[rows]
     if task.has_findings:
-        found = intervals.bootstrap_findings(task.labels[rows], logits, groups=groups)
+        found = intervals.evaluate_findings(task.labels[rows], logits, groups=groups)
     else:
-        found = intervals.bootstrap(task.labels[rows], logits, task.positive, threshold=threshold, groups=groups)
+        found = intervals.evaluate(task.labels[rows], logits, task.positive, threshold=threshold, groups=groups)
     return {name: [float(low), float(high)] for name, (low, high) in found.items()}
 
 
@@ -60,8 +60,8 @@ def change(
     after: Array,
     thresholds: tuple[float | None, float | None] = (None, None),
 ) -> dict[str, list[float]]:
-    """What `after` has above `before` on the same rows: [difference, low, high] of each of `intervals.COMPARED`, whole
-    groups drawn.
+    """What `after` has above `before` on the same rows: [difference, low, high] of each of `intervals.COMPARED`; rows
+    of one group are one witness.
 
     Args:
         task: labels.
