@@ -400,3 +400,34 @@ def test_a_csv_that_is_not_utf8_names_line_and_byte(tmp_path: Path) -> None:
     path.write_bytes(b'path,label\n1.png,a\n2.png,"b\n')
     with pytest.raises(UsageError, match="line 3: not a CSV"):
         Manifest.read(path)
+
+
+# --- what it prints as ------------------------------------------------------------------------------------------------
+
+
+def test_a_manifest_prints_as_one_screen(tmp_path: Path) -> None:
+    touch(tmp_path, "Training/covid/p1-1.png", "Training/normal/p2-1.png", "Testing/covid/p3-1.png", "Thumbs.db")
+    touch(tmp_path, "Testing/normal/p4-1.png", "Testing/normal/p4-2.png", ".DS_Store", "1.txt")
+    os.symlink("/etc/hostname", tmp_path / "Testing" / "normal" / "far-1.png")
+    outside = "leads out of the folder (allow it with --allow-outside)"
+    assert repr(Manifest.read(tmp_path, r"/(p\d+)-")).splitlines() == [
+        f"Manifest of {tmp_path}: 6 images",
+        "  split: test 4, train 2",
+        "  label: covid 2, normal 4",
+        "  group: Testing/normal/far-1.png 1, p1 1, p2 1, p3 1, p4 2",
+        "  skipped: 2 system files, 1 not an image name",
+        f"  refused: 1, for example Testing/normal/far-1.png, which {outside}",
+        "  note: Folders were read as subsets: Training as train, Testing as test.",
+    ]
+
+
+def test_a_large_manifest_prints_as_one_screen_too(tmp_path: Path) -> None:
+    """Whatever a CSV brings: many classes, long texts, columns with names of lines."""
+    columns = {f"column {i}\nof {'x' * 500}": [f"{n} " + "text " * 100 for n in range(300)] for i in range(40)}
+    labels = [f"class {n}" for n in range(300)]
+    manifest = Manifest(labels, [tmp_path / f"{n}.png" for n in range(300)], {"label": labels, **columns}, tmp_path)
+    lines = repr(manifest).splitlines()
+    assert lines[1] == "  label: 300 values"
+    assert lines[-1] == "  and 33 more columns"
+    assert len(lines) == 10
+    assert max(map(len, lines)) < 120

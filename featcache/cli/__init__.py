@@ -80,6 +80,7 @@ app.command("report")(report_command)
 
 def main() -> None:
     """Entry point: an error of ours is one line on stderr and its exit code, never a traceback."""
+    _restart_in_utf8()
     # Threads that spin while they wait take the cores from whatever else runs: a sweep beside two busy processes took
     # 8.6 s, and 3.3 s with threads that sleep. Read by libgomp when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -96,6 +97,16 @@ def main() -> None:
         raise
     except OSError as error:  # paths too long, and whatever else only the operating system knows
         _fail(from_os_error(error, "using", Path(str(error.filename or "a file"))))
+
+
+def _restart_in_utf8() -> None:
+    """Names are UTF-8 whatever the locale. Python decides that before it runs a line, so it is started once more; the
+    terminal is written to in its own encoding all the same."""
+    if sys.getfilesystemencoding() == "utf-8" or "utf8" in sys._xoptions or not sys.executable:
+        return
+    os.environ["PYTHONUTF8"] = "1"  # for the processes that decode
+    os.environ.setdefault("PYTHONIOENCODING", sys.stdout.encoding)
+    os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])  # noqa: S606  # ourselves
 
 
 def _fail(error: FeatcacheError) -> NoReturn:

@@ -17,7 +17,8 @@ skipped and counted by reason, never silently.
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -29,15 +30,17 @@ from featcache.manifest.layout import read_layout
 from featcache.manifest.listing import COMPANION, IMAGE_SUFFIXES, Listing, in_words, is_image, list_images
 from featcache.manifest.tables import Table
 from featcache.missing import is_missing, is_prose, without_missing
-from featcache.names import is_utf8
+from featcache.names import from_system, is_utf8, printable, to_system
 from featcache.splits import split_name
 
 _RESERVED = frozenset({"image_id", "path"})
+_SHOWN_FIRST = {name: place for place, name in enumerate(("split", "label", "group"))}
+_MOST_LINES, _MOST_VALUES, _MOST_LETTERS = 8, 8, 40  # of what a manifest prints as
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Manifest:
-    """A table of n images. Column values are text; an empty text is a missing value."""
+    """A table of n images. Column values are text; an empty text is a missing value. Prints as one screen."""
 
     image_ids: list[str]
     paths: list[Path]
@@ -51,6 +54,9 @@ class Manifest:
 
     def __len__(self) -> int:
         return len(self.image_ids)
+
+    def __repr__(self) -> str:
+        return "\n".join(printable(line) for line in _described(self))
 
     @property
     def ungrouped(self) -> list[str]:
@@ -119,7 +125,7 @@ def _from(source: Path, allow_outside: bool) -> Manifest:
     if source.is_file() and source.suffix.lower() == ".csv":
         return _from_csv(source)
     if source.is_file() and is_image(source):
-        return Manifest([source.name], [source], {}, source)
+        return Manifest([from_system(source.name)], [source], {}, source)
     suffixes = " ".join(sorted(IMAGE_SUFFIXES))
     raise UsageError(f"{source} is neither a folder nor a .csv file, and no image by its name ({suffixes}).")
 
@@ -151,9 +157,8 @@ def _about_folders(listing: Listing) -> Iterator[str]:
         are = "1 folder cannot" if len(names) == 1 else f"{len(names):,} folders cannot"
         yield f"{are} be listed, for example {min(names)}: what is in there is not among these images."
     if names := listing.links:
-        lead, them = (
-            ("1 link to a folder leads", "it") if len(names) == 1 else (f"{len(names):,} links to folders lead", "them")
-        )
+        lead = "1 link to a folder leads" if len(names) == 1 else f"{len(names):,} links to folders lead"
+        them = "it" if len(names) == 1 else "them"
         yield f"{lead} out of the given folder, for example {min(names)}: only allow_outside follows {them}."
 
 
@@ -179,7 +184,7 @@ def _from_csv(source: Path) -> Manifest:
     tables.first_line(source, image_ids, table.lines)
     implied = _RESERVED if "image_id" not in cells else {"image_id"}  # a path is kept where it is not the name
     columns = {name: values for name, values in cells.items() if name not in implied}
-    return Manifest(image_ids, [source.parent / path for path in cells["path"]], columns, source)
+    return Manifest(image_ids, [source.parent / to_system(path) for path in cells["path"]], columns, source)
 
 
 def name_of(path: str) -> str:
@@ -233,6 +238,41 @@ def _check_readable(path: Path, cells: dict[str, list[str]]) -> None:
                 raise UsageError(f"{where}: {value!r} would be read as another text (blanks at an end?). Rename it.")
             if not is_utf8(value):
                 raise UsageError(f"{where}: {value!r} is not UTF-8, as a CSV has to be. Rename it.")
+
+
+# --- what it prints as ------------------------------------------------------------------------------------------------
+
+
+def _described(manifest: Manifest) -> Iterator[str]:
+    """Lines of limited number and length: counts of each column, what is not among the images, notes."""
+    yield f"Manifest of {manifest.source}: {len(manifest):,} {'image' if len(manifest) == 1 else 'images'}"
+    for name in sorted(manifest.columns, key=lambda name: _SHOWN_FIRST.get(name, len(_SHOWN_FIRST)))[:_MOST_LINES]:
+        yield f"  {name[:_MOST_LETTERS]}: {_column_in_words(manifest.columns[name])}"
+    if (n_more := len(manifest.columns) - _MOST_LINES) > 0:
+        yield f"  and {n_more:,} more columns"
+    for title, text in (("skipped", in_words(manifest.skipped)), ("refused", _refused_in_words(manifest.refused))):
+        if text:
+            yield f"  {title}: {text}"
+    yield from (f"  note: {note}" for note in manifest.notes[:_MOST_LINES])
+    if (n_more := len(manifest.notes) - _MOST_LINES) > 0:
+        yield f"  and {n_more:,} more notes"
+
+
+def _column_in_words(values: Sequence[str]) -> str:
+    """How often each value is there, or how many values there are."""
+    counts = Counter(value for value in values if value)
+    n_missing = len(values) - counts.total()
+    missing = [f"{n_missing:,} missing"] if n_missing else []
+    if len(counts) <= _MOST_VALUES and all(len(value) <= _MOST_LETTERS for value in counts):
+        return ", ".join([*(f"{value} {n:,}" for value, n in sorted(counts.items())), *missing])
+    return ", ".join([f"{len(counts):,} values", *missing])
+
+
+def _refused_in_words(refused: Mapping[str, str]) -> str:
+    if not refused:
+        return ""
+    name, reason = next(iter(refused.items()))
+    return f"{len(refused):,}, for example {name}, which {reason}"
 
 
 # --- both -------------------------------------------------------------------------------------------------------------

@@ -77,7 +77,8 @@ def list_images(root: Path, follow_links: bool = False) -> Listing:
 
 def in_words(skipped: Mapping[str, int]) -> str:
     """`3 system files, 1 link to a folder`; empty where nothing was skipped."""
-    return ", ".join(f"{n:,} {_SEVERAL.get(reason, reason) if n != 1 else reason}" for reason, n in skipped.items())
+    rows = sorted(skipped.items(), key=lambda row: (-row[1], row[0]))
+    return ", ".join(f"{n:,} {_SEVERAL.get(reason, reason) if n != 1 else reason}" for reason, n in rows)
 
 
 def is_image(path: Path) -> bool:
