@@ -4,6 +4,8 @@ PYTHON ?= $(firstword $(foreach p,python3 python3.13 python3.12 python3.11,$(she
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+LOWEST := .venv-lowest
+TESTERS := "hypothesis>=6.100" "pandas>=2.2" "pytest>=8.2" "pytest-xdist>=3.6"
 # A process of tests per core, but not more than memory has room for: each loads torch.
 ABREAST := -n auto --maxprocesses 4 --dist worksteal
 
@@ -12,13 +14,19 @@ unexport PYTHONDONTWRITEBYTECODE
 # As the command line has it: threads that spin while they wait take the cores from whatever else runs.
 export OMP_WAIT_POLICY := PASSIVE
 
-.PHONY: demo test test-long lint check faults bench docs venv lock clean
+# The fast tests: a minute or two.
+FAST := -m "not slow and not real and not long"
+
+.PHONY: demo test test-fast test-long test-lowest lint check faults bench docs venv lock clean
 
 demo: $(STAMP)  ## the whole loop on generated images, offline
 	$(BIN)/featcache demo
 
 test: $(STAMP)  ## the tests, but for the long ones
 	$(BIN)/python -m pytest $(ABREAST) -m "not real and not long"
+
+test-fast: $(STAMP)  ## the fast tests; of another Python with VENV=.venv-3.12 PYTHON=python3.12
+	$(BIN)/python -m pytest -q $(ABREAST) $(FAST)
 
 test-long: $(STAMP)  ## tests on real X-rays (FEATCACHE_SHARED), the README, short versions of `make faults`
 	$(BIN)/python -m pytest $(ABREAST) -m "real or long"
@@ -28,8 +36,12 @@ lint: $(STAMP)  ## format, lint, types
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-check: lint  ## and the fast tests
-	$(BIN)/python -m pytest -q $(ABREAST) -m "not slow and not real and not long"
+check: lint test-fast  ## both
+
+# Warnings of old libraries about each other are not ours to mend.
+test-lowest: $(LOWEST)/.installed  ## the demo and the fast tests with the oldest versions that pyproject.toml allows
+	rm -rf $(LOWEST)/demo && mkdir $(LOWEST)/demo && cd $(LOWEST)/demo && ../bin/featcache demo
+	$(LOWEST)/bin/python -m pytest -q $(ABREAST) $(FAST) -W default
 
 faults: $(STAMP)  ## faults of every kind, long versions: about an hour on two cores
 	$(BIN)/python -m tests.faults
@@ -54,10 +66,18 @@ $(STAMP): pyproject.toml requirements.lock | $(BIN)/uv
 	$(BIN)/uv pip install -q --python $(BIN)/python --no-deps -e .
 	@touch $@
 
+$(LOWEST)/.installed: pyproject.toml | $(BIN)/uv
+	$(BIN)/uv venv -q --clear --python 3.11 $(LOWEST)
+	$(BIN)/uv pip compile -q --python $(LOWEST)/bin/python --resolution lowest-direct --no-emit-index-url --no-annotate \
+	  pyproject.toml --extra dicom --extra llm --extra onnx --extra parquet --extra umap -o $(LOWEST)/lowest.txt
+	$(BIN)/uv pip install -q --python $(LOWEST)/bin/python -r $(LOWEST)/lowest.txt $(TESTERS)
+	$(BIN)/uv pip install -q --python $(LOWEST)/bin/python --no-deps -e .
+	@touch $@
+
 $(BIN)/uv:
 	@test -n "$(PYTHON)" || { echo "featcache needs Python 3.11 or newer; none was found (set PYTHON=…)"; exit 2; }
 	@$(PYTHON) -m venv $(VENV) || { echo "could not make $(VENV): install this Python's venv package (Debian: python3-venv)"; exit 2; }
 	@$(BIN)/python -m pip install -q --disable-pip-version-check uv
 
 clean:
-	rm -rf $(VENV) dist featcache-demo
+	rm -rf $(VENV) .venv-* dist featcache-demo
