@@ -41,7 +41,7 @@ PARTS = {  # of the packages, each after those it uses; "." is the package's own
     "report": "checking subject pictures evidence blocks drawing page tables comparison sources mapping gallery "
               "deciding .",
     "runs": "coding task protocol . identity subsets evaluation",
-    "splits": "class_names duplicates .",
+    "splits": "class_names unnamed_groups duplicates .",
     "store": "schema validation opening reading parts known publishing selecting describing verifying .",
     "training": "selection baselines summary .",
 }  # fmt: skip

@@ -17,7 +17,7 @@ from tests.conftest import make_store, two_clouds
 Array = np.ndarray
 N = 240
 GROUPS = [f"p{i // 5 * 2 + i % 2}" for i in range(N)]  # of one class each
-SITES = [f"site{i // 6}" for i in range(N)]  # of both
+SITES = [f"site{i // 10}" for i in range(N)]  # of both, and of whole patients
 TWINS = np.array([[i, N - 2 - i] for i in range(0, 20, 2)])  # rows of one vector, far apart in all else
 IDS = [f"image{i:05d}" for i in range(N)]
 
@@ -49,7 +49,7 @@ def vectors() -> Array:
 
 
 def task_of(tmp_path: Path, columns: dict[str, list[str]] | None = None, target: TargetSpec = TargetSpec()) -> Task:
-    """Patients of about three images, sites of six; every twelfth image is there under two names."""
+    """Patients of about three images, sites of ten; every twelfth image is there under two names."""
     labels = two_clouds(N, 12)[1]
     content = [f"{i - 24 if i % 12 == 0 and i >= 24 else i:064x}" for i in range(N)]
     made = {"label": labels, "group": GROUPS, "site": SITES, **(columns or {})}

@@ -137,6 +137,7 @@ def embed_command(
     from featcache.images.workers import TIMEOUT_S
     from featcache.manifest import Manifest
     from featcache.request import BackboneSpec
+    from featcache.splits import unnamed_groups
 
     asked: dict[str, Any] = {
         "weights": weights,
@@ -154,6 +155,8 @@ def embed_command(
     with going_on("embedding") as (on_progress, on_note):
         manifest = Manifest.read(images, group_pattern, allow_outside)
         tell_notes(manifest, on_note)
+        for note in unnamed_groups.notes(manifest.columns, manifest.image_ids):
+            on_note(f"note: {note}")
         options: dict[str, Any] = {
             "decode": spec_of(DecodeSpec, stated),
             "views": spec_of(ViewSpec, {"n": views, "seed": view_seed}, n="views", seed="view-seed") if views else None,

@@ -19,6 +19,7 @@ from featcache.images.augment import ViewSpec
 from featcache.images.seen import Seen
 from featcache.manifest import Manifest
 from featcache.provenance import Json, digest_json
+from featcache.splits import unnamed_groups
 from featcache.store import (
     POOLED,
     WEIGHTS_FILE,
@@ -45,7 +46,8 @@ class Embedded:
         n_dropped: images the store held before that are not among these.
         dropped_columns: columns of which the store had values, and these images have none.
         shapes: array of the store -> shape of its rows.
-        notes: those of the manifest, and what was left out of a file of weights.
+        notes: those of the manifest, what may be its groups where it has none, and what was left out of a file of
+            weights.
     """
 
     store: Path
@@ -213,7 +215,8 @@ def _embedded(store_path: Path, plan: Plan, network: Network, counts: Counts) ->
     duplicates = [image_id for image_id, content in rows if content and first.setdefault(content, image_id) != image_id]
     answer = network.answer
     with Store.open(store_path) as store:
-        notes = [*plan.manifest.notes, *store.weights_notes]
+        groups = unnamed_groups.notes(plan.manifest.columns, plan.manifest.image_ids)
+        notes = [*plan.manifest.notes, *groups, *store.weights_notes]
     return Embedded(
         store=store_path,
         counts=counts,

@@ -142,7 +142,7 @@ def fine_tune(
             inputs = files.enter_context(
                 ImageInputs(start.backbone, pixels, recipe, n, machine.compile, world, telling)
             )
-        for note in start.task.notes:
+        for note in (*start.task.notes, *start.protocol.notes):
             telling.on_note(note)
         outcome = Course(start, recipe, inputs, checkpoints, world, machine, telling).outcome()
         return _written(start, outcome, key, rule, run_path, checkpoints, world, started)
@@ -200,7 +200,7 @@ def train(
         run_path = _named(Path(run_path)) if run_path else Path("runs") / f"{stem}-{digest_json(key)[:8]}"
         checkpoints = _prepared(run_path, key, world, files)
         inputs = files.enter_context(ImageInputs(backbone, pixels, recipe, len(used), machine.compile, world, telling))
-        for note in start.task.notes:
+        for note in (*start.task.notes, *start.protocol.notes):
             telling.on_note(note)
         outcome = Course(start, recipe, inputs, checkpoints, world, machine, telling).outcome()
         return _written(start, outcome, key, operating_point, run_path, checkpoints, world, started)

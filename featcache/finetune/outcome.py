@@ -159,7 +159,7 @@ def _notes(start: Start, outcome: Outcome, after: Said) -> list[str]:
     if outcome.epoch == 0:
         of = f"those of {parent.path.name}" if parent else "the first"
         notes.insert(0, f"no epoch was better on the validation rows: the weights that are kept are {of}")
-    return [*start.task.notes, *start.notes, *notes]
+    return [*start.task.notes, *start.protocol.notes, *start.notes, *notes]
 
 
 def _history(parent: Run | None, outcome: Outcome) -> tuple[list[list[dict[str, float]]], int | None]:

@@ -23,7 +23,7 @@ from featcache.images.seen import stamp_of
 from featcache.images.workers import TIMEOUT_S, Decoders
 from featcache.manifest import Manifest
 from featcache.provenance import digest_bytes
-from featcache.splits import TEST, TRAIN, VAL, class_names
+from featcache.splits import TEST, TRAIN, VAL, class_names, unnamed_groups
 
 Progress = Callable[[int, int], None]
 
@@ -264,7 +264,11 @@ def _told(manifest: Manifest, looked: Sequence[_Looked], full: bool) -> Checked:
         ungrouped=manifest.ungrouped,
         n_unlabelled=columns.get("label", [""] * len(manifest)).count(""),
         skipped=manifest.skipped,
-        notes=[*manifest.notes, *class_names.notes(Counter(label for label in columns.get("label", ()) if label))],
+        notes=[
+            *class_names.notes(Counter(label for label in columns.get("label", ()) if label)),
+            *manifest.notes,
+            *unnamed_groups.notes(columns, manifest.image_ids),
+        ],
     )
 
 

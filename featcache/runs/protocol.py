@@ -8,7 +8,8 @@ Letters: n rows, m labelled rows that are not test.
 """
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from featcache import splits
 from featcache.errors import UsageError, in_our_words
 from featcache.missing import without_missing
 from featcache.runs.task import Task
-from featcache.splits import Fold, Split
+from featcache.splits import Fold, Split, unnamed_groups
 from featcache.splits.duplicates import near_pairs, pair_keys
 
 Array = np.ndarray[Any, Any]
@@ -38,7 +39,9 @@ class SplitSpec:
         folds: stratified group k-fold instead of a hold-out.
         repeats: how often the folds, or the hold-out, are drawn anew.
         nested: an outer k-fold around the folds, whose held rows choose nothing: an estimate where there is no test.
-        group_by: the column whose values may not be on two sides; None for `group` where there is one.
+        group_by: the column whose values may not be on two sides; None for `group` where there is one. Where it is
+            another than `group`, the values of neither are: rows that share one, or are joined by a chain of such rows,
+            stay together.
         near_duplicates: rows whose vectors have at least this cosine count as one group.
         seed: of the folds, and of the order of the batches.
         file: a split saved by another Run.
@@ -87,6 +90,7 @@ class Protocol:
         left_out: rows that take no part, by reason.
         near: pairs of near-duplicates, (p, 2), and their cosines (p,).
         seed: of the order of the batches.
+        notes: how rows were kept together, where that is not what it seems.
     """
 
     test: Array
@@ -96,6 +100,7 @@ class Protocol:
     left_out: dict[str, int]
     near: tuple[Array, Array]
     seed: int
+    notes: list[str] = field(default_factory=list)
 
     @property
     def rows(self) -> Array:
@@ -124,20 +129,23 @@ def divide(task: Task, spec: SplitSpec, vectors: Any) -> Protocol:
         UsageError: an unknown group column, a group or identical image on two sides of a given split, too few groups,
             a side without a class; with counts.
     """
-    near = _near(spec, vectors)
-    keys = [_group_column(task, spec.group_by), task.content]
-    groups = splits.merge_groups(*keys, *([pair_keys(len(task.image_ids), near[0])] if len(near[0]) else []))
-    left_out = dict(task.left_out)
+    near, kept = _near(spec, vectors), _kept_together(task, spec)
+    near_keys = [pair_keys(len(task.image_ids), near[0])] if len(near[0]) else []
+    groups = splits.merge_groups(*kept.values(), task.content, *near_keys)
+    left_out, notes = dict(task.left_out), _about_groups(task, spec, kept)
     if spec.file is not None:
         test, folds = _from_file(task, spec.file, left_out)
     else:
-        train, val, test = _given(task, groups, left_out)
-        folds = _folds(task, spec, groups, train, val)
+        try:
+            train, val, test = _given(task, groups, left_out)
+            folds = _folds(task, spec, groups, train, val)
+        except UsageError as error:
+            raise UsageError(" ".join([str(error), *(notes if len(kept) > 1 else [])])) from error
     for fold in folds:
         splits.check_nothing_crosses(Split(fold.train, fold.held, test), groups, task.image_ids)
         task.check_learnable(fold.train, "the training rows")
     outer = _outer(task, spec, groups, folds) if spec.nested else []
-    return Protocol(test, folds, outer, groups, left_out, near, spec.seed)
+    return Protocol(test, folds, outer, groups, left_out, near, spec.seed, notes)
 
 
 def watch_rows(task: Task, groups: Array, train: Array, seed: int) -> tuple[Array, Array]:
@@ -156,10 +164,27 @@ def watch_rows(task: Task, groups: Array, train: Array, seed: int) -> tuple[Arra
     return kept, watched
 
 
-def _group_column(task: Task, group_by: str | None) -> list[str]:
-    if group_by is not None and group_by not in task.columns:
-        raise UsageError(f"there is no column {group_by!r} to group by; there are {', '.join(task.columns) or 'none'}.")
-    return without_missing(task.columns.get(group_by or "group", [""] * len(task.image_ids)))
+def _kept_together(task: Task, spec: SplitSpec) -> dict[str, list[str]]:
+    """The columns whose values are on one side each: that which is asked for, and the store's own groups."""
+    asked = spec.group_by
+    if asked is not None and asked not in task.columns:
+        raise UsageError(f"there is no column {asked!r} to group by; there are {', '.join(task.columns) or 'none'}.")
+    names = dict.fromkeys(name for name in (asked, "group") if name in task.columns)
+    kept = {name: without_missing(task.columns[name]) for name in names}
+    return {name: values for name, values in kept.items() if any(values)} or {"group": [""] * len(task.image_ids)}
+
+
+def _about_groups(task: Task, spec: SplitSpec, kept: Mapping[str, Sequence[str]]) -> list[str]:
+    """How many sets of rows stay together where two columns join them; or what may be a group where there is none."""
+    if len(kept) < 2:
+        return [] if spec.group_by or spec.file else unnamed_groups.notes(task.columns, task.image_ids)
+    n_values = {name: len({values[row] for row in task.known} - {""}) for name, values in kept.items()}
+    n_sets = len(np.unique(splits.merge_groups(*kept.values())[task.known]))
+    if n_sets >= n_values[str(spec.group_by)]:
+        return []
+    values = " and ".join(f"{n:,} values of {name}" for name, n in n_values.items())
+    why = f"some values of group have images of several values of {spec.group_by}, and neither may be in two subsets"
+    return [f"{why}: {values} make {n_sets:,} sets of images that stay together."]
 
 
 def _near(spec: SplitSpec, vectors: Any) -> tuple[Array, Array]:

@@ -106,8 +106,8 @@ def train_head(
     rule = calibration.parse_rule(report.operating_point) if report.operating_point else None
     device = devices.choose(device)
     task = Task.of(store, target)
-    notes = [*task.notes, *store.weights_notes, *_about_missing(store, target, split)]
     protocol = divide(task, split, store.features)
+    notes = [*task.notes, *protocol.notes, *store.weights_notes, *_about_missing(store, target, split)]
     check_held(task, protocol, rule)
     needed = tried, report.average_views
     vectors.check(store, *needed)
