@@ -38,8 +38,8 @@ PARTS = {  # of the packages, each after those it uses; "." is the package's own
     "manifest": "tables housekeeping listing companions layout . sources covid checking",
     "metrics": "calibration . estimates intervals",
     "predict": "origin overlap predictions portable bundle predictor .",
-    "report": "checking subject pictures evidence blocks drawing page tables comparison sources mapping gallery "
-              "deciding .",
+    "report": "checking subject pictures evidence blocks drawing page tables external comparison sources mapping "
+              "gallery deciding .",
     "runs": "coding task protocol . identity subsets evaluation",
     "splits": "class_names unnamed_groups duplicates .",
     "store": "schema validation opening reading parts known publishing selecting describing verifying .",

@@ -763,16 +763,16 @@ def forget_digests(run_path: Path) -> None:
         (lambda text: text.replace("train/well/002.png", "nobody.png"), "nobody"),
         (lambda text: text[:60], "columns"),
         (lambda text: text[:100], "not those of one table"),
-        (lambda text: "".join(text.splitlines(keepends=True)[:-5]), "test rows are not those of split"),
-        (lambda text: text + text.splitlines(keepends=True)[-1], "test rows are not those of split"),
-        (lambda text: text.replace("train/well/002.png", "train/well/006.png"), "rows are not those of split"),
+        (lambda text: "".join(text.splitlines(keepends=True)[:-5]), "test rows are not those of the split"),
+        (lambda text: text + text.splitlines(keepends=True)[-1], "test rows are not those of the split"),
+        (lambda text: text.replace("train/well/002.png", "train/well/006.png"), "rows are not those of the split"),
         (
             lambda text: re.sub(r"(,test,,sick,)\w+,\w+,[^,]+,", r"\1well,well,", text, count=1),
             "not those of one table",
         ),
         (lambda text: re.sub(r"(,test,,\w+,)(\w+),(\w+),.*", r"\1\2,\3,0.9,0.9", text), "do not sum to 1"),
         (lambda text: re.sub(r"(,test,,\w+,)(\w+),(\w+),(.*),(.*)", r"\1\2,\3,\5,\4", text), "is not likeliest"),
-        (lambda text: re.sub(r"(,test,,\w+,\w+,)(\w+),", swapped, text), "called otherwise than run.json says"),
+        (lambda text: re.sub(r"(,test,,\w+,\w+,)(\w+),", swapped, text), "called otherwise than the record says"),
     ],
 )
 def test_damaged_predictions_are_one_line(folder: Path, tmp_path: Path, damage: Any, words: str) -> None:

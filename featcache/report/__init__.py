@@ -12,6 +12,7 @@ recorded: nothing is trained or scored again. Figures and tables are also writte
     drawing     figures
     page        blocks as HTML: the only user of Jinja2
     tables      what was trained on what, and how well
+    external    a Run on a set from elsewhere
     comparison  several Runs beside each other
     sources     the store and the images of a Run, found again
     mapping     where its images lie among each other
@@ -32,7 +33,7 @@ from featcache import __version__, durable
 from featcache.errors import UsageError, in_our_words
 from featcache.manifest import Manifest
 from featcache.names import printable
-from featcache.report import checking, comparison, deciding, drawing, gallery, mapping, tables
+from featcache.report import checking, comparison, deciding, drawing, external, gallery, mapping, tables
 from featcache.report.blocks import (
     Abreast,
     Block,
@@ -52,6 +53,7 @@ from featcache.report.page import GENERATOR, Page, render
 from featcache.report.sources import Material, material
 from featcache.report.subject import CALLED, Subject, subjects
 from featcache.runs import Run
+from featcache.runs.evaluation import Evaluation, is_evaluation
 from featcache.runs.identity import identity_of
 from featcache.training.summary import TRAIN, VAL
 
@@ -100,7 +102,7 @@ class Reported:
 
 
 def report(
-    runs: Run | Path | str | Sequence[Run | Path | str],
+    runs: Run | Evaluation | Path | str | Sequence[Run | Evaluation | Path | str],
     path: Path | str | None = None,
     store: Path | str | Sequence[Path | str] = (),
     images: Manifest | Path | str | None = None,
@@ -109,10 +111,10 @@ def report(
     umap: bool = False,
     on_note: Callable[[str], None] = lambda text: None,
 ) -> Reported:
-    """Writes a page about one Run, or about several beside each other.
+    """Writes a page about one Run or evaluation, or about several beside each other.
 
     Args:
-        runs: folders of Runs, or Runs. Differences are from the first.
+        runs: folders of Runs or evaluations, or these themselves. Differences are from the first.
         path: the page to write, `.html`; None for `report.html` in the first Run's folder. Pictures and tables go into
             a folder beside it, `report.files`. A page of ours that is there is replaced, nothing else is.
         store: their stores; without, each is looked for beside the Run, above it and in the current folder.
@@ -128,10 +130,9 @@ def report(
         CorruptStore: a file of a Run is damaged.
         AccessDenied, NoSpace, InputOutputError: the page cannot be written.
     """
-    opened = [each if isinstance(each, Run) else Run.open(each) for each in _several(runs)]
-    told = subjects(opened)
-    for run in opened:
-        checking.check_vectors(run)
+    told = subjects([each if isinstance(each, Run | Evaluation) else _opened(Path(each)) for each in _several(runs)])
+    for subject in told:
+        checking.check_vectors(subject.run)
     path = Path(path) if path is not None else told[0].run.path / "report.html"
     _check_free(path)
     if umap:
@@ -149,7 +150,11 @@ def report(
 
 
 def _several(given: Any) -> list[Any]:
-    return [given] if isinstance(given, Run | Path | str) else list(given)
+    return [given] if isinstance(given, Run | Evaluation | Path | str) else list(given)
+
+
+def _opened(path: Path) -> Run | Evaluation:
+    return Evaluation.open(path) if is_evaluation(path) else Run.open(path)
 
 
 def _check_free(path: Path) -> None:
@@ -212,6 +217,8 @@ def _chapter(
     on_note: Callable[[str], None],
 ) -> Chapter:
     on_note(f"reading {subject.name}")
+    if subject.is_external:
+        return _external_chapter(subject, each, by, umap, images_shown, on_note)
     decisions: list[Block] = [*deciding.confusions(subject), *drawing.ranking(subject), *drawing.calibration(subject)]
     gained: list[Block] = []
     if subject.record.get("gain"):
@@ -231,6 +238,35 @@ def _chapter(
         ("curves", "Learning curves", drawing.curves(subject)),
         ("sweep", "Heads that were tried", tables.sweep(subject)),
     ]  # fmt: skip
+    return _made(subject, sections)
+
+
+def _external_chapter(
+    subject: Subject,
+    each: Material,
+    by: Sequence[str],
+    umap: bool,
+    images_shown: mapping.Shown,
+    on_note: Callable[[str], None],
+) -> Chapter:
+    """Of a Run on a set from elsewhere: without curves and heads that were tried, beside the Run's own rows."""
+    decisions: list[Block] = [*deciding.confusions(subject), *drawing.ranking(subject), *drawing.calibration(subject)]
+    columns = deciding.per_group(subject, by, each.vectors, each.no_vectors) if by else []
+    sections: list[tuple[str, str, Sequence[Block]]] = [
+        ("what", "What was evaluated on what", external.what(subject)),
+        ("own", "Beside the Run's own rows", external.comparison(subject)),
+        ("numbers", "Numbers", tables.scores(subject)),
+        ("decisions", "Decisions and probabilities", decisions),
+        ("classes", "By class and by subgroup", [
+            *deciding.per_class(subject), *external.subgroups(subject), *columns,
+        ]),
+        ("images", "Errors and successes", gallery.gallery(subject, each)),
+        ("map", "Map", mapping.maps(subject, each, umap, images_shown, on_note)),
+    ]  # fmt: skip
+    return _made(subject, sections)
+
+
+def _made(subject: Subject, sections: Sequence[tuple[str, str, Sequence[Block]]]) -> Chapter:
     anchor = f"run-{subject.slug}"  # a folder may be called as some part of the page is
     made = [Section(f"{anchor}-{name}", title, blocks) for name, title, blocks in sections if blocks]
     notes = [printable(note) for note in subject.record["notes"]]
@@ -251,6 +287,8 @@ def _lead(subject: Subject) -> str:
     record = subject.record
     backbone = printable(str(identity_of(subject.run)["backbone"]["name"]))
     kind = _KINDS.get(record["head"]["kind"], record["head"]["kind"])
+    if subject.is_external:
+        return external.lead(subject, kind)
     n_images = f"{len(subject.task.image_ids):,} images"
     if trainable := record.get("n_trainable"):
         parts = f"{trainable['backbone']:,} parameters of {backbone} and {trainable['head']:,} of {kind}"
@@ -313,7 +351,9 @@ def _write(path: Path, told: Sequence[Subject], chapters: Sequence[Chapter], ima
     folder = _folder_of(path)
     contents, index = _beside(chapters)
     one = told[0]
-    about = ("Runs " if len(told) > 1 else "Run ") + listed([subject.name for subject in told])
+    about = ("Runs " if len(told) > 1 else "Evaluation " if one.is_external else "Run ") + listed(
+        [subject.name for subject in told]
+    )
     lead = chapters[0].lead if len(told) > 1 else _lead(one)
     page = Page(
         _title(told), about, lead, chapters, images_shown.entries, list(contents), printable(folder.name), __version__

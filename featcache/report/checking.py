@@ -14,11 +14,12 @@ from featcache.errors import CorruptStore
 from featcache.names import printable
 from featcache.provenance import Json
 from featcache.runs import Run
-from featcache.training.summary import OUTER, TEST, TRAIN, VAL
+from featcache.runs.evaluation import FORMAT, RECORD
+from featcache.training.summary import EXTERNAL, OUTER, TEST, TRAIN, VAL
 
 Rule = Callable[[Json], str | None]
 
-_SIDES = (TRAIN, VAL, OUTER, TEST)
+_SIDES = (TRAIN, VAL, OUTER, TEST, EXTERNAL)
 _PER_CLASS = ("auroc", "auprc", "precision", "recall", "specificity", "f1")
 _MOST = {"loss": math.inf, "brier": 2.0}  # of the others 1
 
@@ -29,6 +30,19 @@ def check(run: Run) -> None:
     if wrong is None:
         c, has_findings = len(run.record["classes"]), run.record["task"] == "findings"
         wrong = _record(c, has_findings)(run.record) or _together(run.record)
+    _check_said(run, wrong)
+
+
+def check_evaluation(run: Run) -> None:
+    """The same, of the record of an evaluation."""
+    wrong = _of_task(run.record)
+    if wrong is None:
+        c, has_findings = len(run.record["classes"]), run.record["task"] == "findings"
+        wrong = _evaluation(c, has_findings)(run.record) or _of_numbers(run.record)
+    _check_said(run, wrong)
+
+
+def _check_said(run: Run, wrong: str | None) -> None:
     if wrong is not None:
         raise damaged(run, f"it does not say {printable(wrong.removeprefix('.'))}")
     try:
@@ -45,7 +59,8 @@ def check_vectors(run: Run) -> None:
 
 def damaged(run: Run, reason: str) -> CorruptStore:
     """What is raised of a record."""
-    return CorruptStore(f"{run.path / 'run.json'} is damaged: {reason}. Make the Run again.")
+    name, what = (RECORD, "evaluation") if run.record.get("format") == FORMAT else ("run.json", "Run")
+    return CorruptStore(f"{run.path / name} is damaged: {reason}. Make the {what} again.")
 
 
 # --- rules ------------------------------------------------------------------------------------------------------------
@@ -157,19 +172,69 @@ def _record(c: int, has_findings: bool) -> Rule:
     return _fields(must, _of_pixels(scores))
 
 
+def _evaluation(c: int, has_findings: bool) -> Rule:
+    scores = _scores(c, has_findings)
+    texts = _values(_TEXT)
+    counts = ("found", "scored", "failed", "n_groups")
+    about = {"source": _TEXT, **dict.fromkeys(counts, _COUNT), "respelled": texts, "mapped": texts}
+    split = _fields({"seed": _COUNT, "group_by": _or_none(_TEXT)})
+    point = _fields({"threshold": _number(0.0, 1.0 + 1e-9), EXTERNAL: scores})
+    return _fields(
+        {
+            "run": _fields({"name": _TEXT, "is_bundle": _BOOL}),
+            "set": _fields({**about, "unknown_labels": _values(_COUNT)}),
+            "asked": _fields({"split": split, "average_views": _BOOL}),
+            "head": _fields({"kind": _TEXT}),
+            "metrics": _fields({EXTERNAL: scores}),
+            "baselines": _baselines(),
+            "comparison": _compared(scores),
+            "subgroups": _values(_list(_subgroup(scores, c))),
+            "without_training_images": _or_none(_subgroup(scores, c)),
+            "notes": _list(_TEXT),
+            "left_out": _values(_COUNT),
+            "store": _fields({"name": _TEXT, "identity": _ANY_DICT}, {"weights": _or_none(_TEXT)}),
+            "environment": _values(_TEXT),
+            "n_parameters": _COUNT,
+            "seconds": _number(0.0),
+            "temperature": _or_none(_number(1e-12)),
+            "operating_point": _or_none(point),
+            **{f"{name}_sha256": _TEXT for name in ("identity", "content")},
+        }
+    )
+
+
+def _subgroup(scores: Rule, c: int) -> Rule:
+    must = {"value": _TEXT, "n": _COUNT, "n_units": _COUNT, "support": _list(_COUNT, c), "metrics": scores}
+    return _fields({**must, "at_operating_point": _or_none(scores), "reasons": _list(_TEXT)})
+
+
+def _compared(scores: Rule) -> Rule:
+    own = _fields({"n": _COUNT, "intervals": _INTERVALS})
+    differences = _values(_list(_number(), 3))
+    must = {"subset": _is(lambda value: value in _SIDES), "own": own, "own_at_operating_point": _or_none(own)}
+    more = {"differences": differences, "differences_at_operating_point": _or_none(differences)}
+    return _fields({**must, **more, "reason": _or_none(_TEXT)})
+
+
 def _together(record: Json) -> str | None:
     """What has to be there because of something else."""
-    sides = [side for side in _SIDES if record["metrics"].get(side)]
-    if record["temperature"] is None and any("calibrated" in record["metrics"][side] for side in sides):
-        return ".temperature"
-    if record["operating_point"] and TEST in sides and TEST not in record["operating_point"]:
-        return f".operating_point.{TEST}"
-    if record["baselines"]["on"] not in sides:
-        return ".baselines.on"
+    if wrong := _of_numbers(record):
+        return wrong
     pixels = [name for name in ("gain", "before", "recipe", "n_trainable") if record.get(name)]
     if pixels and len(pixels) < 4:
         return f".{next(name for name in ('gain', 'before', 'recipe', 'n_trainable') if name not in pixels)}"
     return _of_gain(record) if pixels else None
+
+
+def _of_numbers(record: Json) -> str | None:
+    """That calibrated numbers have a temperature, decisions their rows, and baselines theirs."""
+    sides = [side for side in _SIDES if record["metrics"].get(side)]
+    if record["temperature"] is None and any("calibrated" in record["metrics"][side] for side in sides):
+        return ".temperature"
+    for side in (TEST, EXTERNAL):
+        if record["operating_point"] and side in sides and side not in record["operating_point"]:
+            return f".operating_point.{side}"
+    return None if record["baselines"]["on"] in sides else ".baselines.on"
 
 
 def _of_gain(record: Json) -> str | None:

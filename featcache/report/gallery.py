@@ -18,6 +18,7 @@ from featcache.report.blocks import Block, Card, Cards, Neighbour, Words, missin
 from featcache.report.sources import Material, Pictures, Vectors
 from featcache.report.subject import CALLED, Subject
 from featcache.store import GRID
+from featcache.training.summary import TRAIN
 
 Array = np.ndarray[Any, Any]
 
@@ -48,13 +49,13 @@ def gallery(subject: Subject, material: Material) -> list[Block]:
     kinds = choose(subject)
     rows = subject.sides[subject.reported].rows
     shown = np.unique(np.concatenate([rows[kind.places] for kind in kinds])) if kinds else np.zeros(0, dtype=np.int64)
-    near = neighbours(subject, material.vectors, shown) if material.vectors else {}
+    near = neighbours(subject, material.vectors, shown) if material.vectors and TRAIN in subject.sides else {}
     if material.pictures:
         taught = [row for found in near.values() for row, _ in found]
         material.pictures.load([*shown.tolist(), *taught])
-    maps, about = _evidence(subject, material, kinds)
+    maps, about = ({}, "") if subject.is_external else _evidence(subject, material, kinds)
     found: list[Block] = [Words(_about(subject, near, maps))]
-    found += _missing(material, about)
+    found += _missing(subject, material, about)
     if subject.is_binary and not any(kind.key == "missed" for kind in kinds):
         found.append(Words(f"No {subject.positive} was missed."))
     for kind in kinds:
@@ -76,7 +77,7 @@ def _about(subject: Subject, near: dict[int, list[tuple[int, float]]], maps: dic
     return text
 
 
-def _missing(material: Material, about: str) -> list[Words]:
+def _missing(subject: Subject, material: Material, about: str) -> list[Words]:
     found = []
     if material.no_pictures:
         found.append(Words(material.no_pictures, "gone" if material.pictures else "missing"))
@@ -84,7 +85,7 @@ def _missing(material: Material, about: str) -> list[Words]:
         more = f" and {len(changed) - 3:,} more" if len(changed) > 3 else ""
         text = f"Not shown, since they are not the images of the Run any more: {', '.join(changed[:3])}{more}."
         found.append(Words(text, "gone"))
-    if not material.vectors:
+    if not material.vectors and not subject.is_external:
         found.append(missing(f"For the nearest training images the store is needed: {material.no_vectors}."))
     return found + ([missing(about)] if about else [])
 

@@ -138,6 +138,8 @@ def sample(subject: Subject) -> Sample:
     others = _drawn(rng, np.flatnonzero(~wrong), N_REPORTED - len(errors))
     places = np.sort(np.concatenate([errors, others]))
     rows = subject.sides[side].rows[places]
+    if TAUGHT not in subject.sides:
+        return Sample(rows, [side] * len(places), places, wrong[places])
     apart = np.flatnonzero(~np.isin(subject.sides[TAUGHT].rows, subject.sides[side].rows))
     taught = _drawn(rng, apart, N_TAUGHT)
     return Sample(
@@ -156,7 +158,7 @@ def spaces(subject: Subject, x: Array) -> list[tuple[str, str, Array]]:
     """(key, title, (n, …)) of the vectors, and of what the head makes of them before its last layer."""
     found = [("vectors", "the vectors", x)]
     spec = subject.run.spec
-    if spec.kind == "mlp":
+    if spec.kind == "mlp" and not subject.is_external:
         found.append(("hidden", f"the head's hidden layer ({spec.widths[-1]} units)", hidden(subject, x)))
     return found
 

@@ -34,6 +34,7 @@ Array = np.ndarray[Any, Any]
 
 _ABOVE = 3  # folders above a Run in which its store is looked for
 _THREADS = 4
+_STORES = (".h5", ".hdf5")
 _NAMED = 3  # of images that are not there
 
 
@@ -148,7 +149,8 @@ def material(
     seen = _seen([vectors.store for vectors, _ in held if vectors]) if images_at is None else {}
     found = []
     for subject, (vectors, why) in zip(subjects, held, strict=True):
-        paths = _named(subject, images_at) if images_at else _by_content(subject, seen)
+        images_here = images_at or _evaluated(subject)
+        paths = _named(subject, images_here) if images_here else _by_content(subject, seen)
         pictures = _pictures(subject, paths) if paths else None
         found.append(Material(vectors, why, pictures, _why_unseen(subject, paths, images_at)))
     return found
@@ -176,6 +178,8 @@ def _why_none(subject: Subject, others: Sequence[Path]) -> str:
             f"this Run has a network of its own, and no store of its vectors is given: featcache predict "
             f"{printable(str(subject.run.path))} IMAGES -o tuned.csv --keep tuned.h5, then give --store tuned.h5"
         )
+    if subject.is_external and not others:
+        return "no store of the vectors of these images is at hand: give --store, or evaluate with --keep STORE.h5"
     name = printable(subject.record["store"]["name"])
     if others:
         return f"the {name} that is there holds other vectors or other images than those of this Run: give --store"
@@ -189,6 +193,8 @@ def _candidates(subject: Subject) -> Iterator[Path]:
         return
     place = subject.run.path.resolve()
     folders = [place, *list(place.parents)[:_ABOVE], Path.cwd()]
+    if subject.is_external and (source := Path(str(subject.record["set"]["source"]))).suffix.lower() in _STORES:
+        yield from (path for path in [source] if path.is_file())
     yield from (folder / name for folder in dict.fromkeys(folders) if (folder / name).is_file())
 
 
@@ -219,6 +225,17 @@ def _pictures(subject: Subject, paths: Mapping[int, Path]) -> Pictures:
     with said_by(subject.run):
         transform, decode = from_json(TransformSpec, identity["transform"]), decode_of(identity["decode"])
     return Pictures(paths, subject.shown, subject.task.content, transform, decode)
+
+
+def _evaluated(subject: Subject) -> Manifest | None:
+    """The images of an evaluation where they were, if they are still there."""
+    source = Path(str(subject.record["set"]["source"])) if subject.is_external else None
+    if source is None or source.suffix.lower() in _STORES:
+        return None
+    try:
+        return Manifest.read(source)
+    except FeatcacheError:
+        return None
 
 
 def _named(subject: Subject, given: Manifest) -> dict[int, Path]:

@@ -17,6 +17,7 @@ from featcache.names import printable
 from featcache.provenance import Json
 from featcache.report import checking
 from featcache.runs import Run
+from featcache.runs.evaluation import Evaluation
 from featcache.runs.protocol import Protocol
 from featcache.runs.subsets import EXTERNAL, OUTER, SUBSETS, TEST, TRAIN, VAL, Subset, subsets_of
 from featcache.runs.task import Task
@@ -48,6 +49,18 @@ class Subject:
     sides: Mapping[str, Subset]
 
     @classmethod
+    def of_evaluation(cls, evaluation: Evaluation, name: str, slug: str) -> Self:
+        """Reads an evaluation, whose rows are those of a set from elsewhere.
+
+        Raises:
+            UsageError: a later featcache made it. CorruptStore: a file of it is damaged.
+        """
+        run = evaluation.folder
+        checking.check_evaluation(run)
+        task, protocol = run.task(), evaluation.protocol()
+        return cls(run, printable(name), slug, task, protocol, subsets_of(run, task, protocol))
+
+    @classmethod
     def of(cls, run: Run, name: str, slug: str) -> Self:
         """Reads a Run.
 
@@ -62,6 +75,11 @@ class Subject:
     @property
     def record(self) -> Json:
         return self.run.record
+
+    @property
+    def is_external(self) -> bool:
+        """Whether it is an evaluation: rows of a set from elsewhere, of which nothing was learnt."""
+        return EXTERNAL in self.sides
 
     @property
     def reported(self) -> str:
@@ -137,8 +155,8 @@ class Subject:
         return np.asarray(rows[rows != row])
 
 
-def subjects(runs: Sequence[Run]) -> list[Subject]:
-    """The Runs, each with a name and a part of a file's name of its own.
+def subjects(runs: Sequence[Run | Evaluation]) -> list[Subject]:
+    """The Runs and evaluations, each with a name and a part of a file's name of its own.
 
     Raises:
         UsageError: none, one twice, or one of an earlier featcache. CorruptStore: a file is damaged.
@@ -152,5 +170,8 @@ def subjects(runs: Sequence[Run]) -> list[Subject]:
         unique = name if names.count(name) == 1 else f"{name} ({i})"
         plain = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "_" for c in name)[:60]
         slug = plain if len(runs) == 1 else f"{i}-{plain}"
-        found.append(Subject.of(run, unique, slug))
+        if isinstance(run, Evaluation):
+            found.append(Subject.of_evaluation(run, unique, slug))
+        else:
+            found.append(Subject.of(run, unique, slug))
     return found

@@ -117,7 +117,6 @@ def settings(subject: Subject) -> dict[str, str]:
     record, held = subject.record, identity_of(subject.run)
     recipe = busy(record.get("recipe") or {})
     stages = [f"{each['unfreeze']} for {each['epochs']}" for each in recipe.pop("stages", ())]
-    folds = subject.protocol.folds
     point, head_ = record["operating_point"], busy(record["head"])
     flat = {
         "backbone": held["backbone"]["name"],
@@ -127,13 +126,23 @@ def settings(subject: Subject) -> dict[str, str]:
         **{f"head, {name}": value for name, value in head_.items()},
         "learnt on pixels": ", ".join(stages) or "nothing",
         **{f"training, {name}": value for name, value in flatten(recipe)},
-        "division": "a hold-out" if len(folds) == 1 else f"{len(folds)} folds",
-        "learnt in the end from": f"{len(subject.sides[TRAIN]):,} images",
-        "heads tried": len(record["heads"]),
+        **_of_training(subject),
         "operating point": f"{point['rule']}, p ≥ {point['threshold']:.3f}" if point else "none",
         **{name: value for name, value in record["asked"].items() if name in ("average_views", "refit_all", "select")},
     }
     return {printable(name.replace("_", " ")): printable(_plain(value)) for name, value in flat.items()}
+
+
+def _of_training(subject: Subject) -> dict[str, Any]:
+    """How rows were divided and heads tried; of an evaluation which Run it is of."""
+    if subject.is_external:
+        return {"Run that was evaluated": subject.record["run"]["name"]}
+    folds = subject.protocol.folds
+    return {
+        "division": "a hold-out" if len(folds) == 1 else f"{len(folds)} folds",
+        "learnt in the end from": f"{len(subject.sides[TRAIN]):,} images",
+        "heads tried": len(subject.record["heads"]),
+    }
 
 
 def _settings(values: Mapping[str, Any]) -> str:
