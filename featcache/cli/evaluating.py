@@ -121,10 +121,10 @@ def evaluate_command(
 
 
 def _print_evaluation(people: Console, done: Any) -> None:
-    record = done.record
-    for table in (_score_table(done), _class_table(done), *_subgroup_tables(done)):
+    for table in (_score_table(done), _own_table(done), _class_table(done), *_subgroup_tables(done)):
         people.print(table)
-    for line in (*_confusions(done), *_about_others(record)):
+        people.print()
+    for line in (*_confusions(done), _majority(done.record)):
         people.print(line, highlight=False)
     print_notes(people, done.notes)
     people.print(_counts(done), highlight=False)
@@ -143,6 +143,25 @@ def _score_table(done: Any) -> Table:
         values = ", ".join(f"{name} {calibrated[name]:.3f}" for name in ("loss", "brier", "ece"))
         table.caption = f"divided by the Run's temperature, {record['temperature']:.3f}: {values}"
     return table
+
+
+def _own_table(done: Any) -> Table:
+    """The main numbers beside those of the Run's own rows, with the difference; decisions where is decided."""
+    found = done.record["comparison"]
+    own_point, point = found["own_at_operating_point"], done.record["operating_point"]
+    table = plain_table("", "external", f"the Run's own {found['subset']} ({found['n']:,})", "difference")
+    for name in ("auroc", "accuracy", "balanced_accuracy", "recall", "specificity"):
+        at_point = name != "auroc" and own_point is not None and point is not None
+        own, here = (own_point, point["external"]) if at_point else (found["own"], done.metrics)
+        differences = found["differences_at_operating_point" if at_point else "differences"] or {}
+        shown = f"{name.replace('_', ' ')}{' (operating point)' if at_point else ''}"
+        table.add_row(shown, score(here, name), score(own, name), _difference(differences.get(name)))
+    table.caption = escaped(found["reason"] or "the rows are different ones, so intervals of differences are unpaired")
+    return table
+
+
+def _difference(found: list[float] | None) -> str:
+    return f"{found[0]:+.3f} [{found[1]:+.3f}, {found[2]:+.3f}]" if found else "–"
 
 
 def _class_table(done: Any) -> Table:
@@ -193,11 +212,11 @@ def _confusions(done: Any) -> Iterator[str]:
         yield f"external at p ≥ {point['threshold']:.3f}: {confusion_line(classes, point['external']['confusion'])}"
 
 
-def _about_others(record: Any) -> Iterator[str]:
-    """What the numbers are beside: a guess, and the Run's own rows."""
+def _majority(record: Any) -> str:
+    """What a guess is worth."""
     majority = record["baselines"]["majority"]
     values = ", ".join(f"{name} {score(majority, name)}" for name in ("auroc", "accuracy") if majority.get(name))
-    yield f"to compare: always the most frequent class: {values}"
+    return f"to compare: always the most frequent class: {values}"
 
 
 def _counts(done: Any) -> str:
