@@ -11,7 +11,8 @@ from sklearn import metrics as sk
 
 from featcache.errors import CorruptStore, IdentityMismatch, StoreNotFound, UnknownFormat, UsageError
 from featcache.evaluate import Evaluation, evaluate, pairs_of
-from featcache.evaluate.labels import match
+from featcache.evaluate.selection import CHOSEN_BY, TRAINED_ON
+from featcache.evaluate.vocabulary import Vocabulary
 from featcache.heads import HeadSpec
 from featcache.runs import Run
 from featcache.runs.task import TargetSpec
@@ -32,6 +33,7 @@ def content(n: int, start: int = 0) -> list[str]:
 
 def parts(folder: Path, x: np.ndarray, columns: Columns) -> tuple[Path, Path, Path]:
     """Three stores: of all images, in which the last ones are the test subset; of the first ones; and of the last."""
+    folder.mkdir(exist_ok=True)
     n = len(x)
     sides = {**columns, "split": ["train"] * N_TRAIN + ["test"] * (n - N_TRAIN)}
     first, last = (
@@ -173,11 +175,14 @@ HOSTILE = ["a=b", "=cmd|' /C calc'!A0", "<script>alert(1)</script>", "[bold]x[/]
 
 
 def test_hostile_names_are_matched_as_texts() -> None:
-    found = match(HOSTILE, HOSTILE, {})
+    found = Vocabulary(HOSTILE, False).match(HOSTILE, {})
     assert found.number_of == {name: i for i, name in enumerate(HOSTILE)}
     assert not found.respelled
-    assert match(["Naïve", "1.0"], HOSTILE, {}).unknown == ["1.0", "Naïve"]  # two classes are spelled so
-    assert match(["-1", "- 1"], ["1"], {}).unknown == ["- 1", "-1"]
+    assert Vocabulary(HOSTILE, False).match(["Naïve", "1.0"], {}).unknown == [
+        "1.0",
+        "Naïve",
+    ]  # two classes are spelled so
+    assert Vocabulary(["1"], False).match(["-1", "- 1"], {}).unknown == ["- 1", "-1"]
 
 
 def test_pairs_are_cut_where_a_class_begins() -> None:
@@ -238,13 +243,44 @@ def test_of_findings_columns_are_found_by_name_and_missing_ones_said(tmp_path: P
         evaluate(run.path, some, tmp_path / "bad", class_map={"view": "f2"})
 
 
+def test_labels_are_read_as_the_run_s_own_were(tmp_path: Path) -> None:
+    """Merged classes, codes for uncertain and lists: what the training made of them, the evaluation makes of them."""
+    x, labels = two_clouds(N, D)
+    kinds = ["ill" if label == "sick" and i % 3 else label for i, label in enumerate(labels)]
+    _, first, last = parts(tmp_path, x, {"label": kinds})
+    merged = trained(tmp_path / "merged", first, target=TargetSpec(merge_classes={"ill": "sick"}))
+    done = evaluate(merged.path, last, tmp_path / "out")
+    assert done.record["set"]["respelled"] == {"ill": "sick"}
+    assert done.metrics["n"] == N - N_TRAIN
+
+    codes = ["-1.0" if i % 7 == 0 else "1.0" if label == "sick" else "0.0" for i, label in enumerate(labels)]
+    _, first, last = parts(tmp_path / "codes", x, {"label": codes})
+    for policy, n in (("ignore", sum(code != "-1.0" for code in codes[N_TRAIN:])), ("positive", N - N_TRAIN)):
+        run = trained(tmp_path / policy, first, target=TargetSpec(uncertain=policy))
+        done = evaluate(run.path, last, tmp_path / f"on-{policy}")
+        assert done.metrics["n"] == n
+        assert not done.record["set"]["unknown_labels"]
+
+
+def test_lists_of_findings_are_read_as_the_run_s_own_were(tmp_path: Path) -> None:
+    x, columns = findings(N, D)
+    names = [" | ".join(f"F {c}" for c in range(3) if columns[f"f{c}"][i] == "1") or "No Finding" for i in range(N)]
+    both, first, last = parts(tmp_path, x, {"finding": names})
+    target = TargetSpec(("finding",), separator="|")
+    whole, part = trained(tmp_path / "whole", both, target=target), trained(tmp_path / "part", first, target=target)
+    done = evaluate(part.path, last, tmp_path / "out")
+    assert done.metrics == whole.metrics("test")
+    assert any("'finding' is read as lists separated by '|'" in note for note in done.notes)
+
+
 # --- images that the Run knows ----------------------------------------------------------------------------------------
 
 
 def test_images_that_the_run_learnt_from_are_left_out(two: Path, tmp_path: Path) -> None:
     done = evaluate(two / "run", two / "all.h5", tmp_path / "out")
     assert done.metrics["n"] == N - N_TRAIN
-    assert done.record["left_out"] == {"an image that the Run learnt from": N_TRAIN}
+    assert set(done.record["left_out"]) == {TRAINED_ON, CHOSEN_BY}
+    assert sum(done.record["left_out"].values()) == N_TRAIN
     assert any(f"{N_TRAIN} of the {N} labelled images" in note for note in done.notes)
     assert done.metrics == evaluate(two / "run", two / "last.h5", tmp_path / "plain").metrics
 
@@ -259,7 +295,9 @@ def test_they_are_scored_where_asked_and_the_others_stand_beside_them(two: Path,
 
 
 def test_a_set_of_nothing_but_training_images_is_refused(two: Path, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=rf"no image of .*first.h5 is left.*{N_TRAIN} are .*with_training_images"):
+    with pytest.raises(
+        UsageError, match=r"no image of .*first.h5 is left.*have .* was trained on.*with_training_images"
+    ):
         evaluate(two / "run", two / "first.h5", tmp_path / "out")
     done = evaluate(two / "run", two / "first.h5", tmp_path / "out", with_training_images=True)
     assert done.record["without_training_images"] is None

@@ -29,7 +29,7 @@ PARTS = {  # of the packages, each after those it uses; "." is the package's own
     "cli": "options showing results waiting embedding heads pixels exporting predicting evaluating looking "
            "sources auditing reporting .",
     "embed": "plan forward network precision filling output . forecast",
-    "evaluate": "labels sets selection subgroups comparison notes scoring .",
+    "evaluate": "vocabulary labels sets selection subgroups comparison notes scoring .",
     "figures": ". charts",
     "finetune": "world telling cut pixels start boundaries inputs learning checkpoints tuning outcome course .",
     "fusion": "reading datasets spec studies unseen writing .",

@@ -5,7 +5,8 @@ path of `predict`, what the Run has learnt from is left out, and the code that s
 Head,
 temperature, positive class and operating point are the Run's: nothing is chosen on the set.
 
-    labels      labels of the set as classes of the Run
+    vocabulary  which class of the Run a text stands for
+    labels      the labels of the set as classes of the Run
     sets        the images of the set, with the Run's logits
     selection   which of them take part
     subgroups   the numbers for each value of a column

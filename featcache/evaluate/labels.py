@@ -1,13 +1,10 @@
-"""The labels of a set from elsewhere, as the classes of a Run.
+"""The labels of a set from elsewhere, as the classes of a Run: from its own columns, or joined from a CSV.
 
-Another hospital writes `Normal` where the Run learnt `normal`. A label is the class that has its name; failing that,
-the one class that differs from it in case, blanks, `-`, `_` or the format of a number alone; whatever else it may stand
-for has to be said. What stands for no class takes no part, and is counted.
+Classes stand in one column; findings in a column each, or in one of lists where the Run's own were lists. What stands
+for no class takes no part, and is counted.
 Letters: n images, c classes or findings.
 """
 
-import re
-import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,31 +14,14 @@ from typing import Any
 import numpy as np
 
 from featcache.errors import UsageError
+from featcache.evaluate.vocabulary import Matching, Vocabulary
 from featcache.manifest import tables
-from featcache.predict.predictions import Model
 from featcache.runs.task import Rows, TargetSpec, finding_values, label_texts
+from featcache.splits.class_names import means_no_finding, parts_of
 
 Array = np.ndarray[Any, Any]
 
-NO_LABEL, UNKNOWN_LABEL = "no label", "a label that the Run does not know"
-_GAPS = re.compile(r"[\s_\-‐-―]+")  # what stands between words
-
-
-@dataclass(frozen=True)
-class Matching:
-    """Which class of a Run each text of a set stands for.
-
-    Attributes:
-        number_of: text -> number of a class; texts that stand for none are not in it.
-        respelled: texts that are the name of a class in another spelling -> that name.
-        mapped: texts that were said to stand for a class -> its name.
-        unknown: texts that stand for no class, in sorted order.
-    """
-
-    number_of: Mapping[str, int]
-    respelled: Mapping[str, str]
-    mapped: Mapping[str, str]
-    unknown: Sequence[str]
+NO_LABEL, UNKNOWN_LABEL, UNCERTAIN_LABEL = "no label", "a label that the Run does not know", "an uncertain label"
 
 
 @dataclass(frozen=True)
@@ -80,30 +60,37 @@ class Source:
     on: str = "image_id"
     class_map: Mapping[str, str] = field(default_factory=dict)
 
-    def target(self, columns: Sequence[str]) -> TargetSpec:
+    def target(self, columns: Sequence[str], uncertain: str | None = None) -> TargetSpec:
         """What is read."""
-        return TargetSpec(tuple(columns), self.file, self.on)
+        return TargetSpec(tuple(columns), self.file, self.on, uncertain=uncertain)
 
 
-def labels_of(rows: Rows, source: Source, model: Model) -> SetLabels:
-    """The labels of images by the classes of a head.
+def labels_of(rows: Rows, source: Source, vocabulary: Vocabulary) -> SetLabels:
+    """The labels of images by the classes of a Run.
 
     Args:
         rows: the images, with their columns.
         source: where their labels are.
-        model: whose classes count.
+        vocabulary: the classes.
 
     Raises:
         UsageError: no labels, none that the Run knows, or a column that is not there; `class_map` names what is not
             there.
     """
     for label, name in source.class_map.items():
-        if name not in model.classes:
+        if name not in vocabulary.classes:
             raise UsageError(
                 f"class_map: {label!r} cannot stand for {name!r}, which is none of the Run's classes: "
-                f"{', '.join(model.classes)}."
+                f"{', '.join(vocabulary.classes)}."
             )
-    return (_findings if model.has_findings else _classes)(rows, source, model)
+    there = _columns(rows, source)
+    if not vocabulary.is_multi_label:
+        return _classes(rows, source, vocabulary, there)
+    if vocabulary.separator is not None and len(source.columns) < 2:
+        (column,) = source.columns or (_own_column(vocabulary, there),)
+        if column in there:
+            return _lists(rows, source, vocabulary, column)
+    return _findings(rows, source, vocabulary, there)
 
 
 def pairs_of(texts: Sequence[str], classes: Sequence[str]) -> dict[str, str]:
@@ -126,104 +113,108 @@ def pairs_of(texts: Sequence[str], classes: Sequence[str]) -> dict[str, str]:
     return pairs
 
 
-# --- names ------------------------------------------------------------------------------------------------------------
-
-
-def match(texts: Iterable[str], classes: Sequence[str], class_map: Mapping[str, str]) -> Matching:
-    """What the texts of a set stand for: what was said, the class of that name, or the only one that is spelled alike.
-
-    Args:
-        texts: of the set, also repeated; none empty.
-        classes: c names.
-        class_map: text -> class.
-    """
-    number = {name: i for i, name in enumerate(classes)}
-    spelled = Counter(map(spelling, classes))
-    alike = {spelling(name): name for name in classes if spelled[spelling(name)] == 1}
-    number_of, respelled, mapped, unknown = dict[str, int](), dict[str, str](), dict[str, str](), list[str]()
-    for text in sorted(set(texts)):
-        name = class_map.get(text, text if text in number else None)
-        if name is None and (name := alike.get(spelling(text))) is not None:
-            respelled[text] = name
-        if text in class_map:
-            mapped[text] = class_map[text]
-        if name is None:
-            unknown.append(text)
-        else:
-            number_of[text] = number[name]
-    return Matching(number_of, respelled, mapped, unknown)
-
-
-def spelling(text: str) -> tuple[str, str]:
-    """What two spellings of one name have in common: `COVID-19` and `covid 19`, `1` and `1.0`."""
-    plain = unicodedata.normalize("NFKC", text).strip().casefold()
-    try:
-        return "number", f"{float(plain):g}"
-    except ValueError:
-        return "text", _GAPS.sub("", plain)
-
-
 # --- classes ----------------------------------------------------------------------------------------------------------
 
 
-def _classes(rows: Rows, source: Source, model: Model) -> SetLabels:
+def _own_column(vocabulary: Vocabulary, there: Sequence[str]) -> str:
+    """The column that the Run's own labels were in, where the set has one of that name."""
+    own = vocabulary.columns[0]
+    return own if len(vocabulary.columns) == 1 and own in there else "label"
+
+
+def _classes(rows: Rows, source: Source, vocabulary: Vocabulary, there: Sequence[str]) -> SetLabels:
     if len(source.columns) > 1:
         raise UsageError(
             f"the Run learnt classes, which stand in one column of labels; {', '.join(source.columns)} are several."
         )
-    (name,) = source.columns or ("label",)
+    (name,) = source.columns or (_own_column(vocabulary, there),)
     (column,), notes = label_texts(rows, source.target([name]))
     if not any(column):
         raise UsageError(
             f"{source.file or rows.path} has no labels in column {name!r}. Name the column that has them, or a CSV "
-            f"that is joined to the images (parameters label_columns and labels). The images have the columns "
-            f"{', '.join(rows.columns) or 'none'}."
+            f"that is joined to the images (parameters label_columns and labels). There are the columns "
+            f"{', '.join(there) or 'none'}."
         )
     counts = Counter(text for text in column if text)
     _check_map(source.class_map, counts, "label")
-    matching = match(counts, model.classes, source.class_map)
+    matching = vocabulary.match(counts, source.class_map)
     if not matching.number_of:
         raise UsageError(
-            f"{rows.path}: no label is a class of the Run. The labels are {_quoted(counts)}; the Run's classes are "
-            f"{_quoted(model.classes)}. Say which stands for which (parameter class_map)."
+            f"{rows.path}: no label is a class of the Run. The labels are {quoted(counts)}; the Run's classes are "
+            f"{quoted(vocabulary.classes)}. Say which stands for which (parameter class_map)."
         )
     values = np.array([matching.number_of.get(text, -1) for text in column], dtype=np.int64)
-    reasons = [
-        "" if value >= 0 else UNKNOWN_LABEL if text else NO_LABEL for value, text in zip(values, column, strict=True)
-    ]
+    reasons = [_why_not(text, matching) for text in column]
+    notes += (
+        [f"The labels are those of column {name!r}, as the Run's own were."]
+        if name != "label" and not source.columns
+        else []
+    )
     unknown = {text: counts[text] for text in matching.unknown}
-    notes += _about_matching(matching, counts, "label")
-    return SetLabels(values, reasons, matching, unknown, notes)
+    return SetLabels(values, reasons, matching, unknown, [*notes, *_about_matching(matching, "label", counts)])
+
+
+def _why_not(text: str, matching: Matching) -> str:
+    """Why an image with such a label has no class; empty where it has one."""
+    if text in matching.number_of:
+        return ""
+    return NO_LABEL if not text else UNCERTAIN_LABEL if text in matching.uncertain else UNKNOWN_LABEL
 
 
 # --- findings ---------------------------------------------------------------------------------------------------------
 
 
-def _findings(rows: Rows, source: Source, model: Model) -> SetLabels:
-    there = _columns(rows, source)
-    asked = list(source.columns) or there
+def _lists(rows: Rows, source: Source, vocabulary: Vocabulary, name: str) -> SetLabels:
+    """One column of lists, as the Run's own labels were. An empty text is unknown, `No Finding` none of them."""
+    (column,), notes = label_texts(rows, source.target([name]))
+    parts = [parts_of(text, vocabulary.separator or "") for text in column]
+    counts = Counter(part for listed in parts for part in listed)
+    _check_map(source.class_map, counts, "finding")
+    matching = vocabulary.match(counts, source.class_map)
+    nothing = [part for part in matching.unknown if means_no_finding(part)]
+    if not matching.number_of and not nothing:
+        raise UsageError(
+            f"{rows.path}: no label is a finding of the Run. The labels are {quoted(counts) or 'all empty'}; the Run's "
+            f"findings are {quoted(vocabulary.classes)}. Say which stands for which (parameter class_map)."
+        )
+    values = np.zeros((len(column), len(vocabulary.classes)))
+    for row, listed in enumerate(parts):
+        values[row, [matching.number_of[part] for part in listed if part in matching.number_of]] = 1
+        values[row] = values[row] if listed else np.nan
+    unknown = {part: counts[part] for part in matching.unknown if part not in nothing}
+    notes.append(
+        f"Column {name!r} is read as lists separated by {vocabulary.separator!r}, as the Run's own labels were."
+    )
+    notes += _about_matching(matching, "label", counts, list(unknown), are_left_out=False)
+    reasons = ["" if listed else NO_LABEL for listed in parts]
+    return SetLabels(values, reasons, matching, unknown, notes)
+
+
+def _findings(rows: Rows, source: Source, vocabulary: Vocabulary, there: Sequence[str]) -> SetLabels:
+    """A column for each finding."""
+    asked = list(source.columns) or list(there)
     _check_map(source.class_map, asked, "column")
-    matching = match(asked, model.classes, source.class_map)
+    matching = vocabulary.match(asked, source.class_map)
     used = [name for name in asked if name in matching.number_of]
     if not used:
         raise UsageError(
-            f"{source.file or rows.path}: no column is a finding of the Run. The columns are {_quoted(there)}; the "
-            f"Run's findings are {_quoted(model.classes)}. Say which stands for which (parameter class_map)."
+            f"{source.file or rows.path}: no column is a finding of the Run. The columns are {quoted(there)}; the "
+            f"Run's findings are {quoted(vocabulary.classes)}. Say which stands for which (parameter class_map)."
         )
-    _check_one_each(used, matching, model)
-    target = source.target(used)
+    _check_one_each(used, matching, vocabulary)
+    target = source.target(used, vocabulary.uncertain)
     texts, notes = label_texts(rows, target)
-    values = np.full((len(rows.image_ids), len(model.classes)), np.nan)
+    values = np.full((len(rows.image_ids), len(vocabulary.classes)), np.nan)
     values[:, [matching.number_of[name] for name in used]] = finding_values(rows, texts, target)
     reasons = ["" if is_known else NO_LABEL for is_known in np.isfinite(values).any(axis=1)]
     if all(reasons):
-        raise UsageError(f"{source.file or rows.path}: no image has a value in {_quoted(used)}.")
+        raise UsageError(f"{source.file or rows.path}: no image has a value in {quoted(used)}.")
     unknown = matching.unknown if source.columns else []  # other columns were not asked for
-    notes += _about_matching(matching, None, "column", unknown)
-    if absent := [name for i, name in enumerate(model.classes) if i not in matching.number_of.values()]:
+    notes += _about_matching(matching, "column", None, unknown)
+    if absent := [name for i, name in enumerate(vocabulary.classes) if i not in matching.number_of.values()]:
         notes.append(
-            f"The set has no column for {_quoted(absent)}: means are over the other findings. If another column stands "
-            f"for one of them, map it (class_map); the columns are {_quoted(there)}."
+            f"The set has no column for {quoted(absent)}: means are over the other findings. If another column stands "
+            f"for one of them, map it (class_map); the columns are {quoted(there)}."
         )
     return SetLabels(values, reasons, matching, dict.fromkeys(unknown, len(rows.image_ids)), notes)
 
@@ -234,15 +225,15 @@ def _columns(rows: Rows, source: Source) -> list[str]:
     return [name for name in tables.read(source.file, unnamed=True).columns if name not in ("", source.on)]
 
 
-def _check_one_each(used: Sequence[str], matching: Matching, model: Model) -> None:
+def _check_one_each(used: Sequence[str], matching: Matching, vocabulary: Vocabulary) -> None:
     of: dict[int, str] = {}
     for name in used:
-        number = matching.number_of[name]
-        if number in of:
+        c = matching.number_of[name]
+        if c in of:
             raise UsageError(
-                f"the columns {of[number]!r} and {name!r} both stand for {model.classes[number]!r}. Name one."
+                f"the columns {of[c]!r} and {name!r} both stand for {vocabulary.classes[c]!r}. Name one of them."
             )
-        of[number] = name
+        of[c] = name
 
 
 # --- what is said -----------------------------------------------------------------------------------------------------
@@ -250,29 +241,48 @@ def _check_one_each(used: Sequence[str], matching: Matching, model: Model) -> No
 
 def _check_map(class_map: Mapping[str, str], there: Iterable[str], what: str) -> None:
     if absent := [text for text in class_map if text not in set(there)]:
-        raise UsageError(f"class_map: the set has no {what} {_quoted(absent)}; it has {_quoted(there)}.")
+        raise UsageError(f"class_map: the set has no {what} {quoted(absent)}; it has {quoted(there)}.")
 
 
 def _about_matching(
-    matching: Matching, counts: Mapping[str, int] | None, what: str, unknown: Sequence[str] | None = None
+    matching: Matching,
+    what: str,
+    counts: Mapping[str, int] | None,
+    unknown: Sequence[str] | None = None,
+    are_left_out: bool = True,
 ) -> list[str]:
+    """Which texts were read as which classes, and which as none.
+
+    Args:
+        matching: of the texts.
+        what: they are, "label" or "column".
+        counts: images of each; None of columns.
+        unknown: texts that are told to stand for no class; None for all such.
+        are_left_out: whether the images that have them are.
+    """
+
     def counted(text: str) -> str:
         return f"{text!r}" + (f" ({counts[text]:,})" if counts else "")
 
     notes = []
-    for kinds, why in ((matching.respelled, "by its spelling"), (matching.mapped, "as asked")):
+    for kinds, why in (
+        (matching.respelled, "by its spelling, or as the Run's own labels were"),
+        (matching.mapped, "as asked"),
+    ):
         if kinds:
-            listed = ", ".join(f"{counted(text)} as {name!r}" for text, name in kinds.items())
-            notes.append(f"Read {why}: {what} {listed}.")
+            pairs = ", ".join(f"{counted(text)} as {name!r}" for text, name in kinds.items())
+            notes.append(f"Read {why}: {what} {pairs}.")
     if unknown := matching.unknown if unknown is None else unknown:
         of = f"{sum(counts[text] for text in unknown):,} images have" if counts else f"{len(unknown):,} columns are"
+        became = ", and are left out" if are_left_out else ", which counts for nothing"
         notes.append(
-            f"{of} {'a label that is no class' if counts else 'no finding'} of the Run, and are left out: "
+            f"{of} {'a label that is no class' if counts else 'no finding'} of the Run{became}: "
             f"{', '.join(map(counted, unknown))}. If one of them is a class of the Run under another name, map it "
             f"(class_map)."
         )
     return notes
 
 
-def _quoted(texts: Iterable[str]) -> str:
+def quoted(texts: Iterable[str]) -> str:
+    """`'a', 'b'`, each once, in sorted order."""
     return ", ".join(map(repr, sorted(set(texts))))

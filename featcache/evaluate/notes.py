@@ -46,7 +46,7 @@ def about_training_images(names: Sequence[str], n: int, are_scored: bool) -> Ite
     """
     if not names:
         return
-    which = f"{len(names):,} of the {n:,} labelled images are images that the Run learnt from or was chosen by"
+    which = f"{len(names):,} of the {n:,} labelled images are images that the Run was trained on or chosen by"
     if are_scored:
         yield (
             f"{which}, for example {_first(names)}. They are scored, as asked, and make the numbers too good; the "

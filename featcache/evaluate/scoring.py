@@ -18,6 +18,7 @@ from featcache.evaluate.labels import SetLabels, Source, labels_of
 from featcache.evaluate.selection import Selection
 from featcache.evaluate.sets import Scored
 from featcache.evaluate.subgroups import Subgroup
+from featcache.evaluate.vocabulary import Vocabulary
 from featcache.images.workers import TIMEOUT_S, check_timeout
 from featcache.manifest import Manifest
 from featcache.predict import failures_table, remove_partial
@@ -126,7 +127,7 @@ def evaluate(
             "asked": _asked(predictor, source, by, patients, with_training_images),
         }
         _check_places(path, keep, key)
-        set_labels = labels_of(rows, source, predictor.model)  # before hours of work, not after them
+        set_labels = labels_of(rows, source, Vocabulary.of(predictor))  # before hours of work, not after them
         values = {name: subgroups.values_of(rows, name, source.file, on) for name in by}
         scored = sets.scored(predictor, images, path, keep, options)
         part = Selection.of(predictor, rows, scored, set_labels, patients, with_training_images)

@@ -15,6 +15,7 @@ import numpy as np
 from featcache.errors import UsageError
 from featcache.evaluate.labels import SetLabels
 from featcache.evaluate.sets import Scored
+from featcache.predict.overlap import Contents
 from featcache.predict.predictor import Predictor
 from featcache.runs import Images
 from featcache.runs.protocol import Protocol
@@ -24,7 +25,8 @@ from featcache.training.summary import EXTERNAL, Said
 
 Array = np.ndarray[Any, Any]
 
-LEARNT_FROM = "an image that the Run learnt from"
+TRAINED_ON = "the bytes of an image that the Run was trained on"
+CHOSEN_BY = "the bytes of an image by which something of the Run was chosen"
 
 
 @dataclass(frozen=True)
@@ -56,12 +58,12 @@ class Selection:
         model = predictor.model
         place = {name: i for i, name in enumerate(rows.image_ids)}
         order = [place[name] for name in scored.image_ids]
-        learnt_contents, test_contents = predictor.known_contents() or (set(), set())
-        is_learnt = [content in learnt_contents for content in scored.content_sha256]
+        contents = Contents.of(predictor.run) or Contents(frozenset(), frozenset(), frozenset())
         reasons = [labels.reasons[i] for i in order]
-        learnt = [i for i, reason in enumerate(reasons) if not reason and is_learnt[i]]
+        seen = [_seen(content, contents) for content in scored.content_sha256]
+        learnt = [i for i, reason in enumerate(reasons) if seen[i] and not reason]
         if not with_training_images:
-            reasons = [reason or (LEARNT_FROM if seen else "") for reason, seen in zip(reasons, is_learnt, strict=True)]
+            reasons = [reason or why for reason, why in zip(reasons, seen, strict=True)]
         kept = np.array([i for i, reason in enumerate(reasons) if not reason], dtype=np.int64)
         left_out = dict(Counter(reason for reason in reasons if reason))
         if not len(kept):
@@ -74,7 +76,7 @@ class Selection:
         protocol = Protocol(kept, [], [], groups, left_out, near, 0)
         sides = {EXTERNAL: (kept, scored.logits[kept])}
         said = Said(task, protocol, sides, model.temperature, model.threshold)
-        return cls(said, order, learnt, [i for i in kept.tolist() if scored.content_sha256[i] in test_contents])
+        return cls(said, order, learnt, [i for i in kept.tolist() if scored.content_sha256[i] in contents.test])
 
     @property
     def rows(self) -> Array:
@@ -108,11 +110,13 @@ class Selection:
         return Images(self.names(rows.tolist()), contents, task.labels[rows], groups)
 
 
+def _seen(content: str, contents: Contents) -> str:
+    """Why an image of such bytes says nothing of new ones; empty where it is a new one."""
+    return TRAINED_ON if content in contents.train else CHOSEN_BY if content in contents.val else ""
+
+
 def _why_none(rows: Rows, left_out: Mapping[str, int], n_failed: int) -> str:
-    reasons = [
-        f"{n:,} have {reason}" if reason != LEARNT_FROM else f"{n:,} are each {reason}"
-        for reason, n in left_out.items()
-    ]
+    reasons = [f"{n:,} have {reason}" for reason, n in left_out.items()]
     reasons += [f"{n_failed:,} could not be read"] if n_failed else []
-    way_out = " Score these with with_training_images." if LEARNT_FROM in left_out else ""
+    way_out = " with_training_images scores these, too." if {TRAINED_ON, CHOSEN_BY} & set(left_out) else ""
     return f"no image of {rows.path} is left to be scored: {', '.join(reasons) or 'there is none'}.{way_out}"

@@ -13,6 +13,28 @@ from featcache.runs import Run
 
 
 @dataclass(frozen=True)
+class Contents:
+    """The images of a Run by the sha256 of their files: those that its head was trained on, those by which something of
+    it was chosen, and those of its test subset, which are as good as new ones."""
+
+    train: frozenset[str]
+    val: frozenset[str]
+    test: frozenset[str]
+
+    @classmethod
+    def of(cls, run: Run) -> Self | None:
+        """None where the Run does not name its images, as in a bundle."""
+        try:
+            contents, protocol = run.images().content_sha256, run.protocol()
+        except (UsageError, CorruptStore):  # nothing of it is needed for predictions
+            return None
+        learnt_all = not protocol.is_hold_out or run.record["asked"].get("refit_all")
+        rows = protocol.rows if learnt_all else protocol.folds[0].train
+        train, learnt, test = (frozenset(contents[row] for row in of) for of in (rows, protocol.rows, protocol.test))
+        return cls(train, learnt - train, test)
+
+
+@dataclass(frozen=True)
 class Overlap:
     """Images that are also images of a Run.
 
@@ -31,15 +53,11 @@ class Overlap:
     @classmethod
     def of(cls, run: Run, content_sha256: Sequence[str]) -> Self:
         """The images of these digests beside those of a Run. The test images of the Run are as good as new ones."""
-        try:
-            contents, protocol = run.images().content_sha256, run.protocol()
-        except (UsageError, CorruptStore):  # nothing of it is needed for predictions
+        contents = Contents.of(run)
+        if contents is None:
             return cls(len(content_sha256), is_known=False)
-        learnt_all = not protocol.is_hold_out or run.record["asked"].get("refit_all")
-        rows = protocol.rows if learnt_all else protocol.folds[0].train
-        train = {contents[row] for row in rows}
-        val = {contents[row] for row in protocol.rows} - train
-        return cls(len(content_sha256), sum(c in train for c in content_sha256), sum(c in val for c in content_sha256))
+        n_train, n_val = (sum(c in of for c in content_sha256) for of in (contents.train, contents.val))
+        return cls(len(content_sha256), n_train, n_val)
 
     @property
     def n_learnt(self) -> int | None:

@@ -22,7 +22,7 @@ from PIL import Image
 from featcache.embed import embed
 from featcache.embed.filling import stored
 from featcache.embed.output import Embedded, failures_path
-from featcache.errors import CorruptStore, FeatcacheError, IdentityMismatch, ImageError, UsageError
+from featcache.errors import FeatcacheError, IdentityMismatch, ImageError, UsageError
 from featcache.heads import vectors
 from featcache.images import DecodeSpec, augment, check_size
 from featcache.manifest import Manifest
@@ -197,16 +197,6 @@ class Predictor:
             )
         names = [*store.image_ids, *store.failures]
         return self._of_vectors(store, names)
-
-    def known_contents(self) -> tuple[set[str], set[str]] | None:
-        """Digests of the images that the Run has learnt from or was chosen by, and of those of its test subset. None
-        where the Run does not name them, as in a bundle."""
-        try:
-            contents, protocol = self.run.images().content_sha256, self.run.protocol()
-        except (UsageError, CorruptStore):  # nothing of it is needed for predictions
-            return None
-        learnt, test = ({contents[row] for row in rows.tolist()} for rows in (protocol.rows, protocol.test))
-        return learnt, test
 
     def of_images(
         self,
