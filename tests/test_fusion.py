@@ -448,7 +448,7 @@ def test_a_run_of_other_vectors_or_images_is_refused(folder: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("uid,findings,impression\ns1,a,b\ns1,b,\n", "line 3: 's1' stands already at line 2"),
+        ("uid,findings,impression\ns1,a,b\ns1,b,\n", "line 3, column findings: uid 's1' has another text in line 2"),
         ("uid,findings\ns1,a\n", "no column named impression"),
         ("uid,findings,impression\ns1,a\n", "line 2: the number of cells"),
         ("uid,findings,impression\nS1,a,b\n", "no uid of .* is a uid of .* has 'S1', the images 's0'"),

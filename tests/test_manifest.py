@@ -34,7 +34,7 @@ def test_an_image_that_is_named_itself_is_the_only_one(tmp_path: Path) -> None:
         manifest = Manifest.read(tmp_path / name)
         assert (manifest.image_ids, manifest.paths) == ([Path(name).name], [tmp_path / name])
         assert (manifest.columns, manifest.refused) == ({}, {})
-    with pytest.raises(UsageError, match=r"notes\.txt is neither a folder nor a \.csv file, and no image by its name"):
+    with pytest.raises(UsageError, match=r"notes\.txt is neither a folder nor a table, and no image by its name"):
         Manifest.read(tmp_path / "notes.txt")
     with pytest.raises(UsageError, match=r"nothing does not exist"):
         Manifest.read(tmp_path / "nothing")

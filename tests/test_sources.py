@@ -147,7 +147,11 @@ def test_folders_of_a_manifest_are_made(indiana: tuple[Path, Path, Path], tmp_pa
         (0, "uid,MeSH,Problems\n1,a,b\n", "line 1: no column named indication"),
         (0, ",".join(REPORTS) + "\n", "a header and no rows"),
         (0, ",".join(REPORTS) + "\n1,a\n", "line 2: the number of cells"),
-        (0, ",".join(REPORTS) + "\n1,a,b,c,d,e,f,g\n1,a,b,c,d,e,f,g\n", "line 3: '1' stands already at line 2"),
+        (
+            0,
+            ",".join(REPORTS) + "\n1,a,b,c,d,e,f,g\n1,a,b,c,d,e,f,h\n",
+            "impression: uid '1' has another text in line 2",
+        ),
         (0, ",".join(REPORTS) + '\n1,"a,b,c,d,e,f,g\n', "not a CSV"),
         (0, ",".join(REPORTS) + "\nNaN,a,b,c,d,e,f,g\n", "line 2, column uid: 'NaN', a word for a missing value"),
         (1, "uid,filename\n1,a.png\n", "line 1: no column named projection"),

@@ -222,7 +222,7 @@ def _findings(rows: Rows, source: Source, vocabulary: Vocabulary, there: Sequenc
 def _columns(rows: Rows, source: Source) -> list[str]:
     if source.file is None:
         return list(rows.columns)
-    return [name for name in tables.read(source.file, unnamed=True).columns if name not in ("", source.on)]
+    return [name for name in tables.read(source.file).columns if name not in ("", source.on)]
 
 
 def _check_one_each(used: Sequence[str], matching: Matching, vocabulary: Vocabulary) -> None:

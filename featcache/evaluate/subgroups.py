@@ -96,7 +96,7 @@ def values_of(rows: Rows, name: str, file: Any, on: str) -> list[str]:
         return rows.columns[name]
     if name == FOLDER:
         return [image_id.rpartition("/")[0] for image_id in rows.image_ids]
-    joined = list(tables.read(file, unnamed=True).columns) if file else []
+    joined = list(tables.read(file).columns) if file else []
     if name not in joined:
         there = sorted({*rows.columns, FOLDER, *joined} - {"", "path"})
         raise UsageError(f"{rows.path} has no column {name!r} to take subgroups by; it has {', '.join(there)}.")

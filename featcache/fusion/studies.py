@@ -16,7 +16,7 @@ import numpy as np
 from featcache import splits
 from featcache.errors import UsageError
 from featcache.fusion.spec import FusionSpec
-from featcache.manifest import tables
+from featcache.manifest import joining, tables
 from featcache.missing import without_missing
 from featcache.provenance import Json
 from featcache.runs.task import Rows
@@ -93,7 +93,7 @@ def join(store: Rows, spec: FusionSpec, also: Division = Division()) -> StudyTab
     keys = without_missing(_column(store, columns, spec.by))
     notes = list[str]()
     reports, n_unnamed = _from_csv(spec, notes) if spec.reports else (_from_columns(store, columns, keys, spec), 0)
-    _check_match(store, keys, reports, spec)
+    notes += _check_match(store, keys, reports, spec)
     coverage, names = _coverage(keys, reports, n_unnamed, spec)
     rows, study = _rows_of(keys, names)
     row_groups = _row_groups(store, columns, keys, also)
@@ -131,13 +131,15 @@ def _column(store: Rows, columns: Mapping[str, list[str]], name: str) -> list[st
 def _from_csv(spec: FusionSpec, notes: list[str]) -> tuple[Reports, int]:
     """The texts of each study, and how many records name none."""
     assert spec.reports is not None
-    table = tables.read(spec.reports, required=(spec.key, *spec.texts), unnamed=True)
+    table = tables.read(spec.reports, (spec.key, *spec.texts))
     keys, columns = table.values(spec.key), [table.prose(name) for name in spec.texts]
-    notes += table.missing_notes([spec.key], spec.texts)
-    named = [row for row, key in enumerate(keys) if key]
-    tables.first_line(spec.reports, [keys[row] for row in named], [table.lines[row] for row in named])
-    texts = {keys[row]: tuple(cells[row] for cells in columns) for row in named}
-    return texts, len(table) - len(named)
+    notes += table.notes_on([spec.key], spec.texts)
+    row_of = table.first_rows(spec.key, keys, dict(zip(spec.texts, columns, strict=True)))
+    n_named = sum(map(bool, keys))
+    if n_repeated := n_named - len(row_of):
+        notes.append(f"{spec.reports}: {n_repeated:,} rows repeat the report of their study, which counts once.")
+    texts = {key: tuple(cells[row] for cells in columns) for key, row in row_of.items()}
+    return texts, len(table) - n_named
 
 
 def _from_columns(store: Rows, columns: Mapping[str, list[str]], keys: Sequence[str], spec: FusionSpec) -> Reports:
@@ -163,13 +165,22 @@ def _no(spec: FusionSpec) -> tuple[str, ...]:
     return ("",) * len(spec.texts)
 
 
-def _check_match(store: Rows, keys: Sequence[str], reports: Reports, spec: FusionSpec) -> None:
-    if spec.reports and not any(key in reports for key in keys if key):
+def _check_match(store: Rows, keys: Sequence[str], reports: Reports, spec: FusionSpec) -> list[str]:
+    """Notes on keys of images that no report has.
+
+    Raises:
+        UsageError: no key has one.
+    """
+    if not spec.reports:
+        return []
+    if not any(key in reports for key in keys if key):
         example, image = next(iter(reports), ""), next(filter(None, keys), "")
+        difference = joining.difference(set(keys) - {""}, reports)
         raise UsageError(
             f"no {spec.key} of {spec.reports} is a {spec.by} of {store.path}: the file has {example!r}, the images "
-            f"{image!r}. Join by other columns: --by, --on."
+            f"{image!r}{f'; {difference}' if difference else ''}. Join by other columns."
         )
+    return joining.notes(spec.reports, keys, reports)
 
 
 def _rows_of(keys: Sequence[str], names: Sequence[str]) -> tuple[Array, Array]:

@@ -5,7 +5,9 @@ to see whether a file without a suffix is DICOM.
 two images. Names keep their bytes, also when they are not UTF-8 (surrogateescape). Files that are not images are
 skipped and counted by reason, never silently.
 
-    tables        a CSV as texts, by line and column
+    formats       the file of a table as records: CSV in any dress, gzip, an Excel workbook
+    tables        a table as texts, by line and column
+    joining       whether the keys of a table are those of the images
     housekeeping  files of systems and servers, and our own
     listing       the files below a folder, and what is skipped
     companions    masks and thumbnails that lie beside images
@@ -24,12 +26,12 @@ from pathlib import Path
 
 from featcache import durable, missing
 from featcache.errors import UsageError, in_our_words
-from featcache.manifest import tables
+from featcache.manifest import formats, tables
 from featcache.manifest.companions import companions
 from featcache.manifest.layout import read_layout
 from featcache.manifest.listing import COMPANION, IMAGE_SUFFIXES, Listing, in_words, is_image, list_images
 from featcache.manifest.tables import Table
-from featcache.missing import is_missing, is_prose, without_missing
+from featcache.missing import VALUE_COLUMNS, is_missing, is_prose, without_missing
 from featcache.names import from_system, is_utf8, printable, to_system
 from featcache.splits import split_name
 
@@ -122,12 +124,14 @@ def _from(source: Path, allow_outside: bool) -> Manifest:
         return _from_folder(source, allow_outside)
     if not source.exists():
         raise UsageError(f"{source} does not exist: a folder of images, a .csv file or an image is expected.")
-    if source.is_file() and source.suffix.lower() == ".csv":
+    if formats.is_table(source):
         return _from_csv(source)
     if source.is_file() and is_image(source):
         return Manifest([from_system(source.name)], [source], {}, source)
+    what = formats.kind_of(source) if source.is_file() else ""
+    lead = f"{source} is {what}" if what else f"{source} is neither a folder nor a table, and no image by its name"
     suffixes = " ".join(sorted(IMAGE_SUFFIXES))
-    raise UsageError(f"{source} is neither a folder nor a .csv file, and no image by its name ({suffixes}).")
+    raise UsageError(f"{lead}: a folder, a table (.csv .tsv .xlsx, or .csv.gz) or an image ({suffixes}) is expected.")
 
 
 # --- a folder ---------------------------------------------------------------------------------------------------------
@@ -175,7 +179,7 @@ def _about_companions(names: Sequence[str]) -> Iterator[str]:
 
 
 def _from_csv(source: Path) -> Manifest:
-    table = tables.read(source, required=("path",))
+    table = tables.read(source, required=("path",), known=("image_id", *VALUE_COLUMNS))
     _check_names(source, table.columns)
     if not len(table):
         raise UsageError(f"{source} has a header and no rows: found 0 images.")
@@ -184,7 +188,8 @@ def _from_csv(source: Path) -> Manifest:
     tables.first_line(source, image_ids, table.lines)
     implied = _RESERVED if "image_id" not in cells else {"image_id"}  # a path is kept where it is not the name
     columns = {name: values for name, values in cells.items() if name not in implied}
-    return Manifest(image_ids, [source.parent / to_system(path) for path in cells["path"]], columns, source)
+    paths = [source.parent / to_system(path) for path in cells["path"]]
+    return Manifest(image_ids, paths, columns, source, notes=list(table.notes))
 
 
 def name_of(path: str) -> str:

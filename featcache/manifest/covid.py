@@ -95,7 +95,7 @@ def _rows(manifest: Manifest, rows: Sequence[int]) -> Manifest:
 
 
 def _covid_csv(source: Path, images: Path, modality: str) -> Sourced:
-    table = keyed_table(source, ("patientid", "finding", "view", "filename"), key="filename", unnamed=True)
+    table = keyed_table(source, ("patientid", "finding", "view", "filename"), key="filename")
     folders = table.cells("folder") if "folder" in table.columns else [""] * len(table)
     files = ["/".join(filter(None, each)) for each in zip(folders, table.cells("filename"), strict=True)]
     paths, names = [images / file for file in files], [name_of(file) for file in files]
@@ -108,7 +108,7 @@ def _covid_csv(source: Path, images: Path, modality: str) -> Sourced:
         )
     columns = {"group": table.values("patientid")}
     columns |= {name: table.values(name) for name in _KEPT if name in table.columns}
-    notes = table.missing_notes(["patientid", *(name for name in _KEPT if name in table.columns)])
+    notes = table.notes_on(["patientid", *(name for name in _KEPT if name in table.columns)])
     manifest = Manifest(names, paths, columns, images, notes=notes)
     manifest = _rows(manifest, kept)
     return Sourced(replace(manifest, refused=outside(manifest)), {"rows": len(table), **left})

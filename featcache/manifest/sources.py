@@ -122,32 +122,32 @@ def iu_xray(
     """
     studies = keyed_table(Path(reports), ("uid", "MeSH", "Problems", *_REPORT_TEXTS), key="uid")
     shots = keyed_table(Path(projections), ("uid", "filename", "projection"), key="filename")
-    studies.check_unique("uid")
     shots.check_unique("filename")
+    described = _study_columns(studies, label)
+    texts = {name: cells for name, cells in described.items() if name != "label"}
+    row_of = studies.first_rows("uid", studies.cells("uid"), texts)
     names, uids, beside = shots.cells("filename"), shots.cells("uid"), shots.source.parent
     found = _Found(beside, {name: beside / name for name in names}, {}, {})
     if images is not None:
         found = _Found.under(Path(images), names)
-    row_of = {uid: row for row, uid in enumerate(studies.cells("uid"))}
     study = [row_of.get(uid) for uid in uids]
-    described = _study_columns(studies, label)
     columns = {name: ["" if row is None else values[row] for row in study] for name, values in described.items()}
     table = {"label": columns.pop("label"), "group": uids, "projection": shots.cells("projection"), **columns}
     counts = {
         "projections": len(shots),
-        "reports": len(studies),
+        "reports": len(row_of),
         **found.counts,
         "no_report": study.count(None),
         "no_projection": len(row_of.keys() - set(uids)),
-        "not_indexed": sum(_is_unindexed(text) for text in studies.values("Problems")),
+        "not_indexed": sum(_is_unindexed(described["problems"][row]) for row in row_of.values()),
     }
-    notes = studies.missing_notes(("Problems", "MeSH"), _REPORT_TEXTS)
+    notes = studies.notes_on(("Problems", "MeSH"), _REPORT_TEXTS) + shots.notes_on(("projection",))
     return Sourced(replace(found.manifest(names, table), notes=notes), counts)
 
 
-def keyed_table(source: Path, required: Sequence[str], key: str, unnamed: bool = False) -> Table:
+def keyed_table(source: Path, required: Sequence[str], key: str) -> Table:
     """A CSV that has rows, each with a key."""
-    table = tables.read(source, required, unnamed)
+    table = tables.read(source, required)
     if not len(table):
         raise UsageError(f"{source} has a header and no rows.")
     for row, text in enumerate(table.cells(key)):

@@ -1,34 +1,40 @@
-"""A CSV as texts by line and column, so that whatever is wrong with it can be told with both.
+"""A table as texts by line and column, so that whatever is wrong with it can be told with both.
 
-Reads UTF-8, with or without a byte order mark; a record may run over several lines, and is known by its first. Knows
+A record may run over several lines, and is known by its first. How the file writes records is of `formats`. Knows
 nothing of what the columns mean: who reads them says whether they are names (`cells`), values or prose.
 """
 
-import csv
-import io
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from featcache import missing
-from featcache.errors import UsageError, in_our_words
+from featcache.errors import UsageError
+from featcache.manifest import formats
+from featcache.manifest.formats import Records
 
+_UNNAMED = re.compile(r"Unnamed: \d+(\.\d+)?|Unnamed: \d+_level_\d+")  # how pandas names what has no name
+_INVISIBLE = "\ufeff\u200b"  # a second byte order mark, and a zero-width blank
 MAX_CELL = 16_384  # characters; text is kept at fixed length, so the longest cell decides the size of a column
 
 
 @dataclass(frozen=True)
 class Table:
-    """n records of a CSV.
+    """n records of a table.
 
     Attributes:
         source: the file.
         lines: n numbers of the lines on which the records begin; the header is line 1.
         columns: n cells by name, in the order of the header.
+        notes: what was chosen in reading the file, in full sentences.
     """
 
     source: Path
     lines: list[int]
     columns: dict[str, list[str]]
+    notes: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.lines)
@@ -67,43 +73,124 @@ class Table:
                 raise UsageError(f"{self.where(row, name)}: a zero byte.")
         return [text.strip() for text in missing.without_missing(self.columns[name], prose=True)]
 
-    def missing_notes(self, values: Sequence[str] = (), prose: Sequence[str] = ()) -> list[str]:
-        """A sentence about the words for missing values in some columns; none where they have none."""
+    def notes_on(self, values: Sequence[str] = (), prose: Sequence[str] = ()) -> list[str]:
+        """`notes`, and a sentence about the words for missing values in some columns where they have some."""
         counted = {name: missing.words(self.columns[name]) for name in values}
         counted |= {name: missing.words(self.columns[name], prose=True) for name in prose}
         kept = {name: texts.count("None") for name in prose if "None" in (texts := self.cells(name))}
-        return missing.notes(self.source, counted) + [
-            f"{self.source}: {n:,} cells of column {name} are 'None', which is kept as text. Empty them if a program "
-            f"wrote it for a missing text."
-            for name, n in kept.items()
+        return [
+            *self.notes,
+            *missing.notes(self.source, counted),
+            *(
+                f"{self.source}: {n:,} cells of column {name} are 'None', which is kept as text. Empty them if a "
+                f"program wrote it for a missing text."
+                for name, n in kept.items()
+            ),
         ]
 
     def check_unique(self, name: str) -> None:
         """Raises UsageError where a text stands twice in a column, with both lines."""
         first_line(self.source, self.cells(name), self.lines)
 
+    def first_rows(self, key: str, keys: Sequence[str], cells: Mapping[str, Sequence[str]]) -> dict[str, int]:
+        """The first row of each key, where all rows of a key say the same; rows without a key are left away.
 
-def read(source: Path, required: Sequence[str] = (), unnamed: bool = False) -> Table:
-    """The records of a CSV; empty lines are none.
+        Args:
+            key: the name of the column of keys, for a message.
+            keys: n keys, empty where missing.
+            cells: n texts by name, which the rows of a key must share.
+
+        Raises:
+            UsageError: two rows of one key differ, with both lines.
+        """
+        row_of: dict[str, int] = {}
+        for row, text in enumerate(keys):
+            if text and (first := row_of.setdefault(text, row)) != row:
+                for name, texts in cells.items():
+                    if texts[row] != texts[first]:
+                        raise UsageError(
+                            f"{self.where(row, name)}: {key} {text!r} has another text in line {self.lines[first]}. "
+                            f"Give each {key} one, or repeat the same."
+                        )
+        return row_of
+
+
+def read(source: Path, required: Sequence[str] = (), known: Sequence[str] = ()) -> Table:
+    """The records of a table. Rows without any text are none; columns without a name are left away, as are those that
+    pandas has named `Unnamed: 0`.
 
     Args:
-        source: the file.
-        required: columns it must have.
-        unnamed: leave columns without a name away, instead of refusing them.
+        source: the file; see `formats` for what it may be.
+        required: columns it must have, in upper or lower case.
+        known: columns it may have, in upper or lower case.
 
     Raises:
-        UsageError: not there, not UTF-8, not a CSV, a column that lacks or stands twice, a record of more or fewer
-            cells than the header; with the line.
+        UsageError: not there, not a table, a column that lacks or stands twice, a record of more or fewer cells than
+            the header; with the line.
+        AccessDenied, InputOutputError: it cannot be read.
     """
-    lines, records = list[int](), list[list[str]]()
-    for line, cells in _numbered(source, _text(source)):
-        if records and len(cells) != len(records[0]):
+    records = formats.read(source, lambda header: set(map(_key, required)) <= set(map(_key, header)))
+    header, *rows = _squared(source, records) or [[]]
+    names = _names(source, header, required, known)
+    columns = {name: [cells[i] for cells in rows] for i, name in enumerate(names) if name}
+    notes = [*records.notes, *_about_unnamed(source, names, rows)]
+    return Table(source, records.lines[1:], columns, notes)
+
+
+def _key(name: str) -> str:
+    return name.strip().strip(_INVISIBLE).lower()
+
+
+def _squared(source: Path, records: Records) -> list[list[str]]:
+    """The records, each as long as the header: without blank cells at the end of a row, and with those that a header
+    ending in delimiters has more. R writes numbers of rows without a name for them in the header."""
+    if not records.cells:
+        return []
+    header, *rows = records.cells
+    if all(len(cells) == len(header) + 1 and cells[0] == str(i) for i, cells in enumerate(rows, start=1)):
+        header = ["", *header]
+    n, n_named = len(header), max((i + 1 for i, name in enumerate(header) if _key(name)), default=0)
+    squared = [header]
+    for line, cells in zip(records.lines[1:], rows, strict=True):
+        if len(cells) < n_named or any(cell.strip() for cell in cells[n:]):
             raise UsageError(f"{source}, line {line}: the number of cells is not that of the header.")
-        lines.append(line)
-        records.append(cells)
-    names = _names(source, records[0] if records else [], required, unnamed)
-    columns = {name: [cells[i] for cells in records[1:]] for i, name in enumerate(names) if name}
-    return Table(source, lines[1:], columns)
+        squared.append(cells[:n] + [""] * (n - len(cells)))
+    return squared
+
+
+def _names(source: Path, header: Sequence[str], required: Sequence[str], known: Sequence[str]) -> list[str]:
+    """Names of the columns without the blanks around them; empty for those that are left away."""
+    names = [name.strip().strip(_INVISIBLE) for name in header]
+    if any("\0" in name for name in names):
+        raise UsageError(f"{source}, line 1: a column name has a zero byte.")
+    names = ["" if _UNNAMED.fullmatch(name) else name for name in names]
+    for name in dict.fromkeys((*required, *known)):
+        alike = [i for i, other in enumerate(names) if other.lower() == name.lower()]
+        if name not in names and len(alike) == 1:
+            names[alike[0]] = name
+    for name in required:
+        if name not in names:
+            raise UsageError(f"{source}, line 1: {lacking(name, [other for other in names if other])}")
+    named = [name for name in names if name]
+    if len(set(named)) != len(named):
+        raise UsageError(f"{source}, line 1: column names must be unique, got {', '.join(named)}.")
+    return names
+
+
+def lacking(name: str, names: Sequence[str]) -> str:
+    """`no column named label (columns: path, lable). Did you mean 'lable'?`, for a message."""
+    near = difflib.get_close_matches(name.lower(), [other.lower() for other in names], 1)
+    meant = f" Did you mean {next(other for other in names if other.lower() == near[0])!r}?" if near else ""
+    return f"no column named {name} (columns: {', '.join(names) or 'none'}).{meant}"
+
+
+def _about_unnamed(source: Path, names: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A note on columns without a name that hold something, but for the first, which numbers the rows."""
+    filled = [i + 1 for i, name in enumerate(names) if i and not name and any(cells[i].strip() for cells in rows)]
+    if not filled:
+        return []
+    which = f"column {filled[0]} has" if len(filled) == 1 else f"columns {', '.join(map(str, filled))} have"
+    return [f"{source}: {which} no name and {'is' if len(filled) == 1 else 'are'} left away."]
 
 
 def first_line(source: Path, texts: Sequence[str], lines: Sequence[int]) -> dict[str, int]:
@@ -118,44 +205,3 @@ def first_line(source: Path, texts: Sequence[str], lines: Sequence[int]) -> dict
             raise UsageError(f"{source}, line {line}: {text!r} stands already at line {first[text]}.")
         first[text] = line
     return first
-
-
-def _numbered(source: Path, text: str) -> Iterator[tuple[int, list[str]]]:
-    """Each record with the line it begins on."""
-    rows = csv.reader(io.StringIO(text, newline=""), strict=True)
-    while True:
-        line = rows.line_num + 1
-        try:
-            cells = next(rows, None)
-        except csv.Error as error:
-            raise UsageError(f"{source}, line {line}: not a CSV ({error}).") from error
-        if cells is None:
-            return
-        if cells:
-            yield line, cells
-
-
-def _text(source: Path) -> str:
-    """The text of a file in UTF-8, with or without a byte order mark."""
-    if not source.is_file():
-        raise UsageError(f"{source}: no such file.")
-    try:
-        with in_our_words("reading", source):
-            return source.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line, byte = error.object.count(b"\n", 0, error.start) + 1, error.object[error.start]
-        raise UsageError(f"{source}, line {line}: not UTF-8 (byte {byte:#04x}); save it as UTF-8.") from error
-
-
-def _names(source: Path, header: Sequence[str], required: Sequence[str], unnamed: bool) -> list[str]:
-    """Names of the columns without the blanks around them; empty for those that are left away."""
-    names = [name.strip() for name in header]
-    if any("\0" in name for name in names):
-        raise UsageError(f"{source}, line 1: a column name has a zero byte.")
-    for name in required:
-        if name not in names:
-            raise UsageError(f"{source}, line 1: no column named {name} (columns: {', '.join(names) or 'none'}).")
-    named = [name for name in names if name or not unnamed]
-    if len(set(named)) != len(named) or "" in named:
-        raise UsageError(f"{source}, line 1: column names must be unique and not empty, got {', '.join(names)}.")
-    return names

@@ -14,7 +14,7 @@ import numpy as np
 
 from featcache import durable, splits
 from featcache.errors import UsageError
-from featcache.manifest import tables
+from featcache.manifest import joining, tables
 from featcache.missing import without_missing
 from featcache.provenance import Json
 from featcache.runs import coding
@@ -60,7 +60,8 @@ class TargetSpec:
     Attributes:
         columns: one column of class names, or several of findings, each 1, 0 or empty.
         file: a CSV that has them; None for the rows' own columns.
-        on: the column by which the CSV is joined: `image_id`, or one that the rows have too.
+        on: the column by which the CSV is joined: `image_id`, or one that the rows have too; `image_id=filename` where
+            the column of the file has another name.
         positive: the class that precision, recall and the like are about; None for the last in sorted order of those
             whose names do not mean that something is absent (`splits.class_names.positive_class`).
         uncertain: what a label of -1 is: "ignore" for unknown, "positive" for 1, "negative" for 0, the policies
@@ -268,27 +269,24 @@ def _own(source: Rows, columns: dict[str, list[str]], target: TargetSpec) -> lis
 def _joined(source: Rows, columns: dict[str, list[str]], target: TargetSpec, notes: list[str]) -> list[list[str]]:
     """The columns of the CSV in the order of the rows; empty where the CSV has none."""
     assert target.file is not None
-    if target.on != "image_id" and target.on not in columns:
-        raise UsageError(
-            f"{source.path} has no column {target.on!r} to join on; it has {', '.join(columns) or 'none'}."
-        )
-    read = tables.read(target.file, (target.on, *target.columns))
-    table = {name: read.values(name) for name in target.columns}
-    notes += read.missing_notes(target.columns)
-    keys = source.image_ids if target.on == "image_id" else without_missing(columns[target.on])
-    row_of: dict[str, int] = {}
-    for i, key in enumerate(map(durable.text_of, read.values(target.on))):
-        if key and key in row_of and any(table[name][i] != table[name][row_of[key]] for name in target.columns):
-            raise UsageError(
-                f"{target.file}, line {read.lines[i]}: {target.on} {key!r} stands there with other labels than in line "
-                f"{read.lines[row_of[key]]}."
-            )
-        row_of.setdefault(key, i)
+    ours, theirs = joining.sides(target.on)
+    if ours != "image_id" and ours not in columns:
+        raise UsageError(f"{source.path}: {tables.lacking(ours, list(columns))} It cannot be joined on.")
+    keys = source.image_ids if ours == "image_id" else without_missing(columns[ours])
+    table = tables.read(target.file, target.columns, known=(theirs,))
+    if theirs not in table.columns:
+        like = joining.column_like(keys, table.columns)
+        hint = f" Its column {like!r} has such keys: join on {f'{ours}={like}'!r}." if like else ""
+        raise UsageError(f"{target.file}, line 1: {tables.lacking(theirs, list(table.columns))}{hint}")
+    notes += table.notes_on(target.columns)
+    cells = {name: table.values(name) for name in target.columns}
+    row_of = table.first_rows(theirs, list(map(durable.text_of, table.values(theirs))), cells)
     if not any(key in row_of for key in keys if key):
-        example = next(iter(row_of), "")
+        difference = joining.difference(set(keys) - {""}, row_of)
         raise UsageError(
-            f"no {target.on} of {target.file} is in {source.path}: the file has {example!r}, the images "
-            f"{next(iter(keys), '')!r}. Choose the column to join by with --on."
+            f"no {theirs} of {target.file} is in {source.path}: the file has {next(iter(row_of), '')!r}, the images "
+            f"{next(iter(keys), '')!r}{f'; {difference}' if difference else ''}. Join on another column."
         )
+    notes += joining.notes(target.file, keys, row_of)
     rows = [row_of.get(key) if key else None for key in keys]
-    return [["" if row is None else table[name][row] for row in rows] for name in target.columns]
+    return [["" if row is None else cells[name][row] for row in rows] for name in target.columns]
