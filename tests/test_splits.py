@@ -22,6 +22,7 @@ from featcache.splits import (
     hold_out,
     k_folds,
     merge_groups,
+    split_name,
     stratum,
     to_json,
 )
@@ -524,3 +525,12 @@ def test_two_rows_of_one_name_are_refused_both_ways() -> None:
 def test_importing_splits_is_cheap() -> None:
     code = "import sys, featcache.splits; assert not {'sklearn', 'scipy', 'torch', 'pandas'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [(" Train ", "train"), ("imagesTr", "train"), ("TEST-set2", "test"), ("holdOut", "test"), ("valdata", "val"),
+     ("contest", None), ("no_test", None), ("pretraining", None), ("set", None), ("", None), ("train test", None)],
+)  # fmt: skip
+def test_a_subset_is_known_by_its_word_alone(text: str, name: str | None) -> None:
+    assert split_name(text) == name

@@ -21,7 +21,7 @@ _IMAGE_WORDS = frozenset(
     {
         "image", "images", "img", "imgs", "picture", "pictures", "photo", "photos", "scan", "scans", "radiograph",
         "radiographs", "xray", "xrays", "cxr", "cxrs", "film", "films", "original", "originals", "raw", "input",
-        "inputs", "data", "png", "jpg", "jpeg", "tif", "tiff", "bmp", "dcm", "dicom",
+        "inputs", "data", "dataset", "files", "png", "jpg", "jpeg", "tif", "tiff", "bmp", "dcm", "dicom",
     }
 )  # fmt: skip
 _END = "|".join(sorted(_WORDS, key=len, reverse=True))
@@ -56,8 +56,9 @@ def companions(image_ids: Sequence[str]) -> list[str]:
 
 @cache
 def is_image_word(folder: str) -> bool:
-    """Whether the name of a folder says only that images are in it: `images`, `CXR_png`."""
-    return bool(words := _words(folder)) and _IMAGE_WORDS.issuperset(words)
+    """Whether the name of a folder says only that images are in it: `images`, `CXR_png`, `images_001`."""
+    words = [word for word in _words(folder) if not word.isdigit()]
+    return bool(words) and _IMAGE_WORDS.issuperset(words)
 
 
 def _parts(name: str) -> tuple[list[str], str]:

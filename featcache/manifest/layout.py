@@ -17,9 +17,14 @@ from featcache.splits import TEST, TRAIN, VAL, split_name
 Parts = tuple[str, ...]
 
 _SUBSETS = (TRAIN, VAL, TEST)
+_WORD = re.compile(r"[^\W\d_]{4,}|val")
 _CLEAR = re.compile(r"train|val|test", re.IGNORECASE)  # `tr`, `ts` and `dev` are subsets only beside another
-_PERSON = re.compile(r"(patient|pat|pt|subject|subj|sub|case|study|exam|series|person)[\s_\-]*\w*\d", re.IGNORECASE)
-_NAMED_PEOPLE, _MANY, _FEW_IMAGES = 3, 10, 2  # classes from which they look like patients, and images of each
+_NO_CLASS = re.compile(  # patients, studies and parts of a collection by their names; numbers and UIDs
+    r"(patient|pat|pt|subject|subj|sub|case|study|exam|series|person|part|batch|chunk|shard|fold|disk|cd|vol|volume|"
+    r"folder|dir|archive)[\s_\-]*\w*\d.*|(p|s|id|mrn|acc)[\s_\-]?\d{2,}|\d{4,}|\d[\d.]{9,}",
+    re.IGNORECASE,
+)
+_MANY, _FEW_IMAGES = 10, 2  # classes from which they look like patients, and images of each
 _SHOWN = 4
 
 
@@ -111,12 +116,18 @@ def _subsets_first(folders: list[Parts], places: Sequence[int | None], heads: se
             return None
     elif () not in heads or not (len(subsets) > 1 or subsets == {TRAIN}) or not _is_deeper(folders, places):
         return None
-    below = [parts[i + 1 :] if i is not None else () for parts, i in zip(folders, places, strict=True)]
-    by_subset, _ = _without_wrapper([parts for parts, is_in in zip(below, inside, strict=True) if is_in])
+    by_subset, _ = _without_wrapper(_once(folders, places))
     rest = iter(by_subset)
     labels = [next(rest)[:1] if is_in else () for is_in in inside]
     splits = [split_name(parts[i]) or "" if i is not None else "" for parts, i in zip(folders, places, strict=True)]
     return _Tree(folders, splits, ["".join(label) for label in labels], _about_subsets(names, heads))
+
+
+def _once(folders: Sequence[Parts], places: Sequence[int | None]) -> list[Parts]:
+    """The folders below the subsets, of the images that are in one; in `train/train/covid` what is below the second."""
+    rows = [(parts[i], parts[i + 1 :]) for parts, i in zip(folders, places, strict=True) if i is not None]
+    n = 1 if all(below[:1] == (name,) for name, below in rows) else 0
+    return [below[n:] for _, below in rows]
 
 
 def _is_deeper(folders: Sequence[Parts], places: Sequence[int | None]) -> bool:
@@ -154,11 +165,11 @@ def _subsets_of_several(folders: list[Parts], places: Sequence[int | None], head
 def _without_wrapper(folders: Sequence[Parts]) -> tuple[list[Parts], Parts]:
     """The folders below those that hold all others and say only that there are images in them, and the latter."""
     below, wrapper = list(folders), []
-    while below and (names := {parts[:1] for parts in below}) and len(names) == 1 and any(names):
-        name = below[0][0]
-        if not is_image_word(name):
+    while all(parts and is_image_word(parts[0]) for parts in below):
+        names = {parts[0] for parts in below}
+        if len({re.sub(r"[\W\d_]+", "", name) for name in names}) > 1:  # `png` and `jpg`, or `raw` and `film`
             break
-        wrapper.append(name)
+        wrapper.append(min(names))
         below = [parts[1:] for parts in below]
     return below, tuple(wrapper)
 
@@ -226,6 +237,12 @@ def _unread_subsets(tree: _Tree) -> Iterator[str]:
     if any(tree.splits):
         return
     names = Counter(name for parts in tree.folders for name in parts if split_name(name) and _CLEAR.search(name))
+    within = {subset for name in tree.names for word in _WORD.findall(name) if (subset := split_name(word))}
+    if not names and len(within) > 1:
+        yield (
+            f"Names of classes have words for subsets in them: {_listed(tree.names)}. If these are subsets of the same "
+            f"classes, make one folder of each subset, or give a CSV with columns split and label."
+        )
     if names:
         instead = ", but as classes" if names.keys() <= set(tree.names) else ""
         yield (
@@ -267,15 +284,15 @@ def _collections(tree: _Tree) -> Iterator[str]:
 
 
 def _people(tree: _Tree) -> Iterator[str]:
-    """Classes that look like patients or studies."""
+    """Classes that look like patients or studies, or like parts of a collection."""
     counts = Counter(label for label in tree.labels if label)
     n_few = sum(n <= _FEW_IMAGES for n in counts.values())
-    named = len(counts) >= _NAMED_PEOPLE and all(_PERSON.match(name) for name in counts)
+    named = len(counts) > 1 and all(_NO_CLASS.fullmatch(name) for name in counts)
     if named or (len(counts) >= _MANY and 2 * n_few > len(counts)):
         few = f"{n_few:,} of them have only 1 or 2 images. " if n_few else ""
         yield (
             f"{len(counts):,} folders were read as classes, for example {_listed(tree.names)}. {few}If they are "
-            f"patients or studies, name them with group_pattern, and give labels in a CSV."
+            f"patients, studies or parts, give labels in a CSV; group_pattern makes groups of them."
         )
 
 

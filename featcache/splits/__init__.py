@@ -33,7 +33,8 @@ _SUBSETS = {word: name for name, words in _SPELLINGS.items() for word in words.s
 _FILLERS = frozenset(
     {
         "the", "set", "sets", "subset", "subsets", "split", "part", "data", "dataset", "image", "images", "img", "imgs",
-        "folder", "file", "files", "sample", "samples", "cxr", "cxrs", "xray", "xrays",
+        "folder", "file", "files", "sample", "samples", "cxr", "cxrs", "xray", "xrays", "v", "x", "px",
+        "new", "final", "resized",
     }
 )  # fmt: skip
 _COMPOUND = re.compile(r"(sets?|data|images?|imgs?)\Z")  # of `testset`

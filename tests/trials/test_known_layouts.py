@@ -47,6 +47,7 @@ SPELLINGS = [
     ("Training", "Testing"), ("TRAIN", "VALID"), ("01_train", "02_test"), ("Train Set", "test-set"), ("tr", "ts"),
     ("train_images", "validation_images"), ("trainset", "devset"), ("train", "holdout"), ("imagesTr", "imagesTs"),
     ("trn", "val"), ("traindata", "development"), ("train", "evaluation"), ("1. Training", "3. Test images"),
+    ("train_v2", "test_224x224"),
 ]  # fmt: skip
 VALIDATION = ("VALID", "validation_images", "devset", "val", "development")
 
@@ -98,6 +99,7 @@ def test_collections_with_the_same_classes_are_not_classes(tmp_path: Path) -> No
         (("covid/images", "normal/images"), {"covid/images": ("", "covid"), "normal/images": ("", "normal")}),
         (("images/covid", "images/normal"), {"images/covid": ("", "covid"), "images/normal": ("", "normal")}),
         (("train/images", "test/images"), {"train/images": ("train", ""), "test/images": ("test", "")}),
+        (("images_001/images", "images_002/images"), {f"images_00{i}/images": ("", "") for i in (1, 2)}),
         (("images/train", "images/val"), {"images/train": ("train", ""), "images/val": ("val", "")}),
     ],
     ids=lambda value: "" if isinstance(value, dict) else value[0],
@@ -124,6 +126,9 @@ def test_a_folder_called_images_is_no_class(tmp_path: Path, folders: tuple[str, 
         (("train/a", "train/b", "test/a", "test/b/"), "holds no image: test/b."),
         (tuple(f"{i:04d}" for i in range(120)), "120 folders were read as classes, for example 0000, 0001"),
         (("patient_1", "patient_2", "patient_3"), "3 folders were read as classes, for example patient_1"),
+        (("files/p10/p100", "files/p11/p110"), "2 folders were read as classes, for example p10 and p11"),
+        (("part1", "part2"), "2 folders were read as classes, for example part1 and part2"),
+        (("train_covid", "train_normal", "test_covid"), "Names of classes have words for subsets in them"),
     ],
     ids=lambda value: None if isinstance(value, str) else value[0],
 )
@@ -136,6 +141,8 @@ def test_what_is_nearly_a_layout_is_a_note(tmp_path: Path, folders: tuple[str, .
     [
         ("covid", "normal"), ("train/a", "train/b", "test/a", "test/b"), ("TR", "AS", "MR"), ("0", "1", "2", "3", "4"),
         ("covid/p1", "covid/p2", "normal/p3"), (".",), ("valid/a", "valid/b", "train/a", "train/b"),
+        ("grade 1", "grade 2", "grade 3"), ("xray", "ct"), ("train/test", "train/b", "test/test", "test/b"),
+        ("train/train/a", "train/train/b", "test/test/a", "test/test/b"),
     ],
     ids="-".join,
 )  # fmt: skip
