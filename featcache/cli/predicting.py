@@ -1,5 +1,6 @@
 """The commands that make use of a finished Run: `predict`, and `bundle`, which makes one file of it to give away."""
 
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated, Any
@@ -68,7 +69,7 @@ def predict_command(
         done = predict(predictor, output, images=manifest, store=vectors, keep=keep, **options)
     if as_json:
         answer(done.as_json())
-    _print_predicted(console(as_json), done)
+    _print_predicted(console(as_json), done, manifest.notes if manifest else [])
     if done.n_failed:
         raise typer.Exit(EXIT_SOME_FAILED)
 
@@ -101,8 +102,8 @@ def bundle_command(
     )
 
 
-def _print_predicted(people: Console, done: Any) -> None:
-    """How many images are called what, and what became of the others."""
+def _print_predicted(people: Console, done: Any, told: Sequence[str]) -> None:
+    """How many images are called what, and what became of the others; notes that were not told before the pass."""
     from featcache.manifest.listing import in_words
 
     found, model = done.predictions, done.predictions.model
@@ -117,7 +118,7 @@ def _print_predicted(people: Console, done: Any) -> None:
     people.print(table)
     for image_id, (code, reason) in list(found.failures.items())[:_MAX_SHOWN]:
         people.print(f"  [red]{escaped(code)}[/] {escaped(image_id)}: {escaped(reason)}", highlight=False)
-    print_notes(people, [found.overlap.note] if found.overlap and found.overlap.note else [])
+    print_notes(people, [note for note in done.notes if note not in told])
     skipped = in_words(done.skipped)
     more = f", see {escaped(done.output)}.failures.csv" if done.n_failed else ""
     people.print(

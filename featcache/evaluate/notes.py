@@ -82,7 +82,7 @@ def about_copies(names: Sequence[str], contents: Sequence[str], labels: Sequence
     n = sum(map(len, sets))
     yield (
         f"{n:,} images have the same bytes as another one of the set, for example "
-        f"{_first([names[i] for i in sets[0]])}. Each is scored; intervals draw them together."
+        f"{_first([names[i] for i in sets[0]])}. Each is scored; in intervals they are one witness."
     )
     if contrary := [rows for rows in sets if len({labels[i] for i in rows}) > 1]:
         yield (

@@ -75,8 +75,8 @@ def evaluate(
         on: the column by which `labels` is joined: `image_id`, or one that the set has too.
         class_map: label of the set -> class of the Run, where they are called otherwise.
         by: columns for whose values the numbers are given too; `folder` is that of the image's name.
-        group_by: the column of patients, whom intervals draw as a whole; None for that by which the Run's own rows were
-            grouped, if the set has it, else `group`.
+        group_by: the column of patients, of whom all images are one witness in intervals; None for that by which the
+            Run's own rows were grouped, if the set has it, else `group`.
         with_training_images: score images too that the Run has learnt from, or by which something of it was chosen.
         keep: a store in which the vectors of the images stay.
         weights: as in `load_run`, as are `device` and `precision`.
@@ -158,7 +158,7 @@ def _check_places(path: Path, keep: Path | None, key: Json) -> None:
 
 
 def _patient_column(predictor: Predictor, rows: Rows, group_by: str | None) -> str | None:
-    """The column whose values intervals draw as a whole."""
+    """The column whose values are one witness each in intervals."""
     columns = rows.columns
     if group_by is not None and group_by not in columns:
         raise UsageError(f"{rows.path} has no column {group_by!r} to group by; it has {', '.join(columns) or 'none'}.")

@@ -48,7 +48,7 @@ class Predicted:
         skipped: files that are no images, by reason.
         store: where the vectors are, if they are kept.
         seconds: all of it.
-        notes: those of the manifest, and how many of the images the Run was trained on.
+        notes: those of the manifest, how many of the images the Run was trained on, and how many have labels.
     """
 
     run: Path
@@ -147,9 +147,25 @@ def predict(
     if images is not None:  # what lies there otherwise is of a pass that may be running
         remove_partial(output)
     kept = store.path if store is not None else keep
-    notes = [*manifest.notes, *([found.overlap.note] if found.overlap and found.overlap.note else [])]
+    columns = store.columns if store is not None else manifest.columns
+    notes = [*manifest.notes, *_about_images(found), *_about_labels(predictor, manifest.source, columns)]
     seconds = time.perf_counter() - started
     return Predicted(predictor.path, output, found, manifest.skipped, kept, seconds, notes)
+
+
+def _about_images(found: Predictions) -> list[str]:
+    return [found.overlap.note] if found.overlap and found.overlap.note else []
+
+
+def _about_labels(predictor: Predictor, source: Path, columns: Mapping[str, Sequence[str]]) -> list[str]:
+    """That images have labels, and what scores them."""
+    names = predictor.classes if predictor.model.has_findings else ["label"]
+    held = [columns[name] for name in names if name in columns]
+    n = sum(any(texts) for texts in zip(*held, strict=True))
+    if not n:
+        return []
+    which = "1 of these images has a label" if n == 1 else f"{n:,} of these images have labels"
+    return [f"{which}, which predictions do not look at: featcache evaluate {predictor.path} {source} scores the Run."]
 
 
 def through_store(

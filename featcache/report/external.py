@@ -70,7 +70,7 @@ def _counts_in_words(subject: Subject) -> str:
     groups = (
         "No patients are known in the set: each image counts as its own."
         if n_groups == n
-        else f"They are {n_groups:,} groups (patients, and identical images), which intervals draw as a whole."
+        else f"They are {n_groups:,} groups (patients, identical images), each of which is one witness in intervals."
     )
     out = f"; left out are {reasons}" if left_out else ""
     failed = f"; {about['failed']:,} could not be read" if about["failed"] else ""

@@ -167,3 +167,23 @@ def test_a_store_of_another_network_is_refused_with_the_difference(
     assert "weights_sha256" in done.stderr or "backbone" in done.stderr
     assert done.stdout == ""
     assert not (tmp_path / "out").exists()
+
+
+def test_predict_says_that_labels_are_scored_by_evaluate(run: Path, weights: Path, tmp_path: Path) -> None:
+    """Of a folder of classes, of a CSV and of a store; not of images without labels."""
+    images = elsewhere(tmp_path / "there", n=4)
+    plain = tmp_path / "plain"
+    for i in range(2):
+        draw(plain / f"{i}.png", seed=4000 + i)
+    (tmp_path / "set.csv").write_text("path,label\nthere/Normal/p0-0.png,normal\nthere/SICK/p0-1.png,\n")
+    kept = ["--keep", "kept.h5"]
+    for source, n in (("there", 4), ("set.csv", 1), ("plain", 0)):
+        asked = [run, source, "-o", f"{source}.out.csv", "--weights", weights, "--device", "cpu"]
+        done = featcache("predict", *asked, *(kept if source == "there" else []), "--json", cwd=tmp_path)
+        notes = [note for note in json.loads(done.stdout)["notes"] if "featcache evaluate" in note]
+        assert len(notes) == (n > 0), done.stderr
+        assert all(note.startswith(f"{n} of these images ha") and f" {source} " in note for note in notes)
+        assert ("featcache evaluate" in done.stderr) == (n > 0)
+    done = featcache("predict", run, "--store", "kept.h5", "-o", "s.csv", "--json", cwd=tmp_path)
+    assert any("kept.h5 scores the Run" in note for note in json.loads(done.stdout)["notes"])
+    assert images.is_dir()

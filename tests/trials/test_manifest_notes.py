@@ -26,7 +26,7 @@ def test_every_answer_has_the_notes_of_the_manifest(class_folder: Path, embedded
 def test_predictions_have_the_notes_of_the_manifest(phase_one: Path, tmp_path: Path) -> None:
     manifest = replace(Manifest.read(phase_one / "images"), notes=[NOTE])
     with load_run(phase_one / "linear", weights=str(phase_one / "net.safetensors")) as predictor:
-        assert predict(predictor, tmp_path / "p.csv", images=manifest).as_json()["notes"] == [NOTE]
+        assert predict(predictor, tmp_path / "p.csv", images=manifest).as_json()["notes"][0] == NOTE
 
 
 def test_notes_are_told_one_a_line_and_none_of_no_manifest(tmp_path: Path) -> None:
