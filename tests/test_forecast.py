@@ -13,7 +13,6 @@ from featcache.embed.forecast import Forecast, forecast
 from featcache.errors import FeatcacheError, IdentityMismatch, UsageError
 from featcache.images import DecodeSpec
 from featcache.images.augment import ViewSpec
-from featcache.images.headers import told as header
 from featcache.images.workers import Decoders, Prepared
 from featcache.manifest import Manifest
 from featcache.request import BackboneSpec
@@ -140,12 +139,12 @@ def test_advice_does_not_name_what_is_asked_already(manifest: Manifest, tmp_path
     assert "--decode" not in advice
 
 
-def test_a_header_says_format_size_and_mode_or_what_is_wrong(tmp_path: Path) -> None:
-    draw(tmp_path / "a.png", 1, size=(30, 20))
-    (tmp_path / "b.png").write_bytes(b"text")
-    (tmp_path / "c.png").mkdir()
-    names = ("a.png", "b.png", "c.png", "d.png")
-    assert [header(tmp_path / name) for name in names] == ["PNG 30 x 20 L", "other", "unreadable", "unreadable"]
+def test_the_formats_are_those_of_headers_or_what_is_wrong(manifest: Manifest, tmp_path: Path) -> None:
+    (tmp_path / "text.png").write_bytes(b"text")
+    manifest.paths[:2] = [tmp_path / "text.png", tmp_path / "gone.png"]
+    formats = told(manifest, tmp_path / "s.h5", SPEC).formats
+    assert formats["other"] == formats["unreadable"] == 1
+    assert sum(formats.values()) == len(manifest.paths)
 
 
 def test_the_command_line_says_it_to_people_and_to_scripts(manifest: Manifest, tmp_path: Path) -> None:

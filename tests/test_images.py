@@ -226,8 +226,8 @@ def test_an_image_that_would_be_enormous_once_resized_is_refused() -> None:
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("bit_depth", 8, "bit_depth must be from 9 to 16, got 8"),
-        ("bit_depth", 17, "bit_depth must be from 9 to 16, got 17"),
+        ("bit_depth", 7, "bit_depth must be from 8 to 16, got 7"),
+        ("bit_depth", 17, "bit_depth must be from 8 to 16, got 17"),
         ("float_range", (1.0, 1.0), r"float_range must be low < high, got \(1.0, 1.0\)"),
         ("float_range", (0.0, float("nan")), "float_range must be two finite values, got"),
         ("float_range", (0.0,), "float_range must be two finite values, got"),
@@ -251,8 +251,10 @@ def test_a_stated_depth_holds_for_every_image_and_refuses_what_exceeds_it() -> N
     dark = np.full((8, 8), 1000, dtype=np.uint16)
     for bits, gray in ((None, 62), (10, 249), (12, 62), (16, 4)):
         assert np.asarray(decode(encoded(Image.fromarray(dark)), DecodeSpec(bit_depth=bits))).max() == gray
-    with pytest.raises(ImageError, match="of 9 bits from 0 to 1000 have no stated range"):
+    with pytest.raises(ImageError, match="its greatest value, 1,000, is beyond the 9 bits of this set"):
         decode(encoded(Image.fromarray(dark)), DecodeSpec(bit_depth=9))
+    with pytest.raises(ImageError, match="no bit_depth is settled for it"):
+        decode(encoded(Image.fromarray(dark)), DecodeSpec(is_settled=True))
 
 
 def test_flattening_equals_alpha_composite_for_every_pair_of_colour_and_alpha() -> None:
@@ -416,7 +418,7 @@ def test_the_shorter_side_is_what_an_image_is_resized_to(
 def test_a_raised_limit_is_the_only_limit_and_nothing_is_printed() -> None:
     """Pillow warns at 89 and refuses at 179 megapixels by itself; warnings are errors in these tests."""
     declared = png_of_size(20_000, 20_000)
-    with pytest.raises(ImageError, match="20000 x 20000 is more than 399,999,999 pixels; --max-pixels allows it"):
+    with pytest.raises(ImageError, match="20000 x 20000 is more than 399,999,999 pixels; max_pixels allows it"):
         decode(declared, DecodeSpec(max_pixels=399_999_999))
     with pytest.raises(ImageError, match="truncated") as caught:
         decode(declared, DecodeSpec(max_pixels=400_000_000))

@@ -28,14 +28,14 @@ PARTS = {  # of the packages, each after those it uses; "." is the package's own
     "backbones": "graph networks blocks checkpoints matching weights .",
     "cli": "options showing results waiting embedding heads pixels exporting predicting evaluating looking "
            "sources auditing reporting .",
-    "embed": "plan forward network precision filling output . forecast",
+    "embed": "plan forward network depth precision filling output . forecast",
     "evaluate": "vocabulary labels sets selection subgroups comparison notes scoring .",
     "figures": ". charts",
     "finetune": "world telling cut pixels start boundaries inputs learning checkpoints tuning outcome course .",
     "fusion": "reading datasets spec studies unseen writing .",
     "heads": ". stacks modules vectors objective pace wide fits fitting scoring solvers",
-    "images": "containers dicom files specs depths decoding . headers augment probe seen workers",
-    "manifest": "formats tables joining housekeeping listing companions layout . sources covid checking",
+    "images": "containers lean dicom files specs depths decoding . headers augment probe seen serving workers",
+    "manifest": "formats tables joining housekeeping listing companions layout . sources covid survey checking",
     "metrics": "calibration . estimates intervals",
     "predict": "origin overlap predictions portable bundle predictor .",
     "report": "checking subject pictures evidence blocks drawing page tables external comparison sources mapping "

@@ -81,8 +81,8 @@ def test_twelve_bits_in_sixteen_keep_their_order_and_their_levels() -> None:
 
 def test_refusals_say_what_to_do() -> None:
     for name, words in {
-        "png/bomb.png": "13350 x 13350 is more than 89,478,485 pixels; --max-pixels allows it",
-        "tiff/pages.tif": "3 frames or pages, one is expected; --first-frame takes the first",
+        "png/bomb.png": "13350 x 13350 is more than 89,478,485 pixels; max_pixels allows it",
+        "tiff/pages.tif": "3 frames or pages, one is expected; first_frame takes the first",
         "tiff/float-little-1.tif": "float pixels have no stated range; --float-range LOW,HIGH states it",
     }.items():
         with pytest.raises(ImageError) as caught:

@@ -8,6 +8,7 @@ A pass that finds every vector there imports no torch and ends within a second o
     plan        the images of a pass as they are when it is planned
     forward     batches through a network, side by side, compiled or not
     network     a request's answer, recalled or learnt by loading
+    depth       how many bits deep gray has, by the whole set
     precision   how precise the arithmetic is, by what it costs
     filling     the rows of a part while they fill
     output      one store of a pass
@@ -20,13 +21,14 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from featcache import durable
+from featcache.embed.depth import settle_depth
 from featcache.embed.filling import Submit
 from featcache.embed.network import COMPILE, Array, Machine, Network, Note, Outdated
 from featcache.embed.output import Embedded, Output, check_space, nothing_new
@@ -35,12 +37,12 @@ from featcache.embed.precision import Canaries, held_precision, settle
 from featcache.errors import FeatcacheError, UsageError, from_os_error, in_our_words
 from featcache.images import DecodeSpec, TransformSpec
 from featcache.images.augment import ViewSpec
-from featcache.images.seen import Seen
-from featcache.images.workers import TIMEOUT_S, Decoders, Prepared
+from featcache.images.seen import Seen, stamp_of
+from featcache.images.workers import TIMEOUT_S, Decoders, Prepared, check_timeout
 from featcache.manifest import Manifest
 from featcache.provenance import Json
 from featcache.request import BackboneSpec, Request
-from featcache.store import STORED_DTYPES, KnownVectors, Part
+from featcache.store import STORED_DTYPES, KnownVectors, Part, held_identity
 
 if TYPE_CHECKING:
     from featcache.embed.forward import Streams
@@ -123,9 +125,11 @@ def embed_all(
     """
     if part_rows is not None and part_rows < 1:
         raise UsageError(f"--part-rows must be at least 1, got {part_rows}.")
-    canaries = Canaries(manifest, decode, timeout_s)
-    machine = Machine(device, compile, len(manifest.paths), canaries)
     seen = {path: Seen.read(path) for path in specs}
+    n_decoders = n_workers or os.cpu_count() or 1
+    decode, manifest, note = of_one_depth(decode, manifest, seen, n_decoders, timeout_s, on_note)
+    canaries = Canaries(manifest, decode, timeout_s)
+    machine = Machine(device, compile, len(manifest.paths), canaries, note)
 
     def attempt() -> list[Embedded]:
         networks = networks_of(specs, decode, views, dtype, machine, canaries, seen, on_note)
@@ -141,7 +145,7 @@ def embed_all(
         outputs = [Output(path, plans[path], networks[path], views) for path in specs if is_new[path]]
         n_views = views.n if views else 0
         rows = part_rows or min((default_part_rows(t.network.row_bytes, n_views) for t in outputs), default=1)
-        options = _Options(decode, views, rows, n_workers or os.cpu_count() or 1, timeout_s, strict)
+        options = _Options(decode, views, rows, n_decoders, timeout_s, strict)
         made = _Pass(manifest, outputs, options, on_progress, on_note).run() if outputs else {}
         for output in outputs:
             output.remember(seen[output.store_path])
@@ -156,6 +160,24 @@ def embed_all(
             for each in seen.values():
                 each.answers.clear()
             return attempt()
+
+
+def of_one_depth(
+    decode: DecodeSpec, manifest: Manifest, seen: Mapping[Path, Seen], n_workers: int, timeout_s: float, on_note: Note
+) -> tuple[DecodeSpec, Manifest, str]:
+    """The spec with a depth for all images, the manifest with the note on it, and the note, which was told."""
+    check_timeout(timeout_s)
+    for path in seen:
+        _check_name(path)
+    held = [identity for path in seen if (identity := held_identity(path)) is not None]
+    seen_here = list(seen.values()) if len(held) == len(seen) else []  # what was seen without a store counts for none
+    paths = enumerate(manifest.paths)
+    rows = [i for i, path in paths if not seen_here or not all(s.content(path, stamp_of(path)) for s in seen_here)]
+    decode, note = settle_depth(decode, manifest, rows, held, n_workers, timeout_s)
+    if note:
+        on_note(note)
+        manifest = replace(manifest, notes=[*manifest.notes, note])
+    return decode, manifest, note
 
 
 def networks_of(
@@ -175,7 +197,6 @@ def networks_of(
         raise UsageError(f"--compile {machine.compile}: {', '.join(COMPILE)} is expected.")
     networks = {}
     for path, spec in specs.items():
-        _check_name(path)
         settled = settle(spec, held_precision(path), machine.device, canaries, on_note)
         networks[path] = Network(Request(settled, decode, dtype, views), machine, seen[path], on_note)
     return networks

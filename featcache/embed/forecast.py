@@ -9,23 +9,22 @@ import resource
 import shutil
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from featcache.embed import default_part_rows, networks_of
+from featcache.embed import default_part_rows, networks_of, of_one_depth
 from featcache.embed.network import Array, Machine, Network, Note
 from featcache.embed.output import store_bytes
 from featcache.embed.plan import Plan
 from featcache.embed.precision import Canaries
-from featcache.errors import FeatcacheError
-from featcache.images import DecodeSpec, headers
+from featcache.errors import FeatcacheError, ImageError
+from featcache.images import DecodeSpec
 from featcache.images.augment import ViewSpec
 from featcache.images.seen import Seen
-from featcache.images.workers import TIMEOUT_S
+from featcache.images.workers import TIMEOUT_S, Decoders
 from featcache.manifest import Manifest
 from featcache.provenance import Json
 from featcache.request import BackboneSpec
@@ -101,12 +100,14 @@ def forecast(
         FeatcacheError: none of the images that were tried can be decoded; and whatever `embed_all` raises before it
             computes.
     """
+    n_decoders, n_views = n_workers or os.cpu_count() or 1, 1 + (views.n if views else 0)
+    seen = {path: Seen.read(path) for path in specs}
+    decode, manifest, _ = of_one_depth(decode, manifest, seen, n_decoders, timeout_s, on_note)
     canaries = Canaries(manifest, decode, timeout_s)
     machine = Machine(device, compile, len(manifest.paths), canaries)
     # Nothing is recalled of the networks: they are loaded to be timed.
     networks = networks_of(specs, decode, views, dtype, machine, canaries, {path: Seen() for path in specs}, on_note)
-    n_known = min(_n_known(path, Plan.of(manifest, Seen.read(path)), networks[path]) for path in specs)
-    n_decoders, n_views = n_workers or os.cpu_count() or 1, 1 + (views.n if views else 0)
+    n_known = min(_n_known(path, Plan.of(manifest, seen[path]), networks[path]) for path in specs)
 
     decode_s, decoder_bytes, pixels = _decoding(canaries, list(networks.values()), views, n_decoders)
     forward_s = sum(_computing(network, images) for network, images in zip(networks.values(), pixels, strict=True))
@@ -118,7 +119,7 @@ def forecast(
     return Forecast(
         n_images=len(manifest.paths),
         n_known=n_known,
-        formats=_formats(manifest),
+        formats=_formats(manifest, decode, n_decoders, timeout_s),
         decode_rate=1 / decode_s,
         forward_rate=1 / forward_s,
         rate=1 / (max(decode_s, forward_s) if on_gpu else decode_s + forward_s),
@@ -178,13 +179,18 @@ def _computing(network: Network, images: Sequence[Array]) -> float:
     return seconds / (n_batches * forward.batch_rows)
 
 
-def _formats(manifest: Manifest) -> dict[str, int]:
+def _formats(manifest: Manifest, decode: DecodeSpec, n_decoders: int, timeout_s: float) -> dict[str, int]:
     """Of a sample of the files, by their headers, the most frequent first."""
     step = max(1, len(manifest.paths) // _N_HEADERS)
-    with ThreadPoolExecutor() as pool:
-        found = list(pool.map(headers.told, manifest.paths[::step]))
-    kinds, counts = np.unique(found, return_counts=True)
-    return {str(kinds[i]): int(counts[i]) for i in np.argsort(-counts, kind="stable")}
+    with Decoders([], decode, None, timeout_s) as decoders, ThreadPoolExecutor(n_decoders) as pool:
+
+        def format_of(path: Path) -> str:
+            try:
+                return str(decoders.header(path))
+            except ImageError as error:
+                return "unreadable" if error.code in ("missing", "unreadable", "not-a-file") else "other"
+
+        return dict(Counter(pool.map(format_of, manifest.paths[::step])).most_common())
 
 
 def _peak() -> int:

@@ -18,7 +18,7 @@ from featcache.images.probe import pixels_sha256
 from featcache.images.seen import Answer, Seen
 from featcache.provenance import Json, environment, from_json
 from featcache.request import Request
-from featcache.store import BOUNDARY, BOUNDARY_VIEWS, VIEW_PARAMETERS, VIEWS, WEIGHTS_FILE, WEIGHTS_READ
+from featcache.store import BOUNDARY, BOUNDARY_VIEWS, DEPTH, VIEW_PARAMETERS, VIEWS, WEIGHTS_FILE, WEIGHTS_READ
 
 if TYPE_CHECKING:
     from featcache.backbones import Backbone
@@ -43,12 +43,14 @@ class Machine:
         compile: "on", "off", or "auto", which compiles where so many images are worth it.
         n_images: of the pass.
         canaries: gives some of its images, to measure what a lower precision costs.
+        depth: what was said of the depth of its images, which is recorded with the environment.
     """
 
     device: str = "auto"
     compile: str = "auto"
     n_images: int = 0
     canaries: Callable[[TransformSpec], Sequence[Array]] = lambda transform: ()
+    depth: str = ""
 
 
 class Network:
@@ -102,6 +104,8 @@ class Network:
             here[WEIGHTS_FILE] = str(paths)
         if self._backbone.notes:
             here[WEIGHTS_READ] = " ".join(self._backbone.notes)
+        if self._machine.depth:
+            here[DEPTH] = self._machine.depth
         if self._drift is not None:
             here["drift"] = f"cosine of {self._drift:.6f} with float32, at least, on some of the images"
         return here

@@ -21,6 +21,7 @@ from featcache.manifest import Manifest
 from featcache.provenance import Json, digest_json
 from featcache.splits import unnamed_groups
 from featcache.store import (
+    DEPTH,
     POOLED,
     WEIGHTS_FILE,
     WEIGHTS_READ,
@@ -248,7 +249,7 @@ def _tell_of_other_environments(store_path: Path, held: Iterable[Json], network:
         f"{name} {environment.get(name, 'unknown')} (here {here.get(name, 'unknown')})": None
         for environment in held
         for name in here
-        if name not in (WEIGHTS_FILE, WEIGHTS_READ)
+        if name not in (WEIGHTS_FILE, WEIGHTS_READ, DEPTH)
         if environment.get(name) != here.get(name)
     }
     if others:

@@ -20,6 +20,7 @@ Letters: n rows, c classes.
     course      the trainings that make a Run: one, or one for each fold and a last
 """
 
+import os
 import time
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, replace
@@ -31,6 +32,7 @@ import numpy as np
 from featcache import backbones, devices, runs
 from featcache.backbones import Backbone
 from featcache.backbones.networks import DENSE
+from featcache.embed.depth import settle_depth
 from featcache.errors import UsageError
 from featcache.finetune import cut
 from featcache.finetune.boundaries import FromStore
@@ -188,6 +190,7 @@ def train(
         backbone = backbones.load(spec, world.device(device))
         telling.tell(backbone.notes)
         recipe = _settled(backbone, recipe, telling)
+        decode, images = _of_one_depth(decode, images, machine, world, telling)
         pixels = files.enter_context(pixels_of(images, backbone, decode, recipe, machine, world))
         start, used = of_folder(images, backbone, decode, head, pixels, target, split, world, telling)
         _check_rule(start, operating_point)
@@ -251,6 +254,20 @@ def _settled(backbone: Backbone, recipe: Recipe, telling: Telling) -> Recipe:
             "the convolutions: they stay as they are (--norms learn has them learn)."
         )
     return replace(recipe, norms=norms)
+
+
+def _of_one_depth(
+    decode: DecodeSpec, images: Manifest, machine: Machine, world: World, telling: Telling
+) -> tuple[DecodeSpec, Manifest]:
+    """The spec with a depth for all images, and the manifest with the note on it; the same in every process."""
+    everything, n_workers = range(len(images.paths)), os.cpu_count() or 1
+    settled = settle_depth(decode, images, everything, (), n_workers, machine.timeout_s) if world.is_first else None
+    decode, note = world.gathered(settled)[0]
+    if not note:
+        return decode, images
+    if world.is_first:
+        telling.on_note(note)
+    return decode, replace(images, notes=[*images.notes, note])
 
 
 def _check_rule(start: Start, rule: str | None) -> None:

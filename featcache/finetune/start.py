@@ -25,6 +25,7 @@ from featcache.runs import WEIGHTS, Run
 from featcache.runs.identity import comparable, views_of
 from featcache.runs.protocol import Protocol, SplitSpec, divide
 from featcache.runs.task import TargetSpec, Task
+from featcache.store.reading import differences as vector_differences
 
 Array = np.ndarray[Any, Any]
 
@@ -95,7 +96,7 @@ class Start:
         which name, changes nothing."""
         assert self.parent is not None
         own = self.backbone.identity(self.decode, "", views_of(identity))
-        lines = difference(comparable(identity), comparable(own))
+        lines = vector_differences(comparable(identity), comparable(own))
         stored = (each["stored_dtype"] for each in (identity, self.parent.record["store"]["identity"]))
         return lines + difference(*({"stored_dtype": dtype} for dtype in stored))
 

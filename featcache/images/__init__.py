@@ -6,6 +6,7 @@ of the time on large X-rays. `DecodeSpec.fast` takes shortcuts that do change va
 Normalisation happens later, on the device. Knows nothing of networks; needs no torch.
 
     containers  is an image file whole?
+    lean        what a file holds beside its pixels, left out
     dicom       DICOM to gray or RGB: the only user of pydicom
     files       an image file as bytes
     specs       how files become pixels, as plain values: DecodeSpec and TransformSpec
@@ -15,10 +16,12 @@ Normalisation happens later, on the device. Knows nothing of networks; needs no 
     augment     views of an image, each by parameters that anyone can compute again
     probe       what the installed libraries make of a few images
     seen        what the last pass saw, so that it need not be looked at again
+    serving     a worker's end of decoding, within a bound of memory
     workers     decoding in processes that may die
 """
 
-from featcache.images.decoding import FORMATS, check_size, decode, decode_each, pixels, undisturbed
+from featcache.images.decoding import FORMATS, check_size, decode, decode_each, look, pixels, undisturbed
+from featcache.images.depths import Look
 from featcache.images.files import Stamp, opened, read, stamp
 from featcache.images.specs import CROP_MODES, MAX_PIXELS, Array, DecodeSpec, TransformSpec
 
@@ -28,11 +31,13 @@ __all__ = [
     "MAX_PIXELS",
     "Array",
     "DecodeSpec",
+    "Look",
     "Stamp",
     "TransformSpec",
     "check_size",
     "decode",
     "decode_each",
+    "look",
     "opened",
     "pixels",
     "read",

@@ -10,9 +10,13 @@ import re
 import struct
 import zlib
 from collections.abc import Iterator
+from mmap import mmap
 
 from featcache.errors import ImageError
 
+Buffer = bytes | mmap  # of a file
+
+_MOST_TAGS = 4_096  # of a TIFF directory
 _PNG_START, _GIF_START = 8, 13
 _PNG_PALETTE = 3  # the colour type
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
@@ -20,7 +24,7 @@ _ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), 
 _INFLATE_BYTES = 1 << 20
 _JPEG_MARKER = re.compile(rb"\xff+([\x01-\xcf\xd8-\xfe])")  # neither a stuffed FF00 nor a restart
 _JPEG_ALONE, _JPEG_SCAN, _JPEG_END = (0x01, 0xD8), 0xDA, b"\xff\xd9"
-_GIF_EXTENSION, _GIF_IMAGE, _GIF_END = 0x21, 0x2C, 0x3B
+_GIF_EXTENSION, GIF_IMAGE, _GIF_END = 0x21, 0x2C, 0x3B
 _TIFF = re.compile(rb"II[*+]\0|MM\0[*+]")
 _TIFF_INTEGERS = {3: "H", 4: "I"}
 _PHOTOMETRIC, _WHITE_IS_ZERO, _BLACK_IS_ZERO = 262, 0, 1  # TIFF 6.0, section 4
@@ -55,13 +59,13 @@ def check_png_rows(data: bytes) -> None:
 
     Pillow takes compressed data that ends early, properly, for an image whose other rows are zero.
     """
-    inflate, n = zlib.decompressobj(), 0
-    for kind, start, end in _png_chunks(data):
+    inflate, n, n_expected = zlib.decompressobj(), 0, _png_bytes(data)
+    for kind, start, end in png_chunks(data):
         rest = data[start:end] if kind == b"IDAT" else b""
-        while rest:
+        while rest and n < n_expected:
             n += len(inflate.decompress(rest, _INFLATE_BYTES))
             rest = inflate.unconsumed_tail
-    if n < _png_bytes(data):
+    if n < n_expected:
         raise ImageError("damaged", "the pixels of the PNG end before its last row")
 
 
@@ -91,7 +95,7 @@ def black_is_zero(data: bytes) -> tuple[bytes, bool]:
 def _walk_png(data: bytes) -> None:
     """Every chunk and its checksum (PNG 3rd edition, 5.3); decoding looks at few of them."""
     view, seen = memoryview(data), set()
-    for kind, start, end in _png_chunks(data):
+    for kind, start, end in png_chunks(data):
         if zlib.crc32(view[start - 4 : end]) != struct.unpack_from(">I", data, end)[0]:
             raise ImageError("damaged", "the checksum of a PNG chunk does not fit its bytes")
         seen.add(kind)
@@ -99,7 +103,7 @@ def _walk_png(data: bytes) -> None:
         raise ImageError("damaged", "a PNG of palette indexes without a palette")
 
 
-def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+def png_chunks(data: Buffer) -> Iterator[tuple[bytes, int, int]]:
     """(kind, where its data starts, where they end), up to the end mark."""
     at, kind = _PNG_START, b""
     while kind != b"IEND":
@@ -109,7 +113,19 @@ def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def _walk_jpeg(data: bytes) -> None:
-    """Segments by their length (ITU T.81, B.1), to the first scan; then to the end mark, which no scan can hold."""
+    """Segments to the first scan; then to the end mark, which no scan can hold."""
+    *_, (_, _, end) = jpeg_segments(data)
+    if data.rfind(_JPEG_END, end) < 0:  # from the end, where it is
+        raise ImageError("damaged", "cut short: the JPEG file has no end mark")
+
+
+def jpeg_segments(data: Buffer) -> Iterator[tuple[int, int, int]]:
+    """(marker, where it starts, where its segment ends), to the first scan and with it (ITU T.81, B.1).
+
+    Raises:
+        ImageError: `damaged`: there is no scan.
+        struct.error: a segment is cut short.
+    """
     at, kind = 0, 0
     while kind != _JPEG_SCAN:
         marker = _JPEG_MARKER.search(data, at)
@@ -118,23 +134,41 @@ def _walk_jpeg(data: bytes) -> None:
         kind, at = marker[1][0], marker.end()
         if kind not in _JPEG_ALONE:
             at += struct.unpack_from(">H", data, at)[0]
-    if data.rfind(_JPEG_END, at) < 0:  # from the end, where it is
-        raise ImageError("damaged", "cut short: the JPEG file has no end mark")
+        yield kind, marker.start(), at
 
 
 def _walk_gif(data: bytes) -> None:
-    """Blocks up to the trailer (GIF89a, appendix B)."""
-    at = _GIF_START + _colours(data[10])
+    """Blocks up to the trailer."""
+    for _ in gif_blocks(data):
+        pass
+
+
+def gif_start(data: Buffer) -> int:
+    """Where the first block of a GIF lies, behind the global colour table."""
+    return _GIF_START + _colours(data[10])
+
+
+def gif_blocks(data: Buffer) -> Iterator[tuple[int, int, int]]:
+    """(label of the extension, or `GIF_IMAGE`; where the block starts; where it ends), up to the trailer (GIF89a,
+    appendix B).
+
+    Raises:
+        ImageError: `damaged`.
+    """
+    at = gif_start(data)
     while data[at] != _GIF_END:
-        if data[at] == _GIF_EXTENSION:
+        start, label = at, data[at]
+        if label == _GIF_EXTENSION:
+            label = data[at + 1]
             at += 2
-        elif data[at] == _GIF_IMAGE:
+        elif label == GIF_IMAGE:
             at += 11 + _colours(data[at + 9])
         else:
             raise ImageError("damaged", "a GIF block of no known kind")
         while data[at]:
             at += 1 + data[at]
         at += 1
+        yield label, start, at
 
 
 def _colours(flags: int) -> int:
@@ -151,26 +185,39 @@ def _walk_tiff(data: bytes) -> None:
 def _photometric(data: bytes) -> tuple[str, int] | None:
     """The struct format and offset of a TIFF's photometric interpretation."""
     try:
-        for tag, kind, n, at in list(_entries(data)):
+        for tag, kind, n, at in list(tiff_entries(data)):
             if tag == _PHOTOMETRIC and n == 1 and kind in _TIFF_INTEGERS:
-                return _order(data) + _TIFF_INTEGERS[kind], at
+                return tiff_offset(data)[0] + _TIFF_INTEGERS[kind], at
     except struct.error as error:
         raise ImageError("damaged", "cut short: the TIFF directory is not within the file") from error
     return None
 
 
-def _order(data: bytes) -> str:
-    return "<" if data[:2] == b"II" else ">"
+def is_big_tiff(data: Buffer) -> bool:
+    """Whether a TIFF is a BigTIFF."""
+    return b"+" in data[2:4]
 
 
-def _entries(data: bytes) -> Iterator[tuple[int, int, int, int]]:
-    """(tag, type, count, offset of the value) of the first directory of a TIFF or BigTIFF; an offset ends it."""
-    big = b"+" in data[2:4]
-    order, (count, offset, width) = _order(data), ("Q", "Q", 20) if big else ("H", "I", 12)
-    (at,) = struct.unpack_from(order + offset, data, 8 if big else 4)
-    (n,) = struct.unpack_from(order + count, data, at)
+def tiff_offset(data: Buffer) -> str:
+    """The struct format of an offset in a TIFF: its byte order, and how wide it is."""
+    return ("<" if data[:2] == b"II" else ">") + ("Q" if is_big_tiff(data) else "I")
+
+
+def tiff_entries(data: Buffer, most: int = _MOST_TAGS) -> Iterator[tuple[int, int, int, int]]:
+    """(tag, type, count, offset of the value) of the first directory of a TIFF or BigTIFF; an offset ends it.
+
+    Raises:
+        ImageError: `damaged`: more than `most` tags.
+        struct.error: it is not within the file.
+    """
+    offset, is_big = tiff_offset(data), is_big_tiff(data)
+    count, width = ("Q", 20) if is_big else ("H", 12)
+    (at,) = struct.unpack_from(offset, data, 8 if is_big else 4)
+    (n,) = struct.unpack_from(offset[0] + count, data, at)
     at += struct.calcsize(count)
-    struct.unpack_from(order + offset, data, at + n * width)
+    if n > most:
+        raise ImageError("damaged", f"a TIFF directory of {n:,} tags")
+    struct.unpack_from(offset, data, at + n * width)
     for start in range(at, at + n * width, width):
-        tag, kind, length = struct.unpack_from(f"{order}HH{offset}", data, start)
-        yield tag, kind, length, start + (12 if big else 8)
+        tag, kind, length = struct.unpack_from(f"{offset[0]}HH{offset[1]}", data, start)
+        yield tag, kind, length, start + (12 if is_big else 8)

@@ -11,8 +11,8 @@ import numpy as np
 from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 
 from featcache.errors import ImageError
-from featcache.images import containers, dicom
-from featcache.images.depths import in_bands, to_8_bit
+from featcache.images import containers, dicom, lean
+from featcache.images.depths import Look, in_bands, is_deep, look_at, to_8_bit
 from featcache.images.specs import MARGIN, DecodeSpec, TransformSpec
 
 Array = np.ndarray[Any, Any]
@@ -75,19 +75,41 @@ def decode(data: bytes, spec: DecodeSpec = DecodeSpec(), at_least: int | None = 
             `aspect`, `frames`, `damaged` (truncated data and bad checksums are never accepted quietly), `mode` (pixels
             of no stated range), or `dicom`.
     """
+    with _reading(data, spec):
+        if dicom.is_dicom(data):
+            return dicom.decode(data, spec.first_frame, spec.max_pixels, check_size)
+        with _loaded(data, spec, at_least) as (image, is_inverted):
+            flat, orientation = to_8_bit(image, spec, data), _orientation(image)
+        return _upright(in_bands(flat, flat.mode, ImageOps.invert) if is_inverted else flat, orientation)
+
+
+def look(data: bytes, spec: DecodeSpec = DecodeSpec()) -> Look:
+    """What the pixels of an image file are, before a depth is decided for its set.
+
+    Raises:
+        ImageError: as `decode`.
+    """
+    with _reading(data, spec):
+        if dicom.is_dicom(data):
+            return look_at(dicom.decode(data, spec.first_frame, spec.max_pixels, check_size))
+        with _loaded(data, spec, None) as (image, _):
+            return look_at(image if is_deep(image.mode) else to_8_bit(image, spec, data))
+
+
+@contextmanager
+def _reading(data: bytes, spec: DecodeSpec) -> Iterator[None]:
+    """Turns whatever decoding raises into an ImageError."""
     if not data:
         raise ImageError("empty", "zero bytes")
     try:
         with undisturbed(spec.max_pixels):
-            if dicom.is_dicom(data):
-                return dicom.decode(data, spec.first_frame, spec.max_pixels, check_size)
-            return _upright(*_decode(data, spec, at_least))
+            yield
     except ImageError:
         raise
     except UnidentifiedImageError as error:
         raise _unidentified(data) from error
     except Image.DecompressionBombError as error:
-        raise ImageError("too-large", f"more than {spec.max_pixels:,} pixels; --max-pixels allows it") from error
+        raise ImageError("too-large", f"more than {spec.max_pixels:,} pixels; max_pixels allows it") from error
     except MemoryError as error:
         raise ImageError("too-large", "not enough memory to decode it") from error
     except Exception as error:  # Pillow's decoders raise nearly anything on damaged bytes; one file never stops a pass
@@ -127,21 +149,23 @@ def undisturbed(max_pixels: int) -> Iterator[None]:
                 _Undisturbed.filters.__exit__(None, None, None)
 
 
-def _decode(data: bytes, spec: DecodeSpec, at_least: int | None) -> tuple[Image.Image, int]:
-    """The 8-bit image as it lies in the file, and its orientation; what it was converted from is free on return."""
-    data, inverted = containers.black_is_zero(data)
+@contextmanager
+def _loaded(data: bytes, spec: DecodeSpec, at_least: int | None) -> Iterator[tuple[Image.Image, bool]]:
+    """The image as it lies in the file, and whether its gray is still to be inverted."""
+    if containers.kind_of(data) == "WEBP":
+        check_size(*lean.webp_header(data)[:2], spec.max_pixels, "WEBP")
+    original, (data, is_inverted) = data, containers.black_is_zero(lean.lean(data))
     with Image.open(io.BytesIO(data), formats=FORMATS) as image:
         check_size(image.width, image.height, spec.max_pixels)
-        containers.check_whole(image.format, data)
-        if (n_frames := getattr(image, "n_frames", 1)) != 1 and not spec.first_frame:
-            raise ImageError("frames", f"{n_frames} frames or pages, one is expected; --first-frame takes the first")
+        containers.check_whole(image.format, original)
+        if not spec.first_frame and (n_frames := lean.n_frames(original) or int(getattr(image, "n_frames", 1))) != 1:
+            raise several_frames(n_frames)
         _mend_byte_order(image)
         if (scale := _scale(image, spec, at_least)) > 1:
             image.draft(None, (image.width // scale, image.height // scale))
         image.load()
         _check_last_row(image, data)
-        flat = to_8_bit(image, spec, data)
-        return (in_bands(flat, flat.mode, ImageOps.invert) if inverted else flat), _orientation(image)
+        yield image, is_inverted
 
 
 def _scale(image: Image.Image, spec: DecodeSpec, at_least: int | None) -> int:
@@ -210,10 +234,17 @@ def _upright(image: Image.Image, orientation: int) -> Image.Image:
     return image if turn is None else image.transpose(turn)
 
 
-def check_size(width: int, height: int, max_pixels: int) -> None:
-    """Raises ImageError (`too-large`, `aspect`) for a size that is not decoded."""
+def several_frames(n_frames: int) -> ImageError:
+    """The error of an image of several frames."""
+    counted = f"more than {lean.MOST_FRAMES:,}" if n_frames > lean.MOST_FRAMES else f"{n_frames:,}"
+    return ImageError("frames", f"{counted} frames or pages, one is expected; first_frame takes the first")
+
+
+def check_size(width: int, height: int, max_pixels: int, kind: str = "") -> None:
+    """Raises ImageError (`too-large`, `aspect`) for a size that is not decoded. A WebP may have half the pixels
+    of other formats: Pillow holds it four times."""
     shorter, longer = sorted((width, height))
-    if shorter * longer > max_pixels:
-        raise ImageError("too-large", f"{width} x {height} is more than {max_pixels:,} pixels; --max-pixels allows it")
+    if shorter * longer > (most := max_pixels // 2 if kind == "WEBP" else max_pixels):
+        raise ImageError("too-large", f"{width} x {height} is more than {most:,} pixels; max_pixels allows it")
     if shorter < 2 or longer > MAX_ASPECT * shorter:
         raise ImageError("aspect", f"{width} x {height} is too thin to be a picture")

@@ -3,7 +3,8 @@
 Everything is converted in bands of rows, so that the image is held twice at most.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,34 @@ Array = np.ndarray[Any, Any]
 _BITS_PER_SAMPLE, _SAMPLE_FORMAT, _SIGNED = 258, 339, 2  # TIFF 6.0, sections 4 and 19
 _PNG_GRAY_ALPHA = 4  # the colour type
 _BAND_PIXELS = 1 << 22
+_MAIN_SHARE = 0.98  # of the pixels; the others of a mask that went through JPEG lie along its edges
+
+
+@dataclass(frozen=True)
+class Look:
+    """What the pixels of one image are.
+
+    Attributes:
+        greatest: the greatest value of integer gray of more than 8 bits; None for any other image.
+        n_levels: different gray levels, of 256 at most.
+        n_main_levels: the fewest of them that 98 % of the pixels have.
+    """
+
+    greatest: int | None
+    n_levels: int
+    n_main_levels: int
+
+
+def look_at(image: Image.Image) -> Look:
+    """A look at a loaded image of integer gray, or at one of mode L or RGB."""
+    greatest = integer_range(image)[1] if is_deep(image.mode) else None
+    shift = max(0, (greatest or 0).bit_length() - 8)
+    counts = np.zeros(256, dtype=np.int64)
+    for band in _bands(image):
+        gray = _integers(band) >> shift if greatest is not None else np.asarray(band.convert("L"))
+        counts += np.bincount(np.clip(gray, 0, 255).reshape(-1), minlength=256)
+    shares = np.cumsum(np.sort(counts)[::-1]) / counts.sum()
+    return Look(greatest, int(np.count_nonzero(counts)), int(np.searchsorted(shares, _MAIN_SHARE - 1e-9)) + 1)
 
 
 def to_8_bit(image: Image.Image, spec: DecodeSpec, data: bytes) -> Image.Image:
@@ -27,8 +56,10 @@ def to_8_bit(image: Image.Image, spec: DecodeSpec, data: bytes) -> Image.Image:
     """
     if image.mode in ("1", "L"):
         return _from_gray(image, data)
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return _from_floats(image, spec) if image.mode == "F" else _from_integers(image, spec)
+    if image.mode == "F":
+        return _from_floats(image, spec)
+    if is_deep(image.mode):
+        return _from_integers(image, spec)
     if image.mode == "P":
         return _from_palette(image)
     _check_colour_depth(image, data)
@@ -45,12 +76,18 @@ def to_8_bit(image: Image.Image, spec: DecodeSpec, data: bytes) -> Image.Image:
 
 def in_bands(image: Image.Image, mode: str, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
     """`convert`, pixel by pixel, from one band of rows to the next: no copy of the whole but the result."""
-    result = Image.new(mode, image.size)
+    result, top = Image.new(mode, image.size), 0
+    for band in _bands(image):
+        result.paste(convert(band), (0, top))
+        top += band.height
+    return result
+
+
+def _bands(image: Image.Image) -> Iterator[Image.Image]:
+    """Rows of an image, some at a time, from the top."""
     n_rows = max(1, _BAND_PIXELS // image.width)
     for top in range(0, image.height, n_rows):
-        band = image.crop((0, top, image.width, min(top + n_rows, image.height)))
-        result.paste(convert(band), (0, top))
-    return result
+        yield image.crop((0, top, image.width, min(top + n_rows, image.height)))
 
 
 def _from_gray(image: Image.Image, data: bytes) -> Image.Image:
@@ -66,16 +103,28 @@ def _from_gray(image: Image.Image, data: bytes) -> Image.Image:
     return gray.point([0 if value == transparent else value for value in range(256)])
 
 
+def integer_range(image: Image.Image) -> tuple[int, int]:
+    """The least and the greatest value of an image of integer gray, and of 0; a transparent value is black."""
+    values = [(int(band.min()), int(band.max())) for band in map(_integers, _bands(image))]
+    return min(0, *(low for low, _ in values)), max(0, *(high for _, high in values))
+
+
+def is_deep(mode: str) -> bool:
+    """Whether images of a mode of Pillow's are of integer gray of more than 8 bits."""
+    return mode == "I" or mode.startswith("I;16")
+
+
 def _from_integers(image: Image.Image, spec: DecodeSpec) -> Image.Image:
-    """Gray of 9 to 16 bits through a table; a transparent value becomes black before the depth is recognised."""
-    low, high = 0, 0
-    for top in range(0, image.height, n_rows := max(1, _BAND_PIXELS // image.width)):
-        values = _integers(image.crop((0, top, image.width, min(top + n_rows, image.height))))
-        low, high = min(low, int(values.min())), max(high, int(values.max()))
+    """Gray of more than 8 bits through a table of its depth."""
+    low, high = integer_range(image)
+    if spec.is_settled and spec.bit_depth is None:
+        raise ImageError("depth", f"gray of more than 8 bits (values to {high:,}), and no bit_depth is settled for it")
     full = (1 << (spec.bit_depth or (12 if high < 4_096 else 16))) - 1
-    if low < 0 or high > full:
-        stated = f" of {spec.bit_depth} bits" if spec.bit_depth else ""
-        raise ImageError("mode", f"integer pixels{stated} from {low} to {high} have no stated range")
+    if low < 0 or (spec.bit_depth is None and high > full):
+        raise ImageError("mode", f"integer pixels from {low} to {high} have no stated range")
+    if high > full:
+        reason = f"its greatest value, {high:,}, is beyond the {spec.bit_depth} bits of this set"
+        raise ImageError("depth", f"{reason}; state a bit_depth that holds it for a set of its own")
     table = np.round(np.arange(full + 1) * (255.0 / full)).astype(np.uint8)
     return in_bands(image, "L", lambda band: Image.fromarray(table[_integers(band)]))
 

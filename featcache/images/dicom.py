@@ -12,13 +12,15 @@ Headers hold patient data: no message has anything from them but sizes and techn
 import io
 import re
 import struct
+import zlib
 from collections.abc import Callable
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from featcache.errors import ImageError
+from featcache.images.containers import Buffer
 
 Array = np.ndarray[Any, Any]
 Dataset = Any  # pydicom's; a name for readers, as pydicom may be absent
@@ -41,7 +43,9 @@ _COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
 _NOT_READ = ("ARGB", "CMYK", "HSV", "YBR_PARTIAL_420", "YBR_PARTIAL_422", "XYB")
 _RLE = "1.2.840.10008.1.2.5"
 _DEFLATED = b"1.2.840.10008.1.2.1.99"  # pydicom would inflate it whole, however large
-_HEAD = 1 << 16  # bytes, in which the file meta information says so
+_LONG = (b"OB", b"OD", b"OF", b"OL", b"OV", b"OW", b"SQ", b"SV", b"UC", b"UN", b"UR", b"UT", b"UV")  # PS3.5, 7.1.2
+_HEADER_BYTES = 1 << 24  # of a deflated data set, before its pixels
+_INFLATED_BYTES = 8  # of a pixel of a frame, at most
 _HEADER = ("Columns", "Rows", "PhotometricInterpretation", "BitsStored", "NumberOfFrames")
 _INSTALL = "pip install 'featcache[dicom]'"
 _J2K_START, _CODESTREAM_END = b"\xff\x4f\xff\x51", b"\xff\xd9"
@@ -76,13 +80,11 @@ def decode(data: bytes, first_frame: bool, max_pixels: int, check_size: SizeChec
     except ImportError as error:
         raise ImageError("dicom", f"DICOM needs pydicom: {_INSTALL}") from error
     try:
-        if _DEFLATED in data[:_HEAD]:
-            raise ImageError("dicom", "deflated data sets are not read; inflate it (dcmconv +te)")
-        dataset = pydicom.dcmread(io.BytesIO(data))
+        dataset = pydicom.dcmread(io.BytesIO(_inflated(data, first_frame, max_pixels, check_size)))
         _check_syntax(dataset.file_meta.TransferSyntaxUID)
         _check_kind(dataset)
         check_size(int(dataset.Columns), int(dataset.Rows), max_pixels)
-        _check_frames(dataset, first_frame)
+        _check_frame_count(int(dataset.get("NumberOfFrames") or 1), first_frame)
         return _image(dataset)
     except (ImageError, MemoryError):
         raise
@@ -91,7 +93,7 @@ def decode(data: bytes, first_frame: bool, max_pixels: int, check_size: SizeChec
         raise ImageError("dicom", f"damaged DICOM ({type(error).__name__})") from None
 
 
-def header(file: BinaryIO) -> tuple[int, int, str, int, int]:
+def header(data: Buffer) -> tuple[int, int, str, int, int]:
     """(width, height, photometric interpretation, bits stored, frames) of a DICOM file, whose pixels are not read.
 
     Raises:
@@ -102,9 +104,9 @@ def header(file: BinaryIO) -> tuple[int, int, str, int, int]:
     except ImportError as error:
         raise ImageError("dicom", f"DICOM needs pydicom: {_INSTALL}") from error
     try:
-        if _DEFLATED in file.read(_HEAD):
-            raise ImageError("dicom", "deflated data sets are not read; inflate it (dcmconv +te)")
-        file.seek(0)
+        if (start := _deflated_at(data)) is not None:
+            data = _plain(zlib.decompressobj(-zlib.MAX_WBITS).decompress(data[start:], _HEADER_BYTES))
+        file: Any = io.BytesIO(data) if isinstance(data, bytes) else data
         dataset = pydicom.dcmread(file, stop_before_pixels=True, specific_tags=list(_HEADER))
         width, height, photometric, bits = (dataset.get(name) for name in _HEADER[:4])
         return int(width), int(height), str(photometric), int(bits), int(dataset.get("NumberOfFrames") or 1)
@@ -112,6 +114,56 @@ def header(file: BinaryIO) -> tuple[int, int, str, int, int]:
         raise
     except Exception as error:  # as in `decode`
         raise ImageError("dicom", f"damaged DICOM, or one without a picture ({type(error).__name__})") from None
+
+
+# --- deflated data sets -----------------------------------------------------------------------------------------------
+
+
+def _inflated(data: bytes, first_frame: bool, max_pixels: int, check_size: SizeCheck) -> bytes:
+    """A file whose data set is deflated as one that is not, inflated to what its header has pixels for; any other file
+    as it is."""
+    if (start := _deflated_at(data)) is None:
+        return data
+    width, height, _, _, n_frames = header(data)
+    check_size(width, height, max_pixels)
+    _check_frame_count(n_frames, first_frame)
+    most = _HEADER_BYTES + _INFLATED_BYTES * width * height * n_frames
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    dataset = inflater.decompress(data[start:], most + 1)
+    if len(dataset) > most:
+        raise ImageError("too-large", f"the data set inflates to more than {most:,} bytes, for {width} x {height}")
+    if not inflater.eof:
+        raise ImageError("dicom", "damaged DICOM: its deflated data set is cut short")
+    return _plain(dataset)
+
+
+def _deflated_at(data: Buffer) -> int | None:
+    """Where the deflated data set of a file starts; None of a file that has none.
+
+    Raises:
+        ImageError: `dicom`: it names that syntax elsewhere, and pydicom might believe it.
+    """
+    if data.find(_DEFLATED) < 0:
+        return None
+    at, syntax = _PREAMBLE + len(_MARK), b""
+    while data[at : at + 2] == b"\x02\0":  # the file meta information, explicit and little-endian (PS3.10, 7.1)
+        is_long = data[at + 4 : at + 6] in _LONG
+        (length,) = struct.unpack_from("<I" if is_long else "<H", data, at + (8 if is_long else 6))
+        end = at + (12 if is_long else 8) + length
+        if data[at + 2 : at + 4] == b"\x10\0":
+            syntax = data[end - length : end]
+        at = end
+    if syntax.rstrip(b"\0 ") != _DEFLATED:
+        raise ImageError("dicom", "damaged DICOM: a deflated transfer syntax that is not where it belongs")
+    return at
+
+
+def _plain(dataset: bytes) -> bytes:
+    """A DICOM file of a data set that is explicit, little-endian and not compressed."""
+    syntax = b"1.2.840.10008.1.2.1\0"
+    element = b"\x02\0\x10\0UI" + struct.pack("<H", len(syntax)) + syntax
+    length = b"\x02\0\0\0UL\x04\0" + struct.pack("<I", len(element))
+    return bytes(_PREAMBLE) + _MARK + length + element + dataset
 
 
 # --- what is read -----------------------------------------------------------------------------------------------------
@@ -152,10 +204,9 @@ def _check_kind(dataset: Dataset) -> None:
         raise ImageError("dicom", f"{dataset.BitsStored} bits stored below high bit {dataset.HighBit} are not read")
 
 
-def _check_frames(dataset: Dataset, first_frame: bool) -> None:
-    n_frames = int(dataset.get("NumberOfFrames") or 1)
+def _check_frame_count(n_frames: int, first_frame: bool) -> None:
     if n_frames != 1 and not first_frame:
-        raise ImageError("frames", f"{n_frames} frames, one is expected; --first-frame takes the first")
+        raise ImageError("frames", f"{n_frames} frames, one is expected; first_frame takes the first")
 
 
 def _image(dataset: Dataset) -> Image.Image:

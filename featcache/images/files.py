@@ -12,6 +12,7 @@ from featcache.errors import ImageError
 Stamp = tuple[int, int, int, int]
 
 MAX_BYTES = 1 << 30  # of a file, before it is read
+_CHUNK_BYTES = 1 << 20
 
 
 def stamp(found: os.stat_result) -> Stamp:
@@ -37,6 +38,19 @@ def read(path: Path, expected: Sequence[int] | None = None) -> bytes:
         data = file.read(found.st_size + 1)  # one more, to notice a file that grows
         _check_unchanged((len(data), *stamp(found)[1:]), os.fstat(file.fileno()))
         return data
+
+
+def size(path: Path) -> int:
+    """The bytes of a regular file. Raises ImageError as `opened` does."""
+    with opened(path) as file:
+        return os.fstat(file.fileno()).st_size
+
+
+def chunks(path: Path) -> Iterator[bytes]:
+    """The bytes of a regular file, some at a time. Raises ImageError as `opened` does."""
+    with opened(path) as file:
+        while chunk := file.read(_CHUNK_BYTES):
+            yield chunk
 
 
 @contextmanager

@@ -42,7 +42,8 @@ irQnGjrJMy4FbGa6xspOo6RMhEu7jQqXaMfEFxO6diuDspeMG6gJK832cLg/Rt3AiKTlGTrU3wviYrH+
 def pixels_sha256(transform: TransformSpec, decode: DecodeSpec, views: ViewSpec | None = None) -> str:
     """The digest of the built-in images, decoded and transformed, and of a view of each where views are made: equal as
     long as preprocessing is."""
-    decode = replace(decode, max_pixels=MAX_PIXELS)  # which images are refused for their size changes no vector
+    # Which images are refused for their size changes no vector, and the depth stands in the identity by itself.
+    decode = replace(decode, max_pixels=MAX_PIXELS, bit_depth=None, is_settled=False)
     transforms = {"": transform}
     if decode.fast:
         transforms["shrunk "] = replace(transform, input_size=(_SHRUNK, _SHRUNK), crop_pct=1.0)

@@ -3,8 +3,9 @@ crop of a backbone. Nothing here opens a file.
 """
 
 import math
+import re
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from PIL import Image
@@ -26,6 +27,8 @@ _INTERPOLATION = {
     "bicubic": Image.Resampling.BICUBIC,
     "lanczos": Image.Resampling.LANCZOS,
 }
+_GRAY16 = "scaled to 8 bit, rounded"
+_DEPTH = re.compile(rf"(\d+) bit; {_GRAY16}")
 _SHORTCUTS = (
     f"jpeg in gray or rgb at 1/2, 1/4 or 1/8 while its shorter side stays at least {MARGIN} times what it is resized "
     f"to; resized with a reducing gap of {REDUCING_GAP}"
@@ -37,8 +40,9 @@ class DecodeSpec:
     """How files become 8-bit gray or RGB: a part of the identity.
 
     Attributes:
-        bit_depth: bits of integer gray of more than 8 bits, 9 to 16, in every file. None recognises 12 bits where the
-            maximum of the image is below 4096, and takes 16 otherwise.
+        bit_depth: bits of the values of gray stored in more than 8 bits, 8 to 16, the same for every file. A pass
+            settles it for its whole set, see `embed.depth`; None takes for one image 12 bits where its greatest value
+            is below 4096, and 16 otherwise.
         float_range: (low, high) of float pixels, which become 0 and 255; what lies outside is clipped. None refuses
             float pixels: nothing in the file says what is black.
         first_frame: take the first frame of an animation, a multi-page TIFF or a multi-frame DICOM file.
@@ -47,6 +51,8 @@ class DecodeSpec:
             what is needed remains, and what shrinks to a quarter or less is averaged in boxes before it is resampled.
             Where the size of a JPEG does not divide, its right and lower edge move by less than half a pixel of the
             result.
+        is_settled: no depth is guessed from one image any more: without a `bit_depth`, gray of more than 8 bits is
+            refused.
     """
 
     bit_depth: int | None = None
@@ -54,10 +60,11 @@ class DecodeSpec:
     first_frame: bool = False
     max_pixels: int = MAX_PIXELS
     fast: bool = False
+    is_settled: bool = False
 
     def __post_init__(self) -> None:
-        if self.bit_depth is not None and not 9 <= self.bit_depth <= 16:
-            raise ValueError(f"bit_depth must be from 9 to 16, got {self.bit_depth}")
+        if self.bit_depth is not None and not 8 <= self.bit_depth <= 16:
+            raise ValueError(f"bit_depth must be from 8 to 16, got {self.bit_depth}")
         if self.float_range is not None:
             if len(self.float_range) != 2 or not all(map(math.isfinite, self.float_range)):
                 raise ValueError(f"float_range must be two finite values, got {self.float_range}")
@@ -66,13 +73,28 @@ class DecodeSpec:
         if self.max_pixels < 1:
             raise ValueError(f"max_pixels must be at least 1, got {self.max_pixels}")
 
+    @classmethod
+    def of_identity(cls, rules: Json) -> Self:
+        """The spec by which files became pixels, from the rules of an identity.
+
+        Raises:
+            LookupError, TypeError, ValueError: they are not such rules.
+        """
+        depth = _DEPTH.fullmatch(rules["gray16"] or "")
+        return cls(
+            bit_depth=int(depth[1]) if depth else None,
+            float_range=tuple(rules["float"]) if isinstance(rules["float"], list) else None,
+            fast="shortcuts" in rules,
+            is_settled=True,
+        )
+
     def identity(self) -> dict[str, Json]:
         """The rules as JSON. A change here is a change of every vector.
 
         `first_frame` and `max_pixels` are not among them: they decide whether an image has a vector, never which.
+        `gray16` is null as long as no vector depends on it: it is settled with the first set that has such images.
         `shortcuts` is there only where they are taken.
         """
-        bits = "12 bit if the maximum is below 4096, else 16 bit" if self.bit_depth is None else f"{self.bit_depth} bit"
         rules = {
             "decoder": "pillow",
             "orientation": "exif applied",
@@ -80,7 +102,7 @@ class DecodeSpec:
             "palette": "to rgb, or gray where every entry in use is gray",
             "cmyk": "pillow conversion, no colour profile",
             "white_is_zero": "inverted",
-            "gray16": f"{bits}; scaled to 8 bit, rounded",
+            "gray16": None if self.bit_depth is None else f"{self.bit_depth} bit; {_GRAY16}",
             "colour16": "the high byte; refused where no value reaches 4096",
             "float": "refused" if self.float_range is None else [float(value) for value in self.float_range],
             "frames": "one, the first",

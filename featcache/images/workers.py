@@ -4,6 +4,9 @@ A worker is a plain Python process that reads a file once, hashes those bytes, a
 that digest is not known: once, for every network and every augmented view that is made of it. It imports Pillow and
 numpy, never torch. Processes are not made by `multiprocessing`, which would run the caller's script a second time. A
 pair of sockets joins both ends: lines of JSON, and pixels as they are.
+
+Whatever a file holds, a worker has a time for it, and memory in proportion to the file and to the pixels its header
+states: foreign bytes are parsed nowhere else.
 """
 
 import json
@@ -13,20 +16,19 @@ import socket
 import subprocess
 import sys
 import time
-import traceback
 from collections.abc import Container, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from featcache import images
 from featcache.errors import ImageError, InputOutputError, UsageError
-from featcache.images import DecodeSpec, TransformSpec, augment
+from featcache.images import DecodeSpec, Look, TransformSpec
 from featcache.images.augment import ViewSpec
-from featcache.provenance import Json, digest_bytes, from_json
+from featcache.images.headers import Header
+from featcache.provenance import Json
 
 Array = np.ndarray[Any, Any]
 
@@ -35,7 +37,7 @@ _START_TIMEOUT_S = 120.0
 _LONGEST_S = 86_400
 _BOOT = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1])\n"
-    "from featcache.images.workers import serve\n"
+    "from featcache.images.serving import serve\n"
     "serve(int(sys.argv[2]))"
 )
 
@@ -58,7 +60,7 @@ class Prepared:
 def check_timeout(timeout_s: float) -> None:
     """Raises UsageError for what is no time to wait for an image."""
     if not 0 < timeout_s <= _LONGEST_S:
-        raise UsageError(f"--timeout must be more than 0 and at most {_LONGEST_S:,} seconds, got {timeout_s:g}.")
+        raise UsageError(f"timeout_s must be more than 0 and at most {_LONGEST_S:,} seconds, got {timeout_s:g}.")
 
 
 class Decoders:
@@ -133,6 +135,38 @@ class Decoders:
         finally:
             self._idle.put(worker)
 
+    def header(self, path: Path) -> Header:
+        """What a file says of itself; no pixel is decoded.
+
+        Raises:
+            ImageError: as `headers.read`, `timeout` or `crashed`.
+        """
+        return Header(**self._ask("header", path))
+
+    def look(self, path: Path) -> tuple[str, Look]:
+        """The sha256 of a file's bytes, and what its pixels are.
+
+        Raises:
+            ImageError: as `images.read` and `images.look`, `timeout` or `crashed`.
+        """
+        digest, fields = self._ask("look", path)
+        return str(digest), Look(**fields)
+
+    def digest(self, path: Path) -> str:
+        """The sha256 of a file's bytes.
+
+        Raises:
+            ImageError: as `images.read`, `timeout` or `crashed`.
+        """
+        return str(self._ask("digest", path))
+
+    def _ask(self, question: str, path: Path) -> Json:
+        worker = self._take()
+        try:
+            return worker.ask(question, path)
+        finally:
+            self._idle.put(worker)
+
     def _take(self) -> "_Decoder":
         try:
             worker = self._idle.get_nowait()
@@ -190,20 +224,45 @@ class _Decoder:
     def prepare(self, path: Path, expected: Sequence[int], known: Container[str]) -> Prepared:
         until = time.monotonic() + self._timeout_s
         try:
-            self._channel.send({"path": os.fsencode(path).decode("latin-1"), "expected": list(expected)})
-            found = self._channel.line(until)
-            if "digest" not in found:
-                return _without_pixels(found)
-            digest = found["digest"]
-            is_known = digest in known
-            self._channel.send(not is_known)
-            return Prepared(digest) if is_known else self._pixels(digest, until)
-        except TimeoutError:
+            with self._alive():
+                self._send("prepare", path, list(expected))
+                answer = self._channel.line(until)
+                if "digest" not in answer:
+                    return _without_pixels(answer)
+                digest = answer["digest"]
+                is_known = digest in known
+                self._channel.send(not is_known)
+                return Prepared(digest) if is_known else self._pixels(digest, until)
+        except ImageError as error:
+            return Prepared(failure=(error.code, str(error)))
+
+    def ask(self, question: str, path: Path) -> Json:
+        """The answer of `_ANSWERS`, or the ImageError that it raised there."""
+        with self._alive():
+            self._send(question, path, None)
+            answer = self._channel.line(time.monotonic() + self._timeout_s)
+        if failure := "answer" not in answer and _without_pixels(answer).failure:
+            raise ImageError(*failure)
+        return answer["answer"]
+
+    def _send(self, question: str, path: Path, expected: list[int] | None) -> None:
+        self._channel.send({"do": question, "path": os.fsencode(path).decode("latin-1"), "expected": expected})
+
+    @contextmanager
+    def _alive(self) -> Iterator[None]:
+        """Ends a worker that takes too long.
+
+        Raises:
+            ImageError: `timeout` or `crashed`.
+        """
+        try:
+            yield
+        except TimeoutError as error:
             self.kill()
-            return Prepared(failure=("timeout", f"decoding took longer than {self._timeout_s:g} s (see --timeout)"))
-        except (OSError, EOFError):
+            raise ImageError("timeout", f"decoding took longer than {self._timeout_s:g} s (see timeout_s)") from error
+        except (OSError, EOFError) as error:
             self.kill()
-            return Prepared(failure=("crashed", f"its decoder died ({_manner(self._process.returncode)})"))
+            raise ImageError("crashed", f"its decoder died ({_manner(self._process.returncode)})") from error
 
     def _pixels(self, digest: str, until: float) -> Prepared:
         found = self._channel.line(until)
@@ -260,65 +319,3 @@ class _Channel:
             if not received:
                 raise EOFError
             n += received
-
-
-# --- the worker's end -------------------------------------------------------------------------------------------------
-
-
-def serve(descriptor: int) -> None:
-    """The life of a worker: answers until the pass closes its end, or is gone."""
-    with socket.socket(fileno=descriptor) as end, end.makefile("rwb") as stream:
-        config = json.loads(stream.readline())
-        work = _Work(
-            [from_json(TransformSpec, fields) for fields in config["transforms"]],
-            from_json(DecodeSpec, config["decode"]),
-            from_json(ViewSpec, config["views"]) if config["views"] else None,
-            config["is_whole"],
-        )
-        _send(stream, {"ready": True})
-        while line := stream.readline():
-            _answer(stream, json.loads(line), work)
-
-
-@dataclass(frozen=True)
-class _Work:
-    """What is made of a file."""
-
-    transforms: Sequence[TransformSpec]
-    decode: DecodeSpec
-    views: ViewSpec | None
-    is_whole: bool
-
-    def pixels(self, data: bytes, digest: str) -> Iterator[Array]:
-        """For each transform (1 + K, h, w) or (1 + K, h, w, 3) uint8."""
-        decoded = images.decode_each(data, self.transforms, self.decode)
-        for transform, image in zip(self.transforms, decoded, strict=True):
-            resized = transform.resize(image, self.decode.fast)
-            clean = np.asarray(resized if self.is_whole else transform.crop(resized))[None]
-            views = [augment.views(resized, transform, self.views, digest)] if self.views else []
-            yield np.concatenate([clean, *views])
-
-
-def _answer(stream: Any, asked: Json, work: _Work) -> None:
-    try:
-        data = images.read(Path(os.fsdecode(asked["path"].encode("latin-1"))), asked["expected"])
-        digest = digest_bytes(data)
-        _send(stream, {"digest": digest})
-        if json.loads(stream.readline() or b"false"):
-            pixels = list(work.pixels(data, digest))
-            _send(stream, {"shapes": [list(array.shape) for array in pixels]}, *pixels)
-    except ImageError as error:
-        _send(stream, {"failure": [error.code, str(error)]})
-    except MemoryError:
-        _send(stream, {"failure": ["too-large", "not enough memory to decode it"]})
-    except OSError:  # the pass is gone
-        sys.exit(0)
-    except Exception:  # noqa: BLE001  # told to the pass, which ends with it: a bug of ours
-        _send(stream, {"bug": traceback.format_exc()})
-
-
-def _send(stream: Any, value: Json, *payload: Array) -> None:
-    stream.write(json.dumps(value).encode("ascii") + b"\n")
-    for array in payload:
-        stream.write(array.reshape(-1).data)
-    stream.flush()

@@ -14,6 +14,7 @@ skipped and counted by reason, never silently.
     layout        what folders mean: subsets and classes
     sources       known collections of chest X-rays as manifests
     covid         COVID-19 collections, whose images have several findings
+    survey        what the pixels of a set are: how deep, and whether they are pictures
     checking      what a folder of images holds, before a pass
 """
 

@@ -1,7 +1,8 @@
 """What a folder or CSV of images holds, before anything is computed from it: counts, formats, sizes, and what leaks.
 
-Headers are read, and whole files only where two have the same size and may be the same image. That finds what is no
-image at all, not what is cut short: `full` decodes every file in workers as a pass does, and fails what a pass would.
+Headers are read, and whole files only where two have the same size and may be the same image; of a few images the
+pixels are looked at. That finds what is no image at all, not what is cut short: `full` decodes every file, and fails
+what a pass would. All of it in workers, as in a pass: a file has its time and its memory, whatever is in it.
 A score is too good where one patient, or one image, is both learnt from and reported: patients are looked for by name,
 images by content. Knows nothing of networks or vectors.
 """
@@ -10,26 +11,23 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from statistics import median_low
 from typing import Any
 
-from featcache import images
 from featcache.errors import ImageError
-from featcache.images import DecodeSpec, TransformSpec, headers
+from featcache.images import DecodeSpec, Look
 from featcache.images.headers import Header
-from featcache.images.seen import stamp_of
 from featcache.images.workers import TIMEOUT_S, Decoders
 from featcache.manifest import Manifest
-from featcache.provenance import digest_bytes
+from featcache.manifest.survey import Depths, levels_notes, looks_at, spread
 from featcache.splits import TEST, TRAIN, VAL, class_names, unnamed_groups
 
 Progress = Callable[[int, int], None]
 
 _SIDES = (TRAIN, VAL, TEST)
-# What becomes of the pixels is thrown away; a tiny result is the cheapest.
-_TINY = TransformSpec((8, 8), 1.0, "nearest", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), crop_mode="squash")
+_N_DECODED = 64  # images that are looked at unless all are: of all, and of those of deep gray
 
 
 @dataclass(frozen=True)
@@ -147,6 +145,7 @@ class _Looked:
     header: Header | None = None
     digest: str = ""  # empty where nothing else has its size
     failure: tuple[str, str] | None = None
+    look: Look | None = None
 
 
 def check(
@@ -174,14 +173,17 @@ def check(
     n_threads = n_workers or os.cpu_count() or 1
     pool = ThreadPoolExecutor(n_threads)
     try:
-        with Decoders([_TINY], decode, None, timeout_s) as decoders:
-            look = partial(_look, manifest, decode, decoders if full else None)
+        with Decoders([], decode, None, timeout_s) as decoders:
+            look = partial(_look, manifest, decode, decoders, full)
             looked = list(_counted(pool.map(look, range(len(manifest))), len(manifest), on_progress))
-            if not full:
-                looked = _with_digests(manifest, looked, pool)
+            if full:
+                looks = [(name, one.look) for name, one in zip(manifest.image_ids, looked, strict=True) if one.look]
+            else:
+                looked = _with_digests(manifest, looked, decoders, pool)
+                looks = looks_at(manifest, _sample(looked), decoders, pool)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-    return _told(manifest, looked, full)
+    return _told(manifest, looked, full, _pixel_notes(looked, looks, decode.bit_depth))
 
 
 def alike(keys: Sequence[str], image_ids: Sequence[str], columns: Mapping[str, Sequence[str]]) -> list[Alike]:
@@ -213,39 +215,54 @@ def _counted(results: Iterable[_Looked], total: int, on_progress: Progress) -> I
         on_progress(done, total)
 
 
-def _look(manifest: Manifest, decode: DecodeSpec, decoders: Decoders | None, row: int) -> _Looked:
+def _look(manifest: Manifest, decode: DecodeSpec, decoders: Decoders, full: bool, row: int) -> _Looked:
     """One image. Whatever is wrong with it is its failure, never the end."""
     if reason := manifest.refused.get(manifest.image_ids[row]):
         return _Looked(failure=("outside", reason))
-    path = manifest.paths[row]
+    path, header = manifest.paths[row], None
     try:
-        header = headers.read(path, decode.max_pixels)
+        header = decoders.header(path)
         header.check(decode.first_frame, decode.max_pixels)
+        digest, look = decoders.look(path) if full else ("", None)
+        return _Looked(header, digest, look=look)
     except ImageError as error:
-        return _Looked(failure=(error.code, str(error)))
-    if decoders is None:
-        return _Looked(header)
-    prepared = decoders.prepare(path, stamp_of(path), frozenset())
-    return _Looked(header, prepared.digest, prepared.failure)
+        return _Looked(header, failure=(error.code, str(error)))
 
 
-def _with_digests(manifest: Manifest, looked: Sequence[_Looked], pool: ThreadPoolExecutor) -> list[_Looked]:
+def _with_digests(
+    manifest: Manifest, looked: Sequence[_Looked], decoders: Decoders, pool: ThreadPoolExecutor
+) -> list[_Looked]:
     """With the content of those files that are as long as another."""
-    lengths = Counter(each.header.n_bytes for each in looked if each.header)
+    lengths = Counter(each.header.n_bytes for each in looked if each.header and not each.failure)
 
     def content(row: int) -> _Looked:
         each = looked[row]
-        if each.header is None or lengths[each.header.n_bytes] == 1:
+        if each.header is None or each.failure or lengths[each.header.n_bytes] == 1:
             return each
         try:
-            return _Looked(each.header, digest_bytes(images.read(manifest.paths[row])))
+            return replace(each, digest=decoders.digest(manifest.paths[row]))
         except ImageError as error:
-            return _Looked(each.header, failure=(error.code, str(error)))
+            return replace(each, failure=(error.code, str(error)))
 
     return list(pool.map(content, range(len(looked))))
 
 
-def _told(manifest: Manifest, looked: Sequence[_Looked], full: bool) -> Checked:
+def _sample(looked: Sequence[_Looked]) -> list[int]:
+    """Rows whose pixels are looked at where not all are: some of all, and some of those of deep gray."""
+    good = [row for row, one in enumerate(looked) if one.header and not one.failure]
+    deep = [row for row in good if (header := looked[row].header) and header.is_deep]
+    return sorted({*spread(good, _N_DECODED), *spread(deep, _N_DECODED)})
+
+
+def _pixel_notes(looked: Sequence[_Looked], looks: Sequence[tuple[str, Look]], bit_depth: int | None) -> list[str]:
+    """What the pixels say of the set: the depth that a pass would settle, and what is no picture."""
+    n_deep = sum(bool(one.header and one.header.is_deep and not one.failure) for one in looked)
+    depths = Depths.of(looks, n_deep)
+    notes = [depths.note(bit_depth or depths.bits)] if depths else []
+    return notes + levels_notes(looks, sum(not one.failure for one in looked))
+
+
+def _told(manifest: Manifest, looked: Sequence[_Looked], full: bool, pixel_notes: Sequence[str]) -> Checked:
     columns, found = manifest.columns, [each.header for each in looked if each.header]
     named = zip(manifest.image_ids, looked, strict=True)
     groups = columns.get("group", [])
@@ -268,6 +285,7 @@ def _told(manifest: Manifest, looked: Sequence[_Looked], full: bool) -> Checked:
             *class_names.notes(Counter(label for label in columns.get("label", ()) if label)),
             *manifest.notes,
             *unnamed_groups.notes(columns, manifest.image_ids),
+            *pixel_notes,
         ],
     )
 

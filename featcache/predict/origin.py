@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from featcache.errors import IdentityMismatch, UsageError
-from featcache.images import TransformSpec
+from featcache.images import DecodeSpec, TransformSpec
 from featcache.provenance import from_json
 from featcache.request import BackboneSpec, Request
 from featcache.runs import WEIGHTS, Run
-from featcache.runs.identity import decode_of, differences, identity_of, said_by, views_of
+from featcache.runs.identity import differences, identity_of, said_by, views_of
 from featcache.store import POOLED
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def request_of(run: Run, weights: str | None = None, taps: tuple[str, ...] = (PO
             taps=taps,
             precision=held["precision"],
         )
-        return Request(spec, decode_of(held["decode"]), held["stored_dtype"], views_of(held))
+        return Request(spec, DecodeSpec.of_identity(held["decode"]), held["stored_dtype"], views_of(held))
 
 
 def backbone_of(

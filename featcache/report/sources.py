@@ -27,7 +27,7 @@ from featcache.names import printable
 from featcache.provenance import digest_bytes, digest_json, from_json
 from featcache.report.subject import Subject
 from featcache.runs import WEIGHTS
-from featcache.runs.identity import decode_of, differences, identity_of, said_by
+from featcache.runs.identity import differences, identity_of, said_by
 from featcache.store import POOLED, Store
 
 Array = np.ndarray[Any, Any]
@@ -223,7 +223,7 @@ def _in_order(store: Store, subject: Subject) -> Vectors:
 def _pictures(subject: Subject, paths: Mapping[int, Path]) -> Pictures:
     identity = identity_of(subject.run)
     with said_by(subject.run):
-        transform, decode = from_json(TransformSpec, identity["transform"]), decode_of(identity["decode"])
+        transform, decode = from_json(TransformSpec, identity["transform"]), DecodeSpec.of_identity(identity["decode"])
     return Pictures(paths, subject.shown, subject.task.content, transform, decode)
 
 

@@ -2,7 +2,6 @@
 them. Loads no network, and knows nothing of the head.
 """
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
@@ -49,7 +48,7 @@ def differences(run: Run, found: Json, *, average_views: bool = False, any_preci
     wanted = comparable(held)
     if found.get("views") != held.get("views"):  # the probe of an identity with views is of a view, too
         with said_by(run):
-            transform, decode = from_json(TransformSpec, held["transform"]), decode_of(held["decode"])
+            transform, decode = from_json(TransformSpec, held["transform"]), DecodeSpec.of_identity(held["decode"])
             if held["probe"] == pixels_sha256(transform, decode, views_of(held)):
                 wanted["probe"] = pixels_sha256(transform, decode, views_of(found))
     here = comparable(found)
@@ -77,16 +76,6 @@ def _named(compared: Json, whole: Json, other: Json) -> Json:
     if own.get("weights_sha256") == theirs.get("weights_sha256"):
         return compared
     return {**compared, "backbone": {**own, "name": full.get("name")}}
-
-
-def decode_of(rules: Json) -> DecodeSpec:
-    """The options by which files became pixels, from the rules of an identity."""
-    bits = re.match(r"(\d+) bit;", rules["gray16"])
-    return DecodeSpec(
-        bit_depth=int(bits[1]) if bits else None,
-        float_range=tuple(rules["float"]) if isinstance(rules["float"], list) else None,
-        fast="shortcuts" in rules,
-    )
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from featcache.store.reading import Store, check_identity
 from featcache.store.schema import (
     BOUNDARY,
     BOUNDARY_VIEWS,
+    DEPTH,
     EMBEDDED,
     FAILED,
     GRID,
@@ -42,6 +43,7 @@ from featcache.store.verifying import Verified, verify
 __all__ = [
     "BOUNDARY",
     "BOUNDARY_VIEWS",
+    "DEPTH",
     "EMBEDDED",
     "FAILED",
     "GRID",

@@ -33,8 +33,8 @@ from featcache.errors import (
     UsageError,
     in_our_words,
 )
-from featcache.provenance import Json, canonical_json, difference, digest_bytes
-from featcache.store.reading import Store
+from featcache.provenance import Json, canonical_json, digest_bytes
+from featcache.store.reading import Store, differences
 from featcache.store.schema import (
     FAILED,
     PART_FORMAT,
@@ -230,7 +230,7 @@ class PartFolder:
         durable.write_bytes(self.path / "plan.json", canonical_json(self._plan).encode("ascii"))
 
     def _check_same_identity(self, held: Json) -> None:
-        if lines := difference(held["identity"], self._plan["identity"]):
+        if lines := differences(held["identity"], self._plan["identity"]):
             fields = "\n  ".join(lines)
             raise IdentityMismatch(
                 f"{self.path} holds parts of a stopped pass, of other vectors than the ones asked for:\n  {fields}\n"

@@ -1,6 +1,7 @@
 """A published store, open for reading: vectors, names, columns, and where they came from."""
 
 import math
+import re
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ from featcache.store.schema import POOLED, WEIGHTS_FILE, WEIGHTS_READ, WEIGHTS_S
 from featcache.store.validation import reading
 
 _ONLY_PROBE = "Go back to the versions of its environment (see featcache info), or embed anew. "
+_DEPTH = re.compile(r"\d+ bit; ")
 _PROBE = "probe: the libraries installed here decode or resize images otherwise than those that made it"
 
 
@@ -251,10 +253,22 @@ def _places(rows: Any, views: Any, shape: tuple[int, ...]) -> list[tuple[int, ..
 
 def differences(held: Json, asked: Json) -> list[str]:
     """A line per field in which two identities differ; of the probe, whose digests say nothing to a person, what it
-    means, where it is not another only since other pixels are asked for."""
+    means, where it is not another only since other pixels are asked for. A depth of gray that was settled on one side
+    only is no difference: the other side has no image of more than 8 bits."""
+    held, asked = _of_one_depth(held, asked), _of_one_depth(asked, held)
     alike = all(held.get(key) == asked.get(key) for key in ("transform", "decode", "views"))
     lines = difference(held, asked)
     return [_PROBE if line.startswith("probe: ") else line for line in lines if alike or not line.startswith("probe: ")]
+
+
+def _of_one_depth(identity: Json, other: Json) -> Json:
+    """An identity with the depth of another, where it has none that is settled itself."""
+    rules, others = (each.get("decode") if isinstance(each, dict) else None for each in (identity, other))
+    if not isinstance(rules, dict) or not isinstance(others, dict) or rules.get("gray16", "") is not None:
+        return identity
+    depth = others.get("gray16")
+    is_depth = isinstance(depth, str) and _DEPTH.match(depth)
+    return {**identity, "decode": {**rules, "gray16": depth}} if is_depth else identity
 
 
 def check_identity(path: Path, held: Json, asked: Json) -> None:

@@ -24,7 +24,11 @@ BOUNDARY, BOUNDARY_VIEWS = "boundary", "boundary_views"  # the same, of the tens
 STORED_DTYPES = ("float32", "float16")
 EMBEDDED, REUSED, FAILED = 0, 1, 2  # the origin of a row of a part
 SHA256 = re.compile(r"[0-9a-f]{64}")
-WEIGHTS_FILE, WEIGHTS_READ = "weights_file", "weights_read"  # of an environment: no part of the arithmetic
+WEIGHTS_FILE, WEIGHTS_READ, DEPTH = (
+    "weights_file",
+    "weights_read",
+    "depth",
+)  # of an environment: no part of the arithmetic
 WEIGHTS_SOURCE = re.compile(r"hub|file|run|random:[0-9]{1,18}")
 
 SIGNATURE = b"\x89HDF\r\n\x1a\n"
