@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -22,7 +22,7 @@ from featcache import durable
 from featcache.errors import CorruptStore, FeatcacheError, UsageError, in_our_words
 from featcache.names import is_utf8
 from featcache.provenance import Json, canonical_json, digest_json
-from featcache.store import Store, blocks, check_identity, digests_of, gather, publish_rows, texts_of
+from featcache.store import Store, Where, blocks, check_identity, digests_of, gather, matching, publish_rows, texts_of
 
 Array = np.ndarray[Any, Any]
 
@@ -33,37 +33,6 @@ _GROUP_BYTES = 1 << 26  # of a row group of Parquet
 _MAX_HEADER_BYTES = 100_000_000  # what readers of safetensors accept
 _CODES = {"float32": "F32", "float16": "F16"}
 _NO_TIME = (1980, 1, 1, 0, 0, 0)  # the first that zip can write: the same rows are the same bytes
-_MAX_VALUES = 5
-
-
-@dataclass(frozen=True)
-class Where:
-    """A condition on the rows: the text of a column is this one, or is not.
-
-    Attributes:
-        column: `image_id`, or a column of the store.
-        value: compared as it is; the empty text is a missing value.
-        equal: whether it must be the same, or another.
-    """
-
-    column: str
-    value: str
-    equal: bool = True
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """`split=train` or `label!=`.
-
-        Raises:
-            UsageError: neither.
-        """
-        name, sign, value = text.partition("=")
-        if not sign or not name.removesuffix("!"):
-            raise UsageError(f"--where {text!r}: COLUMN=VALUE or COLUMN!=VALUE is expected, as in --where split=train.")
-        return cls(name.removesuffix("!"), value, not name.endswith("!"))
-
-    def __str__(self) -> str:
-        return f"{self.column}{'=' if self.equal else '!='}{self.value}"
 
 
 @dataclass(frozen=True)
@@ -141,27 +110,7 @@ def export(store: Store, path: Path | str, *, taps: Sequence[str] = (), where: S
 
 def _chosen(store: Store, where: Sequence[Where]) -> Array:
     """The numbers of the rows for which the conditions hold, ascending."""
-    held = {"image_id": store.image_ids, **store.columns}
-    for each in where:
-        if each.column not in held:
-            raise UsageError(f"{store.path} has no column {each.column!r}; it has {', '.join(held)}.")
-    kept = np.ones(len(store), dtype=bool)
-    for column in dict.fromkeys(each.column for each in where):
-        wanted = {each.value for each in where if each.column == column and each.equal}
-        refused = {each.value for each in where if each.column == column and not each.equal}
-        kept &= [(not wanted or value in wanted) and value not in refused for value in held[column]]
-    if not kept.any():
-        raise UsageError(f"no row of {store.path} has {' and '.join(map(str, where))}{_there_is(held, where)}.")
-    return np.flatnonzero(kept)
-
-
-def _there_is(held: dict[str, list[str]], where: Sequence[Where]) -> str:
-    """Values of the first column that was asked for; of an empty store there are none."""
-    if not where:
-        return "any row"
-    values = sorted(set(held[where[0].column]))
-    shown = ", ".join(map(repr, values[:_MAX_VALUES])) + (" …" if len(values) > _MAX_VALUES else "")
-    return f"; {where[0].column} is {shown}" if values else "; it has no rows"
+    return np.flatnonzero(matching(store, where))
 
 
 def _taps(store: Store, asked: Sequence[str], path: Path) -> list[str]:

@@ -17,9 +17,9 @@ import safetensors.numpy
 from featcache import durable
 from featcache import export as module
 from featcache.errors import CorruptStore, IdentityMismatch, NoSpace, UsageError
-from featcache.export import SUFFIXES, Where, export
+from featcache.export import SUFFIXES, export
 from featcache.provenance import digest_json
-from featcache.store import Part, PartFolder, Store, blocks, gather, publish, selecting, verify
+from featcache.store import Part, PartFolder, Store, Where, blocks, gather, publish, selecting, verify
 from tests.conftest import make_store
 from tests.test_cli import featcache
 

@@ -23,7 +23,7 @@ from sklearn.metrics import confusion_matrix
 from featcache import metrics
 from featcache import report as report_module
 from featcache.errors import CorruptStore, IdentityMismatch, InputOutputError, UsageError
-from featcache.export import Where, export
+from featcache.export import export
 from featcache.finetune import fine_tune
 from featcache.heads import HeadSpec, scoring
 from featcache.images import DecodeSpec, TransformSpec
@@ -42,7 +42,7 @@ from featcache.report.subject import Subject, subjects
 from featcache.runs import Run
 from featcache.runs.protocol import SplitSpec
 from featcache.runs.task import TargetSpec
-from featcache.store import Part, PartFolder, Store, publish
+from featcache.store import Part, PartFolder, Store, Where, publish
 from featcache.training import ReportSpec, train_head
 from tests.browser import chromium
 from tests.conftest import make_store, two_clouds

@@ -102,8 +102,8 @@ def _export_onnx(source: Path, output: Path, weights: str | None, as_json: bool)
 
 
 def _export_rows(source: Path, output: Path, where: list[str], taps: list[str], as_json: bool) -> None:
-    from featcache.export import Where, export
-    from featcache.store import Store
+    from featcache.export import export
+    from featcache.store import Store, Where
 
     with interruptible(_UNTOUCHED), Store.open(source) as store:
         done = export(store, output, taps=taps, where=[Where.parse(each) for each in where])

@@ -12,17 +12,24 @@ import typer
 from featcache.cli.options import (
     HEAD,
     Device,
+    DropClass,
     Folds,
     Json,
     LabelColumn,
     Labels,
+    Merge,
+    MinImages,
     On,
     OperatingPoint,
     Positive,
+    Separator,
     SplitFile,
     StoreFile,
+    Uncertain,
     ValFraction,
+    Where,
     spec_of,
+    target_of,
     tried,
     widths_of,
 )
@@ -42,6 +49,12 @@ def train_head_command(
     label_column: LabelColumn = None,
     on: On = "image_id",
     positive: Positive = None,
+    where: Where = None,
+    merge: Merge = None,
+    drop_class: DropClass = None,
+    min_images: MinImages = None,
+    uncertain: Uncertain = None,
+    separator: Separator = None,
     lr: Annotated[list[float] | None, tried("lr", "Learning rate.")] = None,
     epochs: Annotated[list[int] | None, tried("epochs", "Passes over the training rows.")] = None,
     batch_rows: Annotated[list[int] | None, tried("batch_rows", "Rows per step.")] = None,
@@ -99,7 +112,6 @@ def train_head_command(
     """Train heads on a store, in seconds. Repeat an option of the head to try all its values."""
     from featcache.heads import grid
     from featcache.runs.protocol import SplitSpec
-    from featcache.runs.task import TargetSpec
     from featcache.store import Store
     from featcache.training import ReportSpec, train_head
 
@@ -116,7 +128,9 @@ def train_head_command(
         kind="head",
         **dict.fromkeys(options),
     )
-    labelled = {"columns": tuple(label_column or ()) or None, "file": labels, "on": on, "positive": positive}
+    labelled = {"file": labels, "on": on, "positive": positive, "min_images": min_images}
+    labelled |= {"uncertain": uncertain, "separator": separator}
+    target = target_of(label_column, where, merge, drop_class, **labelled)
     drawn: dict[str, Any] = {
         "val_fraction": val_fraction,
         "folds": folds,
@@ -126,7 +140,7 @@ def train_head_command(
     }
     drawn |= {"near_duplicates": near_duplicates, "seed": split_seed, "file": split}
     said = {"select": select, "refit_all": refit_all, "operating_point": operating_point, "permutations": permutations}
-    target, division = spec_of(TargetSpec, labelled), spec_of(SplitSpec, drawn, seed="split-seed")
+    division = spec_of(SplitSpec, drawn, seed="split-seed")
     report = spec_of(ReportSpec, {**said, "compare": tuple(compare or ()), "average_views": average_views})
     with (
         interruptible("nothing was written"),

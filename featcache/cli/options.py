@@ -17,7 +17,8 @@ from featcache.heads import KINDS, PATHS, HeadSpec
 from featcache.recipe import PRESETS, AugmentSpec, Recipe, Stage, recipe
 
 Spec = TypeVar("Spec")
-_CALLED: dict[str, str | None] = {"timeout_s": "timeout", "texts": "text", "label columns": "label-column"}
+_CALLED: dict[str, str | None] = {"timeout_s": "timeout", "texts": "text", "label columns": "label-column",
+    "merge_classes": "merge", "drop_classes": "drop-class"}  # fmt: skip
 _NO_OPTIONS = {"columns", "file", "held", "kinds", "name", "options", "stages", "taps"}
 HEAD = "Head (repeat an option to try several values)"
 
@@ -67,7 +68,21 @@ LabelColumn = Annotated[
 On = Annotated[str, typer.Option(help="Column that joins the CSV.", rich_help_panel="Labels")]
 Positive = Annotated[
     str | None,
-    typer.Option(show_default="last in sorted order", help="Positive class.", rich_help_panel="Labels"),
+    typer.Option(show_default="the last that is no negation", help="Positive class.", rich_help_panel="Labels"),
+]
+Where = Annotated[
+    list[str] | None, typer.Option(help="Only rows with COLUMN=VALUE or COLUMN!=VALUE.", rich_help_panel="Labels")
+]
+Merge = Annotated[list[str] | None, typer.Option(help="A=B: class A becomes B.", rich_help_panel="Labels")]
+DropClass = Annotated[list[str] | None, typer.Option(help="Leave a class out.", rich_help_panel="Labels")]
+MinImages = Annotated[
+    int | None, typer.Option(show_default="0", help="Leave classes of fewer out.", rich_help_panel="Labels")
+]
+Uncertain = Annotated[
+    str | None, typer.Option(help="A label of -1: ignore, positive or negative.", rich_help_panel="Labels")
+]
+Separator = Annotated[
+    str | None, typer.Option(help="Of lists of findings in one column: '|'.", rich_help_panel="Labels")
 ]
 
 # of a training
@@ -117,6 +132,25 @@ Timeout = Annotated[
 CompileTrunk = Annotated[
     str, typer.Option("--compile", help="auto, on or off: compile the frozen part.", rich_help_panel="Machine")
 ]
+
+
+def target_of(
+    columns: list[str] | None, where: list[str] | None, merge: list[str] | None, drop: list[str] | None, **given: Any
+) -> Any:
+    """What is to be learnt, of the options that say so."""
+    from featcache.runs.task import TargetSpec
+    from featcache.store import Where
+
+    pairs = [text.partition("=") for text in merge or []]
+    if wrong := [text for text, (old, sign, new) in zip(merge or [], pairs, strict=True) if not (old and sign and new)]:
+        raise UsageError(f"--merge {wrong[0]!r}: A=B is expected, where class A becomes class B.")
+    asked = {
+        "columns": tuple(columns or ()) or None,
+        "where": tuple(Where.parse(text) for text in where or ()),
+        "merge_classes": {old: new for old, _, new in pairs},
+        "drop_classes": tuple(drop or ()),
+    }
+    return spec_of(TargetSpec, {**asked, **given})
 
 
 def widths_of(text: str) -> tuple[int, ...]:

@@ -18,6 +18,7 @@ from featcache.cli.options import (
     Crop,
     CropPct,
     Device,
+    DropClass,
     EarlyStopping,
     Epochs,
     Flip,
@@ -30,6 +31,8 @@ from featcache.cli.options import (
     LabelSmoothing,
     LearningPrecision,
     Mean,
+    Merge,
+    MinImages,
     Norms,
     On,
     OperatingPoint,
@@ -41,16 +44,20 @@ from featcache.cli.options import (
     Schedule,
     Seed,
     SelectEpoch,
+    Separator,
     SplitFile,
     Std,
     Timeout,
+    Uncertain,
     Unfreeze,
     ValFraction,
     WeightDecay,
+    Where,
     numbers_of,
     of_recipe,
     recipe_of,
     spec_of,
+    target_of,
     weights_there,
     widths_of,
 )
@@ -185,6 +192,12 @@ def train_command(
     label_column: LabelColumn = None,
     on: On = "image_id",
     positive: Positive = None,
+    where: Where = None,
+    merge: Merge = None,
+    drop_class: DropClass = None,
+    min_images: MinImages = None,
+    uncertain: Uncertain = None,
+    separator: Separator = None,
     val_fraction: ValFraction = None,
     folds: Folds = None,
     group_pattern: Annotated[
@@ -204,7 +217,6 @@ def train_command(
     from featcache.manifest import Manifest
     from featcache.request import BackboneSpec
     from featcache.runs.protocol import SplitSpec
-    from featcache.runs.task import TargetSpec
 
     asked = {
         "lr": lr, "backbone_lr": lr if backbone_lr is None else backbone_lr, "optimizer": optimizer,
@@ -216,7 +228,9 @@ def train_command(
     how = recipe_of(preset, unfreeze or [], epochs or [], asked, shown, augment, SCRATCH)
     seen: dict[str, Any] = {"input_size": input_size, "crop_pct": crop_pct}
     seen |= {"mean": numbers_of("--mean", mean), "std": numbers_of("--std", std)}
-    labelled = {"columns": tuple(label_column or ()) or None, "file": labels, "on": on, "positive": positive}
+    labelled = {"file": labels, "on": on, "positive": positive, "min_images": min_images}
+    labelled |= {"uncertain": uncertain, "separator": separator}
+    target = target_of(label_column, where, merge, drop_class, **labelled)
     drawn = {"val_fraction": val_fraction, "folds": folds, "seed": split_seed, "file": split}
     given = {"kind": head, "widths": widths_of(widths) if widths else None, "dropout": dropout, "seed": seed}
     with training() as (telling, _):
@@ -228,7 +242,7 @@ def train_command(
             spec_of(head_for, {"model": model, **given}),
             how,
             output,
-            target=spec_of(TargetSpec, labelled),
+            target=target,
             split=spec_of(SplitSpec, drawn, seed="split-seed"),
             operating_point=operating_point,
             machine=spec_of(Machine, {"device": device, "compile": compile, "timeout_s": timeout}),

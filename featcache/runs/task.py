@@ -19,7 +19,7 @@ from featcache.missing import without_missing
 from featcache.provenance import Json
 from featcache.runs import coding
 from featcache.splits import class_names
-from featcache.store import Store
+from featcache.store import Store, Where, matching
 
 Array = np.ndarray[Any, Any]
 
@@ -67,6 +67,7 @@ class TargetSpec:
         uncertain: what a label of -1 is: "ignore" for unknown, "positive" for 1, "negative" for 0, the policies
             U-Ignore, U-Ones and U-Zeros of CheXpert (Irvin et al., AAAI 2019, section 3.1). None for a class of its
             own; of several columns it is then refused.
+        where: conditions on the rows, as in `export`; others take no part at all.
         separator: what separates the findings of a list in the one label column, as in `Edema|Mass`; None for classes.
         merge_classes: classes by name, and the class that each becomes, one of them or a new one. Of findings, one is
             there where either is.
@@ -79,6 +80,7 @@ class TargetSpec:
     on: str = "image_id"
     positive: str | None = None
     uncertain: str | None = None
+    where: tuple[Where, ...] = ()
     separator: str | None = None
     merge_classes: Mapping[str, str] = field(default_factory=dict)
     drop_classes: tuple[str, ...] = ()
@@ -98,7 +100,8 @@ class TargetSpec:
 
     def as_json(self) -> Json:
         """What was asked for, as a Run keeps it: of the file its name."""
-        return {**asdict(self), "file": self.file.name if self.file else None}
+        own = {"file": self.file.name if self.file else None, "where": [str(condition) for condition in self.where]}
+        return {**asdict(self), **own}
 
 
 @dataclass(frozen=True)
@@ -134,9 +137,12 @@ class Task:
                 0, `positive` none of the classes.
         """
         texts, notes = label_texts(source, target)
+        kept = matching(source, target.where) if target.where else np.ones(len(source), dtype=bool)
+        texts = [[text if keep else "" for text, keep in zip(column, kept, strict=True)] for column in texts]
         coded = _coded(source, texts, target)
-        n_unknown = int((~cls._known(coded.labels)).sum()) - sum(coded.left_out.values())
-        left_out = {**({"no label": n_unknown} if n_unknown else {}), **coded.left_out}
+        n_other, others = int((~kept).sum()), f"values other than {' and '.join(map(str, target.where))}"
+        n_unknown = int((~cls._known(coded.labels)).sum()) - sum(coded.left_out.values()) - n_other
+        left_out = {reason: n for reason, n in {"no label": n_unknown, **coded.left_out, others: n_other}.items() if n}
         positive, about = _positive(target.positive, coded)
         notes = [*about, *notes, *coded.notes]
         return cls(
@@ -184,12 +190,13 @@ class Task:
         """
         counts = self.counts(rows)
         known = np.isfinite(self.labels[rows]).sum(axis=0) if self.has_findings else np.full(len(counts), len(rows))
-        for name, n, of in zip(self.classes, counts, known, strict=True):
-            held = ", ".join(f"{m} {c}" for c, m in zip(self.classes, counts, strict=True))
-            if n == 0:
-                raise UsageError(f"{which} have no image of class {name!r} ({held}). Mend the split or the labels.")
-            if n == of and self.has_findings:
-                raise UsageError(f"{which} have no image without {name!r} ({held}). Mend the split or the labels.")
+        rows_of = list(zip(self.classes, counts.tolist(), known.tolist(), strict=True))
+        shown = ", ".join(f"{n} {name}" for name, n, _ in rows_of)
+        remedy = "Mend the split or the labels, or leave such classes out (min_images, drop_classes)"
+        if absent := [repr(name) for name, n, _ in rows_of if n == 0]:
+            raise UsageError(f"{which} have no image of class {' or '.join(absent)} ({shown}). {remedy}.")
+        if always := [repr(name) for name, n, of in rows_of if n == of and self.has_findings]:
+            raise UsageError(f"{which} have no image without {' or '.join(always)} ({shown}). {remedy}.")
 
 
 def _coded(source: Rows, texts: Sequence[Sequence[str]], target: TargetSpec) -> coding.Coded:

@@ -44,6 +44,8 @@ MAX_FOLDS, MAX_REPEATS = 100, 1000
 NO_FINDING = "none"
 FORMAT, VERSION = "featcache.split", 1
 _FURTHER_SEEDS = 20
+_MOST_RARE = 20  # classes that an error names
+_LEAVE_OUT = "leave such classes out (min_images, drop_classes) or join them (merge_classes)"
 
 
 def split_name(text: str) -> str | None:
@@ -301,14 +303,18 @@ def _crossing_message(crossing: list[int], groups: Array, side_of: Array, row_na
 def _fewest_groups(labels: Array, groups: Array) -> int:
     """The number of groups of the class that is in the fewest."""
     n_groups = _groups_per_class(labels, groups)
-    rarest = min(n_groups, key=lambda label: n_groups[label])
-    if n_groups[rarest] < 2:
-        n = int(np.sum(labels.astype(str) == rarest))
+    if rare := [label for label, n in n_groups.items() if n < 2]:
+        counted = " and ".join(f"{label} has {_n_rows(labels, label)} image(s)" for label in rare[:_MOST_RARE])
+        more = f" (and so have {len(rare) - _MOST_RARE} other classes)" if len(rare) > _MOST_RARE else ""
         raise UsageError(
-            f"class {rarest} has {n} image(s), all of one group: one side of a hold-out would be without it. Add "
-            f"images of other groups, or give a split column."
+            f"class {counted}, all of one group{more}: one side of a hold-out would be without it. Add images of other "
+            f"groups, or give a split column; or {_LEAVE_OUT}."
         )
-    return n_groups[rarest]
+    return min(n_groups.values())
+
+
+def _n_rows(labels: Array, label: str) -> int:
+    return int(np.sum(labels.astype(str) == label))
 
 
 def _groups_per_class(labels: Array, groups: Array) -> dict[str, int]:
@@ -335,12 +341,12 @@ def _check_groups(labels: Array, groups: Array, k: int) -> None:
     if not len(labels):
         raise UsageError("there are no labelled rows to divide into folds.")
     n_groups = _groups_per_class(labels, groups)
-    rarest = min(n_groups, key=lambda label: n_groups[label])
-    if n_groups[rarest] < k:
-        n = int(np.sum(labels.astype(str) == rarest))
+    if rare := {label: n for label, n in n_groups.items() if n < k}:
+        shown = [f"{label} has {_n_rows(labels, label)} row(s) in {n} group(s)" for label, n in rare.items()]
+        more = f" (and so have {len(rare) - _MOST_RARE} other classes)" if len(rare) > _MOST_RARE else ""
+        remedy = _use_fewer(min(rare.values())).removesuffix(".")
         raise UsageError(
-            f"class {rarest} has {n} row(s) in {n_groups[rarest]} group(s), too few for {k} folds: "
-            f"{_use_fewer(n_groups[rarest])}"
+            f"class {' and '.join(shown[:_MOST_RARE])}, too few for {k} folds{more}: {remedy}; or {_LEAVE_OUT}."
         )
     largest, fold_rows = int(np.unique(groups, return_counts=True)[1].max()), -(-len(labels) // k)
     if largest > fold_rows:

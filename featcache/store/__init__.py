@@ -5,6 +5,7 @@ packed into a new file that replaces the old one by a rename. Knows nothing of i
 that it keeps and compares. Opening costs milliseconds; vectors are read when asked for.
 
     schema       names, limits, arrays in and out of HDF5
+    conditions   which rows are meant
     validation   whether a file may be read at all
     opening      a file held open, by whichever process
     reading      Store: a published file
@@ -16,6 +17,7 @@ that it keeps and compares. Opening costs milliseconds; vectors are read when as
     verifying    a store against its recorded digests
 """
 
+from featcache.store.conditions import Where, matching
 from featcache.store.describing import describe
 from featcache.store.known import KnownVectors
 from featcache.store.parts import Part, PartFolder, Status, folder_of, held_identity, read_part, status
@@ -62,6 +64,7 @@ __all__ = [
     "Status",
     "Store",
     "Verified",
+    "Where",
     "blocks",
     "check_identity",
     "describe",
@@ -69,6 +72,7 @@ __all__ = [
     "folder_of",
     "gather",
     "held_identity",
+    "matching",
     "publish",
     "publish_rows",
     "read_part",

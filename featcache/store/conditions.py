@@ -1,0 +1,86 @@
+"""Conditions on rows: the text of a column is this one, or is not. What is exported, and what is learnt from."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, Self
+
+import numpy as np
+
+from featcache.errors import UsageError
+from featcache.store.schema import Array
+
+_MAX_VALUES = 5
+
+
+class Rows(Protocol):
+    """n rows with names and columns: a `Store`, or anything like one."""
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def image_ids(self) -> list[str]: ...
+
+    @property
+    def columns(self) -> dict[str, list[str]]: ...
+
+
+@dataclass(frozen=True)
+class Where:
+    """A condition on the rows: the text of a column is this one, or is not.
+
+    Attributes:
+        column: `image_id`, or a column of the rows.
+        value: compared as it is; the empty text is a missing value.
+        equal: whether it must be the same, or another.
+    """
+
+    column: str
+    value: str
+    equal: bool = True
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """`split=train` or `label!=`.
+
+        Raises:
+            UsageError: neither.
+        """
+        name, sign, value = text.partition("=")
+        if not sign or not name.removesuffix("!"):
+            raise UsageError(f"where {text!r}: COLUMN=VALUE or COLUMN!=VALUE is expected, as in split=train.")
+        return cls(name.removesuffix("!"), value, not name.endswith("!"))
+
+    def __str__(self) -> str:
+        return f"{self.column}{'=' if self.equal else '!='}{self.value}"
+
+
+def matching(rows: Rows, where: Sequence[Where]) -> Array:
+    """(n,) whether the conditions hold. Those that ask for a value of one column are alternatives; otherwise all must
+    hold.
+
+    Raises:
+        UsageError: a column that is not there, no row left.
+    """
+    columns = {"image_id": rows.image_ids, **rows.columns}
+    for condition in where:
+        if condition.column not in columns:
+            raise UsageError(f"{rows.path} has no column {condition.column!r}; it has {', '.join(columns)}.")
+    kept = np.ones(len(rows.image_ids), dtype=bool)
+    for column in dict.fromkeys(condition.column for condition in where):
+        wanted = {condition.value for condition in where if condition.column == column and condition.equal}
+        refused = {condition.value for condition in where if condition.column == column and not condition.equal}
+        kept &= [(not wanted or value in wanted) and value not in refused for value in columns[column]]
+    if not kept.any():
+        raise UsageError(f"no row of {rows.path} has {' and '.join(map(str, where))}{_there_is(columns, where)}.")
+    return kept
+
+
+def _there_is(columns: dict[str, list[str]], where: Sequence[Where]) -> str:
+    """Values of the first column that was asked for; of an empty store there are none."""
+    if not where:
+        return "any row"
+    values = sorted(set(columns[where[0].column]))
+    shown = ", ".join(map(repr, values[:_MAX_VALUES])) + (" …" if len(values) > _MAX_VALUES else "")
+    return f"; {where[0].column} is {shown}" if values else "; it has no rows"
