@@ -33,6 +33,11 @@ def rates(labels: Array, scores: Array, threshold: float) -> tuple[float, float,
     return hits / (hits + misses), rejections / (rejections + alarms), 2 * hits / (2 * hits + misses + alarms)
 
 
+def overlap(labels: Array, scores: Array) -> bool:
+    """Whether no threshold tells the two classes apart."""
+    return bool(scores[labels].min() <= scores[~labels].max())
+
+
 def every_threshold(scores: Array) -> list[float]:
     return [*np.unique(scores).tolist(), 1.5]
 
@@ -98,6 +103,7 @@ def test_no_threshold_is_better_and_none_as_good_is_nearer_one_half(rows: tuple[
 def test_the_highest_threshold_that_is_sensitive_enough(rows: tuple[Array, Array], twentieths: int) -> None:
     labels, scores = rows
     wanted = twentieths / 20
+    assume(overlap(labels, scores))
     found = operating_point(labels, scores, OperatingRule("sensitivity", wanted))
     highest = max(t for t in every_threshold(scores) if rates(labels, scores, t)[0] >= wanted)
     assert np.array_equal(scores >= found, scores >= highest)
@@ -108,6 +114,7 @@ def test_the_highest_threshold_that_is_sensitive_enough(rows: tuple[Array, Array
 def test_the_lowest_threshold_that_is_specific_enough(rows: tuple[Array, Array], twentieths: int) -> None:
     labels, scores = rows
     wanted = twentieths / 20
+    assume(overlap(labels, scores))
     found = operating_point(labels, scores, OperatingRule("specificity", wanted))
     lowest = min(t for t in every_threshold(scores) if rates(labels, scores, t)[1] >= wanted)
     assert np.array_equal(scores >= found, scores >= lowest)
@@ -152,11 +159,12 @@ def test_equally_good_thresholds_go_to_the_one_nearest_one_half() -> None:
 
 def test_a_value_that_is_met_exactly_is_met() -> None:
     """19 of 20 is 0.95, whatever the floats say."""
-    labels, scores = np.array([1] * 20 + [0] * 20), np.r_[np.linspace(0.5, 0.9, 20), np.linspace(0.1, 0.45, 20)]
+    labels, scores = np.array([1] * 20 + [0] * 20), np.r_[np.linspace(0.5, 0.9, 20), np.linspace(0.1, 0.55, 20)]
     found = operating_point(labels, scores, parse_rule("sensitivity=0.95"))
     assert np.sum(scores[:20] >= found) == 19
-    found = operating_point(labels, scores[::-1], parse_rule("specificity=0.95"))
-    assert np.sum(scores[:20] < found) == 19
+    labels = 1 - labels
+    found = operating_point(labels, 1 - scores, parse_rule("specificity=0.95"))
+    assert np.sum(1 - scores[:20] < found) == 19
 
 
 def test_neighbouring_floats_are_still_told_apart() -> None:
@@ -207,25 +215,16 @@ def test_a_known_temperature_is_found(true: float, c: int) -> None:
 
 
 @unhurried
-@given(st.integers(0, 10**6), st.integers(2, 4), st.integers(1, 30), st.floats(0.01, 100))
+@given(st.integers(0, 10**6), st.integers(2, 4), st.integers(1, 60), st.floats(0.01, 100))
 def test_a_temperature_never_raises_the_loss(seed: int, c: int, n: int, scale: float) -> None:
     rng = np.random.default_rng(seed)
     labels, logits = rng.integers(0, c, n), scale * rng.standard_normal((n, c))
+    logits[np.arange(n), labels] += scale * rng.uniform(0, 2)
     t = temperature(labels, logits)
 
     def loss(z: Array) -> float:
         return float(log_loss(labels, softmax(z, axis=1), labels=np.arange(c)))
 
-    assert 0.01 <= t <= 100
-    assert loss(logits / t) <= loss(logits) + 1e-9
-
-
-@pytest.mark.parametrize("scale", [0.001, 1.0, 1000.0])
-def test_rows_without_an_error_give_a_bound(scale: float) -> None:
-    labels = np.array([0, 1, 2, 1])
-    assert temperature(labels, scale * np.eye(3)[labels]) == 0.01
-    assert temperature(labels, -scale * np.eye(3)[labels]) == 100
-
-
-def test_logits_that_say_nothing_give_a_number() -> None:
-    assert 0.01 <= temperature(np.array([0, 1]), np.zeros((2, 2))) <= 100
+    if t is not None:
+        assert 0.05 <= t <= 20
+        assert loss(logits / t) <= loss(logits) + 1e-9

@@ -15,6 +15,7 @@ import numpy as np
 from featcache.errors import UsageError
 from featcache.evaluate.labels import SetLabels
 from featcache.evaluate.sets import Scored
+from featcache.metrics.calibration import Choice
 from featcache.predict.overlap import Contents
 from featcache.predict.predictor import Predictor
 from featcache.runs import Images
@@ -75,7 +76,7 @@ class Selection:
         near = np.empty((0, 2), dtype=np.int64), np.empty(0, dtype=np.float32)
         protocol = Protocol(kept, [], [], groups, left_out, near, 0)
         sides = {EXTERNAL: (kept, scored.logits[kept])}
-        said = Said(task, protocol, sides, model.temperature, model.threshold)
+        said = Said(task, protocol, sides, Choice(model.temperature, model.threshold))
         return cls(said, order, learnt, [i for i in kept.tolist() if scored.content_sha256[i] in contents.test])
 
     @property

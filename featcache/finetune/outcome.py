@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from featcache import figures, metrics, runs
+from featcache import figures, runs
 from featcache.backbones import checkpoints, weights
 from featcache.finetune.start import Start
 from featcache.metrics import calibration
@@ -21,7 +21,7 @@ from featcache.runs import WEIGHTS, Images, Run
 from featcache.runs.protocol import Protocol
 from featcache.runs.task import Task
 from featcache.training import baselines, selection
-from featcache.training.summary import TEST, VAL, Said, about_network, tables
+from featcache.training.summary import TEST, VAL, Said, about_network, chosen, tables
 
 Array = np.ndarray[Any, Any]
 Sided = Mapping[str, tuple[Array, Array]]
@@ -109,14 +109,8 @@ def write(
 
 def _said(task: Task, protocol: Protocol, sides: Sided, rule: str | None) -> Said:
     """The numbers of some logits; a temperature and a threshold are of their validation rows."""
-    rows, logits = sides[VAL]
-    labels = task.labels[rows]
-    warmth = None if task.has_findings else calibration.temperature(labels, logits)
-    threshold = None
-    if rule:
-        p = metrics.probabilities(logits)[:, task.positive]
-        threshold = calibration.operating_point(labels == task.positive, p, calibration.parse_rule(rule))
-    return Said(task, protocol, sides, warmth, threshold)
+    parsed = calibration.parse_rule(rule) if rule else None
+    return Said(task, protocol, sides, chosen(task, *sides[VAL], parsed))
 
 
 def _point(name: str, said: Said, rule: str | None) -> Json:

@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax
+from scipy.special import expit, log_softmax, softmax
 
 from featcache.errors import UsageError
 
 Array = np.ndarray[Any, Any]
 
-COLDEST, HOTTEST = 0.01, 100.0
+COLDEST, HOTTEST = 0.05, 20.0
+_LEAST_INFORMATION = (1.96 / math.log(2)) ** 2  # of log T: its 95 % interval is from half to twice its value
 OPERATING_RULES = ("youden", "f1", "sensitivity=0.95", "specificity=0.90")
 _WITH_VALUE = {"youden": False, "f1": False, "sensitivity": True, "specificity": True}
 
@@ -62,8 +63,39 @@ def parse_rule(text: str) -> OperatingRule:
         ) from e
 
 
-def temperature(labels: Array, logits: Array) -> float:
-    """The T for which softmax(logits / T) has the lowest mean cross entropy on these rows.
+@dataclass(frozen=True)
+class Choice:
+    """What validation rows have chosen.
+
+    Attributes:
+        temperature: that logits are divided by; None where these rows do not tell it.
+        threshold: the operating point; None where none was asked for.
+        notes: what a reader has to know of them: why there is no temperature, and what else would have been as good.
+    """
+
+    temperature: float | None = None
+    threshold: float | None = None
+    notes: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, labels: Array, logits: Array, positive: int, rule: OperatingRule | None = None) -> "Choice":
+        """The temperature and, with a rule, the operating point of (n,) labels and (n, c) logits.
+
+        Raises:
+            UsageError: as `operating_point`.
+        """
+        value = temperature(labels, logits)
+        notes, threshold = [about_temperature(labels, logits, value)], None
+        if rule:
+            z = logits.astype(np.float64)
+            truth, p = labels == positive, np.asarray(expit(z[:, positive] - z[:, 1 - positive]))
+            threshold = operating_point(truth, p, rule)
+            notes.append(about_operating_point(truth, p, rule, threshold))
+        return cls(value, threshold, tuple(note for note in notes if note))
+
+
+def temperature(labels: Array, logits: Array) -> float | None:
+    """The T for which softmax(logits / T) has the lowest mean cross entropy on these rows, if they tell it.
 
     Temperature scaling of Guo et al., "On Calibration of Modern Neural Networks", 2017, section 4.2: dividing by T
     changes no ranking and no argmax, only how sure the probabilities are. The loss is convex in 1/T, so the search
@@ -74,18 +106,68 @@ def temperature(labels: Array, logits: Array) -> float:
         logits: (n, c).
 
     Returns:
-        T between 0.01 and 100. Rows without an error have no best T: the lower bound; logits worse than a guess, the
-        upper one. Never a T with a higher loss than T = 1.
+        T from 0.05 to 20, never with a higher loss than T = 1. None where it is not identified (see
+        `why_no_temperature`): a T that only says that no row was wrong makes the next wrong one 20 times as costly.
     """
-    logits = logits.astype(np.float64)
-    rows = np.arange(len(labels))
+    if why_no_temperature(labels, logits):
+        return None
+    bounded = min(max(_best_temperature(labels, logits), COLDEST), HOTTEST)  # the best one in between, by convexity
+    return min((bounded, 1.0), key=lambda t: _loss(labels, logits, t))
 
-    def loss(t: float) -> float:
-        return float(-np.mean(log_softmax(logits / t, axis=1)[rows, labels]))
 
-    bounds = (math.log(COLDEST), math.log(HOTTEST))
-    inner = math.exp(minimize_scalar(lambda log_t: loss(math.exp(log_t)), bounds=bounds, method="bounded").x)
-    return min((COLDEST, HOTTEST, 1.0, inner), key=loss)  # of equal losses the first: the search never reaches a bound
+def why_no_temperature(labels: Array, logits: Array) -> str:
+    """Why these rows do not tell a temperature; "" where they do.
+
+    They do not where every row is called right, and the lowest T is the best (the maximum likelihood estimate of a
+    logistic regression does not exist with separated classes: Albert and Anderson, Biometrika 71, 1984); where the
+    logits say no more than a guess, and the highest is; and where T is not known within a factor of two, by the Fisher
+    information of log T, which is the sum of the variances of logits / T under the softmax.
+    """
+    z, rows = logits.astype(np.float64), np.arange(len(labels))
+    right = z[rows, labels]
+    others = z.copy()
+    others[rows, labels] = -np.inf
+    if np.all(z == z[:, :1]):
+        return "the logits of all classes are the same"
+    if np.all(right >= others.max(axis=1)):
+        return f"all {len(labels):,} of them are called right, so any lower temperature would look better"
+    if np.mean(right - z.mean(axis=1)) <= 0:
+        return "the head says no more of them than a guess"
+    cooled = z / _best_temperature(labels, logits)
+    p = softmax(cooled, axis=1)
+    information = np.sum(p * cooled**2) - np.sum(np.sum(p * cooled, axis=1) ** 2)
+    if information < _LEAST_INFORMATION:
+        n_wrong = int(np.sum(right < others.max(axis=1)))
+        return f"they are too few: of {len(labels):,}, {n_wrong:,} called wrong, it is not known within a factor of two"
+    return ""
+
+
+def _best_temperature(labels: Array, logits: Array) -> float:
+    """Without bounds: from a thousandth to a thousand times the spread of the logits."""
+    centre, reach = math.log(float(np.std(logits.astype(np.float64)))), math.log(1000.0)
+    found = minimize_scalar(
+        lambda log_t: _loss(labels, logits, math.exp(log_t)), bounds=(centre - reach, centre + reach), method="bounded"
+    )
+    return math.exp(found.x)
+
+
+def _loss(labels: Array, logits: Array, t: float) -> float:
+    """Mean cross entropy of logits / t, in nats."""
+    return float(-np.mean(log_softmax(logits.astype(np.float64) / t, axis=1)[np.arange(len(labels)), labels]))
+
+
+def about_temperature(labels: Array, logits: Array, value: float | None) -> str:
+    """What a reader has to know of what `temperature` gave for these rows; "" where it is as it should be."""
+    if value is None:
+        why = why_no_temperature(labels, logits)
+        return f"no temperature: the validation rows do not tell it, for {why}; probabilities are as trained"
+    if value in (COLDEST, HOTTEST):
+        which = "lowest" if value == COLDEST else "highest"
+        return (
+            f"the temperature {value:g} is the {which} that is allowed, and the validation rows ask for more: "
+            f"calibrated probabilities are only part of the way"
+        )
+    return ""
 
 
 def operating_point(labels: Array, p_positive: Array, rule: OperatingRule) -> float:
@@ -99,6 +181,8 @@ def operating_point(labels: Array, p_positive: Array, rule: OperatingRule) -> fl
         labels: (n,) bools or 0/1.
         p_positive: (n,) probabilities of the positive class.
         rule: from `parse_rule`.
+
+    Where a gap lies between the two classes every rule is met in it, and the threshold is its middle.
 
     Returns:
         Midway between the last score called positive and the next lower one, so that no single row sits on the edge;
@@ -115,7 +199,10 @@ def operating_point(labels: Array, p_positive: Array, rule: OperatingRule) -> fl
             f"an operating point needs rows of both classes, got {n_present} positive and {n_absent} negative. Choose "
             f"it on a split that holds both."
         )
-    thresholds, hits, alarms = _every_threshold(truth, np.asarray(p_positive, dtype=np.float64))
+    p = np.asarray(p_positive, dtype=np.float64)
+    thresholds, hits, alarms = _every_threshold(truth, p)
+    if p[truth].min() > p[~truth].max():
+        return float(thresholds[hits - alarms == n_present][0])
     if rule.value is None:
         merit = _merit(rule.name, hits, alarms, n_present, n_absent)
         best = thresholds[merit == merit.max()]
@@ -123,6 +210,36 @@ def operating_point(labels: Array, p_positive: Array, rule: OperatingRule) -> fl
     if rule.name == "sensitivity":
         return float(thresholds[hits / n_present >= rule.value][0])
     return float(thresholds[(n_absent - alarms) / n_absent >= rule.value][-1])
+
+
+def about_operating_point(labels: Array, p_positive: Array, rule: OperatingRule, threshold: float) -> str:
+    """What a reader has to know of a threshold that these rows have chosen; "" where it is as it should be.
+
+    Args:
+        labels, p_positive, rule: as in `operating_point`.
+        threshold: what it gave.
+    """
+    truth, p = np.asarray(labels).astype(bool), np.asarray(p_positive, dtype=np.float64)
+    low, high, n_called = p[~truth].max(), p[truth].min(), int(np.sum(p >= threshold))
+    if high > low:
+        return (
+            f"operating point: the two classes do not overlap on the {len(p):,} validation rows, so any threshold from "
+            f"{low:.3g} to {high:.3g} does as well ({high - low:.2g} wide); {threshold:.3g} is in the middle"
+        )
+    if n_called in (0, len(p)):
+        which = "none" if n_called == 0 else "every one"
+        return f"operating point: only a threshold that calls {which} of the validation rows positive meets {rule}"
+    if rule.value is not None:
+        return ""
+    thresholds, hits, alarms = _every_threshold(truth, p)
+    merit = _merit(rule.name, hits, alarms, int(truth.sum()), int(np.sum(~truth)))
+    best = thresholds[merit == merit.max()]
+    if len(best) == 1:
+        return ""
+    return (
+        f"operating point: {len(best)} thresholds from {best.min():.3g} to {best.max():.3g} are equally good by {rule} "
+        f"on the validation rows; {threshold:.3g} is the nearest to 0.5"
+    )
 
 
 def _merit(name: str, hits: Array, alarms: Array, n_present: int, n_absent: int) -> Array:

@@ -36,7 +36,8 @@ class Model:
         classes: c names, of classes or of findings.
         positive: the number of the class that the operating point is about.
         has_findings: whether several of them may hold at once.
-        temperature: that logits are divided by, to be calibrated; None for findings.
+        temperature: that logits are divided by, to be calibrated; None for findings, and where validation rows do not
+            tell it.
         threshold: the operating point, of two classes; None for none.
         tap: the feature array that the head acts on.
         average_views: whether logits are means over an image as it is and its augmented views.
@@ -150,8 +151,8 @@ class Predictions:
 
     @cached_property
     def calibrated(self) -> Array | None:
-        """(n, c) float32 probabilities after the temperature; None for findings, which have none. The operating point
-        is one of the others."""
+        """(n, c) float32 probabilities after the temperature; None where there is none. The operating point is one of
+        the others."""
         if self.model.temperature is None:
             return None
         return self._probabilities(self.logits.astype(np.float64) / self.model.temperature).astype(np.float32)

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from featcache import devices, figures, metrics, missing, runs
+from featcache import devices, figures, missing, runs
 from featcache.errors import UsageError
 from featcache.heads import HeadSpec, scoring, vectors
 from featcache.heads.fits import Fitted
@@ -33,7 +33,7 @@ from featcache.splits import Fold
 from featcache.store import Store
 from featcache.training import baselines, selection
 from featcache.training.selection import Bench, Candidate, out_of_fold
-from featcache.training.summary import OUTER, TEST, TRAIN, VAL, Said, about_network, tables
+from featcache.training.summary import OUTER, TEST, TRAIN, VAL, Said, about_network, chosen, tables
 
 Array = np.ndarray[Any, Any]
 Progress = Callable[[int, int], None]
@@ -125,9 +125,9 @@ def train_head(
     spec = ranked[0].spec if ranked else tried[0]
     nested = _nested(bench, tried, report.select, on_progress) if protocol.outer else None
     made = _make(bench, spec, report.refit_all, on_progress)
-    threshold = calibration.operating_point(*_positives(task, made.val_rows, made.val_logits), rule) if rule else None
+    choice = chosen(task, made.val_rows, made.val_logits, rule)
 
-    said = Said(task, protocol, _sides(bench, spec, made, nested), made.temperature, threshold)
+    said = Said(task, protocol, _sides(bench, spec, made, nested), choice)
     images, worth = Images.of(task, protocol).to_json(), _baselines(bench, spec, made, report, device)
     record = {
         **key,
@@ -135,7 +135,7 @@ def train_head(
         "n_parameters": made.final.n_parameters,
         "epoch": made.final.epoch,
         "metrics": said.metrics(chose=_chose(ranked, rule)),
-        "temperature": made.temperature,
+        "temperature": choice.temperature,
         "operating_point": said.at_operating_point(rule) if rule else None,
         "baselines": worth,
         "notes": [*notes, *about_network(store.weights_source), *_about_others(worth), *said.notes(ranked)],
@@ -167,7 +167,6 @@ class Made:
         final: the head that is kept.
         train: the rows it may learn from.
         val_rows, val_logits: rows of the folds by heads that had not seen them.
-        temperature: of those logits; None for findings.
     """
 
     folds: list[Fitted]
@@ -175,7 +174,6 @@ class Made:
     train: Array
     val_rows: Array
     val_logits: Array
-    temperature: float | None
 
 
 def _make(bench: Bench, spec: HeadSpec, refit_all: bool, on_progress: Progress) -> Made:
@@ -188,8 +186,7 @@ def _make(bench: Bench, spec: HeadSpec, refit_all: bool, on_progress: Progress) 
         train = protocol.rows
         (final,) = bench.run(bench.fits([spec], [Fold(train, _NONE, 0, 0)]))
         selection.check_finite([final])
-    warmth = None if task.has_findings else calibration.temperature(task.labels[rows], logits)
-    return Made(fitted, final, train, rows, logits, warmth)
+    return Made(fitted, final, train, rows, logits)
 
 
 def _nested(bench: Bench, specs: Sequence[HeadSpec], select: str, on_progress: Progress) -> tuple[Array, Array]:
@@ -227,11 +224,6 @@ def _sides(
 
 def _targets(task: Task) -> Targets:
     return Targets(task.labels[None], len(task.classes), task.positive)
-
-
-def _positives(task: Task, rows: Array, logits: Array) -> tuple[Array, Array]:
-    """(n,) whether a row is of the positive class, and the probability of that."""
-    return task.labels[rows] == task.positive, metrics.probabilities(logits)[:, task.positive]
 
 
 # --- before and after ------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ Letters: n rows, c classes.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -14,6 +14,7 @@ from scipy.special import expit
 
 from featcache import metrics, runs
 from featcache.heads import varied
+from featcache.metrics.calibration import Choice, OperatingRule
 from featcache.runs import Table, subsets
 from featcache.runs.protocol import Protocol
 from featcache.runs.task import Task
@@ -37,15 +38,21 @@ class Said:
         sides: by name (TRAIN, VAL, TEST, OUTER) the numbers of some rows and their (n, c) logits: VAL of rows by heads
             that had not seen them; a TEST where there are such rows, an OUTER where folds lay around folds. Or
             EXTERNAL alone, of a set from elsewhere.
-        temperature: of the logits; None for findings.
-        threshold: the operating point, of two classes; None for none.
+        choice: the temperature and the operating point, with what has to be said of them.
     """
 
     task: Task
     protocol: Protocol
     sides: Mapping[str, tuple[Array, Array]]
-    temperature: float | None = None
-    threshold: float | None = None
+    choice: Choice = field(default_factory=Choice)
+
+    @property
+    def temperature(self) -> float | None:
+        return self.choice.temperature
+
+    @property
+    def threshold(self) -> float | None:
+        return self.choice.threshold
 
     def metrics(self, chose: list[str]) -> dict[str, Any]:
         """By side: the numbers at 0.5, with intervals where the side was not learnt from; None without test rows.
@@ -89,7 +96,7 @@ class Said:
 
     def notes(self, ranked: Sequence[Candidate] = ()) -> list[str]:
         """What a reader of the numbers has to know; `ranked` are the specs that were tried."""
-        notes = []
+        notes = list(self.choice.notes)
         if len(ranked) > 1 and TEST not in self.sides and OUTER not in self.sides:
             notes.append(
                 f"the val rows chose the best of {len(ranked)} specs, so their numbers are too good; for numbers of "
@@ -115,6 +122,11 @@ class Said:
             f"validation and test disagree beyond their intervals: {'; '.join(words)}. The test images are unlike the "
             f"others, and validation does not say how the head does on them"
         )
+
+
+def chosen(task: Task, rows: Array, logits: Array, rule: OperatingRule | None) -> Choice:
+    """What validation rows choose besides the head; nothing for findings."""
+    return Choice() if task.has_findings else Choice.of(task.labels[rows], logits, task.positive, rule)
 
 
 def about_network(weights_source: str | None) -> list[str]:
