@@ -84,7 +84,7 @@ def test_a_field_is_taken_by_the_kinds_it_applies_to_and_refused_by_the_others(k
         ("mlp", "norm", "layer", "norm must be one of none, batch, got 'layer'"),
         ("mlp", "widths", (256, 0), "widths must be from 1 to 65536, got 0"),
         ("mlp", "widths", (65537,), "widths must be from 1 to 65536, got 65537"),
-        ("mlp", "widths", (), "mlp needs widths, as in HeadSpec.of('mlp')"),
+        ("mlp", "widths", (), "mlp needs widths, as in widths=(256,)"),
         ("flatten-mlp", "output", "tanh", "output must be one of softmax, sigmoid, got 'tanh'"),
         ("logreg", "C", 0.0, "C must be > 0 and at most 1e+12, got 0.0"),
         ("ridge", "alpha", 1e13, "alpha must be > 0 and at most 1e+12, got 10000000000000.0"),

@@ -10,13 +10,12 @@ from rich.console import Console
 from rich.table import Table
 
 from featcache.cli.options import AllowOutside, Device, Json, LabelColumn, Labels, On, Timeout, weights_there
-from featcache.cli.results import SCORES, confusion_line, score
+from featcache.cli.results import SCORES, class_table, confusion_line, score
 from featcache.cli.showing import answer, console, escaped, plain_table, print_notes, tell_notes
 from featcache.cli.waiting import going_on
 from featcache.errors import EXIT_SOME_FAILED
 
 _MAX_SHOWN = 20  # subgroups of a column
-_PER_CLASS = ("auroc", "auprc", "precision", "recall", "specificity", "f1")
 _PER_SUBGROUP = ("auroc", "accuracy", "recall", "specificity")
 
 
@@ -169,13 +168,7 @@ def _class_table(done: Any) -> Table:
     record, scores = done.record, done.metrics
     if "per_class" not in scores:
         return _two_classes(record, (record["operating_point"] or {}).get("external", scores)["confusion"])
-    is_multi_label = record["task"] == "findings"
-    table = plain_table("finding" if is_multi_label else "class", *(["known", "present"] if is_multi_label else ["n"]),
-                        *(name.replace("_", " ") for name in _PER_CLASS))  # fmt: skip
-    for name, each in zip(record["classes"], scores["per_class"], strict=True):
-        counts = [f"{each[of]:,}" for of in (("n", "support") if is_multi_label else ("support",))]
-        table.add_row(escaped(name), *counts, *(score(each, of) for of in _PER_CLASS))
-    return table
+    return class_table(record, scores)
 
 
 def _two_classes(record: Any, matrix: list[list[int]]) -> Table:

@@ -15,6 +15,8 @@ from featcache.cli.showing import answer, console, escaped, plain_table
 
 _MAX_HISTORY_ROWS = 12
 _MAX_SPECS = 10
+_MAX_CLASSES = 40
+_PER_CLASS = ("auroc", "auprc", "precision", "recall", "specificity", "f1")
 _SIDES = ("train", "val", "outer", "test")
 SCORES = (
     "auroc", "auprc", "accuracy", "balanced_accuracy", "precision", "recall", "specificity", "f1", "loss", "brier",
@@ -60,6 +62,7 @@ def print_run(people: Console, run: Any) -> None:
     people.print(_score_table(run))
     for line in _same_rows(run):
         people.print(line, highlight=False)
+    _print_classes(people, run)
     for name, line in _confusions(run):
         people.print(f"{name}: {line}", highlight=False)
     for line in _baseline_lines(run.record["baselines"]):
@@ -86,6 +89,7 @@ def tell_tuned(as_json: bool, run: Any) -> None:
     people.print(_score_table(run))
     for line in _same_rows(run):
         people.print(line, highlight=False)
+    _print_classes(people, run)
     for name, line in _confusions(run):
         people.print(f"{name}: {line}", highlight=False)
     for line in (*_baseline_lines(record["baselines"]), *_gain_lines(record)):
@@ -207,7 +211,7 @@ def _score_table(run: Any) -> Table:
     record = run.record
     two = len(record["classes"]) == 2 and record["task"] == "classes"
     means = "macro averages" if record["task"] == "classes" else "averages over findings"
-    table.caption = f"positive class: {escaped(record['positive'])}" if two else f"{means}; each is in run.json"
+    table.caption = f"positive class: {escaped(record['positive'])}" if two else f"{means}; each is below"
     if record["asked"]["average_views"]:
         table.caption += "; of the mean over each image and its views"
     return table
@@ -223,6 +227,29 @@ def score(scores: dict[str, Any], name: str) -> str:
     if value is None:
         return "–"
     return f"{value:.3f}" + (f" [{interval[0]:.3f}, {interval[1]:.3f}]" if interval else "")
+
+
+def class_table(record: dict[str, Any], scores: dict[str, Any]) -> Table:
+    """A line per class or finding, each against the rest: support, and numbers with intervals where there are."""
+    is_multi_label = record["task"] == "findings"
+    counts = {"n": "known", "support": "present"} if is_multi_label else {"support": "n"}
+    numbers = (name.replace("_", " ") for name in _PER_CLASS)
+    table = plain_table("finding" if is_multi_label else "class", *counts.values(), *numbers)
+    for name, of_class in list(zip(record["classes"], scores["per_class"], strict=True))[:_MAX_CLASSES]:
+        shown = [f"{of_class[count]:,}" for count in counts]
+        table.add_row(escaped(name), *shown, *(score(of_class, number) for number in _PER_CLASS))
+    if (n_more := len(scores["per_class"]) - _MAX_CLASSES) > 0:
+        table.caption = f"and {n_more:,} more, in --json"
+    return table
+
+
+def _print_classes(people: Console, run: Any) -> None:
+    """The numbers of each class, of the rows that are the most like new ones; none of two classes."""
+    subset = next((side for side in ("test", "outer", "val") if run.metrics(side)), "val")
+    scores = run.metrics(subset)
+    if "per_class" in scores:
+        people.print(f"each {'finding' if run.record['task'] == 'findings' else 'class'} on {subset}:", highlight=False)
+        people.print(class_table(run.record, scores))
 
 
 def _confusions(run: Any) -> Iterator[tuple[str, str]]:

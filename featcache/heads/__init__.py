@@ -61,6 +61,10 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
         "schedule": "constant",
     },
 }
+_COMMON: dict[str, Any] = {  # of the kinds that have no other
+    "widths": (), "norm": "none", "dropout": 0.0, "output": "softmax", "lr": 0.003, "weight_decay": 0.03,
+    "schedule": "cosine",
+}  # fmt: skip
 _ONLY_WITH = {"momentum": ("optimizer", "sgd"), "patience": ("schedule", "plateau")}
 # What a solved head tries when nobody says what: one decomposition or search serves all of them.
 PATHS: dict[str, dict[str, tuple[Any, ...]]] = {
@@ -70,10 +74,20 @@ PATHS: dict[str, dict[str, tuple[Any, ...]]] = {
 }
 
 
+class _OfKind:
+    """A value that was not given: it becomes the default of the spec's kind."""
+
+    def __repr__(self) -> str:
+        return "<that of the kind>"
+
+
+_OF_KIND: Any = _OfKind()
+
+
 @dataclass(frozen=True)
 class HeadSpec:
     """One head and its training. `HeadSpec()` is a linear probe: Adam, cross entropy, learning rate 0.003, 40 epochs,
-    batches of 32. `HeadSpec.of(kind)` has each kind's defaults.
+    batches of 32. What is not given is the default of the kind: `HeadSpec("mlp")` has 256 hidden units.
 
     A few thousand images of 1,280 features are linearly separable: without a penalty a head grows surer with every
     epoch, and what its last batch did to it stays. So weights decay, and the rate ends at nothing. On X-rays of another
@@ -112,19 +126,19 @@ class HeadSpec:
     """
 
     kind: str = "linear"
-    widths: tuple[int, ...] = ()
+    widths: tuple[int, ...] = _OF_KIND
     activation: str = "relu"
-    norm: str = "none"
-    dropout: float = 0.0
-    output: str = "softmax"
+    norm: str = _OF_KIND
+    dropout: float = _OF_KIND
+    output: str = _OF_KIND
     optimizer: str = "adam"
-    lr: float = 0.003
-    weight_decay: float = 0.03
+    lr: float = _OF_KIND
+    weight_decay: float = _OF_KIND
     momentum: float = 0.9
     label_smoothing: float = 0.0
     epochs: int = 40
     batch_rows: int = 32
-    schedule: str = "cosine"
+    schedule: str = _OF_KIND
     patience: int = 10
     early_stopping: int = 0
     class_weights: str = "none"
@@ -145,9 +159,12 @@ class HeadSpec:
         _check_choice("kind", kind)
         if foreign := [name for name in given if name not in _APPLIES[kind]]:
             raise ValueError(f"{foreign[0]} does not apply to {kind} heads")
-        return cls(kind, **{**_DEFAULTS.get(kind, {}), **given})
+        return cls(kind, **given)
 
     def __post_init__(self) -> None:
+        _check_choice("kind", self.kind)
+        plain = _plain(self.kind)
+        self._take(plain)
         for name in _CHOICES:
             _check_choice(name, getattr(self, name))
         for name, above, most in (("lr", 0.0, 1000.0), ("C", 0.0, 1e12), ("alpha", 0.0, 1e12)):
@@ -165,11 +182,16 @@ class HeadSpec:
         for width in self.widths:
             _check("widths", width, lambda v: 1 <= v <= 65536, "from 1 to 65536")
         if self.kind.endswith("mlp") and not self.widths:
-            raise ValueError(f"{self.kind} needs widths, as in HeadSpec.of({self.kind!r})")
-        plain = _plain(self.kind)
+            raise ValueError(f"{self.kind} needs widths, as in widths=(256,)")
         for name in plain:
             if name not in _APPLIES[self.kind] and getattr(self, name) != plain[name]:
                 raise ValueError(f"{name} does not apply to {self.kind} heads")
+
+    def _take(self, defaults: Mapping[str, Any]) -> None:
+        """Gives the fields that were not given their defaults."""
+        for name, value in defaults.items():
+            if getattr(self, name) is _OF_KIND:
+                object.__setattr__(self, name, value)
 
     @property
     def is_trained(self) -> bool:
@@ -225,7 +247,8 @@ def varied(specs: Sequence[HeadSpec]) -> list[str]:
 
 def _plain(kind: str) -> dict[str, Any]:
     """The values that fields have when nobody sets them."""
-    return {**{f.name: f.default for f in fields(HeadSpec) if f.name != "kind"}, **_DEFAULTS.get(kind, {})}
+    own = {f.name: f.default for f in fields(HeadSpec) if f.name != "kind"}
+    return {**own, **_COMMON, **_DEFAULTS.get(kind, {})}
 
 
 def _check_choice(name: str, value: Any) -> None:

@@ -69,7 +69,13 @@ class Kind:
         return f"a {self.noun} is the .h5 file that {self.command} writes."
 
     def missing(self, path: Path) -> str:
-        """Of a path at which there is nothing: how it is made, where its name is that of such a file."""
+        """Of a path at which there is nothing: how it is made, where its name is that of such a file; or that a pass
+        into it has not finished."""
+        if path.name and path.with_name(f"{path.name}.partial").is_dir():
+            return (
+                f"there is no {self.noun} at {path} yet: a pass into it is running, or was stopped before its end. "
+                f"featcache status {path} says which, and how far it is; the same {self.command} command goes on."
+            )
         way = f"Make one with: {self.made_by.format(path=path)}" if path.suffix in _SUFFIXES else self.explained
         return f"there is no {self.noun} at {path}. {way[0].upper()}{way[1:]}"
 
