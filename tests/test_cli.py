@@ -121,6 +121,7 @@ def test_embed_answers_scripts_with_one_json_object(class_folder: Path, tmp_path
             "reused",
             "failed",
             "duplicates",
+            "equal_vectors",
             "dropped",
             "dropped_columns",
             "dim",

@@ -32,7 +32,7 @@ from featcache.manifest.checking import alike
 from featcache.missing import without_missing
 from featcache.splits import Fold
 from featcache.splits.duplicates import near_pairs
-from featcache.store import Store
+from featcache.store import Store, Variety
 
 Array = np.ndarray[Any, Any]
 Columns = Mapping[str, Sequence[str]]
@@ -81,6 +81,8 @@ def audit(
     variables, left_out = _variables(texts, columns["label"], groups)
     step = _stepper(len(variables) + 3, on_progress)
     x = store.features()
+    variety = Variety.of_blocks([x], store.content_sha256)
+    notes += variety.notes()
     found_near = _near(store, x, columns["split"], near, seed, notes)
     step()
     distance, nearest = suspects.outliers(x, seed=seed)
@@ -96,6 +98,7 @@ def audit(
         identical=alike(store.content_sha256, store.image_ids, columns),
         threshold=near,
         near=found_near,
+        n_equal=variety.n_equal,
         confounds=_worst_first([_confound(each, x, groups, task, seed, step) for each in variables]),
         left_out=left_out,
         together=task.told_by(*(each for each in variables if each.name != "split")),

@@ -81,6 +81,7 @@ class Audit:
         identical: sets of images with the same bytes.
         threshold: cosine from which two vectors are nearly the same.
         near: pairs.
+        n_equal: images whose vector is exactly, or nearly, that of an image of other bytes.
         confounds: a variable each, the best told by the vectors first.
         left_out: columns that are no variables, with the reason.
         together: how well all variables together tell the label.
@@ -99,6 +100,7 @@ class Audit:
     identical: Sequence[Alike]
     threshold: float
     near: Near
+    n_equal: int
     confounds: Sequence[Confound]
     left_out: Mapping[str, str]
     together: Score | None
@@ -149,6 +151,7 @@ class Audit:
                 "across_splits": crossing,
                 "different_labels": [asdict(each) for each in self.identical if len(each.labels) > 1],
             },
+            "equal_vectors": self.n_equal,
             "near": {
                 "threshold": self.threshold,
                 "pairs": self.near.count(across=False),

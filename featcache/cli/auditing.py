@@ -88,6 +88,8 @@ def _near_copies(found: Any) -> Iterator[str]:
     told = "too many pairs to say anything"
     if n is not None:
         told = f"{n:,} pairs of different files, {n_across:,} of them across splits"
+    if found.n_equal:
+        yield f"{found.n_equal:,} images have the vector of an image with other bytes"
     yield f"vectors with a cosine of {found.threshold:g} or more: {told}"
     for each in found.nearest_across():
         names = f"{escaped(each['image_id'])} and {escaped(each['other_image_id'])}"

@@ -280,7 +280,7 @@ class _Pass:
             started = time.perf_counter()
             self._fill()
             seconds = time.perf_counter() - started
-            return {output.store_path: output.publish(self.manifest, seconds) for output in self.outputs}
+            return {output.store_path: output.publish(self.manifest, seconds, self.on_note) for output in self.outputs}
 
     def _fill(self) -> None:
         """Writes the parts that are missing. While one is written, the next one fills."""

@@ -18,7 +18,16 @@ from featcache.images.probe import pixels_sha256
 from featcache.images.seen import Answer, Seen
 from featcache.provenance import Json, environment, from_json
 from featcache.request import Request
-from featcache.store import BOUNDARY, BOUNDARY_VIEWS, DEPTH, VIEW_PARAMETERS, VIEWS, WEIGHTS_FILE, WEIGHTS_READ
+from featcache.store import (
+    BOUNDARY,
+    BOUNDARY_VIEWS,
+    DEPTH,
+    VIEW_PARAMETERS,
+    VIEWS,
+    WEIGHTS_FILE,
+    WEIGHTS_READ,
+    Variety,
+)
 
 if TYPE_CHECKING:
     from featcache.backbones import Backbone
@@ -141,6 +150,18 @@ class Network:
         """Keeps the answer for the next pass, if it was learnt in this one."""
         if self._backbone is not None:
             seen.keep_answer(self._key, self.answer, self._backbone.weights_paths)
+
+    def why_alike(self) -> str:
+        """The cause of equal vectors: some images of the pass, or else the network."""
+        images = self._machine.canaries(self.transform)
+        grays = [image.mean(axis=2) if image.ndim == 3 else image for image in images]
+        flat = [np.stack(grays).reshape(len(grays), -1).astype(np.float32)] if grays else []
+        variety = Variety.of_blocks(flat, [str(i) for i in range(len(grays))])
+        if variety.is_worth_a_look:
+            return (
+                f"so are the pixels of the {len(grays)} images that were looked at; it is the images, not the encoder"
+            )
+        return "the images differ, so the encoder is dead or constant: its weights are wrong, or random"
 
     def _measure_drift(self, forward: "Forward") -> None:
         """What the precision costs, on some of the images: told, and recorded with the environment."""

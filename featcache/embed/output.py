@@ -30,6 +30,7 @@ from featcache.store import (
     Part,
     PartFolder,
     Store,
+    Variety,
     check_identity,
     publish,
 )
@@ -48,7 +49,8 @@ class Embedded:
         dropped_columns: columns of which the store had values, and these images have none.
         shapes: array of the store -> shape of its rows.
         notes: those of the manifest, what may be its groups where it has none, and what was left out of a file of
-            weights.
+            weights; and whether vectors are alike.
+        n_equal: different images whose vector is that of another.
     """
 
     store: Path
@@ -66,6 +68,7 @@ class Embedded:
     seconds: float
     failures: dict[str, tuple[str, str]] = field(default_factory=dict)
     notes: Sequence[str] = ()
+    n_equal: int = 0
 
     @property
     def n_duplicates(self) -> int:
@@ -96,6 +99,7 @@ class Embedded:
             "reused": self.counts.reused,
             "failed": self.counts.failed,
             "duplicates": self.n_duplicates,
+            "equal_vectors": self.n_equal,
             "dropped": self.n_dropped,
             "dropped_columns": list(self.dropped_columns),
             "dim": self.dim,
@@ -160,7 +164,7 @@ class Output:
         part = filling.part()
         return self.folder.write(part), part
 
-    def publish(self, manifest: Manifest, seconds: float) -> Embedded:
+    def publish(self, manifest: Manifest, seconds: float, on_note: Note) -> Embedded:
         """Packs the parts into the store."""
         self.filling = None
         failures = _report_failures(self.store_path, manifest, self.folder)
@@ -177,7 +181,7 @@ class Output:
             answer.weights,
         )
         self.folder.clear()
-        done = _embedded(self.store_path, self.plan, self.network, counts)
+        done = _embedded(self.store_path, self.plan, self.network, counts, on_note)
         lost: Any = {"n_dropped": n_dropped, "dropped_columns": self.dropped_columns}
         return replace(done, n_resumed=self.n_resumed, seconds=seconds, failures=failures, **lost)
 
@@ -210,7 +214,7 @@ class Output:
         _tell_of_other_environments(self.store_path, environments, self.network, on_note)
 
 
-def _embedded(store_path: Path, plan: Plan, network: Network, counts: Counts) -> Embedded:
+def _embedded(store_path: Path, plan: Plan, network: Network, counts: Counts, on_note: Note) -> Embedded:
     first: dict[str, str] = {}
     rows = zip(plan.manifest.image_ids, plan.contents, strict=True)
     duplicates = [image_id for image_id, content in rows if content and first.setdefault(content, image_id) != image_id]
@@ -218,6 +222,10 @@ def _embedded(store_path: Path, plan: Plan, network: Network, counts: Counts) ->
     with Store.open(store_path) as store:
         groups = unnamed_groups.notes(plan.manifest.columns, plan.manifest.image_ids)
         notes = [*plan.manifest.notes, *groups, *store.weights_notes]
+        variety = Variety.of(store)
+    alike = variety.notes(network.why_alike()) if variety.is_worth_a_look else variety.notes()
+    for note in alike:
+        on_note(f"note: {note}")
     return Embedded(
         store=store_path,
         counts=counts,
@@ -232,14 +240,15 @@ def _embedded(store_path: Path, plan: Plan, network: Network, counts: Counts) ->
         shapes=network.shapes,
         identity=answer.identity,
         seconds=0.0,
-        notes=notes,
+        notes=[*notes, *alike],
+        n_equal=variety.n_equal,
     )
 
 
 def nothing_new(store_path: Path, plan: Plan, network: Network, on_note: Note) -> Embedded:
     with Store.open(store_path) as store:
         _tell_of_other_environments(store_path, store.environments, network, on_note)
-    return _embedded(store_path, plan, network, Counts(embedded=0, reused=len(plan), failed=0))
+    return _embedded(store_path, plan, network, Counts(embedded=0, reused=len(plan), failed=0), on_note)
 
 
 def _tell_of_other_environments(store_path: Path, held: Iterable[Json], network: Network, on_note: Note) -> None:

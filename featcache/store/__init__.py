@@ -40,6 +40,7 @@ from featcache.store.schema import (
     WEIGHTS_READ,
 )
 from featcache.store.selecting import blocks, digests_of, gather, publish_rows, texts_of
+from featcache.store.variety import Variety
 from featcache.store.verifying import Verified, verify
 
 __all__ = [
@@ -63,6 +64,7 @@ __all__ = [
     "PartFolder",
     "Status",
     "Store",
+    "Variety",
     "Verified",
     "Where",
     "blocks",

@@ -3,14 +3,17 @@
 from collections import Counter
 from pathlib import Path
 
+from featcache.errors import CorruptStore
 from featcache.provenance import Json, digest_json
 from featcache.store.reading import Store
+from featcache.store.variety import Variety
 
+_LOOKED_AT = 4096  # rows, whose vectors are read
 _MAX_VALUES = 20  # of a column, before it is only counted
 
 
 def describe(path: Path | str) -> Json:
-    """Counts, arrays, columns, identity and environments of a store; no vector is read.
+    """Counts, arrays, columns, identity and environments of a store, and whether its first vectors differ.
 
     Raises:
         StoreNotFound, UnknownFormat, CorruptStore, UntrustedFile, AccessDenied: it cannot be opened.
@@ -32,7 +35,16 @@ def describe(path: Path | str) -> Json:
             "identity": store.identity,
             "weights_source": store.weights_source,
             "environments": store.environments,
+            "vectors": _vectors(store),
         }
+
+
+def _vectors(store: Store) -> Json:
+    """Whether the vectors of different images differ; None where they cannot be read."""
+    try:
+        return Variety.of(store, _LOOKED_AT).as_json()
+    except CorruptStore:  # which `verify` tells, and training refuses
+        return None
 
 
 def _array(store: Store, tap: str) -> Json:

@@ -30,7 +30,7 @@ from featcache.runs import Images, Run, Table
 from featcache.runs.protocol import Protocol, SplitSpec, divide
 from featcache.runs.task import TargetSpec, Task
 from featcache.splits import Fold
-from featcache.store import Store
+from featcache.store import Store, Variety
 from featcache.training import baselines, selection
 from featcache.training.selection import Bench, Candidate, out_of_fold
 from featcache.training.summary import OUTER, TEST, TRAIN, VAL, Said, about_network, chosen, tables
@@ -40,6 +40,7 @@ Progress = Callable[[int, int], None]
 
 _NONE = np.array([], dtype=np.int64)
 _NEAR_SHOWN = 5
+_LOOKED_AT = 20_000  # rows, to see whether vectors differ
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,7 @@ def train_head(
     device = devices.choose(device)
     task = Task.of(store, target)
     protocol = divide(task, split, store.features)
-    notes = [*task.notes, *protocol.notes, *store.weights_notes, *_about_missing(store, target, split)]
+    notes = [*task.notes, *protocol.notes, *_about_vectors(store), *_about_missing(store, target, split)]
     check_held(task, protocol, rule)
     needed = tried, report.average_views
     vectors.check(store, *needed)
@@ -272,6 +273,11 @@ def check_held(task: Task, protocol: Protocol, rule: Any) -> None:
                 f"an operating point is chosen on held rows, and those are {n[0]} {task.classes[0]} and {n[1]} "
                 f"{task.classes[1]}. Choose others with --val-fraction or --folds."
             )
+
+
+def _about_vectors(store: Store) -> list[str]:
+    """What is known of the weights that made them, and whether those of different images differ."""
+    return [*store.weights_notes, *Variety.of(store, _LOOKED_AT).notes()]
 
 
 def _about_missing(store: Store, target: TargetSpec, split: SplitSpec) -> list[str]:
