@@ -42,7 +42,8 @@ PARTS = {  # of the packages, each after those it uses; "." is the package's own
               "gallery deciding .",
     "runs": "coding task protocol . identity subsets evaluation",
     "splits": "class_names unnamed_groups duplicates .",
-    "store": "schema conditions validation opening reading parts known publishing selecting variety describing verifying .",
+    "store": "schema conditions validation opening reading parts known publishing selecting variety describing "
+             "verifying .",
     "training": "selection baselines summary .",
 }  # fmt: skip
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}

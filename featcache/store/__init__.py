@@ -13,6 +13,7 @@ that it keeps and compares. Opening costs milliseconds; vectors are read when as
     known        vectors by the digest of their image
     publishing   parts into a store
     selecting    some rows of a store
+    variety      whether the vectors of different images differ
     describing   what is inside
     verifying    a store against its recorded digests
 """
