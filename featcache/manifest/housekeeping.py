@@ -36,9 +36,10 @@ _HEAD_BYTES = 4096
 _BEGIN = {  # of a file of ours: a pattern in its first bytes, by suffix
     ".h5": rb"\A\x89HDF.*featcache\.(store|part|fusion)", ".hdf5": rb"\A\x89HDF.*featcache\.(store|part|fusion)",
     ".html": rb'<meta name="generator" content="featcache ', ".safetensors": rb'"featcache',
+    ".json": rb'\A\{\s*"format": "featcache\.',
     ".csv": rb"\A(image_id,prediction|path,code,reason|file,run,section\r?\n)",
 }  # fmt: skip
-_FOLDER_MARKS = ("head.safetensors", "index.csv")  # of a Run; of the figures beside a report
+_FOLDER_MARKS = ("head.safetensors", "images.json", "index.csv")  # of a Run and an evaluation; of a report's figures
 _AUDIT = frozenset(
     {"audit.json", "identical.csv", "near_duplicates.csv", "confounds.csv", "outliers.csv", "labels.csv"}
 )

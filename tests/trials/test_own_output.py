@@ -10,6 +10,7 @@ import pytest
 
 from featcache.audit import audit
 from featcache.embed import embed
+from featcache.evaluate import evaluate
 from featcache.manifest import Manifest
 from featcache.manifest.listing import OWN
 from featcache.predict import predict
@@ -34,6 +35,7 @@ def used_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
         run = train_head(store, run_path=root / "runs" / "first")
         audit(store).write(root / "train")
     report(run, root / "train" / "sick" / "page.html", [root / "chest.h5"])
+    evaluate(run.path, root / "chest.h5", root / "test" / "normal" / "scores", with_training_images=True)
     with load_run(run.path) as predictor, Store.open(root / "chest.h5") as store:
         predict(predictor, root / "test" / "predictions.csv", store=store)
         bundle(run, root / "test" / "model.fcb.zip", with_backbone=False)
