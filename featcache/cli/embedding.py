@@ -174,7 +174,7 @@ def embed_command(
             done = embed_all(manifest, specs, rehash=rehash, strict=strict, on_progress=on_progress, **options)
     if dry_run:
         if as_json:
-            answer(told.as_json())
+            answer({**told.as_json(), "notes": manifest.notes})
         print_forecast(people, told)
         return
     if as_json:

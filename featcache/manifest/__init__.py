@@ -28,7 +28,7 @@ from pathlib import Path
 from featcache import durable, missing
 from featcache.errors import UsageError, in_our_words
 from featcache.manifest import formats, tables
-from featcache.manifest.companions import companions
+from featcache.manifest.companions import companions, twins
 from featcache.manifest.layout import read_layout
 from featcache.manifest.listing import COMPANION, IMAGE_SUFFIXES, Listing, in_words, is_image, list_images
 from featcache.manifest.tables import Table
@@ -75,9 +75,10 @@ class Manifest:
         spreadsheet would take for a formula is taken off.
 
         Args:
-            source: a folder (classes are its first level, or its second below `train`, `val`, `test`); a `.csv` with a
-                column `path`, relative to the file, and optionally `image_id`, `label`, `group`, `split` and others; or
-                the file of an image, which is then the only one, by its name and without a label.
+            source: a folder, a `.csv`, or the file of an image, which is then the only one, by its name and without a
+                label. Of a folder, the folders in it are subsets and classes, as `layout` reads them; what lies between
+                images and is none is skipped and counted. A `.csv` has a column `path`, relative to the file, and
+                optionally `image_id`, `label`, `group`, `split` and others. What was guessed is in `notes`.
             group_pattern: searched in each `image_id`; its captured parts joined by `/` become the `group`.
             allow_outside: follow links and CSV paths that lead out of the folder.
 
@@ -148,6 +149,7 @@ def _from_folder(root: Path, allow_outside: bool) -> Manifest:
         suffixes = " ".join(sorted(IMAGE_SUFFIXES))
         looked = f"looked for {suffixes} and DICOM files without a suffix; skipped {in_words(skipped) or 'nothing'}"
         raise UsageError(" ".join([f"found 0 images under {root} ({looked}).", *notes]))
+    notes += _about_twins(twins(image_ids))
     layout = read_layout(image_ids, listing.without_images(), root.absolute().name)
     paths = [listing.paths[name] for name in image_ids]
     unreadable = sorted(listing.unreadable)
@@ -173,6 +175,15 @@ def _about_companions(names: Sequence[str]) -> Iterator[str]:
         yield (
             f"{are} skipped as masks, annotations or thumbnails of images with the same name, for example {names[0]}; "
             f"to read them, give their folder itself, or a CSV."
+        )
+
+
+def _about_twins(pairs: Sequence[Sequence[str]]) -> Iterator[str]:
+    if pairs:
+        names = "1 name is" if len(pairs) == 1 else f"{len(pairs):,} names are"
+        yield (
+            f"{names} there with more than one suffix, for example {' and '.join(pairs[0])}. If they are the same "
+            f"images, remove one of each, or they are counted twice and may fall on both sides of a split."
         )
 
 

@@ -7,8 +7,10 @@ the same name without that word. Folders of masks without images are data, and s
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
+
+from featcache.manifest.listing import IMAGE_SUFFIXES
 
 _WORDS = frozenset(
     {
@@ -54,6 +56,20 @@ def companions(image_ids: Sequence[str]) -> list[str]:
     return [name for name in suspects if name in by_folder | by_name or os.path.dirname(name) in whole]
 
 
+def twins(image_ids: Iterable[str]) -> list[list[str]]:
+    """Images that have one name with several suffixes, such as `1.dcm` and `1.png`: perhaps the same picture."""
+    by_name: dict[str, list[str]] = {}
+    for name in image_ids:
+        by_name.setdefault(_without_suffix(name), []).append(name)
+    return [names for names in by_name.values() if len(names) > 1]
+
+
+def _without_suffix(name: str) -> str:
+    """Suffixes of images only: the end of a name such as 1.2.840.113619.2 is none."""
+    stem, suffix = os.path.splitext(name)
+    return stem if suffix.lower() in IMAGE_SUFFIXES else name
+
+
 @cache
 def is_image_word(folder: str) -> bool:
     """Whether the name of a folder says only that images are in it: `images`, `CXR_png`, `images_001`."""
@@ -63,7 +79,7 @@ def is_image_word(folder: str) -> bool:
 
 def _parts(name: str) -> tuple[list[str], str]:
     """Folders and stem."""
-    *folders, stem = os.path.splitext(name)[0].split("/")
+    *folders, stem = _without_suffix(name).split("/")
     return folders, stem
 
 

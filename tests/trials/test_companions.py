@@ -79,6 +79,17 @@ def test_a_mask_whose_image_is_missing_goes_with_its_folder() -> None:
     assert companions(["1.png", *(f"mask/{i}.png" for i in range(1, 9))]) == ["mask/1.png"]  # a class, and a stray file
 
 
+def test_one_name_with_two_suffixes_is_noted(tmp_path: Path) -> None:
+    """An image and its copy in another format would be two images, one of them in training, the other in test."""
+    manifest = Manifest.read(touch(tmp_path, "covid/1.dcm", "covid/1.PNG", "covid/2.dcm", "normal/1.png"))
+    for name in ("covid/1.2.840.1", "covid/1.2.840.2"):  # their ends are no suffixes
+        (tmp_path / name).write_bytes(b"\0" * 128 + b"DICM")
+    assert len(manifest) == 4
+    assert len(Manifest.read(tmp_path)) == 6
+    assert Manifest.read(tmp_path).notes == manifest.notes
+    assert manifest.notes[0].startswith("1 name is there with more than one suffix, for example covid/1.PNG and covid")
+
+
 def test_masks_do_not_become_a_class_or_an_empty_folder(tmp_path: Path) -> None:
     manifest = Manifest.read(touch(tmp_path, "covid/1.png", "normal/2.png", "masks/covid/1.png", "masks/normal/2.png"))
     assert manifest.columns == {"label": ["covid", "normal"]}

@@ -3,6 +3,7 @@
 Whatever featcache writes is recognised by its content, skipped and counted, wherever it lies.
 """
 
+import os
 import shutil
 from pathlib import Path
 
@@ -91,6 +92,17 @@ def test_folders_that_have_only_our_names_are_folders_of_images(tmp_path: Path) 
     manifest = Manifest.read(tmp_path)
     assert len(manifest) == 6
     assert OWN not in manifest.skipped
+
+
+def test_pipes_and_folders_with_our_names_are_neither_read_nor_waited_for(tmp_path: Path) -> None:
+    draw(tmp_path / "covid" / "1.png", 1)
+    for name in ("head.safetensors", "images.json", "index.csv", "audit.json", "a.h5", "a.html", "a.csv"):
+        os.mkfifo(tmp_path / "covid" / name)
+        (tmp_path / "normal" / name).mkdir(parents=True)
+    draw(tmp_path / "normal" / "x.png" / "2.png", 2)
+    manifest = Manifest.read(tmp_path)
+    assert manifest.image_ids == ["covid/1.png", "normal/x.png/2.png"]
+    assert manifest.skipped == {"not a regular file": 7}
 
 
 def test_images_in_a_folder_below_a_run_are_read(used: Path) -> None:
