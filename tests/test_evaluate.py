@@ -393,7 +393,7 @@ def test_a_repeated_evaluation_is_the_same_bytes_and_another_is_refused(two: Pat
 def test_nobody_else_s_folder_is_written_over(two: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("x")
-    for place in (tmp_path / "mine", two / "run", two / "first.h5"):
+    for place in (tmp_path / "mine", two / "run", two / "first.h5", two / "first.h5" / "out"):
         with pytest.raises(UsageError, match="Choose another place"):
             evaluate(two / "run", two / "last.h5", place)
 

@@ -208,7 +208,9 @@ def _confusions(done: Any) -> Iterator[str]:
 def _majority(record: Any) -> str:
     """What a guess is worth."""
     majority = record["baselines"]["majority"]
-    values = ", ".join(f"{name} {score(majority, name)}" for name in ("auroc", "accuracy") if majority.get(name))
+    values = ", ".join(
+        f"{name} {score(majority, name)}" for name in ("auroc", "accuracy") if majority[name] is not None
+    )
     return f"to compare: always the most frequent class: {values}"
 
 

@@ -41,6 +41,7 @@ def compared(run: Json, external: Json, point: Json | None, is_shared: bool) -> 
     return {
         "subset": subset,
         "n": own["n"],
+        "chose": list(own.get("chose") or ()),
         "own": _numbers(own),
         "own_at_operating_point": _numbers(own_point) if own_point else None,
         "differences": {} if is_shared else _differences(own, external),
@@ -59,7 +60,13 @@ def _differences(own: Json, external: Json) -> dict[str, list[float]]:
 
 
 def about_difference(comparison: Json, external: Json, point: Json | None) -> Iterator[str]:
-    """A sentence for each main number that differs by more than its interval."""
+    """A sentence for each main number that differs by more than its interval, and one where the own rows flatter."""
+    if comparison["subset"] == VAL:
+        chose = " and ".join(comparison["chose"]).replace("_", " ")
+        yield (
+            f"The Run has no test rows: what this set is compared with are its {comparison['n']:,} validation rows"
+            + (f", which chose the {chose} and so flatter." if chose else ".")
+        )
     for name, called in _MAIN.items():
         at_point = name in _DECIDED and comparison["differences_at_operating_point"] is not None
         differences = comparison["differences_at_operating_point" if at_point else "differences"]

@@ -15,13 +15,14 @@ import numpy as np
 
 from featcache.errors import UsageError
 from featcache.evaluate.vocabulary import Matching, Vocabulary
-from featcache.manifest import tables
+from featcache.manifest import joining, tables
 from featcache.runs.task import Rows, TargetSpec, finding_values, label_texts
 from featcache.splits.class_names import means_no_finding, parts_of
 
 Array = np.ndarray[Any, Any]
 
 NO_LABEL, UNKNOWN_LABEL, UNCERTAIN_LABEL = "no label", "a label that the Run does not know", "an uncertain label"
+_MOST_NAMES, _MOST_UNKNOWN = 20, 200  # named in a message, and in a note; the record has all
 
 
 @dataclass(frozen=True)
@@ -222,7 +223,8 @@ def _findings(rows: Rows, source: Source, vocabulary: Vocabulary, there: Sequenc
 def _columns(rows: Rows, source: Source) -> list[str]:
     if source.file is None:
         return list(rows.columns)
-    return [name for name in tables.read(source.file).columns if name not in ("", source.on)]
+    key = joining.sides(source.on)[1]
+    return [name for name in tables.read(source.file).columns if name not in ("", key)]
 
 
 def _check_one_each(used: Sequence[str], matching: Matching, vocabulary: Vocabulary) -> None:
@@ -274,15 +276,18 @@ def _about_matching(
             notes.append(f"Read {why}: {what} {pairs}.")
     if unknown := matching.unknown if unknown is None else unknown:
         of = f"{sum(counts[text] for text in unknown):,} images have" if counts else f"{len(unknown):,} columns are"
+        more = f" and {len(unknown) - _MOST_UNKNOWN:,} more" if len(unknown) > _MOST_UNKNOWN else ""
         became = ", and are left out" if are_left_out else ", which counts for nothing"
+        named = ", ".join(map(counted, unknown[:_MOST_UNKNOWN])) + more
         notes.append(
-            f"{of} {'a label that is no class' if counts else 'no finding'} of the Run{became}: "
-            f"{', '.join(map(counted, unknown))}. If one of them is a class of the Run under another name, map it "
-            f"(class_map)."
+            f"{of} {'a label that is no class' if counts else 'no finding'} of the Run{became}: {named}. If one of "
+            f"them is a class of the Run under another name, map it (class_map)."
         )
     return notes
 
 
 def quoted(texts: Iterable[str]) -> str:
-    """`'a', 'b'`, each once, in sorted order."""
-    return ", ".join(map(repr, sorted(set(texts))))
+    """`'a', 'b'`, each once, in sorted order; of very many the first."""
+    names = sorted(set(texts))
+    more = f" and {len(names) - _MOST_NAMES:,} more" if len(names) > _MOST_NAMES else ""
+    return ", ".join(map(repr, names[:_MOST_NAMES])) + more

@@ -5,6 +5,7 @@ below ten of them the numbers stand without one, and the reason beside them.
 Letters: n rows of the set.
 """
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -20,6 +21,7 @@ from featcache.training.summary import EXTERNAL, Said
 Array = np.ndarray[Any, Any]
 
 FOLDER = "folder"  # of the name of an image: a column that every set has
+MOST_VALUES = 1000  # of a column
 MIN_UNITS = 10  # patients, or images where no patients are known
 NUMBERS = (
     "auroc", "auprc", "accuracy", "balanced_accuracy", "precision", "recall", "specificity", "f1", "loss", "brier",
@@ -59,17 +61,17 @@ def subgroups(said: Said, values: Sequence[str]) -> list[Subgroup]:
     """
     rows, logits = said.sides[EXTERNAL]
     texts = np.array([values[row] for row in rows.tolist()], dtype=object)
-    counted = {text: int((texts == text).sum()) for text in dict.fromkeys(texts.tolist())}
+    counted = Counter(texts.tolist())
     order = sorted(counted, key=lambda text: (-counted[text], text))
     return [_subgroup(said, text, rows[texts == text], logits[texts == text]) for text in order]
 
 
 def _subgroup(said: Said, value: str, rows: Array, logits: Array) -> Subgroup:
-    part = replace(said, sides={EXTERNAL: (rows, logits)})
     n_units = len(np.unique(said.protocol.groups[rows]))
+    part = replace(said, sides={EXTERNAL: (rows, logits)}, has_intervals=n_units >= MIN_UNITS)
     point = part.at_operating_point("")[EXTERNAL] if said.threshold is not None else None
     metrics = part.metrics([])[EXTERNAL]
-    if n_units < MIN_UNITS:
+    if not part.has_intervals:
         metrics, point = {**metrics, "intervals": {}}, {**point, "intervals": {}} if point else None
     support = said.task.counts(rows).tolist()
     return Subgroup(
@@ -82,16 +84,26 @@ def _reasons(said: Said, support: Sequence[int], n: int, n_units: int) -> Iterat
     if not said.task.has_findings and max(support) == n:
         yield f"All images are {classes[int(np.argmax(support))]!r}: there is no AUROC."
     if n_units < MIN_UNITS:
-        units = "image" if n_units == n else "group"
-        yield f"{n_units} {units}{'s' * (n_units != 1)} are too few for intervals, which need {MIN_UNITS}."
+        units = ("image" if n_units == n else "group") + "s" * (n_units != 1)
+        yield f"{n_units} {units} {'is' if n_units == 1 else 'are'} too few for intervals, which need {MIN_UNITS}."
 
 
 def values_of(rows: Rows, name: str, file: Any, on: str) -> list[str]:
     """A text for each image: of a column of the set, of the CSV that has the labels, or the folder of its name.
 
     Raises:
-        UsageError: there is no such column.
+        UsageError: there is no such column, or it has too many values.
     """
+    texts = _texts(rows, name, file, on)
+    if (n := len(set(texts))) > MOST_VALUES:
+        raise UsageError(
+            f"{rows.path}: column {name!r} has {n:,} values, and subgroups are at most {MOST_VALUES:,}. Name a column "
+            f"of sites, views or the like."
+        )
+    return texts
+
+
+def _texts(rows: Rows, name: str, file: Any, on: str) -> list[str]:
     if name in rows.columns:
         return rows.columns[name]
     if name == FOLDER:

@@ -5,6 +5,8 @@ for something that can predict. The record is written last: an Evaluation that o
 """
 
 import json
+import os
+import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,10 +104,9 @@ def check_free(path: Path, key: Json) -> None:
     Raises:
         UsageError: something else is there.
     """
+    _check_place(path)
     if not path.exists():
         return
-    if not path.is_dir():
-        raise UsageError(f"{path} is a file. Choose another place for the evaluation.")
     if is_evaluation(path):
         record = Evaluation.open(path).record
         if {name: record.get(name) for name in key} != json.loads(canonical_json(key)):
@@ -115,6 +116,15 @@ def check_free(path: Path, key: Json) -> None:
         names = {entry.name for entry in path.iterdir()}
     if {name for name in names if not (name.startswith(".") and name.endswith(".tmp"))} - set(EVALUATION_FILES):
         raise UsageError(f"{path} is a folder with other files in it. Choose another place for the evaluation.")
+
+
+def _check_place(path: Path) -> None:
+    """Before hours of work, not after them: whether a file can be made there."""
+    place = next(each for each in (path, *path.absolute().parents) if os.path.lexists(each))
+    if not place.is_dir():
+        raise UsageError(f"{place} is no folder. Choose another place for the evaluation.")
+    with in_our_words("writing", place):
+        tempfile.TemporaryFile(dir=place).close()
 
 
 def save(path: Path, record: Json, images: Images, tables: Mapping[str, Table]) -> Evaluation:

@@ -39,12 +39,14 @@ class Said:
             that had not seen them; a TEST where there are such rows, an OUTER where folds lay around folds. Or
             EXTERNAL alone, of a set from elsewhere.
         choice: the temperature and the operating point, with what has to be said of them.
+        has_intervals: whether numbers of rows that were not learnt from have intervals.
     """
 
     task: Task
     protocol: Protocol
     sides: Mapping[str, tuple[Array, Array]]
     choice: Choice = field(default_factory=Choice)
+    has_intervals: bool = True
 
     @property
     def temperature(self) -> float | None:
@@ -92,7 +94,9 @@ class Said:
         """With intervals where the side was not learnt from."""
         of = *self.sides[side], threshold
         found = numbers(self.task, *of)
-        return found if side == TRAIN else {**found, "intervals": spread(self.task, self.protocol, *of)}
+        if side == TRAIN or not self.has_intervals:
+            return found
+        return {**found, "intervals": spread(self.task, self.protocol, *of)}
 
     def notes(self, ranked: Sequence[Candidate] = ()) -> list[str]:
         """What a reader of the numbers has to know; `ranked` are the specs that were tried."""
