@@ -104,6 +104,8 @@ def about_run(run: Run, is_bundle: bool) -> Iterator[str]:
     if is_bundle:
         yield _BUNDLED
     yield from (note for note in about_network("run") if note in run.record["notes"])
+    if run.record["temperature"] is None and run.record["task"] == "classes":
+        yield "The Run has no temperature, so there are no numbers of calibrated probabilities."
 
 
 def _quoted(texts: Sequence[str]) -> str:

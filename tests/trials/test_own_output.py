@@ -39,7 +39,9 @@ def used_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     evaluate(run.path, root / "chest.h5", root / "test" / "normal" / "scores", with_training_images=True)
     with load_run(run.path) as predictor, Store.open(root / "chest.h5") as store:
         predict(predictor, root / "test" / "predictions.csv", store=store)
-        bundle(run, root / "test" / "model.fcb.zip", with_backbone=False)
+        done = evaluate(predictor, store, root / "test" / "sick" / "evaluated", with_training_images=True)
+    report(done, root / "test" / "sick" / "evaluated" / "report.html")
+    bundle(run, root / "test" / "model.fcb.zip", with_backbone=False)
     return root
 
 
