@@ -35,7 +35,7 @@ PARTS = {  # of the packages, each after those it uses; "." is the package's own
     "fusion": "reading datasets spec studies unseen writing .",
     "heads": ". stacks modules vectors objective pace wide fits fitting scoring solvers",
     "images": "containers lean dicom files specs depths decoding . headers augment probe seen serving workers",
-    "manifest": "formats tables joining housekeeping listing companions layout . sources covid survey checking",
+    "manifest": "formats tables joining housekeeping listing columns companions layout . sources covid survey checking",
     "metrics": "calibration . estimates intervals",
     "predict": "origin overlap predictions portable bundle predictor .",
     "report": "checking subject pictures evidence blocks drawing page tables external comparison sources mapping "

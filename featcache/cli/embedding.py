@@ -11,11 +11,16 @@ import typer
 
 from featcache.cli.options import (
     AllowOutside,
+    ClassColumn,
     CropPct,
     Device,
+    GroupColumn,
+    IdColumn,
     InputSize,
     Json,
     Mean,
+    PathColumn,
+    SplitColumn,
     Std,
     is_fast,
     numbers_of,
@@ -74,6 +79,11 @@ def embed_command(
         str | None, typer.Option(help="REGEX searched in image_id; what it captures is the group (patient).")
     ] = None,
     allow_outside: AllowOutside = False,
+    path_column: PathColumn = None,
+    id_column: IdColumn = None,
+    label_column: ClassColumn = None,
+    group_column: GroupColumn = None,
+    split_column: SplitColumn = None,
     input_size: InputSize = None,
     crop_pct: CropPct = None,
     interpolation: Annotated[str | None, typer.Option(rich_help_panel="Transform")] = None,
@@ -136,6 +146,7 @@ def embed_command(
     from featcache.images.augment import ViewSpec
     from featcache.images.workers import TIMEOUT_S
     from featcache.manifest import Manifest
+    from featcache.manifest.columns import ColumnSpec
     from featcache.request import BackboneSpec
     from featcache.splits import unnamed_groups
 
@@ -152,8 +163,10 @@ def embed_command(
     }
     stated: dict[str, Any] = {"bit_depth": bit_depth, "float_range": numbers_of("--float-range", float_range, 2)}
     stated |= {"first_frame": first_frame, "max_pixels": max_pixels, "fast": is_fast(decode)}
+    named = {"path_column": path_column, "id_column": id_column, "label_column": label_column}
+    named |= {"group_column": group_column, "split_column": split_column}
     with going_on("embedding") as (on_progress, on_note):
-        manifest = Manifest.read(images, group_pattern, allow_outside)
+        manifest = Manifest.read(images, group_pattern, allow_outside, spec_of(ColumnSpec, named))
         tell_notes(manifest, on_note)
         for note in unnamed_groups.notes(manifest.columns, manifest.image_ids):
             on_note(f"note: {note}")

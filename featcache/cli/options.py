@@ -56,6 +56,23 @@ StoreFile = Annotated[Path, typer.Argument(help="STORE.h5")]
 
 # of images and their labels
 AllowOutside = Annotated[bool, typer.Option(help="Follow links and CSV paths out of the folder.")]
+PathColumn = Annotated[
+    str | None, typer.Option(show_default="path", help="Of the images' paths.", rich_help_panel="Columns of a CSV")
+]
+IdColumn = Annotated[
+    str | None,
+    typer.Option(show_default="image_id, or the path", help="Of their names.", rich_help_panel="Columns of a CSV"),
+]
+ClassColumn = Annotated[
+    str | None,
+    typer.Option("--label-column", show_default="label", help="Of their classes.", rich_help_panel="Columns of a CSV"),
+]
+GroupColumn = Annotated[
+    str | None, typer.Option(show_default="group", help="Of their patients.", rich_help_panel="Columns of a CSV")
+]
+SplitColumn = Annotated[
+    str | None, typer.Option(show_default="split", help="train, val or test.", rich_help_panel="Columns of a CSV")
+]
 InputSize = Annotated[int | None, typer.Option(help="Pixels.", rich_help_panel="Transform")]
 CropPct = Annotated[float | None, typer.Option(help="Share kept.", rich_help_panel="Transform")]
 Mean = Annotated[str | None, typer.Option(help="One or three numbers: 0.53", rich_help_panel="Transform")]
@@ -65,7 +82,7 @@ LabelColumn = Annotated[
     list[str] | None,
     typer.Option(show_default="label", help="Of classes; several: findings, 1 or 0.", rich_help_panel="Labels"),
 ]
-On = Annotated[str, typer.Option(help="Column that joins the CSV.", rich_help_panel="Labels")]
+On = Annotated[str, typer.Option(help="Column that joins the CSV; OURS=ITS.", rich_help_panel="Labels")]
 Positive = Annotated[
     str | None,
     typer.Option(show_default="the last that is no negation", help="Positive class.", rich_help_panel="Labels"),

@@ -23,6 +23,8 @@ from featcache.cli.options import (
     Epochs,
     Flip,
     Folds,
+    GroupColumn,
+    IdColumn,
     InputSize,
     Jitter,
     Json,
@@ -37,6 +39,7 @@ from featcache.cli.options import (
     On,
     OperatingPoint,
     Optimizer,
+    PathColumn,
     Patience,
     Positive,
     Preset,
@@ -45,6 +48,7 @@ from featcache.cli.options import (
     Seed,
     SelectEpoch,
     Separator,
+    SplitColumn,
     SplitFile,
     Std,
     Timeout,
@@ -205,6 +209,10 @@ def train_command(
     ] = None,
     split: SplitFile = None,
     split_seed: Annotated[int, typer.Option(help="Of the folds.", rich_help_panel="Split")] = 0,
+    path_column: PathColumn = None,
+    id_column: IdColumn = None,
+    group_column: GroupColumn = None,
+    split_column: SplitColumn = None,
     allow_outside: AllowOutside = False,
     timeout: Timeout = None,
     compile: CompileTrunk = "auto",  # noqa: A002
@@ -215,6 +223,7 @@ def train_command(
     from featcache.finetune import SCRATCH, head_for, train
     from featcache.finetune.telling import Machine
     from featcache.manifest import Manifest
+    from featcache.manifest.columns import ColumnSpec
     from featcache.request import BackboneSpec
     from featcache.runs.protocol import SplitSpec
 
@@ -232,9 +241,11 @@ def train_command(
     labelled |= {"uncertain": uncertain, "separator": separator}
     target = target_of(label_column, where, merge, drop_class, **labelled)
     drawn = {"val_fraction": val_fraction, "folds": folds, "seed": split_seed, "file": split}
+    named = {"path_column": path_column, "id_column": id_column}
+    named |= {"group_column": group_column, "split_column": split_column}
     given = {"kind": head, "widths": widths_of(widths) if widths else None, "dropout": dropout, "seed": seed}
     with training() as (telling, _):
-        manifest = Manifest.read(images, group_pattern, allow_outside)
+        manifest = Manifest.read(images, group_pattern, allow_outside, spec_of(ColumnSpec, named))
         tell_notes(manifest, telling.on_note)
         done = train(
             manifest,

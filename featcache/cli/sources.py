@@ -11,7 +11,16 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from featcache.cli.options import AllowOutside, Json, spec_of
+from featcache.cli.options import (
+    AllowOutside,
+    ClassColumn,
+    GroupColumn,
+    IdColumn,
+    Json,
+    PathColumn,
+    SplitColumn,
+    spec_of,
+)
 from featcache.cli.showing import UNGROUPED, answer, console, escaped, plain_table, print_notes, told_of
 from featcache.cli.waiting import interruptible, progress
 from featcache.errors import EXIT_SOME_FAILED
@@ -89,6 +98,11 @@ def check_command(
         str | None, typer.Option(help="REGEX searched in image_id; what it captures is the group (patient).")
     ] = None,
     allow_outside: AllowOutside = False,
+    path_column: PathColumn = None,
+    id_column: IdColumn = None,
+    label_column: ClassColumn = None,
+    group_column: GroupColumn = None,
+    split_column: SplitColumn = None,
     full: Annotated[bool, typer.Option("--full", help="Decode every image, as a pass would.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Exit 1 where something is on two sides.")] = False,
     first_frame: Annotated[bool, typer.Option(help="Take the first frame of several.")] = False,
@@ -99,10 +113,13 @@ def check_command(
     from featcache.images import DecodeSpec
     from featcache.manifest import Manifest
     from featcache.manifest.checking import check
+    from featcache.manifest.columns import ColumnSpec
 
     decode = spec_of(DecodeSpec, {"first_frame": first_frame, "max_pixels": max_pixels})
+    named = {"path_column": path_column, "id_column": id_column, "label_column": label_column}
+    named |= {"group_column": group_column, "split_column": split_column}
     with interruptible("nothing was changed"), progress("looking") as (on_progress, _):
-        manifest = Manifest.read(images, group_pattern, allow_outside)
+        manifest = Manifest.read(images, group_pattern, allow_outside, spec_of(ColumnSpec, named))
         found = check(manifest, full=full, decode=decode, on_progress=on_progress)
     if as_json:
         answer(found.as_json())

@@ -67,7 +67,7 @@ def opened(path: Path) -> Iterator[BinaryIO]:
             _check_regular(os.fstat(descriptor))
             yield file
     except FileNotFoundError as error:
-        raise ImageError("missing", "the file is gone") from error
+        raise ImageError("missing", "there is no such file, or no longer") from error
     except OSError as error:
         raise ImageError("unreadable", (error.strerror or str(error)).lower()) from error
 

@@ -10,6 +10,7 @@ skipped and counted by reason, never silently.
     joining       whether the keys of a table are those of the images
     housekeeping  files of systems and servers, and our own
     listing       the files below a folder, and what is skipped
+    columns       which columns of a table are what, and where its files are
     companions    masks and thumbnails that lie beside images
     layout        what folders mean: subsets and classes
     sources       known collections of chest X-rays as manifests
@@ -28,6 +29,7 @@ from pathlib import Path
 from featcache import durable, missing
 from featcache.errors import UsageError, in_our_words
 from featcache.manifest import formats, tables
+from featcache.manifest.columns import ColumnSpec, about_absent, about_label, about_renamed, names_in, no_path
 from featcache.manifest.companions import companions, twins
 from featcache.manifest.layout import read_layout
 from featcache.manifest.listing import COMPANION, IMAGE_SUFFIXES, Listing, in_words, is_image, list_images
@@ -70,22 +72,30 @@ class Manifest:
         return [image_id for image_id, group in rows if group == image_id]
 
     @classmethod
-    def read(cls, source: Path | str, group_pattern: str | None = None, allow_outside: bool = False) -> "Manifest":
-        """The manifest of a folder, of a CSV file, or of one image. The quote that `write` puts before what a
-        spreadsheet would take for a formula is taken off.
+    def read(
+        cls,
+        source: Path | str,
+        group_pattern: str | None = None,
+        allow_outside: bool = False,
+        columns: ColumnSpec = ColumnSpec(),
+    ) -> "Manifest":
+        """The manifest of a folder, of a table, or of one image. The quote that `write` puts before what a spreadsheet
+        would take for a formula is taken off.
 
         Args:
-            source: a folder, a `.csv`, or the file of an image, which is then the only one, by its name and without a
+            source: a folder, a table, or the file of an image, which is then the only one, by its name and without a
                 label. Of a folder, the folders in it are subsets and classes, as `layout` reads them; what lies between
-                images and is none is skipped and counted. A `.csv` has a column `path`, relative to the file, and
-                optionally `image_id`, `label`, `group`, `split` and others. What was guessed is in `notes`.
+                images and is none is skipped and counted. A table (CSV or Excel workbook) has a column `path`, relative
+                to the file, and optionally `image_id`, `label`, `group`, `split` and others. What was guessed is in
+                `notes`.
             group_pattern: searched in each `image_id`; its captured parts joined by `/` become the `group`.
             allow_outside: follow links and CSV paths that lead out of the folder.
+            columns: the names that these columns have in the table, where they are others.
 
         Raises:
             UsageError: nothing there, no image found, a malformed CSV (with line and column), a bad pattern.
         """
-        manifest = _without_missing(_from(Path(source), allow_outside))
+        manifest = _without_missing(_from(Path(source), allow_outside, columns))
         if not allow_outside:
             manifest = replace(manifest, refused=outside(manifest))
         return manifest if group_pattern is None else _with_groups(manifest, group_pattern)
@@ -121,13 +131,17 @@ def _without_missing(manifest: Manifest) -> Manifest:
     return replace(manifest, columns=columns, notes=[*manifest.notes, *missing.notes(manifest.source, words)])
 
 
-def _from(source: Path, allow_outside: bool) -> Manifest:
+def _from(source: Path, allow_outside: bool, columns: ColumnSpec) -> Manifest:
+    if columns.given and not formats.is_table(source):
+        raise UsageError(
+            f"{next(iter(columns.given))} is for a table (.csv .tsv .xlsx, or .csv.gz), and {source} is none."
+        )
     if source.is_dir():
         return _from_folder(source, allow_outside)
     if not source.exists():
         raise UsageError(f"{source} does not exist: a folder of images, a .csv file or an image is expected.")
     if formats.is_table(source):
-        return _from_csv(source)
+        return _from_table(source, columns)
     if source.is_file() and is_image(source):
         return Manifest([from_system(source.name)], [source], {}, source)
     what = formats.kind_of(source) if source.is_file() else ""
@@ -190,18 +204,22 @@ def _about_twins(pairs: Sequence[Sequence[str]]) -> Iterator[str]:
 # --- a CSV ------------------------------------------------------------------------------------------------------------
 
 
-def _from_csv(source: Path) -> Manifest:
-    table = tables.read(source, required=("path",), known=("image_id", *VALUE_COLUMNS))
-    _check_names(source, table.columns)
+def _from_table(source: Path, spec: ColumnSpec) -> Manifest:
+    table = tables.read(source, list(spec.given.values()), known=("path", "image_id", *VALUE_COLUMNS))
+    names = names_in(table, spec)
+    if "path" not in names:
+        raise UsageError(f"{source}, line 1: {no_path(table)}")
     if not len(table):
         raise UsageError(f"{source} has a header and no rows: found 0 images.")
-    cells = {name: _read_cells(table, name) for name in table.columns}
+    cells = {name: _read_cells(table, name, in_table) for name, in_table in names.items()}
     image_ids = cells.get("image_id") or [name_of(path) for path in cells["path"]]
     tables.first_line(source, image_ids, table.lines)
     implied = _RESERVED if "image_id" not in cells else {"image_id"}  # a path is kept where it is not the name
     columns = {name: values for name, values in cells.items() if name not in implied}
     paths = [source.parent / to_system(path) for path in cells["path"]]
-    return Manifest(image_ids, paths, columns, source, notes=list(table.notes))
+    notes = [*table.notes, *about_label(source, list(names)), *about_renamed(source, names)]
+    notes += about_absent(source, dict(zip(cells["path"], paths, strict=True)))
+    return Manifest(image_ids, paths, columns, source, notes=notes)
 
 
 def name_of(path: str) -> str:
@@ -214,10 +232,10 @@ def _check_names(source: Path, names: Iterable[str]) -> None:
         raise UsageError(f"{source}, line 1: a column cannot be named {unusable[0]!r} (no '/' and no leading '.').")
 
 
-def _read_cells(table: Table, name: str) -> list[str]:
+def _read_cells(table: Table, name: str, in_table: str) -> list[str]:
     """The texts of a column. A split gets its standard spelling; a path and an image_id may not be missing."""
-    cells = table.columns[name] if name == "path" else table.cells(name)  # a file's name may begin with a blank
-    return [_read_cell(table.where(row, name), name, cell) for row, cell in enumerate(cells)]
+    cells = table.columns[in_table] if name == "path" else table.cells(in_table)  # a name may begin with a blank
+    return [_read_cell(table.where(row, in_table), name, cell) for row, cell in enumerate(cells)]
 
 
 def _read_cell(where: str, name: str, cell: str) -> str:

@@ -165,7 +165,7 @@ def _names(source: Path, header: Sequence[str], required: Sequence[str], known: 
         raise UsageError(f"{source}, line 1: a column name has a zero byte.")
     names = ["" if _UNNAMED.fullmatch(name) else name for name in names]
     for name in dict.fromkeys((*required, *known)):
-        alike = [i for i, other in enumerate(names) if other.lower() == name.lower()]
+        alike = [i for i, other in enumerate(names) if other.lower() == name.lower() and other not in required]
         if name not in names and len(alike) == 1:
             names[alike[0]] = name
     for name in required:

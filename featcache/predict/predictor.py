@@ -26,6 +26,7 @@ from featcache.errors import FeatcacheError, IdentityMismatch, ImageError, Usage
 from featcache.heads import vectors
 from featcache.images import DecodeSpec, augment, check_size
 from featcache.manifest import Manifest
+from featcache.manifest.formats import is_table
 from featcache.predict import bundle, origin
 from featcache.predict.overlap import Overlap
 from featcache.predict.predictions import Model, Predictions
@@ -158,9 +159,7 @@ class Predictor:
             _check_none(options, "a store")
             return self.of_store(images)
         if isinstance(images, str | Path):
-            images = (
-                [images] if Path(images).is_file() and Path(images).suffix.lower() != ".csv" else Manifest.read(images)
-            )
+            images = [images] if Path(images).is_file() and not is_table(Path(images)) else Manifest.read(images)
         if isinstance(images, Manifest):
             return self._of_manifest(images, **options)
         if isinstance(images, np.ndarray) and images.ndim == 3 and images.shape[2] in (1, 2, 4):
