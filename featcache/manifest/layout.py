@@ -18,6 +18,7 @@ Parts = tuple[str, ...]
 
 _SUBSETS = (TRAIN, VAL, TEST)
 _WORD = re.compile(r"[^\W\d_]{4,}|val")
+_PLAIN = ("train", "val", "valid", "validation", "test")  # spellings that need no word
 _CLEAR = re.compile(r"train|val|test", re.IGNORECASE)  # `tr`, `ts` and `dev` are subsets only beside another
 _NO_CLASS = re.compile(  # patients, studies and parts of a collection by their names; numbers and UIDs
     r"(patient|pat|pt|subject|subj|sub|case|study|exam|series|person|part|batch|chunk|shard|fold|disk|cd|vol|volume|"
@@ -85,17 +86,34 @@ def _classes_only(folders: list[Parts]) -> _Tree:
     return _Tree(folders, [""] * len(folders), labels, note if any(labels) else "")
 
 
+@dataclass(frozen=True)
+class _Place:
+    """Where the folder of a subset is among those above an image: `head / name / below`."""
+
+    head: Parts
+    name: str
+    below: Parts
+
+    @classmethod
+    def of(cls, folders: Parts) -> "_Place | None":
+        """The first folder that is called like a subset."""
+        i = next((i for i, name in enumerate(folders) if split_name(name)), None)
+        return None if i is None else cls(folders[:i], folders[i], folders[i + 1 :])
+
+    @property
+    def split(self) -> str:
+        return split_name(self.name) or ""
+
+
 def _with_subsets(folders: list[Parts], root_name: str) -> _Tree | None:
     """The reading in which folders are subsets, if there is one that is unambiguous."""
-    places = [next((i for i, name in enumerate(parts) if split_name(name)), None) for parts in folders]
-    heads = {parts[:i] for parts, i in zip(folders, places, strict=True) if i is not None}
-    if not heads:
-        return None
-    if len(heads) == 1 or _are_doubled(heads, root_name):
-        return _subsets_first(folders, places, heads)
-    if () in heads:
-        return _subsets_first(folders, [0 if i == 0 else None for i in places], {()})
-    return _subsets_of_several(folders, places, heads)
+    places = [_Place.of(parts) for parts in folders]
+    heads = {place.head for place in places if place}
+    if len(heads) > 1 and not _are_doubled(heads, root_name):
+        if () not in heads:
+            return _subsets_of_several(folders, [place for place in places if place], heads)
+        places = [place if place and not place.head else None for place in places]
+    return _subsets_first(folders, places) if heads else None
 
 
 def _are_doubled(heads: set[Parts], root_name: str) -> bool:
@@ -104,62 +122,60 @@ def _are_doubled(heads: set[Parts], root_name: str) -> bool:
     return len(names) == 1 and (() not in heads or names == {root_name})
 
 
-def _subsets_first(folders: list[Parts], places: Sequence[int | None], heads: set[Parts]) -> _Tree | None:
+def _subsets_first(folders: list[Parts], places: Sequence[_Place | None]) -> _Tree | None:
     """Subsets above classes. Images that lie elsewhere have neither, if the subsets are clear without them."""
-    inside = [i is not None for i in places]
-    names = {parts[i] for parts, i in zip(folders, places, strict=True) if i is not None}
-    subsets = {split_name(name) for name in names if _CLEAR.search(name)}
-    stray = {parts for parts, is_in in zip(folders, inside, strict=True) if not is_in}
-    above = {head[:n] for head in heads for n in range(len(head) + 1)}
-    if stray <= above:  # all folders are subsets
-        if not subsets and not (TRAIN in map(split_name, names) and len({split_name(name) for name in names}) > 1):
-            return None
-    elif () not in heads or not (len(subsets) > 1 or subsets == {TRAIN}) or not _is_deeper(folders, places):
+    inside = [place for place in places if place]
+    above = {place.head[:n] for place in inside for n in range(len(place.head) + 1)}
+    stray = {parts for parts, place in zip(folders, places, strict=True) if not place} - above
+    if not (_are_clear_beside(inside) if stray else _are_clear(inside)):
         return None
-    by_subset, _ = _without_wrapper(_once(folders, places))
-    rest = iter(by_subset)
-    labels = [next(rest)[:1] if is_in else () for is_in in inside]
-    splits = [split_name(parts[i]) or "" if i is not None else "" for parts, i in zip(folders, places, strict=True)]
-    return _Tree(folders, splits, ["".join(label) for label in labels], _about_subsets(names, heads))
+    below, _ = _without_wrapper(_once(inside))
+    classes = iter(below)
+    labels = ["".join(next(classes)[:1]) if place else "" for place in places]
+    return _Tree(folders, [place.split if place else "" for place in places], labels, _about_subsets(inside))
 
 
-def _once(folders: Sequence[Parts], places: Sequence[int | None]) -> list[Parts]:
-    """The folders below the subsets, of the images that are in one; in `train/train/covid` what is below the second."""
-    rows = [(parts[i], parts[i + 1 :]) for parts, i in zip(folders, places, strict=True) if i is not None]
-    n = 1 if all(below[:1] == (name,) for name, below in rows) else 0
-    return [below[n:] for _, below in rows]
+def _are_clear(places: Sequence[_Place]) -> bool:
+    """Where all folders are called like subsets: `tr` and `ts` are, but not `TR` alone, which may be a class."""
+    splits = {place.split for place in places}
+    return any(_CLEAR.search(place.name) for place in places) or (TRAIN in splits and len(splits) > 1)
 
 
-def _is_deeper(folders: Sequence[Parts], places: Sequence[int | None]) -> bool:
-    """Whether a subset holds folders."""
-    return any(i is not None and len(parts) > i + 1 for parts, i in zip(folders, places, strict=True))
+def _are_clear_beside(places: Sequence[_Place]) -> bool:
+    """Where other folders lie beside them on the first level: two subsets, or the training one, that hold folders."""
+    splits = {place.split for place in places if _CLEAR.search(place.name)}
+    is_first = all(not place.head for place in places)
+    return is_first and (len(splits) > 1 or splits == {TRAIN}) and any(place.below for place in places)
 
 
-def _subsets_of_several(folders: list[Parts], places: Sequence[int | None], heads: set[Parts]) -> _Tree | None:
+def _once(places: Sequence[_Place]) -> list[Parts]:
+    """The folders below the subsets; in `train/train/covid` and `test/test/covid` those below the second."""
+    n = 1 if all(place.below[:1] == (place.name,) for place in places) else 0
+    return [place.below[n:] for place in places]
+
+
+def _subsets_of_several(folders: list[Parts], places: Sequence[_Place], heads: set[Parts]) -> _Tree | None:
     """Subsets in each of several folders: of classes, if they hold images, or of collections with the same classes."""
-    if None in places:
+    splits = {place.split for place in places if _CLEAR.search(place.name)}
+    if len(places) < len(folders) or len(splits) < 2 or len({head[:-1] for head in heads}) > 1:
         return None
-    at = [i for i in places if i is not None]
-    names = {parts[i] for parts, i in zip(folders, at, strict=True)}
-    wrapper = _common(heads)
-    if len({split_name(name) for name in names if _CLEAR.search(name)}) < 2 or {len(h) for h in heads} != {
-        len(wrapper) + 1
-    }:
+    below: dict[str, set[str]] = {place.head[-1]: set() for place in places}
+    inner = [next((name for name in place.below if not is_image_word(name)), "") for place in places]
+    for place, name in zip(places, inner, strict=True):
+        below[place.head[-1]] |= {name} - {""}
+    shared = set.intersection(*below.values())
+    if not any(inner):
+        labels = [place.head[-1] for place in places]
+        note = f"Subsets were read below the classes, as in {'/'.join((*places[0].head, places[0].name))}."
+    elif len(shared) > 1:
+        labels = inner
+        note = (
+            f"{_listed(sorted(below))} were read as collections, not as classes: each holds subsets, and in them the "
+            f"classes {_listed(sorted(shared))}."
+        )
+    else:
         return None
-    splits = [split_name(parts[i]) or "" for parts, i in zip(folders, at, strict=True)]
-    below = [tuple(n for n in parts[i + 1 :] if not is_image_word(n)) for parts, i in zip(folders, at, strict=True)]
-    tops = [parts[i - 1] for parts, i in zip(folders, at, strict=True)]
-    if not any(below):
-        note = f"Subsets were read below the classes, as in {'/'.join(folders[0][: at[0] + 1])}."
-        return _Tree(folders, splits, tops, note)
-    classes = [{b[0] for b, t in zip(below, tops, strict=True) if b and t == top} for top in set(tops)]
-    if len(shared := set.intersection(*classes)) < 2:
-        return None
-    note = (
-        f"{_listed(sorted(set(tops)))} were read as collections, not as classes: each holds subsets, and in them the "
-        f"classes {_listed(sorted(shared))}."
-    )
-    return _Tree(folders, splits, [b[0] if b else "" for b in below], note)
+    return _Tree(folders, [place.split for place in places], labels, note)
 
 
 def _without_wrapper(folders: Sequence[Parts]) -> tuple[list[Parts], Parts]:
@@ -174,23 +190,17 @@ def _without_wrapper(folders: Sequence[Parts]) -> tuple[list[Parts], Parts]:
     return below, tuple(wrapper)
 
 
-def _common(heads: set[Parts]) -> Parts:
-    first, last = min(heads), max(heads)
-    n = next((i for i, (a, b) in enumerate(zip(first, last, strict=False)) if a != b), min(len(first), len(last)))
-    return first[:n]
-
-
 # --- notes ------------------------------------------------------------------------------------------------------------
 
 
-def _about_subsets(names: set[str], heads: set[Parts]) -> str:
+def _about_subsets(places: Sequence[_Place]) -> str:
     """Of another spelling, and of another place than the first level."""
-    if heads == {()} and all(name.lower() in ("train", "val", "valid", "validation", "test") for name in names):
+    heads = sorted({"/".join(place.head) for place in places} - {""})
+    names = {split: sorted({place.name for place in places if place.split == split}) for split in _SUBSETS}
+    if not heads and all(name.lower() in _PLAIN for several in names.values() for name in several):
         return ""
-    read = [f"{_listed(sorted(n for n in names if split_name(n) == s))} as {s}" for s in _SUBSETS
-            if any(split_name(n) == s for n in names)]  # fmt: skip
-    where = "" if heads == {()} else f", below {_listed(sorted('/'.join(head) for head in heads if head))}"
-    return f"Folders were read as subsets{where}: {', '.join(read)}."
+    read = ", ".join(f"{_listed(several)} as {split}" for split, several in names.items() if several)
+    return f"Folders were read as subsets{f', below {_listed(heads)}' if heads else ''}: {read}."
 
 
 def _notes(tree: _Tree, image_ids: Sequence[str], empty: Sequence[Parts]) -> Iterator[str]:
@@ -228,8 +238,11 @@ def _one_class(tree: _Tree) -> Iterator[str]:
         return
     name = tree.names[0]
     inner = {parts[parts.index(name) + 1] for parts in tree.folders if name in parts[:-1]}
-    meant = f"If the classes are the folders in it ({_listed(sorted(inner))}), give {name} itself. " if inner else ""
-    yield f"All images with a label have the same, {name}. {meant}Otherwise give the folder that holds all classes."
+    below = f"the folders in it ({_listed(sorted(inner))}), give {name} itself; if they are " if inner else ""
+    yield (
+        f"All images that have a class have the same, {name}. If the classes are {below}folders beside it, give the "
+        f"folder that holds all of them."
+    )
 
 
 def _unread_subsets(tree: _Tree) -> Iterator[str]:

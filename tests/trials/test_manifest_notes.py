@@ -1,5 +1,6 @@
 """What was guessed of a folder was never said. A note of the manifest stands before the work, and in each answer."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from featcache.manifest.checking import check
 from featcache.predict import predict
 from featcache.predict.predictor import load_run
 from featcache.request import BackboneSpec
-from tests.conftest import SMALL
+from tests.conftest import SMALL, draw_classes
+from tests.test_cli import RANDOM, featcache
 
 NOTE = "2 of 12 images have no label, for example x.png."
 
@@ -34,3 +36,15 @@ def test_notes_are_told_one_a_line_and_none_of_no_manifest(tmp_path: Path) -> No
     tell_notes(None, lines.append)
     tell_notes(Manifest([], [], {}, tmp_path, notes=[NOTE, NOTE]), lines.append)
     assert lines == [f"note: {NOTE}"] * 2
+
+
+def test_a_run_keeps_the_notes_on_the_folder_it_was_trained_on(tmp_path: Path) -> None:
+    """Told before the first epoch, and there when the Run is read years later."""
+    images = draw_classes(tmp_path / "images")
+    (images / "train").rename(images / "Training")
+    note = "Folders were read as subsets: Training as train, test as test."
+    done = featcache("train", images, "--model", *RANDOM[1:], "--epochs", "1", "-o", "run", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith(f"note: {note}\n")
+    assert note in json.loads(done.stdout)["notes"]
+    assert note in json.loads((tmp_path / "run" / "run.json").read_text("utf-8"))["notes"]
