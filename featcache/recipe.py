@@ -3,10 +3,12 @@
 Knows neither torch nor images, so that the command line has its defaults without them.
 """
 
-import math
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from featcache.bounds import MOST_EPOCHS, check_number, check_seed
+
+_MOST_IMAGES = 1 << 16  # of a step
 _CHOICES = {
     "optimizer": ("adam", "adamw", "sgd"),
     "schedule": ("plateau", "constant", "cosine"),
@@ -36,7 +38,7 @@ class AugmentSpec:
 
     def __post_init__(self) -> None:
         for name, low, high in (("rotation", 0, 180), ("jitter", 0, 0.9), ("flip", 0, 1), ("crop", 0.01, 1)):
-            _check(name, getattr(self, name), low <= getattr(self, name) <= high, f"from {low} to {high}")
+            check_number(name, getattr(self, name), low, high)
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,7 @@ class Stage:
     def __post_init__(self) -> None:
         if not self.unfreeze:
             raise ValueError("unfreeze must name what learns: last-block, last-stage, a number, all or a REGEX")
-        if self.epochs < 1:
-            raise ValueError(f"epochs must be at least 1, got {self.epochs}")
+        check_number("epochs", self.epochs, 1, MOST_EPOCHS, whole=True)
 
 
 @dataclass(frozen=True)
@@ -115,19 +116,22 @@ class Recipe:
                 raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
         if not self.stages:
             raise ValueError("a recipe needs a stage: what learns, and for how many epochs")
-        for name, low, high in (("lr", 0, 1000), ("weight_decay", 0, 1000)):
-            _check(name, getattr(self, name), low <= getattr(self, name) <= high, f"from {low} to {high}")
+        check_number("lr", self.lr, 0, 1000, above=True)
+        check_number("weight_decay", self.weight_decay, 0, 1000)
         if self.backbone_lr is not None:
-            _check("backbone_lr", self.backbone_lr, 0 < self.backbone_lr <= 1000, "> 0 and at most 1000")
-        _check("lr", self.lr, self.lr > 0, "> 0")
-        for name in ("momentum", "label_smoothing", "dropout"):
-            value = getattr(self, name)
-            _check(name, value, value is None or 0 <= value < 1, "at least 0 and below 1")
-        for name, least in (("patience", 1), ("early_stopping", 0), ("batch_rows", 1), ("accumulate", 1)):
-            _check(name, getattr(self, name), getattr(self, name) >= least, f"at least {least}")
+            check_number("backbone_lr", self.backbone_lr, 0, 1000, above=True)
+        check_number("momentum", self.momentum, 0, 1, below=True)
+        check_number("label_smoothing", self.label_smoothing, 0, 1, below=True)
+        if self.dropout is not None:
+            check_number("dropout", self.dropout, 0, 1, below=True)
+        check_number("patience", self.patience, 1, MOST_EPOCHS, whole=True)
+        check_number("early_stopping", self.early_stopping, 0, MOST_EPOCHS, whole=True)
+        check_number("batch_rows", self.batch_rows, 1, _MOST_IMAGES, whole=True, why="images in memory at once")
+        check_number("accumulate", self.accumulate, 1, _MOST_IMAGES, whole=True)
         if self.accumulate > self.batch_rows:
             raise ValueError(f"accumulate must be at most batch_rows, got {self.accumulate} of {self.batch_rows}")
-        _check("seed", self.seed, 0 <= self.seed < 2**32, "from 0 to 2^32 - 1")
+        check_seed("seed", self.seed)
+        check_number("epochs", self.epochs, 1, MOST_EPOCHS, whole=True, why="of all stages")
 
     @property
     def rates(self) -> tuple[float, float]:
@@ -138,11 +142,6 @@ class Recipe:
     def epochs(self) -> int:
         """Of all stages."""
         return sum(stage.epochs for stage in self.stages)
-
-
-def _check(name: str, value: float | None, holds: bool, words: str) -> None:
-    if not holds or (isinstance(value, float) and not math.isfinite(value)):
-        raise ValueError(f"{name} must be {words}, got {value}")
 
 
 # Recipes that were published with the projects featcache was first built for; where they say nothing, our default.

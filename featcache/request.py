@@ -4,7 +4,6 @@ Light on purpose: what a request stands for is learnt by loading a network, and 
 again costs no import of torch.
 """
 
-import math
 import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 from featcache.errors import UsageError
 from featcache.images import DecodeSpec
 from featcache.images.augment import ViewSpec
+from featcache.images.specs import check_crop_pct, check_input_size, check_normalisation
 from featcache.provenance import Json, digest_json
 from featcache.store import BOUNDARY, GRID, POOLED, STORED_DTYPES
 
@@ -50,10 +50,11 @@ class BackboneSpec:
             )
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
-        numbers = {"crop_pct": (self.crop_pct,), "mean": self.mean, "std": self.std}
-        for name, values in numbers.items():
-            if not all(value is None or math.isfinite(value) for value in values or ()):
-                raise ValueError(f"{name} must be finite, got {getattr(self, name)}")
+        if self.input_size is not None:
+            check_input_size(self.input_size)
+        if self.crop_pct is not None:
+            check_crop_pct(self.crop_pct)
+        check_normalisation(self.mean or (), self.std or ())
 
     @property
     def weights_path(self) -> Path | None:

@@ -99,8 +99,8 @@ def test_parameters_fill_their_ranges_evenly() -> None:
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("n", 0, "n must be from 1 to 32 views, got 0"),
-        ("n", 33, "n must be from 1 to 32 views, got 33"),
+        ("n", 0, "n must be from 1 to 32, got 0"),
+        ("n", 33, "n must be from 1 to 32, got 33"),
         ("seed", -1, "seed must be from 0 to 2\\^32 - 1, got -1"),
         ("rotation", 180.1, "rotation must be from 0 to 180, got 180.1"),
         ("rotation", float("nan"), "rotation must be from 0 to 180, got nan"),

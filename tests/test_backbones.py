@@ -245,8 +245,8 @@ def test_the_transform_is_the_models_own_unless_overridden() -> None:
     ("field", "value", "message"),
     [("crop_pct", 2.0, "crop_pct"), ("input_size", -3, "input_size"), ("interpolation", "x", "interpolation")],
 )
-def test_an_impossible_transform_is_a_usage_error(field: str, value: object, message: str) -> None:
-    with pytest.raises(UsageError, match=message):
+def test_an_impossible_transform_is_refused_by_its_name(field: str, value: object, message: str) -> None:
+    with pytest.raises((ValueError, UsageError), match=message):
         load(BackboneSpec(SMALL, "random:0", **{field: value}))
 
 

@@ -146,7 +146,7 @@ MISTAKES: list[tuple[tuple[object, ...], int, str]] = [
     ((*RUN, *CACHE, *WEIGHTS, "--unfreeze", "99"), 2, "--unfreeze 99: this backbone has "),
     ((*RUN, *CACHE, *WEIGHTS, "--unfreeze", "0"), 2, "--unfreeze 0: this backbone has "),
     ((*RUN, *CACHE, *WEIGHTS, "--epochs", 1, "--epochs", 2), 2, "--epochs 2: 2 of them for 0 --unfreeze"),
-    ((*RUN, *CACHE, *WEIGHTS, "--lr", "nan"), 2, "lr must be from 0 to 1000, got nan."),
+    ((*RUN, *CACHE, *WEIGHTS, "--lr", "nan"), 2, "--lr must be > 0 and at most 1000, got nan."),
     ((*RUN, *CACHE, *WEIGHTS, "--preset", "best"), 2, "preset must be one of cnn-mlp"),
     ((*RUN, *CACHE, *WEIGHTS, "--compile", "maybe"), 2, "compile must be one of auto, on, off, got 'maybe'."),
     ((*RUN, *CACHE, *WEIGHTS, "--precision", "float16"), 2, "--precision float16 needs a GPU"),
@@ -166,7 +166,7 @@ MISTAKES: list[tuple[tuple[object, ...], int, str]] = [
     (("train", "images", "--model", NET, "--head", "knn"), 2, "head must be linear or mlp, got 'knn'."),
     (("train", "images", "--model", NET, "--widths", "a"), 2, "--widths 'a': whole numbers are expected"),
     (("train", "images", "--model", "simple-cnn"), 1, "simple-cnn has no pretrained weights."),
-    (("train", "images", "--model", NET, "--weights", "random:0", "--input-size", 0), 2, "input_size must be from 1"),
+    (("train", "images", "--model", NET, "--weights", "random:0", "--input-size", 0), 2, "--input-size must be from 1"),
     (("train", "images", "--model", NET, "--weights", "random:0", "--folds", 99), 2, "folds"),
 ]  # fmt: skip
 

@@ -69,10 +69,10 @@ def test_a_field_is_taken_by_the_kinds_it_applies_to_and_refused_by_the_others(k
         ("linear", "weight_decay", float("inf"), "weight_decay must be from 0 to 1000, got inf"),
         ("linear", "momentum", 1.0, "momentum must be at least 0 and below 1, got 1.0"),
         ("linear", "label_smoothing", 1.0, "label_smoothing must be at least 0 and below 1, got 1.0"),
-        ("linear", "epochs", 0, "epochs must be at least 1, got 0"),
-        ("linear", "batch_rows", 0, "batch_rows must be at least 1, got 0"),
-        ("linear", "patience", 0, "patience must be at least 1, got 0"),
-        ("linear", "early_stopping", -1, "early_stopping must be at least 0, got -1"),
+        ("linear", "epochs", 0, "epochs must be from 1 to 100000, got 0"),
+        ("linear", "batch_rows", 0, "batch_rows must be from 1 to 1048576, got 0"),
+        ("linear", "patience", 0, "patience must be from 1 to 100000, got 0"),
+        ("linear", "early_stopping", -1, "early_stopping must be from 0 to 100000, got -1"),
         ("linear", "seed", -1, "seed must be from 0 to 2^32 - 1, got -1"),
         ("linear", "seed", 2**32, "seed must be from 0 to 2^32 - 1, got 4294967296"),
         ("linear", "optimizer", "lion", "optimizer must be one of adam, adamw, sgd, got 'lion'"),
@@ -89,7 +89,7 @@ def test_a_field_is_taken_by_the_kinds_it_applies_to_and_refused_by_the_others(k
         ("logreg", "C", 0.0, "C must be > 0 and at most 1e+12, got 0.0"),
         ("ridge", "alpha", 1e13, "alpha must be > 0 and at most 1e+12, got 10000000000000.0"),
         ("ridge", "alpha", -1.0, "alpha must be > 0 and at most 1e+12, got -1.0"),
-        ("knn", "neighbors", 0, "neighbors must be at least 1, got 0"),
+        ("knn", "neighbors", 0, "neighbors must be from 1 to 1048576, got 0"),
     ],
 )
 def test_an_impossible_head_is_refused_at_birth(kind: str, field: str, value: object, message: str) -> None:

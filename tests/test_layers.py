@@ -11,8 +11,8 @@ import featcache
 
 PACKAGE = Path(featcache.__file__).parent
 FLOORS = (  # from the ground up
-    ("errors", "missing", "names", "phantoms", "provenance", "recipe"),
-    ("devices", "durable", "figures", "metrics", "splits"),
+    ("bounds", "errors", "missing", "names", "phantoms", "provenance"),
+    ("devices", "durable", "figures", "metrics", "recipe", "splits"),
     ("images", "store"),
     ("export", "heads", "manifest", "request"),
     ("audit", "backbones", "runs"),

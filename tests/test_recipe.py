@@ -18,14 +18,14 @@ NONE: dict[str, Any] = {}
     ("made", "message"),
     [
         (lambda: Stage("", 1), "unfreeze must name what learns"),
-        (lambda: Stage("all", 0), "epochs must be at least 1, got 0"),
+        (lambda: Stage("all", 0), "epochs must be from 1 to 100000, got 0"),
         (lambda: Recipe(stages=()), "a recipe needs a stage"),
         (lambda: Recipe(optimizer="lion"), "optimizer must be one of adam, adamw, sgd, got 'lion'"),
         (lambda: Recipe(schedule="step"), "schedule must be one of plateau, constant, cosine, got 'step'"),
         (lambda: Recipe(precision="auto"), "precision must be one of float32, tf32, float16, bfloat16, got 'auto'"),
         (lambda: Recipe(select="recall"), "select must be one of auroc, .*, got 'recall'"),
-        (lambda: Recipe(lr=0.0), "lr must be > 0, got 0.0"),
-        (lambda: Recipe(lr=-1.0), "lr must be from 0 to 1000, got -1.0"),
+        (lambda: Recipe(lr=0.0), "lr must be > 0 and at most 1000, got 0.0"),
+        (lambda: Recipe(lr=-1.0), "lr must be > 0 and at most 1000, got -1.0"),
         (lambda: Recipe(lr=float("nan")), "lr must be .*, got nan"),
         (lambda: Recipe(backbone_lr=0.0), "backbone_lr must be > 0 and at most 1000, got 0.0"),
         (lambda: Recipe(backbone_lr=float("inf")), "backbone_lr must be .*, got inf"),
@@ -33,9 +33,9 @@ NONE: dict[str, Any] = {}
         (lambda: Recipe(momentum=1.0), "momentum must be at least 0 and below 1, got 1.0"),
         (lambda: Recipe(dropout=1.0), "dropout must be at least 0 and below 1, got 1.0"),
         (lambda: Recipe(label_smoothing=-0.1), "label_smoothing must be at least 0 and below 1, got -0.1"),
-        (lambda: Recipe(patience=0), "patience must be at least 1, got 0"),
-        (lambda: Recipe(early_stopping=-1), "early_stopping must be at least 0, got -1"),
-        (lambda: Recipe(batch_rows=0), "batch_rows must be at least 1, got 0"),
+        (lambda: Recipe(patience=0), "patience must be from 1 to 100000, got 0"),
+        (lambda: Recipe(early_stopping=-1), "early_stopping must be from 0 to 100000, got -1"),
+        (lambda: Recipe(batch_rows=0), "batch_rows must be from 1 to 65536"),
         (lambda: Recipe(accumulate=33), "accumulate must be at most batch_rows, got 33 of 32"),
         (lambda: Recipe(seed=2**32), r"seed must be from 0 to 2\^32 - 1"),
         (lambda: AugmentSpec(rotation=181.0), "rotation must be from 0 to 180, got 181.0"),
@@ -96,7 +96,7 @@ def test_stages_and_epochs_go_in_pairs() -> None:
         (("all", "2"), (1,), "--unfreeze 2 has no --epochs"),
         (("all",), (1, 2), "--epochs 2: 2 of them for 1 --unfreeze"),
         ((), (1, 2), "--epochs 2: 2 of them for 0 --unfreeze"),
-        (("all",), (0,), "epochs must be at least 1, got 0"),
+        (("all",), (0,), "epochs must be from 1 to 100000, got 0"),
         (("",), (), "unfreeze must name what learns"),
     ):
         with pytest.raises(UsageError, match=message):
@@ -112,7 +112,7 @@ def test_no_augment_shows_images_as_they_are(preset: str | None) -> None:
 
 
 def test_a_wrong_value_is_one_line() -> None:
-    with pytest.raises(UsageError, match=r"^--lr must be > 0, got 0\.0\.$"):
+    with pytest.raises(UsageError, match=r"^--lr must be > 0 and at most 1000, got 0\.0\.$"):
         of(lr=0.0)
     with pytest.raises(UsageError, match=r"^--crop must be from 0\.01 to 1, got 2\.0\.$"):
         of(crop=2.0)

@@ -30,7 +30,7 @@ from featcache.cli.options import (
 from featcache.cli.results import print_run, run_answer
 from featcache.cli.showing import answer, console, escaped, print_embedded, print_forecast, tell_notes
 from featcache.cli.waiting import going_on
-from featcache.errors import EXIT_SOME_FAILED
+from featcache.errors import EXIT_SOME_FAILED, UsageError
 
 
 def demo_command(
@@ -94,7 +94,9 @@ def embed_command(
     ] = False,
     bit_depth: Annotated[
         int | None,
-        typer.Option(show_default="12 or 16, by the maximum", help="Of deep gray.", rich_help_panel="Images"),
+        typer.Option(
+            show_default="by the greatest value of all", help="Of deep gray, 8 to 16.", rich_help_panel="Images"
+        ),
     ] = None,
     float_range: Annotated[
         str | None, typer.Option(help="LOW,HIGH of float pixels, else refused.", rich_help_panel="Images")
@@ -122,7 +124,9 @@ def embed_command(
     views: Annotated[
         int, typer.Option(help="Augmented views of each image, beside it.", rich_help_panel="Vectors")
     ] = 0,
-    view_seed: Annotated[int, typer.Option(help="Of the views.", rich_help_panel="Vectors")] = 0,
+    view_seed: Annotated[
+        int | None, typer.Option(show_default="0", help="Of the views.", rich_help_panel="Vectors")
+    ] = None,
     precision: Annotated[
         str, typer.Option(help="auto, float32, bfloat16; tf32, float16 on a GPU.", rich_help_panel="Vectors")
     ] = "auto",
@@ -143,7 +147,6 @@ def embed_command(
     from featcache.embed import embed_all, store_paths
     from featcache.embed.forecast import forecast
     from featcache.images import DecodeSpec
-    from featcache.images.augment import ViewSpec
     from featcache.images.workers import TIMEOUT_S
     from featcache.manifest import Manifest
     from featcache.manifest.columns import ColumnSpec
@@ -172,7 +175,7 @@ def embed_command(
             on_note(f"note: {note}")
         options: dict[str, Any] = {
             "decode": spec_of(DecodeSpec, stated),
-            "views": spec_of(ViewSpec, {"n": views, "seed": view_seed}, n="views", seed="view-seed") if views else None,
+            "views": _views(views, view_seed),
             "dtype": dtype,
             "device": device,
             "compile": compile,
@@ -196,3 +199,15 @@ def embed_command(
         print_embedded(people, each)
     if any(each.counts.failed for each in done):
         raise typer.Exit(EXIT_SOME_FAILED)
+
+
+def _views(n: int, seed: int | None) -> Any:
+    """The views that were asked for; None for none."""
+    from featcache.images.augment import ViewSpec
+
+    if not n and seed is None:
+        return None
+    views = spec_of(ViewSpec, {"n": n or 1, "seed": seed}, n="views", seed="view-seed")
+    if not n:
+        raise UsageError("--view-seed is the seed of --views, and there are none.")
+    return views

@@ -16,10 +16,12 @@ is a list of specs, made by `grid` from options with one or more values.
 """
 
 import itertools
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from itertools import pairwise
 from typing import Any, Self
+
+from featcache.bounds import MOST_EPOCHS, MOST_ROWS, check_number, check_seed
 
 TRAINED = ("linear", "mlp", "flatten-mlp")
 SOLVED = ("logreg", "ridge", "knn")
@@ -65,6 +67,14 @@ _COMMON: dict[str, Any] = {  # of the kinds that have no other
     "widths": (), "norm": "none", "dropout": 0.0, "output": "softmax", "lr": 0.003, "weight_decay": 0.03,
     "schedule": "cosine",
 }  # fmt: skip
+_MOST_LAYERS, _MOST_WEIGHTS = 64, 1 << 28  # a GiB in float32, four with what Adam keeps
+_COUNTS = (
+    ("epochs", 1, MOST_EPOCHS),
+    ("batch_rows", 1, MOST_ROWS),
+    ("patience", 1, MOST_EPOCHS),
+    ("early_stopping", 0, MOST_EPOCHS),
+    ("neighbors", 1, MOST_ROWS),
+)
 _ONLY_WITH = {"momentum": ("optimizer", "sgd"), "patience": ("schedule", "plateau")}
 # What a solved head tries when nobody says what: one decomposition or search serves all of them.
 PATHS: dict[str, dict[str, tuple[Any, ...]]] = {
@@ -167,20 +177,17 @@ class HeadSpec:
         self._take(plain)
         for name in _CHOICES:
             _check_choice(name, getattr(self, name))
-        for name, above, most in (("lr", 0.0, 1000.0), ("C", 0.0, 1e12), ("alpha", 0.0, 1e12)):
-            _check(
-                name, getattr(self, name), lambda v, a=above, m=most: a < v <= m, f"> {above:g} and at most {most:g}"
-            )
+        for name, most in (("lr", 1000), ("C", 1e12), ("alpha", 1e12)):
+            check_number(name, getattr(self, name), 0, most, above=True)
         for name in ("dropout", "label_smoothing", "momentum"):
-            _check(name, getattr(self, name), lambda v: 0 <= v < 1, "at least 0 and below 1")
-        _check("weight_decay", self.weight_decay, lambda v: 0 <= v <= 1000, "from 0 to 1000")
-        for name in ("epochs", "batch_rows", "patience", "neighbors"):
-            _check(name, getattr(self, name), lambda v: v >= 1, "at least 1")
-        _check("early_stopping", self.early_stopping, lambda v: v >= 0, "at least 0")
-        _check("seed", self.seed, lambda v: 0 <= v < 2**32, "from 0 to 2^32 - 1")
-        _check("views", self.views, lambda v: isinstance(v, bool), "true or false")
-        for width in self.widths:
-            _check("widths", width, lambda v: 1 <= v <= 65536, "from 1 to 65536")
+            check_number(name, getattr(self, name), 0, 1, below=True)
+        check_number("weight_decay", self.weight_decay, 0, 1000)
+        for name, low, high in _COUNTS:
+            check_number(name, getattr(self, name), low, high, whole=True)
+        check_seed("seed", self.seed)
+        if not isinstance(self.views, bool):
+            raise ValueError(f"views must be true or false, got {self.views!r}")
+        self._check_widths()
         if self.kind.endswith("mlp") and not self.widths:
             raise ValueError(f"{self.kind} needs widths, as in widths=(256,)")
         for name in plain:
@@ -192,6 +199,16 @@ class HeadSpec:
         for name, value in defaults.items():
             if getattr(self, name) is _OF_KIND:
                 object.__setattr__(self, name, value)
+
+    def _check_widths(self) -> None:
+        for width in self.widths:
+            check_number("widths", width, 1, 65536, whole=True)
+        n_weights = sum(a * b for a, b in pairwise(self.widths))
+        if n_weights > _MOST_WEIGHTS or len(self.widths) > _MOST_LAYERS:
+            raise ValueError(
+                f"widths must be at most {_MOST_LAYERS} layers, with at most {_MOST_WEIGHTS:,} weights between them, "
+                f"got {len(self.widths)} and {n_weights:,}"
+            )
 
     @property
     def is_trained(self) -> bool:
@@ -254,8 +271,3 @@ def _plain(kind: str) -> dict[str, Any]:
 def _check_choice(name: str, value: Any) -> None:
     if value not in _CHOICES[name]:
         raise ValueError(f"{name} must be one of {', '.join(_CHOICES[name])}, got {value!r}")
-
-
-def _check(name: str, value: Any, holds: Any, words: str) -> None:
-    if (isinstance(value, float) and not math.isfinite(value)) or not holds(value):
-        raise ValueError(f"{name} must be {words}, got {value}")

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from featcache.bounds import check_number, check_seed
 from featcache.images import TransformSpec
 from featcache.provenance import Json, digest_json
 from featcache.recipe import AugmentSpec
@@ -51,13 +52,10 @@ class ViewSpec:
     flip: float = 0.5
 
     def __post_init__(self) -> None:
-        if not 1 <= self.n <= MAX_VIEWS:
-            raise ValueError(f"n must be from 1 to {MAX_VIEWS} views, got {self.n}")
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed must be from 0 to 2^32 - 1, got {self.seed}")
+        check_number("n", self.n, 1, MAX_VIEWS, whole=True)
+        check_seed("seed", self.seed)
         for name, high in (("rotation", 180), ("jitter", 0.9), ("flip", 1)):
-            if not 0 <= getattr(self, name) <= high:
-                raise ValueError(f"{name} must be from 0 to {high}, got {getattr(self, name)}")
+            check_number(name, getattr(self, name), 0, high)
 
     def identity(self) -> Json:
         """The fields as JSON, and the rule by which parameters become a view."""

@@ -4,12 +4,14 @@ crop of a backbone. Nothing here opens a file.
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
 
 import numpy as np
 from PIL import Image
 
+from featcache.bounds import check_number
 from featcache.errors import ImageError
 from featcache.images import dicom
 from featcache.provenance import Json
@@ -19,6 +21,8 @@ Array = np.ndarray[Any, Any]
 MAX_PIXELS = 89_478_485  # Pillow's own warning level (1 GiB of RGB / 4 / 3), here an error
 MARGIN = 2  # fast: the shorter side is decoded at no less than this many times what it is resized to
 REDUCING_GAP = 2.0  # fast: boxes are averaged until this many times the result is left, which is then resampled
+_MOST_FLOAT = 1e30
+_MOST_RESIZED = 16_384
 CROP_MODES = ("center", "squash")
 
 _INTERPOLATION = {
@@ -63,15 +67,16 @@ class DecodeSpec:
     is_settled: bool = False
 
     def __post_init__(self) -> None:
-        if self.bit_depth is not None and not 8 <= self.bit_depth <= 16:
-            raise ValueError(f"bit_depth must be from 8 to 16, got {self.bit_depth}")
+        if self.bit_depth is not None:
+            check_number("bit_depth", self.bit_depth, 8, 16, whole=True)
         if self.float_range is not None:
-            if len(self.float_range) != 2 or not all(map(math.isfinite, self.float_range)):
-                raise ValueError(f"float_range must be two finite values, got {self.float_range}")
+            for value in self.float_range:
+                check_number("float_range", value, -_MOST_FLOAT, _MOST_FLOAT)
+            if len(self.float_range) != 2:
+                raise ValueError(f"float_range must be two values, got {self.float_range}")
             if self.float_range[0] >= self.float_range[1]:
                 raise ValueError(f"float_range must be low < high, got {self.float_range}")
-        if self.max_pixels < 1:
-            raise ValueError(f"max_pixels must be at least 1, got {self.max_pixels}")
+        check_number("max_pixels", self.max_pixels, 1, 1 << 30, whole=True, why="of more, one image takes 10 GB")
 
     @classmethod
     def of_identity(cls, rules: Json) -> Self:
@@ -111,6 +116,24 @@ class DecodeSpec:
         return {**rules, "shortcuts": _SHORTCUTS} if self.fast else rules
 
 
+def check_input_size(value: int) -> None:
+    """Raises ValueError for what is no side of an image that a network takes."""
+    check_number("input_size", value, 1, 4096, whole=True)
+
+
+def check_crop_pct(value: float) -> None:
+    """Raises ValueError for what is no share of an image."""
+    check_number("crop_pct", value, 0.01, 1.0)
+
+
+def check_normalisation(mean: Sequence[float], std: Sequence[float]) -> None:
+    """Raises ValueError for what leaves nothing of pixels from 0 to 1."""
+    for value in mean:
+        check_number("mean", value, -10, 10, why="pixels are from 0 to 1")
+    for value in std:
+        check_number("std", value, 1e-4, 100, why="pixels are from 0 to 1")
+
+
 @dataclass(frozen=True)
 class TransformSpec:
     """Resize, crop and normalisation: a callable from a decoded image to pixels, and a part of the identity.
@@ -131,17 +154,23 @@ class TransformSpec:
     crop_mode: str = "center"
 
     def __post_init__(self) -> None:
-        if min(self.input_size) < 1 or max(self.input_size) > 4096:
-            raise ValueError(f"input_size must be from 1 to 4096, got {self.input_size}")
-        if not 0.01 <= self.crop_pct <= 1.0:
-            raise ValueError(f"crop_pct must be from 0.01 to 1, got {self.crop_pct}")
+        if len(self.input_size) != 2:
+            raise ValueError(f"input_size must be (height, width), got {self.input_size}")
+        for side in self.input_size:
+            check_input_size(side)
+        check_crop_pct(self.crop_pct)
+        if max(self.input_size) / self.crop_pct > _MOST_RESIZED:
+            raise ValueError(
+                f"input_size / crop_pct must be at most {_MOST_RESIZED} pixels, to which images are resized, got "
+                f"{max(self.input_size) / self.crop_pct:.0f}"
+            )
         if self.interpolation not in _INTERPOLATION:
             raise ValueError(f"interpolation must be one of {', '.join(_INTERPOLATION)}, got {self.interpolation!r}")
         if self.crop_mode not in CROP_MODES:
             raise ValueError(f"crop_mode must be one of {', '.join(CROP_MODES)}, got {self.crop_mode!r}")
-        numbers = (*self.mean, *self.std)
-        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0 or not all(map(math.isfinite, numbers)):
-            raise ValueError(f"mean and std must be three finite values, std above 0, got {self.mean} and {self.std}")
+        if len(self.mean) != 3 or len(self.std) != 3:
+            raise ValueError(f"mean and std must be three finite values, got {self.mean} and {self.std}")
+        check_normalisation(self.mean, self.std)
         if self.crop_mode == "center" and self.input_size[0] != self.input_size[1]:
             raise ValueError(f"crop_mode center needs a square input_size, got {self.input_size}; use squash")
 

@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 
+from featcache.bounds import MOST_SECONDS, check_number
 from featcache.errors import ImageError, InputOutputError, UsageError
 from featcache.images import DecodeSpec, Look, TransformSpec
 from featcache.images.augment import ViewSpec
@@ -34,7 +35,6 @@ Array = np.ndarray[Any, Any]
 
 TIMEOUT_S = 60.0  # an 89-megapixel PNG is decoded in 0.8 s if gray, in 3 s if RGB (two cores)
 _START_TIMEOUT_S = 120.0
-_LONGEST_S = 86_400
 _BOOT = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1])\n"
     "from featcache.images.serving import serve\n"
@@ -59,8 +59,10 @@ class Prepared:
 
 def check_timeout(timeout_s: float) -> None:
     """Raises UsageError for what is no time to wait for an image."""
-    if not 0 < timeout_s <= _LONGEST_S:
-        raise UsageError(f"timeout_s must be more than 0 and at most {_LONGEST_S:,} seconds, got {timeout_s:g}.")
+    try:
+        check_number("timeout_s", timeout_s, 0, MOST_SECONDS, above=True)
+    except ValueError as error:
+        raise UsageError(f"{error}.") from error
 
 
 class Decoders:

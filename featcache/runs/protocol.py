@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from featcache import splits
+from featcache.bounds import check_number, check_seed
 from featcache.errors import UsageError, in_our_words
 from featcache.missing import without_missing
 from featcache.runs.task import Task
@@ -57,6 +58,14 @@ class SplitSpec:
     file: Path | None = None
 
     def __post_init__(self) -> None:
+        check_number("repeats", self.repeats, 1, splits.MAX_REPEATS, whole=True)
+        check_seed("seed", self.seed)
+        if self.folds is not None:
+            check_number("folds", self.folds, 2, splits.MAX_FOLDS, whole=True)
+        if self.val_fraction is not None:
+            check_number("val_fraction", self.val_fraction, 0, 1, above=True, below=True)
+        if self.near_duplicates is not None:
+            check_number("near_duplicates", self.near_duplicates, 0, 1, above=True, why="a cosine")
         drawn = self.folds is not None or self.val_fraction is not None or self.repeats > 1
         if self.folds is not None and self.val_fraction is not None:
             raise ValueError("folds and val_fraction exclude each other")
@@ -64,10 +73,6 @@ class SplitSpec:
             raise ValueError("a split from a file says all: no folds, repeats, val_fraction or nested beside it")
         if self.nested and self.folds is None:
             raise ValueError("nested needs folds")
-        if not 1 <= self.repeats <= splits.MAX_REPEATS:
-            raise ValueError(f"repeats must be from 1 to {splits.MAX_REPEATS}, got {self.repeats}")
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed must be from 0 to 2^32 - 1, got {self.seed}")
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import Any, Protocol, Self
 import numpy as np
 
 from featcache import durable, splits
+from featcache.bounds import check_number
 from featcache.errors import UsageError
 from featcache.manifest import joining, tables
 from featcache.missing import without_missing
@@ -93,8 +94,7 @@ class TargetSpec:
             raise ValueError(f"uncertain must be one of {', '.join(coding.UNCERTAIN)}, got {self.uncertain!r}")
         if self.separator is not None and (not self.separator.strip() or len(self.columns) > 1):
             raise ValueError("separator is a text that is not blank, and for one label column")
-        if not 0 <= self.min_images <= _MOST_IMAGES:
-            raise ValueError(f"min_images must be from 0 to {_MOST_IMAGES}, got {self.min_images}")
+        check_number("min_images", self.min_images, 0, _MOST_IMAGES, whole=True)
         if chained := [name for name in self.merge_classes.values() if self.merge_classes.get(name, name) != name]:
             raise ValueError(f"merge_classes makes other classes {chained[0]!r}, and {chained[0]!r} another one")
 

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from featcache import devices, figures, missing, runs
+from featcache.bounds import check_number
 from featcache.errors import UsageError
 from featcache.heads import HeadSpec, scoring, vectors
 from featcache.heads.fits import Fitted
@@ -68,8 +69,7 @@ class ReportSpec:
     def __post_init__(self) -> None:
         if self.select not in selection.SELECT:
             raise ValueError(f"select must be one of {', '.join(selection.SELECT)}, got {self.select!r}")
-        if not 0 <= self.permutations <= 1000:
-            raise ValueError(f"permutations must be from 0 to 1000, got {self.permutations}")
+        check_number("permutations", self.permutations, 0, 1000, whole=True)
 
 
 def train_head(
