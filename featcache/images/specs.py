@@ -181,7 +181,7 @@ class TransformSpec:
     @property
     def shorter_side(self) -> int:
         """Pixels that the shorter side of an image is resized to; under squash, the longer side of the result."""
-        return max(self._resized_size())
+        return max(self.resized_size)
 
     def __call__(self, image: Image.Image, fast: bool = False) -> Array:
         """(h, w) uint8 for mode L, (h, w, 3) for RGB: resized and cropped."""
@@ -200,7 +200,7 @@ class TransformSpec:
         Raises:
             ImageError: `too-large`: a thin image would be enormous once enlarged.
         """
-        height, width = self._resized_size()
+        height, width = self.resized_size
         if self.crop_mode == "center":
             shorter, longer = sorted(image.size)
             stretched = int(height * longer / shorter)
@@ -232,7 +232,8 @@ class TransformSpec:
         box = (x, y, min(x + scale * width, image.width), min(y + scale * height, image.height))
         return image.resize((width, height), _INTERPOLATION[self.interpolation], box=box)
 
-    def _resized_size(self) -> tuple[int, int]:
+    @property
+    def resized_size(self) -> tuple[int, int]:
         """(height, width) before the crop, of an image with the aspect ratio of the result."""
         height, width = (math.floor(side / self.crop_pct) for side in self.input_size)
         return height, width

@@ -22,9 +22,10 @@ from featcache import durable
 from featcache.backbones import Backbone
 from featcache.errors import FeatcacheError, UsageError, in_our_words
 from featcache.heads.modules import Head, head_module
+from featcache.images import DecodeSpec, TransformSpec
 from featcache.predict import origin
 from featcache.predict.predictions import Model
-from featcache.provenance import Json, canonical_json, environment
+from featcache.provenance import Json, canonical_json, environment, from_json
 from featcache.request import Request
 from featcache.runs import Run
 from featcache.runs.identity import identity_of
@@ -188,6 +189,7 @@ def _metadata(run: Run, model: Model, request: Request) -> dict[str, str]:
         "input": "uint8, 0 to 255, red green blue, resized and cropped as transform says; gray three times",
         "transform": identity["transform"],
         "decode": request.decode.identity(),
+        "preprocessing": preprocessing(from_json(TransformSpec, identity["transform"]), request.decode),
         "identity_sha256": run.record["identity_sha256"],
         "weights_sha256": identity["backbone"]["weights_sha256"],
         "backbone": identity["backbone"]["name"],
@@ -196,6 +198,46 @@ def _metadata(run: Run, model: Model, request: Request) -> dict[str, str]:
         "notes": list(_notes(model, run)),
     }
     return {f"featcache.{name}": canonical_json(value) for name, value in told.items()}
+
+
+def preprocessing(transform: TransformSpec, decode: DecodeSpec) -> Json:
+    """Every step from the file of an image to the input of the graph, in their order and in plain words; the script of
+    docs/onnx.md follows them."""
+    height, width = transform.resized_size
+    is_squashed = transform.crop_mode == "squash"
+    other = "none: both sides are stated" if is_squashed else "longer * height / shorter of the image, rounded down"
+    return {
+        "orientation": "the EXIF orientation is applied",
+        "gray16": {
+            "bits": decode.bit_depth,
+            "rule": "gray of more than 8 bits: value * 255 / (2^bits - 1), rounded, halves to even; null: the Run has "
+            "seen none",
+        },
+        "transparency": "composited on black",
+        "colour": "red, green, blue; gray three times; no colour profile is applied",
+        "shortcuts": decode.identity().get("shortcuts"),
+        "resize": {
+            "side": "both" if is_squashed else "shorter",
+            "height": height,
+            "width": width,
+            "other_side": other,
+            "interpolation": transform.interpolation,
+            "antialias": True,
+            "values": "of 8 bits, rounded to 8 bits, as Pillow's Image.resize does",
+        },
+        "crop": {
+            "height": transform.input_size[0],
+            "width": transform.input_size[1],
+            "offset": "(resized - crop) / 2 from the left and from the top, rounded, halves to even",
+        },
+        "layout": "n, channel, row, column; uint8 from 0 to 255",
+        "normalisation": {
+            "in_graph": True,
+            "rule": "(value / 255 - mean) / std",
+            "mean": list(transform.mean),
+            "std": list(transform.std),
+        },
+    }
 
 
 def _notes(model: Model, run: Run) -> tuple[str, ...]:
