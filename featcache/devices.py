@@ -1,5 +1,6 @@
 """Where tensors live: `auto`, `cpu`, `cuda` or `cuda:N` as a device torch can use here."""
 
+import os
 import re
 
 import torch
@@ -10,6 +11,17 @@ from featcache.errors import UsageError
 def describe(device: torch.device) -> str:
     """`cpu`, or a GPU with its name: what the environment record says."""
     return f"{device} {torch.cuda.get_device_name(device)}" if device.type == "cuda" else str(device)
+
+
+def memory_bytes() -> int:
+    """What this process may use of the machine's memory: all of it, or what its address space is limited to."""
+    n_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        import resource
+    except ImportError:  # no POSIX
+        return n_bytes
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    return n_bytes if limit == resource.RLIM_INFINITY else min(n_bytes, limit)
 
 
 def choose(device: str) -> str:

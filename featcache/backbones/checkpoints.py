@@ -113,19 +113,6 @@ def read(path: Path) -> Checkpoint:
     return Checkpoint(path, tuple(state_dicts))
 
 
-def shapes(path: Path) -> dict[str, tuple[int, ...]] | None:
-    """Names and shapes from the header of a safetensors file, without a tensor; None for another format."""
-    try:
-        if _format(path) != "safetensors":
-            return None
-        with safetensors.safe_open(path, "pt") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118  # no mapping
-    except OSError as error:
-        raise from_os_error(error, "reading", path) from error
-    except safetensors.SafetensorError as error:
-        raise _not_whole(path, error) from error
-
-
 # --- formats ----------------------------------------------------------------------------------------------------------
 
 
@@ -218,9 +205,9 @@ def _not_whole(path: Path, error: Exception) -> FeatcacheError:
 def _torch(path: Path) -> Any:
     """What `torch.save` has written: tensors and plain values, whatever the environment says."""
     try:
-        with warnings.catch_warnings(), torch.serialization.safe_globals(_PLAIN_VALUES):
+        with open(path, "rb") as file, warnings.catch_warnings(), torch.serialization.safe_globals(_PLAIN_VALUES):
             warnings.simplefilter("ignore")  # of protocols of pickle, which are for whoever wrote the file
-            return torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(file, map_location="cpu", weights_only=True)
     except OSError:
         raise
     except Exception as error:  # UnpicklingError for a refused global, RuntimeError and others for damage

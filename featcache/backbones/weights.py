@@ -24,7 +24,8 @@ from torch import Tensor, nn
 
 from featcache.backbones import checkpoints, networks
 from featcache.backbones.checkpoints import Checkpoint
-from featcache.backbones.matching import Match, matches
+from featcache.backbones.matching import Match, matches, n_elements
+from featcache.devices import memory_bytes
 from featcache.errors import UsageError, WeightsUnavailable
 from featcache.provenance import digest_arrays
 from featcache.request import check_weights
@@ -105,9 +106,20 @@ def _random(arch: str, weights: str) -> nn.Module:
     seed = weights.removeprefix("random:")
     if not re.fullmatch(r"[0-9]{1,18}", seed):
         raise UsageError(f"--weights {weights[:40]}: the seed must be a whole number, as in random:0.")
+    _check_memory(arch)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(seed))
         return _create(arch)
+
+
+def _check_memory(arch: str) -> None:
+    """Raises UsageError for a network that this machine cannot hold, before it is made."""
+    needed, there = 4 * n_elements(shapes_of(sketch(arch))), memory_bytes()
+    if needed > there:
+        raise UsageError(
+            f"{arch} has {needed // 4:,} parameters, which take {needed / 1e9:,.1f} GB of memory; there are "
+            f"{there / 1e9:,.1f} GB. Choose a smaller backbone, or a larger machine."
+        )
 
 
 def _with_state(name: str, checkpoint: Checkpoint) -> tuple[nn.Module, str | None]:

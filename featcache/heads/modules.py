@@ -57,10 +57,15 @@ def head_module(
         raise ValueError(f"feature_rms must be above 0, got {feature_rms}")
     n_features = np.atleast_1d(tensors.get(_first(len(spec.widths)), 0.0)).shape[-1]
     n_outputs = stacks.n_outputs(spec, n_classes, has_findings)
-    module = Head(spec, n_features, n_outputs, feature_rms, positive if n_outputs < n_classes else None)
-    own = module.own()
-    if {name: np.shape(array) for name, array in tensors.items()} != {name: tuple(t.shape) for name, t in own.items()}:
+    single = positive if n_outputs < n_classes else None
+    with torch.device("meta"):  # a head that is promised may be larger than its file, or than any memory
+        shapes = {
+            name: tuple(t.shape) for name, t in Head(spec, n_features, n_outputs, feature_rms, single).own().items()
+        }
+    if {name: np.shape(array) for name, array in tensors.items()} != shapes:
         raise UsageError(f"these are not the weights of a {spec.kind} head with {n_outputs} output(s).")
+    module = Head(spec, n_features, n_outputs, feature_rms, single)
+    own = module.own()
     with torch.no_grad():
         for name, tensor in own.items():
             kept = torch.from_numpy(np.array(tensors[name], dtype=np.float64))

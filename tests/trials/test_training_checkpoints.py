@@ -96,7 +96,7 @@ WRITTEN: dict[str, Callable[[State], Any]] = {
 }
 
 
-@pytest.mark.parametrize("suffix", [".ckpt", ".pth.tar", ".bin", ""])
+@pytest.mark.parametrize("suffix", [".ckpt", ".pth.tar", ".bin", ".safetensors", ""])
 def test_the_suffix_decides_nothing(trained: State, digest: str, tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"best{suffix}"
     torch.save(WRITTEN["ddp"](trained), path)
