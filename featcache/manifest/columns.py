@@ -25,6 +25,7 @@ _LIKE_LABEL = re.compile(
 _SHARE = 0.5  # of the cells, or of the files
 _PROBED = 5  # names that are looked for
 _MOST_FOLDERS = 2000
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm")
 
 
 @dataclass(frozen=True)
@@ -141,27 +142,17 @@ def about_absent(source: Path, files: Mapping[str, Path]) -> Iterator[str]:
 
 
 def _where(source: Path, cells: Sequence[str]) -> str:
-    """In which folder near a table the first names are."""
+    """In which folder near a table most of some names are."""
     names = [cell.replace("\\", "/").lstrip("/") for cell in cells]
-    here = Path(os.path.abspath(source.parent))
-    for folder in _near(here):
-        for spelled, how in (
-            (names, ""),
-            ([name.rsplit("/", 1)[-1] for name in names], ", without the folders before"),
-        ):
-            if any(os.path.isfile(folder / name) for name in spelled):
-                return (
-                    f"Under {folder} there is {_existing(folder, spelled)!r}{how}: mend the paths, or move the table."
-                )
-            if stems := [name for name in spelled if not os.path.splitext(name)[1]]:
-                for suffix in (".png", ".jpg", ".jpeg", ".dcm"):
-                    if os.path.isfile(folder / (stems[0] + suffix)):
-                        return f"Under {folder} there is {stems[0] + suffix!r}: the paths lack the extension."
+    spellings = [("mend the paths, or move the table.", names)]
+    spellings += [("without the folders before it: mend the paths.", [name.rsplit("/", 1)[-1] for name in names])]
+    spellings += [("the paths lack the extension.", [name + suffix for name in names]) for suffix in _SUFFIXES]
+    for folder in _near(Path(os.path.abspath(source.parent))):
+        for advice, spelled in spellings:
+            files = [name for name in spelled if os.path.isfile(folder / name)]
+            if len(files) > _SHARE * len(spelled):
+                return f"Under {folder} there is {files[0]!r}: {advice}"
     return ""
-
-
-def _existing(folder: Path, names: Sequence[str]) -> str:
-    return next(name for name in names if os.path.isfile(folder / name))
 
 
 def _near(here: Path) -> Iterator[Path]:

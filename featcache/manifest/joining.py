@@ -11,16 +11,16 @@ import unicodedata
 from collections.abc import Callable, Collection, Mapping, Sequence
 
 _SHARE = 0.5  # of the images; where fewer have a partner, it is said
-_SPELLINGS: tuple[tuple[str, Callable[[str], str]], ...] = (
+_SPELLINGS: tuple[tuple[str, Callable[[str], str]], ...] = (  # of equals the first is said
     ("upper and lower case", str.lower),
     ("blanks", lambda key: "".join(key.split())),
-    ("the file name's extension", lambda key: os.path.splitext(key)[0]),
-    ("the folder before the name", lambda key: key.replace("\\", "/").rsplit("/", 1)[-1]),
-    ("folder and extension", lambda key: os.path.splitext(key.replace("\\", "/").rsplit("/", 1)[-1])[0]),
-    ("the direction of slashes", lambda key: key.replace("\\", "/").removeprefix("./")),
     ("the decimals of a number", lambda key: re.sub(r"\.0+$", "", key)),
     ("zeros before a number", lambda key: key.lstrip("0") or "0"),
     ("zeros before a number and its decimals", lambda key: re.sub(r"\.0+$", "", key).lstrip("0") or "0"),
+    ("the direction of slashes", lambda key: key.replace("\\", "/").removeprefix("./")),
+    ("the file name's extension", lambda key: os.path.splitext(key)[0]),
+    ("the folder before the name", lambda key: key.replace("\\", "/").rsplit("/", 1)[-1]),
+    ("folder and extension", lambda key: os.path.splitext(key.replace("\\", "/").rsplit("/", 1)[-1])[0]),
     ("the Unicode form of accents", lambda key: unicodedata.normalize("NFC", key)),
     ("case, folder and extension", lambda key: os.path.splitext(key.replace("\\", "/").rsplit("/", 1)[-1])[0].lower()),
 )

@@ -121,8 +121,8 @@ def test_absent_files_are_said_before_the_pass_with_where_they_were_looked_for(t
     ("there", "listed", "says"),
     [
         ("data/images/1.png", "1.png", "Under {}/data/images there is '1.png'"),
-        ("1.png", "wrong/place/1.png", "Under {} there is '1.png', without the folders before"),
-        ("images/1.png", "C:\\x\\images\\1.png", "Under {}/images there is '1.png', without the folders before"),
+        ("1.png", "wrong/place/1.png", "Under {} there is '1.png': without the folders before it"),
+        ("images/1.png", "C:\\x\\images\\1.png", "Under {}/images there is '1.png': without the folders before it"),
         ("train/a/1.png", "a\\1.png", "Under {}/train there is 'a/1.png'"),
         ("1.jpg", "1", "Under {} there is '1.jpg': the paths lack the extension"),
     ],

@@ -103,7 +103,7 @@ def test_a_manifest_has_unlabelled_rows_and_a_note(tmp_path: Path) -> None:
     rows = [("1.png", "cat", "p1", "train"), ("2.png", "nan", "NA", "NaN"), ("3.png", "None", "?", "test")]
     manifest = Manifest.read(table(tmp_path / "images.csv", ["path", "label", "group", "split"], rows))
     assert manifest.columns == {"label": ["cat", "", ""], "group": ["p1", "", ""], "split": ["train", "", "test"]}
-    assert "2 of column label ('nan', 'None'), 2 of column group ('NA', '?'), 1 of column split" in manifest.notes[0]
+    assert "2 of column label ('nan', 'None'), 2 of column group ('NA', '?'), 1 of column split" in manifest.notes[-1]
     manifest.write(tmp_path / "again.csv")
     assert Manifest.read(tmp_path / "again.csv").columns == manifest.columns
 
