@@ -100,9 +100,10 @@ def main() -> None:
 
 
 def _restart_in_utf8() -> None:
-    """Names are UTF-8 whatever the locale. Python decides that before it runs a line, so it is started once more; the
-    terminal is written to in its own encoding all the same."""
-    if sys.getfilesystemencoding() == "utf-8" or "utf8" in sys._xoptions or not sys.executable:
+    """Names are UTF-8 whatever the locale. Python decides that before it runs a line, so it is started once more, where
+    it was started for this program; the terminal is written to in its own encoding all the same."""
+    is_program = any(Path(word).stem == "featcache" for word in sys.orig_argv[1:])
+    if sys.getfilesystemencoding() == "utf-8" or "utf8" in sys._xoptions or not (is_program and sys.executable):
         return
     os.environ["PYTHONUTF8"] = "1"  # for the processes that decode
     os.environ.setdefault("PYTHONIOENCODING", sys.stdout.encoding)
