@@ -171,7 +171,7 @@ def test_what_is_in_neither_is_at_chance(found: Audit) -> None:
         assert each.from_vectors.low <= confounds.CHANCE <= each.from_vectors.high, name
         assert each.to_label is None or each.to_label.low <= confounds.CHANCE, name
     assert score_of(found, "split").to_label is None
-    assert len(score_of(found, "age").classes) == 2
+    assert len(score_of(found, "age").classes) == 5
 
 
 def test_free_text_and_the_label_in_other_words_are_no_variables(found: Audit) -> None:
@@ -218,19 +218,29 @@ def test_values_in_few_groups_become_one_and_unknown_ones_are_not_learnt() -> No
     assert isinstance(variable, Variable)
     assert variable.classes == ["a", "b", "(rare)"]
     assert np.bincount(variable.codes + 1).tolist() == [4, 40, 40, 16]
-    assert variable.one_hot().sum(axis=0).tolist() == [40, 40, 16, 4]
+    assert variable.predictors().sum(axis=0).tolist() == [40, 40, 16, 4]
     assert Variable.of("view", ["a"] * 96 + ["b"] * 4, np.arange(100)) == "the same everywhere, but for a few"
 
 
-def test_numbers_are_cut_at_the_median_and_into_tenths() -> None:
+def test_numbers_are_learnt_by_fifths_and_predict_by_value() -> None:
     numbers = np.random.default_rng(0).permutation(200)
     variable = Variable.of("width", [str(n) for n in numbers] + [""], np.arange(201))
     assert isinstance(variable, Variable)
-    assert (variable.codes[:-1] == (numbers > 99.5)).all()
+    assert variable.classes == ["<= 39", "39 to 79", "79 to 119", "119 to 159", "> 159"]
+    assert (variable.codes[:-1] == numbers // 40).all()
     assert variable.codes[-1] == -1
-    assert (np.bincount(variable.bins) == [20] * 10 + [1]).all()
-    texts = ["99"] * 150 + [str(n) for n in range(50)]
-    assert Variable.of("width", texts, np.arange(200)) == "more than half of its values are the greatest"
+    assert np.array_equal(variable.predictors()[:, 0], [*numbers, np.nan], equal_nan=True)
+
+
+def test_a_number_that_most_images_have_is_told_from_the_others() -> None:
+    """Also where it is the greatest, and where so few are others that they are no tenth."""
+    half = Variable.of("width", ["1024"] * 150 + [str(n) for n in range(50)], np.arange(200))
+    few = Variable.of("width", ["1024"] * 985 + [str(n) for n in range(15)], np.arange(1000))
+    assert isinstance(half, Variable)
+    assert isinstance(few, Variable)
+    assert np.bincount(half.codes).tolist() == [40, 160]
+    assert few.classes == ["1024", "others"]
+    assert np.bincount(few.codes).tolist() == [985, 15]
 
 
 def test_numbers_at_the_end_of_the_floats_are_cut_like_others() -> None:
@@ -239,15 +249,15 @@ def test_numbers_at_the_end_of_the_floats_are_cut_like_others() -> None:
     for numbers in (huge, [sign * number for sign in (-1.9, 1.9) for number in huge[::2]]):
         variable = Variable.of("dose", [repr(number) for number in numbers], np.arange(100))
         assert isinstance(variable, Variable)
-        assert np.bincount(variable.codes).tolist() == [50, 50]
-        assert np.bincount(variable.bins).tolist() == [10] * 10
+        assert np.bincount(variable.codes).tolist() == [20] * 5
+        assert np.isfinite(variable.predictors()).all()
 
 
 def test_a_value_in_too_few_groups_is_named() -> None:
     values = [str(i) for i in range(40)]
     variable = Variable.of("age", values, np.arange(40))
     assert isinstance(variable, Variable)
-    with pytest.raises(UsageError, match=r"class > 19 has 20 row\(s\) in 2 group\(s\)"):
+    with pytest.raises(UsageError, match=r"> 31 has 8 row\(s\) in 1 group\(s\)"):
         confounds.told(variable, np.eye(40, dtype=np.float32), np.minimum(np.arange(40), 21))
 
 

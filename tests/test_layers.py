@@ -24,7 +24,7 @@ FLOORS = (  # from the ground up
     ("__main__",),
 )
 PARTS = {  # of the packages, each after those it uses; "." is the package's own module, its story
-    "audit": "suspects confounds audited .",
+    "audit": "suspects confounds shortcuts audited .",
     "backbones": "graph networks blocks checkpoints matching weights .",
     "cli": "options showing results waiting embedding heads pixels exporting predicting evaluating looking "
            "sources auditing reporting .",

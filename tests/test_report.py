@@ -296,11 +296,18 @@ def test_curves_have_the_areas_of_the_record(folder: Path, two: Reported) -> Non
         assert -np.sum(np.diff(recall) * precision[:-1]) == pytest.approx(record[side]["auprc"], abs=1e-12)
 
 
-def test_reliability_is_that_of_the_record(folder: Path, two: Reported) -> None:
-    expected = Run.open(folder / "two").record["metrics"]["test"]["calibrated"]["reliability"]
-    rows = [row for row in csv_of(two, "two-reliability.csv") if row["what"] == "calibrated"]
-    assert [float(row["frequency"]) for row in rows] == [point["frequency"] for point in expected]
-    assert [int(row["n"]) for row in rows] == [point["n"] for point in expected]
+def test_reliability_is_that_of_the_record(folder: Path, tmp_path: Path) -> None:
+    """Of a Run with a temperature, which so few validation rows do not tell."""
+    shutil.copytree(folder / "two", tmp_path / "two")
+    record, subject = Run.open(folder / "two").record, subject_of(folder / "two")
+    labels, cooled = subject.labels("test"), subject.sides["test"].logits / 2.0
+    expected = metrics.reliability(labels, cooled, subject.task.positive)
+    record["metrics"]["test"]["calibrated"] = {"ece": 0.1, "reliability": expected}
+    (tmp_path / "two" / "run.json").write_text(json.dumps({**record, "temperature": 2.0}))
+    rows = rows_of(chapter_of(tmp_path / "two"), "two-reliability")
+    calibrated = [row for row in rows if row["what"] == "calibrated"]
+    assert [row["frequency"] for row in calibrated] == [point["frequency"] for point in expected]
+    assert [row["n"] for row in calibrated] == [point["n"] for point in expected]
 
 
 def test_scores_are_counted_once_each(folder: Path, two: Reported) -> None:

@@ -7,11 +7,11 @@ Letters: n rows, d features, c classes.
 
     suspects    rows that deserve a look: outliers, labels that are probably wrong
     confounds   what vectors tell that they should not know
+    shortcuts   what tells the label without a look at an image
     audited     what was found, as tables
 """
 
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import count
@@ -23,6 +23,7 @@ from featcache import missing, splits
 from featcache.audit import confounds, suspects
 from featcache.audit.audited import SHOWN, Audit, Near
 from featcache.audit.confounds import Confound, Score, Variable
+from featcache.audit.shortcuts import TOGETHER, Labels, Shortcut, best, dealt, folders, suffix
 from featcache.audit.suspects import Doubts
 from featcache.errors import ImageError, UsageError
 from featcache.images import headers
@@ -30,7 +31,6 @@ from featcache.images.headers import Header
 from featcache.manifest import Manifest
 from featcache.manifest.checking import alike
 from featcache.missing import without_missing
-from featcache.splits import Fold
 from featcache.splits.duplicates import near_pairs
 from featcache.store import Store, Variety
 
@@ -46,14 +46,15 @@ _MAX_NEAR = 200_000  # pairs
 _TELLS_NOTHING = 0.1  # share of all pairs
 _NO_VARIABLES = frozenset({"group", "path"})
 _LABELS = frozenset({"label", "kind", "finding", "problems", "mesh"})  # the label in other words, as `sources` has them
-_KINDS = {"jpg": "jpeg", "jpe": "jpeg", "jfif": "jpeg", "tif": "tiff", "dcm": "dicom"}
+_PRESENT = frozenset({"1", "1.0"})
+_TOGETHER = {"image size": ("image width", "image height", "aspect ratio")}  # variables that are one thing
 
 
 def audit(
     store: Store,
     images: Manifest | None = None,
     *,
-    label: str = "label",
+    label: str | Sequence[str] = "label",
     ignore: Sequence[str] = (),
     near: float = NEAR,
     seed: int = 0,
@@ -64,7 +65,7 @@ def audit(
     Args:
         store: an open store.
         images: where its images are now; matched by name.
-        label: the column of classes.
+        label: the column of classes, or several of findings, each 1, 0 or empty.
         ignore: columns that are no variables.
         near: cosine from which two vectors are nearly the same.
         seed: of everything that is drawn.
@@ -74,10 +75,11 @@ def audit(
         UsageError: fewer than two rows, no such column, none of the images is in the store; and whatever reading the
             store raises.
     """
-    columns = _columns(store, label, ignore)
+    wanted = (label,) if isinstance(label, str) else tuple(label)
+    columns = _columns(store, wanted, ignore)
     notes = missing.notes(store.path, store.missing_words)
     groups = _groups(store, columns, notes)
-    texts = _texts(store, columns, images, {"label", label, *ignore}, notes)
+    texts = _texts(store, columns, images, {"label", *wanted, *ignore}, notes)
     variables, left_out = _variables(texts, columns["label"], groups)
     step = _stepper(len(variables) + 3, on_progress)
     x = store.features()
@@ -90,6 +92,8 @@ def audit(
     x = confounds.components(x, seed)
     task = _Task.of(columns["label"], x, groups, seed, notes)
     step()
+    told = {each.name: _label_from(task.labels, each) for each in variables}
+    together = task.labels.told_by(*(each for each in variables if each.name != "split"))
     return Audit(
         store=store.path,
         image_ids=store.image_ids,
@@ -99,29 +103,71 @@ def audit(
         threshold=near,
         near=found_near,
         n_equal=variety.n_equal,
-        confounds=_worst_first([_confound(each, x, groups, task, seed, step) for each in variables]),
+        confounds=_worst_first([_confound(each, x, groups, told[each.name], seed, step) for each in variables]),
         left_out=left_out,
-        together=task.told_by(*(each for each in variables if each.name != "split")),
+        together=together,
+        shortcuts=_shortcuts(columns, wanted, task.labels, variables, {**told, TOGETHER: together}, groups, seed),
         of_label=task.score,
         distance=distance,
         nearest=nearest,
-        classes=task.classes,
-        labelled=task.rows,
+        classes=task.labels.classes,
+        labelled=task.labels.rows,
         doubts=task.doubts,
         notes=notes,
     )
 
 
-def _columns(store: Store, label: str, ignore: Sequence[str]) -> dict[str, Sequence[str]]:
-    """Those of the store, with `label` the one asked for, and empty ones where there is no label or split."""
+def _label_from(labels: Labels, variable: Variable) -> Score | None:
+    """The split is chosen, not found."""
+    return None if variable.name == "split" else labels.told_by(variable)
+
+
+def _shortcuts(
+    columns: Columns,
+    wanted: Sequence[str],
+    labels: Labels,
+    variables: Sequence[Variable],
+    told: Mapping[str, Score | None],
+    groups: Array,
+    seed: int,
+) -> list[Shortcut]:
+    """Of each class, or each finding, what tells it best."""
+    by_name = {each.name: each for each in variables if each.name != "split"}
+    sets = {name: [by_name[part] for part in parts if part in by_name] for name, parts in _TOGETHER.items()}
+    sets = {name: parts for name, parts in sets.items() if len(parts) > 1}
+    if len(wanted) == 1:
+        return best({**told, **{name: labels.told_by(*parts) for name, parts in sets.items()}})
+    shortcuts: list[Shortcut] = []
+    sets |= {name: [each] for name, each in by_name.items()} | {TOGETHER: list(by_name.values())}
+    for finding in wanted:
+        of = Labels.of(without_missing(columns[finding]), groups, seed, [], dealt)
+        shortcuts += best({name: of.told_by(*parts) for name, parts in sets.items()}, finding)
+    return sorted(shortcuts, key=lambda shortcut: -shortcut.auroc)
+
+
+def _columns(store: Store, wanted: Sequence[str], ignore: Sequence[str]) -> dict[str, Sequence[str]]:
+    """Those of the store, with `label` the one asked for, or the first finding of several; and empty ones where there
+    is no label or split."""
     columns = store.columns
     if len(store) < 2:
         raise UsageError(f"{store.path} has {len(store)} image(s): there is nothing to compare.")
-    for name in (*ignore, *([label] if label != "label" else [])):
+    for name in (*ignore, *(name for name in wanted if name != "label" or len(wanted) > 1)):
         if name not in columns:
             raise UsageError(f"{store.path} has no column {name!r}; it has {', '.join(columns) or 'none'}.")
     empty = [""] * len(store)
-    return {"split": empty, **columns, "label": without_missing(columns.get(label, empty))}
+    return {"split": empty, **columns, "label": _label_texts(columns, wanted, empty)}
+
+
+def _label_texts(columns: Columns, wanted: Sequence[str], empty: Sequence[str]) -> list[str]:
+    """The class of each row; of several findings those that are there, empty where none is known."""
+    if len(wanted) == 1:
+        return list(without_missing(columns.get(wanted[0], empty)))
+    findings = [without_missing(columns[name]) for name in wanted]
+    return [_present(wanted, row) if any(row) else "" for row in zip(*findings, strict=True)]
+
+
+def _present(findings: Sequence[str], row: Sequence[str]) -> str:
+    return "|".join(name for name, text in zip(findings, row, strict=True) if text in _PRESENT) or "no finding"
 
 
 def _groups(store: Store, columns: Columns, notes: list[str]) -> Array:
@@ -198,71 +244,35 @@ def _all_near(x: Array, content: Array, threshold: float) -> tuple[Array, Array]
 
 @dataclass(frozen=True)
 class _Task:
-    """The label as numbers, and what the vectors say of it. Classes in too few groups for the folds are left out.
+    """The label, and what the vectors say of it.
 
     Attributes:
-        classes: c names; fewer than two where there is nothing to learn.
-        rows: (k,) rows with one of them.
-        y: (k,) their numbers.
-        groups: (k,).
-        folds: of the k rows; none where nothing can be learnt.
+        labels: as numbers.
         score, doubts: of the out-of-fold logits; None where there are none.
-        seed: of everything that is drawn.
     """
 
-    classes: Sequence[str]
-    rows: Array
-    y: Array
-    groups: Array
-    folds: Sequence[Fold]
+    labels: Labels
     score: Score | None
     doubts: Doubts | None
-    seed: int
 
     @classmethod
-    def of(cls, labels: Sequence[str], x: Array, groups: Array, seed: int, notes: list[str]) -> Self:
+    def of(cls, texts: Sequence[str], x: Array, groups: Array, seed: int, notes: list[str]) -> Self:
         """Learns the label from the vectors."""
-        text = np.array(labels, dtype=object)
-        n_groups = {name: len(np.unique(groups[text == name])) for name in sorted(set(labels) - {""})}
-        classes = [name for name, n in n_groups.items() if n >= confounds.FOLDS]
-        if few := [name for name in n_groups if name not in classes]:
-            notes.append(f"labels in fewer than {confounds.FOLDS} groups are left out: {', '.join(few)}")
-        rows = np.flatnonzero(np.isin(text, classes))
-        y = np.array([classes.index(name) for name in text[rows]], dtype=np.int64)
-        folds = _folds(y, groups[rows], classes, seed, notes)
-        if not folds:
-            return cls(classes, rows, y, groups[rows], folds, None, None, seed)
-        logits = confounds.out_of_fold(confounds.rows_of(x, rows), y, len(classes), folds, seed)
-        score = confounds.score(y, logits, groups[rows], seed)
-        return cls(classes, rows, y, groups[rows], folds, score, suspects.doubt(y, logits), seed)
-
-    def told_by(self, *variables: Variable) -> Score | None:
-        """How well variables alone, together, tell the label."""
-        if not self.folds or not variables:
-            return None
-        bins = np.concatenate([each.one_hot()[self.rows] for each in variables], axis=1)
-        logits = confounds.out_of_fold(bins, self.y, len(self.classes), self.folds, self.seed)
-        return confounds.score(self.y, logits, self.groups, self.seed)
-
-
-def _folds(y: Array, groups: Array, classes: Sequence[str], seed: int, notes: list[str]) -> list[Fold]:
-    if len(classes) < 2:
-        notes.append("there are no two classes to learn: nothing is said of labels")
-        return []
-    try:
-        return splits.k_folds(np.array(classes)[y], groups, confounds.FOLDS, seed)
-    except UsageError as error:
-        notes.append(f"the label cannot be learnt: {error}")
-        return []
+        labels = Labels.of(texts, groups, seed, notes)
+        if not labels.folds:
+            return cls(labels, None, None)
+        y, classes = labels.y, labels.classes
+        logits = confounds.out_of_fold(confounds.rows_of(x, labels.rows), y, len(classes), labels.folds, seed)
+        score = confounds.score(y, logits, labels.groups, classes, seed)
+        return cls(labels, score, suspects.doubt(y, logits))
 
 
 # --- what is no finding -----------------------------------------------------------------------------------------------
 
 
 def _confound(
-    variable: Variable, x: Array, groups: Array, task: _Task, seed: int, step: Callable[[], None]
+    variable: Variable, x: Array, groups: Array, to_label: Score | None, seed: int, step: Callable[[], None]
 ) -> Confound:
-    to_label = None if variable.name == "split" else task.told_by(variable)
     try:
         found, why = confounds.told(variable, x, groups, seed), ""
     except UsageError as error:
@@ -299,25 +309,10 @@ def _texts(
 ) -> dict[str, Sequence[str]]:
     """Everything known of the images that may be a variable, by name."""
     own = {name: values for name, values in columns.items() if name not in _NO_VARIABLES | ignored and any(values)}
-    own |= {"source folder": _folders(store.image_ids, columns)}
+    own |= {"source folder": folders(store.image_ids, columns)}
     if images is None:
-        return {**own, "file format": [_suffix(name) for name in store.image_ids]}
+        return {**own, "file format": [suffix(name) for name in store.image_ids]}
     return {**own, **_of_headers(store, images, notes)}
-
-
-def _folders(image_ids: Sequence[str], columns: Columns) -> list[str]:
-    """Of each name its folders, without those that are the split or the label."""
-    rows = zip(image_ids, columns["split"], columns["label"], strict=True)
-    return ["/".join(_other_folders(name.split("/")[:-1], split, label)) or "." for name, split, label in rows]
-
-
-def _other_folders(parts: Sequence[str], split: str, label: str) -> Iterator[str]:
-    return (part for part in parts if part != label and (not split or splits.split_name(part) != split))
-
-
-def _suffix(name: str) -> str:
-    found = os.path.splitext(name)[1].lower().removeprefix(".")
-    return _KINDS.get(found, found)
 
 
 def _of_headers(store: Store, images: Manifest, notes: list[str]) -> dict[str, Sequence[str]]:
@@ -337,7 +332,8 @@ def _of_headers(store: Store, images: Manifest, notes: list[str]) -> dict[str, S
         notes.append(f"{n_without:,} images are not there, or cannot be read: their headers are unknown")
     of = {"image width": "width", "image height": "height", "bit depth": "bits", "colour mode": "mode"}
     of["file format"] = "kind"
-    return {name: ["" if h is None else str(getattr(h, field)) for h in found] for name, field in of.items()}
+    texts = {name: ["" if h is None else str(getattr(h, field)) for h in found] for name, field in of.items()}
+    return {**texts, "aspect ratio": ["" if h is None else f"{h.width / max(h.height, 1):.3g}" for h in found]}
 
 
 def _header(path: Any) -> Header | None:

@@ -18,6 +18,7 @@ import numpy as np
 from featcache import durable
 from featcache.audit import confounds
 from featcache.audit.confounds import Confound, Score
+from featcache.audit.shortcuts import Shortcut, as_json
 from featcache.audit.suspects import Doubts
 from featcache.errors import UsageError, in_our_words
 from featcache.manifest.checking import Alike
@@ -35,7 +36,7 @@ _OF_LABEL = ("image_id", "split", "label", "suggested", "p_label", "p_suggested"
 _OF_OUTLIER = ("image_id", "split", "label", "distance", "nearest")
 _OF_CONFOUND = (
     "variable", "classes", "auroc_from_vectors", "low", "high", "above_chance", "auroc_to_label", "label_low",
-    "label_high", "chance", "why_not",
+    "label_high", "label_class", "label_class_auroc", "chance", "why_not",
 )  # fmt: skip
 _HEADERS = {
     "identical.csv": _OF_SET, "near_duplicates.csv": _OF_PAIR, "confounds.csv": _OF_CONFOUND,
@@ -85,6 +86,7 @@ class Audit:
         confounds: a variable each, the best told by the vectors first.
         left_out: columns that are no variables, with the reason.
         together: how well all variables together tell the label.
+        shortcuts: of each class what tells it best without a look at an image, the best told first.
         of_label: how well the vectors tell it, in the same way.
         distance, nearest: of each row, see `suspects.outliers`.
         classes: names of the labels.
@@ -104,6 +106,7 @@ class Audit:
     confounds: Sequence[Confound]
     left_out: Mapping[str, str]
     together: Score | None
+    shortcuts: Sequence[Shortcut]
     of_label: Score | None
     distance: Array
     nearest: Array
@@ -162,6 +165,7 @@ class Audit:
             "confounds": [asdict(each) for each in self.confounds],
             "left_out": dict(self.left_out),
             "label_from_confounds": None if self.together is None else asdict(self.together),
+            "shortcuts": as_json(self.shortcuts),
             "label_from_vectors": None if self.of_label is None else asdict(self.of_label),
             "outliers": self.furthest(),
             "doubtful_labels": None if self.doubts is None else int(self.doubts.is_confident.sum()),
@@ -269,5 +273,6 @@ def _confound_row(each: Confound) -> list[object]:
         return ["", "", ""] if score is None else [round(value, 4) for value in (score.auroc, score.low, score.high)]
 
     above = "" if each.from_vectors is None else "yes" if each.from_vectors.above_chance else "no"
-    shown = [*numbers(each.from_vectors), above, *numbers(each.to_label)]
+    best = [each.to_label.best.name, round(each.to_label.best.auroc, 4)] if each.to_label else ["", ""]
+    shown = [*numbers(each.from_vectors), above, *numbers(each.to_label), *best]
     return [each.name, "; ".join(each.classes), *shown, confounds.CHANCE, each.why]

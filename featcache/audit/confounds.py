@@ -1,15 +1,16 @@
-"""What gives itself away: how well vectors tell what they should not know, and how well that alone tells the label.
+"""What gives itself away: how well vectors tell what they should not know.
 
 If a head can tell the hospital, the format or the size of an image from its vector, and these differ between the
-classes, its score may be theirs. Each such variable is learnt from the vectors, and the label from each variable, both
-by logistic regression on folds that no patient crosses. A score is an AUROC, of which 0.5 is chance. What is continuous
-is learnt as "above the median or not", and as a predictor cut into tenths, so that all numbers are on one scale.
-Knows neither files nor images. Letters: n rows, d features, k components, c classes, b bins.
+classes, its score may be theirs. Each such variable is learnt from the vectors by logistic regression on folds that no
+patient crosses: a value against all others, and of numbers each fifth of them. A score is an AUROC, of which 0.5 is
+chance. How well the variables alone tell the label is said by `shortcuts`.
+Knows neither files nor images. Letters: n rows, d features, k components, c classes.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,8 @@ from featcache.heads import HeadSpec
 from featcache.heads.fits import Fit, Pool
 from featcache.heads.objective import Targets
 from featcache.heads.solvers import solve_all
-from featcache.metrics import intervals
+from featcache.metrics import estimates
+from featcache.metrics.estimates import Estimate
 from featcache.splits import Fold
 
 Array = np.ndarray[Any, Any]
@@ -34,7 +36,7 @@ _MIN_GROUPS = 2 * FOLDS  # that a value must be in to be a class of its own
 _WIDER = math.sqrt(1 + FOLDS / (FOLDS - 1))  # see `score`
 _C = 0.1  # inverse penalty, of components of variance 1
 _BLOCK = 4096  # rows
-_TENTHS = 10
+_LEAST_PART = 0.1  # of the rows
 _RARE = "(rare)"
 _UNKNOWN = -1
 
@@ -45,17 +47,15 @@ class Variable:
 
     Attributes:
         name: of it.
-        classes: c names of what is learnt: values, or the two sides of the median.
+        classes: c names of what is learnt: values, or parts of the numbers.
         codes: (n,) class numbers, -1 where unknown.
-        bins: (n,) numbers from 0 to b - 1 for what predicts, of which the last is "unknown".
-        n_bins: b.
+        numbers: (n,) the numbers themselves, NaN where unknown; None where it is no number, or has few values.
     """
 
     name: str
     classes: Sequence[str]
     codes: Array
-    bins: Array
-    n_bins: int
+    numbers: Array | None = None
 
     @classmethod
     def of(cls, name: str, texts: Sequence[str], groups: Array) -> "Variable | str":
@@ -66,7 +66,7 @@ class Variable:
         """
         n_different = len(set(texts) - {""})
         if n_different > MAX_CLASSES and (numbers := _numbers(texts)) is not None:
-            return cls._cut(name, numbers)
+            return cls._of_numbers(name, numbers, groups)
         names = _frequent(texts, groups)
         if n_different > MAX_CLASSES and 2 * sum(text in names for text in texts) < sum(map(bool, texts)):
             return f"{n_different:,} different texts"
@@ -74,22 +74,44 @@ class Variable:
             return "the same everywhere, but for a few" if n_different > 1 else "the same everywhere"
         rare = names.index(_RARE) if _RARE in names else _UNKNOWN
         codes = np.array([names.index(t) if t in names else rare if t else _UNKNOWN for t in texts])
-        return cls(name, names, codes, np.where(codes < 0, len(names), codes), len(names) + 1)
+        return cls(name, names, codes)
 
     @classmethod
-    def _cut(cls, name: str, numbers: Array) -> "Variable | str":
+    def _of_numbers(cls, name: str, numbers: Array, groups: Array) -> "Variable | str":
+        """Fifths, as far as equal numbers allow; or one number against all others, where nearly all are that."""
         known = np.isfinite(numbers)
-        middle = _parts(numbers[known], 0.5)
-        codes = np.where(known, numbers > middle, _UNKNOWN).astype(np.int64)
-        if len(np.unique(codes[known])) < 2:
-            return "more than half of its values are the greatest"
-        cuts = np.unique(_parts(numbers[known], np.arange(1, _TENTHS) / _TENTHS))
-        bins = np.where(known, np.searchsorted(cuts, numbers, side="left"), len(cuts) + 1)
-        return cls(name, [f"<= {middle:.6g}", f"> {middle:.6g}"], codes, bins, len(cuts) + 2)
+        edges = _edges(numbers[known])
+        if len(edges):
+            words = [f"{value:.6g}" for value in edges]
+            names = [f"<= {words[0]}", *map(" to ".join, pairwise(words)), f"> {words[-1]}"]
+            codes = np.searchsorted(edges, numbers, side="left")
+        else:
+            values, counts = np.unique(numbers[known], return_counts=True)
+            usual = values[counts.argmax()]
+            names, codes = [f"{usual:.6g}", "others"], (numbers != usual).astype(np.int64)
+        codes = np.where(known, codes, _UNKNOWN)
+        if min(len(np.unique(groups[codes == code])) for code in range(len(names))) < min(_MIN_GROUPS, FOLDS):
+            return "the same everywhere, but for a few"
+        return cls(name, names, codes, numbers)
 
-    def one_hot(self) -> Array:
-        """(n, b) float32: what a label is predicted from."""
-        return np.eye(self.n_bins, dtype=np.float32)[self.bins]
+    def predictors(self) -> Array:
+        """(n, k) float32: what a label is predicted from. Numbers by value, NaN where unknown; else a column per class
+        and one for unknown."""
+        if self.numbers is not None:
+            largest = float(np.finfo(np.float32).max)
+            return np.clip(self.numbers, -largest, largest).astype(np.float32)[:, None]
+        levels = np.where(self.codes < 0, len(self.classes), self.codes)
+        return np.eye(len(self.classes) + 1, dtype=np.float32)[levels]
+
+
+@dataclass(frozen=True)
+class OneClass:
+    """How well one class is told from all others: its name, and an AUROC with its 95 % interval."""
+
+    name: str
+    auroc: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
@@ -101,6 +123,7 @@ class Score:
         low, high: 95 % interval.
         n_rows: that it is of.
         n_classes: c.
+        by_class: each against the rest; of two, the last.
     """
 
     auroc: float
@@ -108,11 +131,17 @@ class Score:
     high: float
     n_rows: int
     n_classes: int
+    by_class: Sequence[OneClass] = ()
 
     @property
     def above_chance(self) -> bool:
         """Whether the whole interval is."""
         return self.low > CHANCE
+
+    @property
+    def best(self) -> OneClass:
+        """The class that is told best."""
+        return max(self.by_class, key=lambda each: each.auroc)
 
 
 @dataclass(frozen=True)
@@ -176,28 +205,37 @@ def out_of_fold(x: Array, y: Array, n_classes: int, folds: Sequence[Fold], seed:
     return logits
 
 
-def score(y: Array, logits: Array, groups: Array, seed: int = 0) -> Score:
+def score(y: Array, logits: Array, groups: Array, classes: Sequence[str], seed: int = 0) -> Score:
     """The AUROC of out-of-fold logits with its interval, of at most about `MAX_ROWS` rows: whole groups are drawn.
 
-    A bootstrap of the rows knows nothing of the training: heads of different folds share most of what they learn from,
-    and what one class has too much of in a fold it lacks in the others. So its interval is widened by sqrt(1 + k n2 /
-    n1), which is 1.5 for five folds, as Nadeau and Bengio ("Inference for the generalization error", Machine Learning
-    52, 2003) correct the variance of resampled scores. Of 180 variables that were in none of the vectors it lay above
-    chance in 3, without that in 15.
+    An interval of the rows knows nothing of the training: heads of different folds share most of what they learn from,
+    and what one class has too much of in a fold it lacks in the others. So it is widened by sqrt(1 + k n2 / n1), which
+    is 1.5 for five folds, as Nadeau and Bengio ("Inference for the generalization error", Machine Learning 52, 2003)
+    correct the variance of resampled scores. Of 180 variables that were in none of the vectors it lay above chance in
+    3, without that in 15.
 
     Args:
         y: (n,) class numbers.
         logits: (n, c).
         groups: (n,) group numbers.
-        seed: of the draw, and of the bootstrap.
+        classes: c names.
+        seed: of the draw.
     """
     rows = _drawn(groups, seed)
-    y, logits, groups = y[rows], logits[rows], groups[rows]
-    positive = logits.shape[1] - 1
-    auroc = metrics.evaluate(y, logits, positive)["auroc"]
-    low, high = intervals.evaluate(y, logits, positive, groups=groups)["auroc"]
-    low, high = max(0.0, auroc - _WIDER * (auroc - low)), min(1.0, auroc + _WIDER * (high - auroc))
-    return Score(auroc, low, high, len(rows), logits.shape[1])
+    y, logits = y[rows], logits[rows]
+    names, group = np.unique(groups[rows], return_inverse=True)
+    counted = metrics.counted(len(classes), len(classes) - 1)
+    present = [c for c in counted if (y == c).any()]
+    areas = [estimates.auroc(y == c, metrics.log_odds(logits, c), group, len(names)) for c in present]
+    whole = _widened(estimates.mean(areas) if len(areas) > 1 else areas[0])
+    by_class = [OneClass(classes[c], *_widened(area)) for c, area in zip(present, areas, strict=True)]
+    return Score(*whole, len(rows), len(classes), by_class)
+
+
+def _widened(estimate: Estimate) -> tuple[float, float, float]:
+    value = estimate.value
+    low, high = value - _WIDER * (value - estimate.low), value + _WIDER * (estimate.high - value)
+    return value, max(0.0, low), min(1.0, high)
 
 
 def told(variable: Variable, x: Array, groups: Array, seed: int = 0) -> Score:
@@ -215,7 +253,7 @@ def told(variable: Variable, x: Array, groups: Array, seed: int = 0) -> Score:
     rows = np.flatnonzero(variable.codes >= 0)
     y, groups, n_classes = variable.codes[rows], groups[rows], len(variable.classes)
     folds = splits.k_folds(np.array(variable.classes)[y], groups, FOLDS, seed)
-    return score(y, out_of_fold(rows_of(x, rows), y, n_classes, folds, seed), groups, seed)
+    return score(y, out_of_fold(rows_of(x, rows), y, n_classes, folds, seed), groups, variable.classes, seed)
 
 
 def rows_of(x: Array, rows: Array) -> Array:
@@ -245,10 +283,17 @@ def _numbers(texts: Sequence[str]) -> Array | None:
     return numbers if np.isfinite(numbers[known]).all() else None
 
 
-def _parts(numbers: Array, shares: Any) -> Any:
-    """Quantiles that are values themselves: between two values the sums of an average may overflow, and it cuts the
-    values into the same parts."""
-    return np.quantile(numbers, shares, method="lower")
+def _edges(numbers: Array) -> Array:
+    """Where numbers are cut into five parts: the greatest of each but the last, which are numbers themselves, as far as
+    every part has a tenth of them."""
+    edges: list[float] = []
+    below = 0.0
+    for edge in np.unique(np.quantile(numbers, np.arange(1, 5) / 5, method="lower")).tolist():
+        share = float(np.mean(numbers <= edge))
+        if share - below >= _LEAST_PART and 1 - share >= _LEAST_PART:
+            edges.append(edge)
+            below = share
+    return np.array(edges)
 
 
 def _drawn(groups: Array, seed: int) -> Array:

@@ -24,7 +24,10 @@ def audit_command(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder of the tables.", show_default="audit/STORE")
     ] = None,
-    label_column: Annotated[str, typer.Option(help="The column of classes.")] = "label",
+    label_column: Annotated[
+        list[str] | None,
+        typer.Option(help="The column of classes, or several of findings: repeat it.", show_default="label"),
+    ] = None,
     ignore: Annotated[list[str] | None, typer.Option(help="A column that is no confound. Repeat it.")] = None,
     near: Annotated[
         float | None, typer.Option(help="Cosine from which two vectors are nearly the same.", show_default="0.95")
@@ -40,7 +43,11 @@ def audit_command(
 
     folder = output or Path("audit") / store.stem
     check_free(folder)
-    asked: dict[str, Any] = {"label": label_column, "ignore": ignore or (), "near": NEAR if near is None else near}
+    asked: dict[str, Any] = {
+        "label": label_column or "label",
+        "ignore": ignore or (),
+        "near": NEAR if near is None else near,
+    }
     with interruptible("nothing was changed"), progress("auditing", "steps/s") as (on_progress, on_note):
         manifest = Manifest.read(images, allow_outside=allow_outside) if images is not None else None
         tell_notes(manifest, on_note)
@@ -112,12 +119,17 @@ def _confounds(found: Any) -> Any:
 def _score(score: Any) -> str:
     if score is None:
         return "–"
-    return f"{score.auroc:.3f} [{score.low:.3f}, {score.high:.3f}]{'*' if score.above_chance else ' '}"
+    best = f" {escaped(score.best.name)} {score.best.auroc:.3f}" if score.n_classes > 2 else ""
+    return f"{score.auroc:.3f} [{score.low:.3f}, {score.high:.3f}]{'*' if score.above_chance else ' '}{best}"
 
 
 def _label_lines(found: Any) -> Iterator[str]:
+    from featcache.audit.shortcuts import worth_saying
+
     yield "AUROC out of fold with its 95 % interval; chance is 0.5, * stands where all of it is above"
     together = f"; from the variables together: {_score(found.together).strip()}" if found.together else ""
+    for shortcut in worth_saying(found.shortcuts):
+        yield f"[yellow]{escaped(str(shortcut))}[/]"
     yield f"the label is told from the vectors: {_score(found.of_label).strip()}{together}"
 
 

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from featcache import devices, figures, missing, runs
+from featcache.audit.shortcuts import in_store, worth_saying
 from featcache.bounds import check_number
 from featcache.errors import UsageError
 from featcache.heads import HeadSpec, scoring, vectors
@@ -42,6 +43,7 @@ Progress = Callable[[int, int], None]
 _NONE = np.array([], dtype=np.int64)
 _NEAR_SHOWN = 5
 _LOOKED_AT = 20_000  # rows, to see whether vectors differ
+_SHORTCUTS_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -139,7 +141,13 @@ def train_head(
         "temperature": choice.temperature,
         "operating_point": said.at_operating_point(rule) if rule else None,
         "baselines": worth,
-        "notes": [*notes, *about_network(store.weights_source), *_about_others(worth), *said.notes(ranked)],
+        "notes": [
+            *notes,
+            *about_network(store.weights_source),
+            *_about_others(worth),
+            *_about_shortcuts(task, protocol, target),
+            *said.notes(ranked),
+        ],
         "left_out": protocol.left_out,
         "feature_rms": bench.rms(made.final.fit) if spec.kind != "knn" else None,
         "images_sha256": images["sha256"],
@@ -258,6 +266,24 @@ def _about_others(worth: Mapping[str, Any]) -> list[str]:
     """Where a store that is compared with is of a network that has learnt from images."""
     return [
         f"{each['store']}: {note}" for each in worth.get("other_stores", ()) for note in about_network(each["weights"])
+    ]
+
+
+def _about_shortcuts(task: Task, protocol: Protocol, target: TargetSpec) -> list[str]:
+    """What tells a class without a look at an image, from names and columns of the store."""
+    if task.has_findings:
+        words = {1.0: "1", 0.0: "0"}
+        labels = {
+            name: [words.get(value, "") for value in column]
+            for name, column in zip(task.classes, task.labels.T.tolist(), strict=True)
+        }
+    else:
+        labels = {"": [task.classes[number] if number >= 0 else "" for number in task.labels.tolist()]}
+    shortcuts = in_store(task.image_ids, task.columns, labels, protocol.groups, target.columns)
+    return [
+        f"shortcut: {shortcut}, without a look at an image. A head may have learnt that, and not what is to be seen; "
+        f"audit the store for more"
+        for shortcut in worth_saying(shortcuts)[:_SHORTCUTS_SHOWN]
     ]
 
 
