@@ -273,6 +273,39 @@ def test_lists_of_findings_are_read_as_the_run_s_own_were(tmp_path: Path) -> Non
     assert any("'finding' is read as lists separated by '|'" in note for note in done.notes)
 
 
+def test_conditions_choose_the_images(two: Path, tmp_path: Path) -> None:
+    whole = evaluate(two / "run", two / "last.h5", tmp_path / "whole")
+    done = evaluate(two / "run", two / "all.h5", tmp_path / "out", where=["split=test"], with_training_images=True)
+    assert done.metrics == whole.metrics
+    assert done.record["left_out"] == {"values other than split=test": N_TRAIN}
+    assert any(note == f"Only images with split=test are looked at: {N - N_TRAIN} of {N}." for note in done.notes)
+    check_counts(done)
+    with pytest.raises(UsageError, match="no column 'site'"):
+        evaluate(two / "run", two / "all.h5", tmp_path / "no", where=["site=x"])
+    with pytest.raises(UsageError, match="split is 'test', 'train'"):
+        evaluate(two / "run", two / "all.h5", tmp_path / "no", where=["split=exam"])
+
+
+def test_codes_of_the_set_may_be_said_where_the_run_s_own_had_none(tmp_path: Path) -> None:
+    x, columns = findings(N, D)
+    _, first, last = parts(tmp_path, x, columns)
+    run = trained(tmp_path / "run", first, target=THREE_FINDINGS)
+    with Store.open(last) as store:
+        codes = {
+            name: ["-1.0" if i % 9 == 0 else text for i, text in enumerate(texts)]
+            for name, texts in store.columns.items()
+        }
+        coded = make_store(tmp_path / "coded.h5", store.features(), codes, store.content_sha256)
+    with pytest.raises(UsageError, match="Set uncertain to 'ignore'"):
+        evaluate(run.path, coded, tmp_path / "out")
+    with pytest.raises(UsageError, match="uncertain must be one of"):
+        evaluate(run.path, coded, tmp_path / "out", uncertain="maybe")
+    ignored = evaluate(run.path, coded, tmp_path / "ignored", uncertain="ignore")
+    counted = evaluate(run.path, coded, tmp_path / "positive", uncertain="positive")
+    n_ignored, n_counted = (sum(each["support"] for each in done.metrics["per_class"]) for done in (ignored, counted))
+    assert n_counted > n_ignored
+
+
 # --- images that the Run knows ----------------------------------------------------------------------------------------
 
 

@@ -9,7 +9,19 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from featcache.cli.options import AllowOutside, Device, Json, LabelColumn, Labels, On, Timeout, weights_there
+from featcache.cli.options import (
+    AllowOutside,
+    Device,
+    Json,
+    LabelColumn,
+    Labels,
+    On,
+    Separator,
+    Timeout,
+    Uncertain,
+    Where,
+    weights_there,
+)
 from featcache.cli.results import SCORES, class_table, confusion_line, score
 from featcache.cli.showing import answer, console, escaped, plain_table, print_notes, tell_notes
 from featcache.cli.waiting import going_on
@@ -39,6 +51,9 @@ def evaluate_command(
             rich_help_panel="Labels",
         ),
     ] = None,
+    uncertain: Uncertain = None,
+    separator: Separator = None,
+    where: Where = None,
     by: Annotated[
         list[str] | None,
         typer.Option(
@@ -96,6 +111,9 @@ def evaluate_command(
             label_columns=label_column or (),
             on=on,
             class_map=pairs_of(class_map or (), predictor.classes),
+            uncertain=uncertain,
+            separator=separator,
+            where=where or (),
             by=by or (),
             group_by=group_by,
             with_training_images=with_training_images,

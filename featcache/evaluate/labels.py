@@ -7,9 +7,9 @@ Letters: n images, c classes or findings.
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -43,6 +43,21 @@ class SetLabels:
     matching: Matching
     unknown: Mapping[str, int]
     notes: list[str] = field(default_factory=list)
+
+    def restricted(self, kept: Array, where: str) -> Self:
+        """Without the labels of images for which conditions do not hold.
+
+        Args:
+            kept: whether they hold, for each image of the set before any was taken away.
+            where: the conditions.
+        """
+        note = f"Only images with {where} are looked at: {int(kept.sum()):,} of {len(kept):,}."
+        if kept.all() or len(kept) != len(self.reasons):  # the others are not there any more
+            return replace(self, notes=[note, *self.notes])
+        reasons = [
+            reason if keep else f"values other than {where}" for reason, keep in zip(self.reasons, kept, strict=True)
+        ]
+        return replace(self, reasons=reasons, notes=[note, *self.notes])
 
 
 @dataclass(frozen=True)

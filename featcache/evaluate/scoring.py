@@ -28,7 +28,7 @@ from featcache.runs import Table, evaluation
 from featcache.runs.evaluation import Evaluation
 from featcache.runs.identity import identity_of, said_by
 from featcache.runs.task import Rows
-from featcache.store import Store
+from featcache.store import Store, Where
 from featcache.training import baselines
 from featcache.training.summary import EXTERNAL, TRAIN, Said, predictions
 
@@ -46,6 +46,9 @@ def evaluate(
     label_columns: Sequence[str] = (),
     on: str = "image_id",
     class_map: Mapping[str, str] | None = None,
+    uncertain: str | None = None,
+    separator: str | None = None,
+    where: Sequence[Where | str] = (),
     by: Sequence[str] = (),
     group_by: str | None = None,
     with_training_images: bool = False,
@@ -74,6 +77,10 @@ def evaluate(
             as the Run's findings are.
         on: the column by which `labels` is joined: `image_id`, or one that the set has too.
         class_map: label of the set -> class of the Run, where they are called otherwise.
+        uncertain: what a label of -1 is, "ignore", "positive" or "negative"; None for what it was in the Run's own
+            labels.
+        separator: of lists of findings in one column; None for that of the Run's own labels.
+        where: conditions on the images, such as `split=test`; others are not looked at.
         by: columns for whose values the numbers are given too; `folder` is that of the image's name.
         group_by: the column of patients, of whom all images are one witness in intervals; None for that by which the
             Run's own rows were grouped, if the set has it, else `group`.
@@ -117,17 +124,22 @@ def evaluate(
             if isinstance(run, Predictor)
             else files.enter_context(load_run(run, weights=weights, device=device, precision=precision))
         )
-        images = sets.opened(images, files)
+        conditions = [Where.parse(each) if isinstance(each, str) else each for each in where]
+        images, is_asked_for = sets.restricted(sets.opened(images, files), conditions)
         path, keep = Path(output or _default_path(predictor, images)), Path(keep) if keep is not None else None
         rows = sets.rows_of(images)
         patients = _patient_column(predictor, rows, group_by)
         key = {
             "run_sha256": digest_json(predictor.run.record),
             "vectors_sha256": predictor.vectors_sha256,
-            "asked": _asked(predictor, source, by, patients, with_training_images),
+            "asked": _asked(predictor, source, by, patients, with_training_images)
+            | {"where": [str(each) for each in conditions], "uncertain": uncertain, "separator": separator},
         }
         _check_places(path, keep, key)
-        set_labels = labels_of(rows, source, Vocabulary.of(predictor))  # before hours of work, not after them
+        vocabulary = Vocabulary.of(predictor, uncertain, separator)
+        set_labels = labels_of(rows, source, vocabulary)  # before hours of work, not after them
+        if conditions:
+            set_labels = set_labels.restricted(is_asked_for, " and ".join(map(str, conditions)))
         values = {name: subgroups.values_of(rows, name, source.file, on) for name in by}
         scored = sets.scored(predictor, images, path, keep, options)
         part = Selection.of(predictor, rows, scored, set_labels, patients, with_training_images)

@@ -4,9 +4,9 @@ A set is a manifest, whose images go through the pass of `predict`, or a store o
 Letters: n images, c classes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from featcache.manifest import Manifest
 from featcache.predict import through_store
 from featcache.predict.predictor import Predictor
 from featcache.runs.task import Rows
-from featcache.store import Store
+from featcache.store import Store, Where, matching
 
 Array = np.ndarray[Any, Any]
 
@@ -77,6 +77,24 @@ def rows_of(images: Manifest | Store) -> Rows:
     if isinstance(images, Store):
         return images
     return Listed(images.source, list(images.image_ids), dict(images.columns), [])
+
+
+def restricted(images: Manifest | Store, where: Sequence[Where]) -> tuple[Manifest | Store, Array]:
+    """The images for which conditions hold, and (n,) whether they hold for an image. Of a manifest the others are not
+    there any more; a store stays as it is.
+
+    Raises:
+        UsageError: a column that is not there, or no image is left.
+    """
+    rows = rows_of(images)
+    kept = matching(rows, where) if where else np.ones(len(rows.image_ids), dtype=bool)
+    if isinstance(images, Store) or kept.all():
+        return images, kept
+    places = np.flatnonzero(kept).tolist()
+    names, paths = [images.image_ids[i] for i in places], [images.paths[i] for i in places]
+    columns = {name: [texts[i] for i in places] for name, texts in images.columns.items()}
+    refused = {name: why for name, why in images.refused.items() if name in set(names)}
+    return replace(images, image_ids=names, paths=paths, columns=columns, refused=refused), kept
 
 
 def scored(

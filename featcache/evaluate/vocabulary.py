@@ -9,6 +9,7 @@ map, and nothing is guessed.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+from featcache.errors import UsageError
 from featcache.predict.predictor import Predictor
 from featcache.runs.identity import said_by
 from featcache.runs.task import TargetSpec
@@ -59,8 +60,22 @@ class Vocabulary:
     separator: str | None = None
 
     @classmethod
-    def of(cls, predictor: Predictor) -> "Vocabulary":
-        """That of a Run, as its record has it. Raises CorruptStore where that is damaged."""
+    def of(cls, predictor: Predictor, uncertain: str | None = None, separator: str | None = None) -> "Vocabulary":
+        """That of a Run, as its record has it.
+
+        Args:
+            predictor: the Run.
+            uncertain: what a label of -1 is in the set; None for what it was in the Run's own labels.
+            separator: of lists in the set; None for that of the Run's own labels.
+
+        Raises:
+            CorruptStore: the record is damaged.
+            UsageError: a wrong word for what a label of -1 is, or a separator that is blank.
+        """
+        try:
+            asked = TargetSpec(uncertain=uncertain, separator=separator)
+        except ValueError as error:
+            raise UsageError(f"{error}.") from error
         model = predictor.model
         with said_by(predictor.run):
             own = predictor.run.record["asked"].get("labels") or {}
@@ -70,9 +85,8 @@ class Vocabulary:
                 separator=own.get("separator"),
                 merge_classes=dict(own.get("merge_classes") or {}),
             )
-        return cls(
-            model.classes, model.has_findings, told.columns, told.merge_classes, told.uncertain, told.separator
-        )  # fmt: skip
+        codes = asked.uncertain or told.uncertain, asked.separator or told.separator
+        return cls(model.classes, model.has_findings, told.columns, told.merge_classes, *codes)
 
     def match(self, texts: Iterable[str], class_map: Mapping[str, str]) -> Matching:
         """What texts stand for: what was said, the class of that name, the only one that is spelled alike, or what the

@@ -7,6 +7,9 @@ nothing.
 import csv
 import json
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -187,3 +190,38 @@ def test_predict_says_that_labels_are_scored_by_evaluate(run: Path, weights: Pat
     done = featcache("predict", run, "--store", "kept.h5", "-o", "s.csv", "--json", cwd=tmp_path)
     assert any("kept.h5 scores the Run" in note for note in json.loads(done.stdout)["notes"])
     assert images.is_dir()
+
+
+def test_of_a_folder_only_the_images_that_are_asked_for_are_read(run: Path, weights: Path, tmp_path: Path) -> None:
+    images = elsewhere(tmp_path / "there")
+    (images / "Normal" / "broken.png").write_bytes(b"no image")
+    done = command(tmp_path, run, weights, images, "-o", "out", "--where", "label=SICK", "--json")
+    assert done.returncode == 0, done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["set"]["found"] == answer["set"]["scored"] == 6
+    assert "Only images with label=SICK are looked at: 6 of 13." in answer["notes"]
+
+
+@pytest.mark.long
+def test_a_killed_evaluation_goes_on_where_it_was(run: Path, weights: Path, tmp_path: Path) -> None:
+    """Killed while images are on their way: the same command ends with the files of one that was not killed."""
+    images = elsewhere(tmp_path / "there", n=400)
+    asked = [sys.executable, "-m", "featcache", "evaluate", run, images, "--weights", weights, "--device", "cpu"]
+    whole = subprocess.run([*asked, "-o", "whole"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    partial, n_kills = tmp_path / "out.partial", 0
+    for seconds in (0.0, 0.3, 0.6):
+        process = subprocess.Popen(
+            [*asked, "-o", "out"], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+        )
+        until = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < until and not list(partial.glob("*.partial/*.part*")):
+            time.sleep(0.02)
+        time.sleep(seconds)
+        n_kills += process.poll() is None
+        process.kill()
+        process.communicate()
+    done = subprocess.run([*asked, "-o", "out"], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert n_kills, whole.stderr
+    assert not partial.exists(), done.stderr
+    for name in ("predictions.csv", "images.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
