@@ -214,7 +214,7 @@ def test_a_killed_evaluation_goes_on_where_it_was(run: Path, weights: Path, tmp_
             [*asked, "-o", "out"], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
         )
         until = time.monotonic() + 60
-        while process.poll() is None and time.monotonic() < until and not list(partial.glob("*.partial/*.part*")):
+        while process.poll() is None and time.monotonic() < until and not list(partial.glob("*/part-*.h5")):
             time.sleep(0.02)
         time.sleep(seconds)
         n_kills += process.poll() is None
