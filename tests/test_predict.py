@@ -563,7 +563,7 @@ def test_images_that_failed_when_a_store_was_made_have_failed(tmp_path: Path) ->
         (("--store", "nothing.h5"), 10, "nothing.h5"),
         (("nothing",), 2, "nothing does not exist: a folder of images, a .csv file or an image is expected."),
         (("linear/run.json",), 2, "linear/run.json is JSON: a folder, a table"),
-        (("images", "--max-pixels", "0"), 2, "max_pixels must be at least 1"),
+        (("images", "--max-pixels", "0"), 2, "max_pixels must be from 1"),
         (("images", "--device", "cuda:77"), 2, "cuda:77"),
     ],
 )

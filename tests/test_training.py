@@ -639,7 +639,7 @@ def test_run_json_has_no_nan(tmp_path: Path) -> None:
     ("n", "specs", "split"),
     [
         (4, QUICK, SplitSpec()),
-        (6, HeadSpec(epochs=1, batch_rows=10**9), SplitSpec()),
+        (6, HeadSpec(epochs=1, batch_rows=10**6), SplitSpec()),
         (6, HeadSpec.of("mlp", epochs=2, batch_rows=1), SplitSpec(folds=2)),
         (6, HeadSpec(epochs=2, early_stopping=1), SplitSpec(folds=3)),
         (12, HeadSpec(epochs=2, early_stopping=1, schedule="plateau"), SplitSpec(folds=3, repeats=2)),

@@ -105,7 +105,8 @@ def embed_command(
         int | None, typer.Option(show_default="89478485", help="Per image.", rich_help_panel="Images")
     ] = None,
     timeout: Annotated[
-        float | None, typer.Option(min=0.1, show_default="60", help="Seconds per image.", rich_help_panel="Images")
+        float | None,
+        typer.Option(min=0.1, max=86_400, show_default="60", help="Seconds per image.", rich_help_panel="Images"),
     ] = None,
     decode: Annotated[
         str,

@@ -144,7 +144,8 @@ Jitter = Annotated[float | None, of_recipe("jitter", "Of brightness and contrast
 Flip = Annotated[float | None, of_recipe("flip", "Probability of mirroring.", panel="Augmentation")]
 Crop = Annotated[float | None, of_recipe("crop", "Smallest share of the area shown.", panel="Augmentation")]
 Timeout = Annotated[
-    float | None, typer.Option(min=0.1, show_default="60", help="Seconds per image.", rich_help_panel="Machine")
+    float | None,
+    typer.Option(min=0.1, max=86_400, show_default="60", help="Seconds per image.", rich_help_panel="Machine"),
 ]
 CompileTrunk = Annotated[
     str, typer.Option("--compile", help="auto, on or off: compile the frozen part.", rich_help_panel="Machine")

@@ -20,7 +20,7 @@ Normalisation happens later, on the device. Knows nothing of networks; needs no 
     workers     decoding in processes that may die
 """
 
-from featcache.images.decoding import FORMATS, check_size, decode, decode_each, look, pixels, undisturbed
+from featcache.images.decoding import FORMATS, check_size, decode, decode_each, from_pillow, look, pixels, undisturbed
 from featcache.images.depths import Look
 from featcache.images.files import Stamp, opened, read, stamp
 from featcache.images.specs import CROP_MODES, MAX_PIXELS, Array, DecodeSpec, TransformSpec
@@ -37,6 +37,7 @@ __all__ = [
     "check_size",
     "decode",
     "decode_each",
+    "from_pillow",
     "look",
     "opened",
     "pixels",

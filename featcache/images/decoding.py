@@ -83,6 +83,18 @@ def decode(data: bytes, spec: DecodeSpec = DecodeSpec(), at_least: int | None = 
         return _upright(in_bands(flat, flat.mode, ImageOps.invert) if is_inverted else flat, orientation)
 
 
+def from_pillow(image: Image.Image, spec: DecodeSpec = DecodeSpec()) -> Image.Image:
+    """An image that Pillow has opened or made as `decode` makes it of its file: upright, and of mode L or RGB.
+
+    Raises:
+        ImageError: `too-large`, `aspect`, `damaged`, or what `depths.to_8_bit` raises.
+    """
+    with _reading(b"opened", spec):
+        check_size(image.width, image.height, spec.max_pixels)
+        orientation = _orientation(image)
+        return _upright(to_8_bit(image.copy(), spec, b""), orientation)  # a copy knows of no file
+
+
 def look(data: bytes, spec: DecodeSpec = DecodeSpec()) -> Look:
     """What the pixels of an image file are, before a depth is decided for its set.
 

@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -24,7 +24,7 @@ from featcache.embed.filling import stored
 from featcache.embed.output import Embedded, failures_path
 from featcache.errors import FeatcacheError, IdentityMismatch, ImageError, UsageError
 from featcache.heads import vectors
-from featcache.images import DecodeSpec, augment, check_size
+from featcache.images import DecodeSpec, augment, from_pillow
 from featcache.manifest import Manifest
 from featcache.manifest.formats import is_table
 from featcache.predict import bundle, origin
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 Array = np.ndarray[Any, Any]
 
 _BLOCK_BYTES = 64 << 20  # of vectors, read at once
+_IN_MEMORY = (np.ndarray, Image.Image)
 _NOT_FINITE = ("not-finite", "network or head gave a value that is not finite")
 
 
@@ -128,13 +129,16 @@ class Predictor:
         """The c names, in the order of the columns of probabilities."""
         return self.model.classes
 
-    def predict(self, images: "Manifest | Store | Path | str | Array | Sequence[Any]", **options: Any) -> Predictions:
+    def predict(
+        self, images: "Manifest | Store | Path | str | Array | Image.Image | Sequence[Any]", **options: Any
+    ) -> Predictions:
         """Probabilities of images.
 
         Args:
-            images: a manifest; a store of vectors of the Run's identity; a folder, CSV or image file; files; arrays,
-                uint8 of (h, w) gray or (h, w, 3) RGB, as they come from a decoder; or one such array. Where the Run
-                averages over views, those of an array are drawn by the digest of its pixels.
+            images: a manifest; a store of vectors of the Run's identity; a folder, CSV or image file; files; a Pillow
+                image of any mode, which is read as its file would be, or an array, uint8 of (h, w) gray or (h, w, 3)
+                RGB, upright; or a list of those two. Where the Run averages over views, those of an array are drawn by
+                the digest of its pixels.
             options: `first_frame` and `max_pixels` as in `DecodeSpec`, and those of `embed.embed_all`: compile,
                 n_workers, timeout_s, strict, on_progress, on_note.
 
@@ -153,7 +157,7 @@ class Predictor:
             raise
 
     def _predicted(
-        self, images: "Manifest | Store | Path | str | Array | Sequence[Any]", **options: Any
+        self, images: "Manifest | Store | Path | str | Array | Image.Image | Sequence[Any]", **options: Any
     ) -> Predictions:
         if isinstance(images, Store):
             _check_none(options, "a store")
@@ -166,14 +170,10 @@ class Predictor:
             raise UsageError(
                 f"an array of {images.shape}: one image is (h, w) or (h, w, 3), several are a list of such arrays."
             )
-        items: Sequence[Any] = [images] if isinstance(images, np.ndarray) and _is_one(images) else list(images)
-        if not items:
-            raise UsageError("found 0 images.")
-        if all(isinstance(item, np.ndarray) for item in items):
-            _check_none(options, "arrays")
-            return self._of_arrays(items)
-        if not all(isinstance(item, str | Path) for item in items):
-            raise UsageError("images are all paths, or all arrays.")
+        items = _items(images)
+        if isinstance(items[0], _IN_MEMORY):
+            _check_none(options, "arrays and Pillow images")
+            return self._of_pixels(items)
         names = [os.fspath(item) for item in items]
         files = list(dict.fromkeys(names))
         found = self._of_manifest(Manifest(files, list(map(Path, files)), {}, Path()), **options)
@@ -285,21 +285,21 @@ class Predictor:
                     raise FeatcacheError(str(error).removesuffix(f" See {failures_path(path)}.")) from error
                 raise
 
-    def _of_arrays(self, arrays: Sequence[Array]) -> Predictions:
-        for i, array in enumerate(arrays):
-            if array.dtype != np.uint8 or not _is_one(array):
+    def _of_pixels(self, items: Sequence[Array | Image.Image]) -> Predictions:
+        for i, array in enumerate(items):
+            if isinstance(array, np.ndarray) and (array.dtype != np.uint8 or not _is_one(array)):
                 raise UsageError(
                     f"array {i}: uint8 of (h, w) or (h, w, 3) is expected, got {array.dtype} of {array.shape}."
                 )
-        names = [str(i) for i in range(len(arrays))]
-        logits = np.full((len(arrays), len(self.classes)), np.nan, dtype=np.float32)
+        names = [str(i) for i in range(len(items))]
+        logits = np.full((len(items), len(self.classes)), np.nan, dtype=np.float32)
         failures: dict[str, tuple[str, str]] = {}
         step = self._network[2].batch_rows
-        for start in range(0, len(arrays), step):
+        for start in range(0, len(items), step):
             shown: dict[int, Array] = {}
-            for i in range(start, min(start + step, len(arrays))):
+            for i in range(start, min(start + step, len(items))):
                 try:
-                    shown[i] = self._shown(arrays[i])
+                    shown[i] = self._shown(items[i])
                 except ImageError as error:
                     failures[names[i]] = error.code, str(error)
             if shown:
@@ -309,15 +309,17 @@ class Predictor:
         logits[bad] = np.nan
         return Predictions(self.model, names, logits, failures)
 
-    def _shown(self, array: Array) -> Array:
+    def _shown(self, item: Array | Image.Image) -> Array:
         """(v, h, w) or (v, h, w, 3): what the network sees of decoded pixels."""
         backbone, request, _ = self._network
         fast, transform = request.decode.fast, backbone.transform
-        check_size(array.shape[1], array.shape[0], request.decode.max_pixels)
-        resized = transform.resize(Image.fromarray(array), fast)
+        image = item if isinstance(item, Image.Image) else Image.fromarray(item)
+        image = from_pillow(image, request.decode)
+        resized = transform.resize(image, fast)
         clean = np.asarray(transform.crop(resized))[None]
         if not self.model.average_views or request.views is None:
             return clean
+        array = np.asarray(image)
         digest = ArrayDigest(array.dtype, array.shape).update(array).hexdigest()
         return np.concatenate([clean, augment.views(resized, transform, request.views, digest)])
 
@@ -334,6 +336,30 @@ class Predictor:
 def _check_none(options: dict[str, Any], images: str) -> None:
     if options:
         raise UsageError(f"{', '.join(options)}: for images in files, which {images} are not.")
+
+
+def _items(images: Any) -> list[Any]:
+    """Paths, or what is in memory, one after another.
+
+    Raises:
+        UsageError: neither, both, or nothing at all.
+    """
+    is_one = isinstance(images, Image.Image) or (isinstance(images, np.ndarray) and _is_one(images))
+    if not is_one and not isinstance(images, Iterable):
+        raise UsageError(
+            f"images: a path, a store, a manifest, an image, an array or a list of one of these is expected, got "
+            f"{type(images).__name__}."
+        )
+    items = [images] if is_one else list(images)
+    if not items:
+        raise UsageError("found 0 images.")
+    kind = _IN_MEMORY if isinstance(items[0], _IN_MEMORY) else (str, Path)
+    if wrong := [i for i, item in enumerate(items) if not isinstance(item, kind)]:
+        raise UsageError(
+            f"images are all paths, or all arrays and Pillow images; number {wrong[0]} is "
+            f"{type(items[wrong[0]]).__name__}."
+        )
+    return items
 
 
 def _is_one(array: Array) -> bool:

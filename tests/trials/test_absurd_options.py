@@ -138,7 +138,7 @@ def test_what_is_absurd_only_together_is_refused_too(make: Any, message: str) ->
         (("--views", "-3"), "--views must be from 1 to 32"),
         (("--crop-pct", "nan"), "--crop-pct must be from 0.01 to 1"),
         (("--max-pixels", "1000000000000"), "--max-pixels must be from 1 to"),
-        (("--timeout", "1e30"), "timeout_s must be > 0 and at most 86400"),
+        (("--timeout", "1e30"), "--timeout"),
         (("--part-rows", "-1"), "--part-rows"),
     ],
 )
