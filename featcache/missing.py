@@ -52,12 +52,17 @@ def is_prose(column: str) -> bool:
 
 def without_missing(texts: Sequence[str], prose: bool = False) -> list[str]:
     """The cells of a column, empty where they are missing and otherwise as they are."""
-    return ["" if is_missing(text, prose) else text for text in texts]
+    absent = {text for text in set(texts) if is_missing(text, prose)}
+    return ["" if text in absent else text for text in texts]
 
 
 def words(texts: Sequence[str], prose: bool = False) -> Counter[str]:
     """How often each word for a missing value stands in a column; blank cells are no words."""
-    return Counter(cell for text in texts if (cell := _shown(text)) and is_missing(cell, prose))
+    found = Counter[str]()
+    for text, n in Counter(texts).items():
+        if (cell := _shown(text)) and is_missing(cell, prose):
+            found[cell] += n
+    return found
 
 
 def doubtful(texts: Sequence[str]) -> Counter[str]:

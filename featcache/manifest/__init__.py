@@ -205,7 +205,9 @@ def _about_twins(pairs: Sequence[Sequence[str]]) -> Iterator[str]:
 
 
 def _from_table(source: Path, spec: ColumnSpec) -> Manifest:
-    table = tables.read(source, list(spec.given.values()), known=("path", "image_id", *VALUE_COLUMNS))
+    given = list(spec.given.values())
+    standard = ("path", "image_id", *VALUE_COLUMNS)
+    table = tables.read(source, given, standard, header=[spec.path_column or "path", *given])
     names = names_in(table, spec)
     if "path" not in names:
         raise UsageError(f"{source}, line 1: {no_path(table)}")

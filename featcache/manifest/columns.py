@@ -24,7 +24,7 @@ _LIKE_LABEL = re.compile(
 )
 _SHARE = 0.5  # of the cells, or of the files
 _PROBED = 5  # names that are looked for
-_MOST_FOLDERS = 2000
+_MOST_FOLDERS = 500
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm")
 
 

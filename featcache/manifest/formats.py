@@ -9,6 +9,7 @@ import csv
 import datetime
 import gzip
 import io
+import itertools
 import os
 import re
 import stat
@@ -25,6 +26,7 @@ from featcache.errors import UsageError, from_os_error, in_our_words
 MAX_BYTES = 1 << 29  # of text, after unpacking; the largest table of a public chest X-ray collection has 0.15 GB
 MAX_CELLS = 20_000_000  # of a sheet
 DELIMITERS = ",\t;|"
+_MOST_ABOVE = 10  # records among which the header is looked for
 
 _GZIP, _ZIP = b"\x1f\x8b", b"PK\x03\x04"
 _KINDS = (  # the first bytes, and what a file with them is
@@ -170,15 +172,22 @@ def _of_text(source: Path, text: str, fits: Callable[[Sequence[str]], bool]) -> 
 
 def _delimiter(text: str, fits: Callable[[Sequence[str]], bool]) -> str:
     """The one whose header has the columns that are looked for; of several, that with most columns."""
-    headers = {delimiter: _first(text, delimiter) for delimiter in DELIMITERS}
+    headers = {delimiter: header(_first(text, delimiter), fits)[1] for delimiter in DELIMITERS}
     return max(DELIMITERS, key=lambda delimiter: (fits(headers[delimiter]), len(headers[delimiter])))
 
 
-def _first(text: str, delimiter: str) -> list[str]:
-    """The first record that is not blank."""
+def header(records: Sequence[list[str]], fits: Callable[[Sequence[str]], bool]) -> tuple[int, list[str]]:
+    """The number and the cells of the record with the columns that are looked for: of the first records, since titles
+    and remarks may stand above it. The first of all where none has them."""
+    place = next((i for i, cells in enumerate(records[:_MOST_ABOVE]) if fits(cells)), 0)
+    return place, records[place] if records else []
+
+
+def _first(text: str, delimiter: str) -> list[list[str]]:
+    """The first records that are not blank; none where they are no CSV."""
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     try:
-        return next((cells for cells in rows if _has_text(cells)), [])
+        return list(itertools.islice(filter(_has_text, rows), _MOST_ABOVE))
     except csv.Error:
         return []
 
@@ -207,7 +216,7 @@ def _not_blank(numbered: Iterable[tuple[int, list[str]]]) -> Records:
 
 
 def _has_text(cells: Sequence[str]) -> bool:
-    return any(cell.strip() for cell in cells)
+    return any(cell.strip().strip("\x1a") for cell in cells)  # DOS ends a file with it
 
 
 # --- an Excel workbook ------------------------------------------------------------------------------------------------
@@ -225,14 +234,13 @@ def _of_workbook(source: Path, data: bytes, fits: Callable[[Sequence[str]], bool
         with warnings.catch_warnings(action="ignore"):  # of styles and extensions, which hold no cell
             book = openpyxl.load_workbook(io.BytesIO(data), read_only=True, data_only=True)
             sheets = [sheet for sheet in book.worksheets if sheet.sheet_state == "visible"]
-            headers = {
-                sheet.title: next((c for _, c in _rows_of(source, sheet) if _has_text(c)), []) for sheet in sheets
-            }
-            sheets = [sheet for sheet in sheets if headers[sheet.title]]
+            first = {sheet.title: _first_rows(source, sheet) for sheet in sheets}
+            sheets = [sheet for sheet in sheets if first[sheet.title]]
             if not sheets:
                 raise UsageError(f"{source} has no visible sheet with a cell in it.")
-            chosen = next((sheet for sheet in sheets if fits(headers[sheet.title])), sheets[0])
+            chosen = next((sheet for sheet in sheets if fits(header(first[sheet.title], fits)[1])), sheets[0])
             records = _not_blank(_rows_of(source, chosen))
+            _check_formulas(source, data, chosen)
     except UsageError:
         raise
     except _DAMAGED as error:
@@ -240,6 +248,29 @@ def _of_workbook(source: Path, data: bytes, fits: Callable[[Sequence[str]], bool
     if len(sheets) > 1:
         records.notes.append(f"{source} has {len(sheets)} sheets, and {chosen.title!r} is the one that is read.")
     return records
+
+
+def _first_rows(source: Path, sheet: Any) -> list[list[str]]:
+    return list(itertools.islice((cells for _, cells in _rows_of(source, sheet) if _has_text(cells)), _MOST_ABOVE))
+
+
+def _check_formulas(source: Path, data: bytes, sheet: Any) -> None:
+    """Raises UsageError where formulas have no value in the file, as programs that compute none leave them."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        sheets = [name for name in archive.namelist() if name.startswith("xl/worksheets/")]
+        if not any(b"<f" in archive.read(name) for name in sheets):
+            return
+    import openpyxl
+
+    formulas = openpyxl.load_workbook(io.BytesIO(data), read_only=True)[sheet.title]
+    formulas.reset_dimensions()
+    for row, values in zip(formulas.iter_rows(), sheet.iter_rows(values_only=True), strict=False):
+        for cell, value in zip(row, values, strict=False):
+            if cell.data_type == "f" and value is None:
+                raise UsageError(
+                    f"{source}, cell {cell.coordinate}: a formula without its value. Open and save it in Excel or "
+                    f"LibreOffice, or save it as CSV."
+                )
 
 
 def _check_archive(source: Path, data: bytes) -> None:

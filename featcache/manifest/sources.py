@@ -126,13 +126,13 @@ def iu_xray(
     described = _study_columns(studies, label)
     texts = {name: cells for name, cells in described.items() if name != "label"}
     row_of = studies.first_rows("uid", studies.cells("uid"), texts)
-    names, uids, beside = shots.cells("filename"), shots.cells("uid"), shots.source.parent
+    names, uids, beside = shots.cells("filename"), shots.values("uid"), shots.source.parent
     found = _Found(beside, {name: beside / name for name in names}, {}, {})
     if images is not None:
         found = _Found.under(Path(images), names)
     study = [row_of.get(uid) for uid in uids]
     columns = {name: ["" if row is None else values[row] for row in study] for name, values in described.items()}
-    table = {"label": columns.pop("label"), "group": uids, "projection": shots.cells("projection"), **columns}
+    table = {"label": columns.pop("label"), "group": uids, "projection": shots.values("projection"), **columns}
     counts = {
         "projections": len(shots),
         "reports": len(row_of),
@@ -141,7 +141,7 @@ def iu_xray(
         "no_projection": len(row_of.keys() - set(uids)),
         "not_indexed": sum(_is_unindexed(described["problems"][row]) for row in row_of.values()),
     }
-    notes = studies.notes_on(("Problems", "MeSH"), _REPORT_TEXTS) + shots.notes_on(("projection",))
+    notes = studies.notes_on(("Problems", "MeSH"), _REPORT_TEXTS) + shots.notes_on(("uid", "projection"))
     return Sourced(replace(found.manifest(names, table), notes=notes), counts)
 
 

@@ -115,7 +115,7 @@ class Table:
         return row_of
 
 
-def read(source: Path, required: Sequence[str] = (), known: Sequence[str] = ()) -> Table:
+def read(source: Path, required: Sequence[str] = (), known: Sequence[str] = (), header: Sequence[str] = ()) -> Table:
     """The records of a table. Rows without any text are none; columns without a name are left away, as are those that
     pandas has named `Unnamed: 0`.
 
@@ -123,18 +123,26 @@ def read(source: Path, required: Sequence[str] = (), known: Sequence[str] = ()) 
         source: the file; see `formats` for what it may be.
         required: columns it must have, in upper or lower case.
         known: columns it may have, in upper or lower case.
+        header: columns by which its header is recognised; those that are required where none are given.
 
     Raises:
         UsageError: not there, not a table, a column that lacks or stands twice, a record of more or fewer cells than
             the header; with the line.
         AccessDenied, InputOutputError: it cannot be read.
     """
-    records = formats.read(source, lambda header: set(map(_key, required)) <= set(map(_key, header)))
-    header, *rows = _squared(source, records) or [[]]
-    names = _names(source, header, required, known)
+    wanted = set(map(_key, header or required))
+
+    def fits(cells: Sequence[str]) -> bool:
+        return bool(wanted) and wanted <= set(map(_key, cells))
+
+    records = formats.read(source, fits)
+    n_above, _ = formats.header(records.cells, fits)
+    records = Records(records.lines[n_above:], records.cells[n_above:], records.notes)
+    first, *rows = _squared(source, records) or [[]]
+    names = _names(f"{source}, line {(records.lines or [1])[0]}", first, required, known)
     columns = {name: [cells[i] for cells in rows] for i, name in enumerate(names) if name}
-    notes = [*records.notes, *_about_unnamed(source, names, rows)]
-    return Table(source, records.lines[1:], columns, notes)
+    above = [f"{source}: {n_above} rows above the names of the columns are left away."] if n_above else []
+    return Table(source, records.lines[1:], columns, [*records.notes, *above, *_about_unnamed(source, names, rows)])
 
 
 def _key(name: str) -> str:
@@ -158,11 +166,11 @@ def _squared(source: Path, records: Records) -> list[list[str]]:
     return squared
 
 
-def _names(source: Path, header: Sequence[str], required: Sequence[str], known: Sequence[str]) -> list[str]:
+def _names(where: str, header: Sequence[str], required: Sequence[str], known: Sequence[str]) -> list[str]:
     """Names of the columns without the blanks around them; empty for those that are left away."""
     names = [name.strip().strip(_INVISIBLE) for name in header]
     if any("\0" in name for name in names):
-        raise UsageError(f"{source}, line 1: a column name has a zero byte.")
+        raise UsageError(f"{where}: a column name has a zero byte.")
     names = ["" if _UNNAMED.fullmatch(name) else name for name in names]
     for name in dict.fromkeys((*required, *known)):
         alike = [i for i, other in enumerate(names) if other.lower() == name.lower() and other not in required]
@@ -170,10 +178,10 @@ def _names(source: Path, header: Sequence[str], required: Sequence[str], known: 
             names[alike[0]] = name
     for name in required:
         if name not in names:
-            raise UsageError(f"{source}, line 1: {lacking(name, [other for other in names if other])}")
+            raise UsageError(f"{where}: {lacking(name, [other for other in names if other])}")
     named = [name for name in names if name]
     if len(set(named)) != len(named):
-        raise UsageError(f"{source}, line 1: column names must be unique, got {', '.join(named)}.")
+        raise UsageError(f"{where}: column names must be unique, got {', '.join(named)}.")
     return names
 
 

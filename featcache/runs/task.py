@@ -280,7 +280,7 @@ def _joined(source: Rows, columns: dict[str, list[str]], target: TargetSpec, not
     if ours != "image_id" and ours not in columns:
         raise UsageError(f"{source.path}: {tables.lacking(ours, list(columns))} It cannot be joined on.")
     keys = source.image_ids if ours == "image_id" else without_missing(columns[ours])
-    table = tables.read(target.file, target.columns, known=(theirs,))
+    table = tables.read(target.file, target.columns, (theirs,), header=(theirs, *target.columns))
     if theirs not in table.columns:
         like = joining.column_like(keys, table.columns)
         hint = f" Its column {like!r} has such keys: join on {f'{ours}={like}'!r}." if like else ""

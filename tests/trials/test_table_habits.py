@@ -58,6 +58,9 @@ DRESSES: dict[str, tuple[str, bytes]] = {
     "trailing commas everywhere": ("t.csv", written([[*HEADER, "", ""], *([*row, "", ""] for row in ROWS)]).encode()),
     "blank last rows": ("t.csv", (PLAIN + ",,,\n , ,,\n\n,,,\n").encode()),
     "blank first rows": ("t.csv", (",,,\n\n" + PLAIN).encode()),
+    "a title above": ("t.csv", ("Exported 2024,,,\n\n" + PLAIN).encode()),
+    "a remark above semicolons": ("t.csv", ("# by a, b, c and d\n" + written([HEADER, *ROWS], ";")).encode()),
+    "an end of DOS": ("t.csv", (PLAIN + "\x1a").encode()),
     "gzip": ("t.csv.gz", gzip.compress(PLAIN.encode())),
     "gzip of tabs in UTF-16": ("t.tsv.gz", gzip.compress(TAB.encode("utf-16"))),
     "names in upper case": ("t.csv", PLAIN.replace("image_id,path,label", "Image_ID,Path,LABEL").encode()),
@@ -131,6 +134,12 @@ def test_a_workbook_is_read_as_excel_would_write_it(tmp_path: Path) -> None:
     assert manifest.columns["label"] == ["cat", "dog"] * (N // 2)
     assert (manifest.columns["age"][0], manifest.columns["sure"][0]) == ("7", "TRUE")
     assert not any("sheet" in note for note in manifest.notes)
+
+
+def test_a_formula_without_its_value_is_no_empty_cell(tmp_path: Path) -> None:
+    path = workbook(tmp_path / "t.xlsx", Sheet1=[["path", "label"], ["1.png", "a"], ["2.png", '=IF(1>0,"a","b")']])
+    with pytest.raises(UsageError, match="cell B3: a formula without its value"):
+        Manifest.read(path)
 
 
 def test_the_sheet_with_the_columns_is_read_and_said(tmp_path: Path) -> None:
