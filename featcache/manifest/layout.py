@@ -129,9 +129,8 @@ def _subsets_first(folders: list[Parts], places: Sequence[_Place | None]) -> _Tr
     stray = {parts for parts, place in zip(folders, places, strict=True) if not place} - above
     if not (_are_clear_beside(inside) if stray else _are_clear(inside)):
         return None
-    below, _ = _without_wrapper(_once(inside))
-    classes = iter(below)
-    labels = ["".join(next(classes)[:1]) if place else "" for place in places]
+    classes = iter(_classes_below(inside))
+    labels = [next(classes) if place else "" for place in places]
     return _Tree(folders, [place.split if place else "" for place in places], labels, _about_subsets(inside))
 
 
@@ -152,6 +151,17 @@ def _once(places: Sequence[_Place]) -> list[Parts]:
     """The folders below the subsets; in `train/train/covid` and `test/test/covid` those below the second."""
     n = 1 if all(place.below[:1] == (place.name,) for place in places) else 0
     return [place.below[n:] for place in places]
+
+
+def _classes_below(places: Sequence[_Place]) -> list[str]:
+    """The first folder below each subset that says more than that images are in it; each subset by itself."""
+    below, labels = _once(places), [""] * len(places)
+    for split in _SUBSETS:
+        rows = [row for row, place in enumerate(places) if place.split == split]
+        inner, _ = _without_wrapper([below[row] for row in rows])
+        for row, parts in zip(rows, inner, strict=True):
+            labels[row] = "".join(parts[:1])
+    return labels
 
 
 def _subsets_of_several(folders: list[Parts], places: Sequence[_Place], heads: set[Parts]) -> _Tree | None:
@@ -181,7 +191,7 @@ def _subsets_of_several(folders: list[Parts], places: Sequence[_Place], heads: s
 def _without_wrapper(folders: Sequence[Parts]) -> tuple[list[Parts], Parts]:
     """The folders below those that hold all others and say only that there are images in them, and the latter."""
     below, wrapper = list(folders), []
-    while all(parts and is_image_word(parts[0]) for parts in below):
+    while below and all(parts and is_image_word(parts[0]) for parts in below):
         names = {parts[0] for parts in below}
         if len({re.sub(r"[\W\d_]+", "", name) for name in names}) > 1:  # `png` and `jpg`, or `raw` and `film`
             break

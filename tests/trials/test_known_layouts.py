@@ -100,6 +100,10 @@ def test_collections_with_the_same_classes_are_not_classes(tmp_path: Path) -> No
         (("images/covid", "images/normal"), {"images/covid": ("", "covid"), "images/normal": ("", "normal")}),
         (("train/images", "test/images"), {"train/images": ("train", ""), "test/images": ("test", "")}),
         (("images_001/images", "images_002/images"), {f"images_00{i}/images": ("", "") for i in (1, 2)}),
+        (
+            ("train/a", "train/b", "test/images"),
+            {"train/a": ("train", "a"), "train/b": ("train", "b"), "test/images": ("test", "")},
+        ),
         (("images/train", "images/val"), {"images/train": ("train", ""), "images/val": ("val", "")}),
     ],
     ids=lambda value: "" if isinstance(value, dict) else value[0],
