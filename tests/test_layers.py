@@ -11,7 +11,7 @@ import featcache
 
 PACKAGE = Path(featcache.__file__).parent
 FLOORS = (  # from the ground up
-    ("bounds", "errors", "missing", "names", "phantoms", "provenance"),
+    ("bounds", "errors", "missing", "names", "phantoms", "provenance", "threads"),
     ("devices", "durable", "figures", "metrics", "recipe", "splits"),
     ("images", "store"),
     ("export", "heads", "manifest", "request"),
@@ -57,6 +57,7 @@ ONLY_USERS = {
         "store.schema", "store.validation", "store.opening", "store.reading", "store.publishing", "store.selecting",
     },
     "timm": {"backbones", "backbones.blocks", "backbones.weights"}, "pydicom": {"images.dicom"},
+    "threadpoolctl": {"threads"},
     "matplotlib": {"figures", "figures.charts"}, "jinja2": {"report.page"},
     "typer": {"cli", "cli.options", "cli.embedding", "cli.heads", "cli.looking", "cli.pixels", "cli.exporting",
              "cli.sources", "cli.auditing", "cli.predicting", "cli.evaluating", "cli.reporting"},

@@ -24,6 +24,7 @@ from featcache.heads.solvers import solve_all
 from featcache.metrics import estimates
 from featcache.metrics.estimates import Estimate
 from featcache.splits import Fold
+from featcache.threads import one_thread
 
 Array = np.ndarray[Any, Any]
 
@@ -162,6 +163,7 @@ class Confound:
     why: str = ""
 
 
+@one_thread()
 def components(x: Array, seed: int = 0) -> Array:
     """(n, k) float32, the first principal components of the vectors, each scaled to a variance of 1; k at most 128.
 
@@ -192,16 +194,13 @@ def out_of_fold(x: Array, y: Array, n_classes: int, folds: Sequence[Fold], seed:
         folds: that hold each row once.
         seed: of the rows drawn where a fold has more than `MAX_ROWS` to learn from.
     """
-    from threadpoolctl import threadpool_limits
-
     rng = np.random.default_rng(seed)
     learnt = [np.sort(rng.permutation(fold.train)[:MAX_ROWS]) for fold in folds]
     spec = HeadSpec.of("logreg", C=_C)
     fits = [Fit(spec, Pool(train), train, fold.held) for train, fold in zip(learnt, folds, strict=True)]
     logits = np.empty((len(y), n_classes), dtype=np.float32)
-    with threadpool_limits(1, user_api="blas"):  # of so few features; two threads wait for each other
-        for each in solve_all(fits, torch.from_numpy(x), Targets(y[None], n_classes, n_classes - 1)):
-            logits[each.fit.held] = each.logits
+    for each in solve_all(fits, torch.from_numpy(x), Targets(y[None], n_classes, n_classes - 1)):
+        logits[each.fit.held] = each.logits
     return logits
 
 

@@ -14,6 +14,7 @@ from scipy.special import softmax
 
 from featcache import metrics
 from featcache.heads.scoring import unit_rows
+from featcache.threads import one_thread
 
 Array = np.ndarray[Any, Any]
 
@@ -113,6 +114,7 @@ def _unit(x: Array) -> Array:
     return np.concatenate([unit_rows(x[start : start + _BLOCK]) for start in range(0, len(x), _BLOCK)])
 
 
+@one_thread()
 def _search(reference: Array, x: Array, k: int) -> tuple[Array, Array]:
     """(n, k) distances and places of the nearest."""
     from sklearn.neighbors import NearestNeighbors

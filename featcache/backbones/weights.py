@@ -153,7 +153,7 @@ def _built(name: str, way: Match, config: dict[str, Any]) -> nn.Module | None:
     with suppress(*_DO_NOT_FIT):
         return _strictly(name, way.backbone, {"num_classes": 0, "classifier": None})
     last = list(way.tensors.values())[-1]
-    for n_classes in dict.fromkeys((config["num_classes"], *last.shape[:1])):
+    for n_classes in dict.fromkeys((*last.shape[:1], config["num_classes"])):
         with suppress(*_DO_NOT_FIT):
             module = _strictly(name, way.tensors, {"num_classes": n_classes, "label_offset": 0})
             cast(Any, module).reset_classifier(0)

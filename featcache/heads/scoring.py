@@ -11,6 +11,7 @@ import numpy as np
 from scipy.special import erf, expit
 
 from featcache.heads import NORM_EPSILON, HeadSpec
+from featcache.threads import one_thread
 
 Array = np.ndarray[Any, Any]
 
@@ -93,6 +94,7 @@ def unit_rows(x: Array) -> Array:
     return np.asarray(x / np.where(length > 0, length, 1), dtype=np.float32)
 
 
+@one_thread()
 def nearest(vectors: Array, x: Array, k: int) -> Array:
     """(n, k) row numbers of the k vectors (of unit length) with the largest cosine to each row of x, nearest first."""
     from sklearn.neighbors import NearestNeighbors

@@ -20,12 +20,14 @@ from featcache.heads.fits import Fit, Fitted
 from featcache.heads.objective import Targets, class_weights
 from featcache.heads.stacks import feature_scale
 from featcache.heads.vectors import clean, scored
+from featcache.threads import one_thread
 
 Array = np.ndarray[Any, Any]
 
 _LOGREG_ITERATIONS = 300
 
 
+@one_thread()
 def solve_all(fits: Sequence[Fit], x: Tensor, targets: Targets, *, average_views: bool = False) -> list[Fitted]:
     """Solves heads of solved kinds, on the vectors of images as they are; the arguments and the answer are those of
     `fitting.fit_all`.

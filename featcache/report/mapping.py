@@ -22,6 +22,7 @@ from featcache.report import pictures
 from featcache.report.blocks import Block, Map, Maps, Point, Words, missing, probability
 from featcache.report.sources import Material
 from featcache.report.subject import CALLED, Subject
+from featcache.threads import one_thread
 from featcache.training.summary import TRAIN as TAUGHT
 
 Array = np.ndarray[Any, Any]
@@ -168,6 +169,7 @@ def hidden(subject: Subject, x: Array) -> Array:
     return scoring.hidden(subject.run.spec, subject.run.weights(), x)
 
 
+@one_thread()
 def project(x: Array, umap: bool) -> Array:
     """(n, 2) on a plane.
 
@@ -175,15 +177,13 @@ def project(x: Array, umap: bool) -> Array:
         UsageError: UMAP is asked for and not installed.
     """
     from sklearn.decomposition import PCA
-    from threadpoolctl import threadpool_limits
 
-    with threadpool_limits(1):
-        x = x.astype(np.float64)
-        n_components = min(N_COMPONENTS, len(x) - 1, x.shape[1])
-        reduced = PCA(n_components, svd_solver="full").fit_transform(x) if n_components < x.shape[1] else x
-        if not np.ptp(reduced, axis=0).any():
-            return np.zeros((len(x), 2))  # all alike: nothing to unfold
-        return _umap(reduced) if umap else _tsne(reduced)
+    x = x.astype(np.float64)
+    n_components = min(N_COMPONENTS, len(x) - 1, x.shape[1])
+    reduced = PCA(n_components, svd_solver="full").fit_transform(x) if n_components < x.shape[1] else x
+    if not np.ptp(reduced, axis=0).any():
+        return np.zeros((len(x), 2))  # all alike: nothing to unfold
+    return _umap(reduced) if umap else _tsne(reduced)
 
 
 def _tsne(x: Array) -> Array:

@@ -11,12 +11,14 @@ from typing import Any
 import numpy as np
 
 from featcache.errors import UsageError
+from featcache.threads import one_thread
 
 Array = np.ndarray[Any, Any]
 
 _LEFT_BLOCKS = 4  # multiplied with each block on the right, which has to be scaled to unit length again each time
 
 
+@one_thread()
 def near_pairs(x: Array, threshold: float, block_rows: int = 1024, max_pairs: int = 1_000_000) -> tuple[Array, Array]:
     """The pairs of rows whose cosine similarity is at least `threshold`.
 

@@ -152,6 +152,7 @@ def test_a_plain_file_of_the_network_needs_no_note(trained: State, tmp_path: Pat
     assert load(BackboneSpec(SMALL, str(tmp_path / "w.safetensors"), input_size=32)).notes == ()
 
 
+@pytest.mark.long
 def test_torchvisions_layout_is_found_under_a_prefix_with_any_number_of_classes(tmp_path: Path) -> None:
     """Of VGG, whose dense layers are a classifier here. They are one zero each, repeated."""
     from torchvision.models import vgg
