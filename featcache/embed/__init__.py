@@ -42,7 +42,7 @@ from featcache.images.workers import TIMEOUT_S, Decoders, Prepared, check_timeou
 from featcache.manifest import Manifest
 from featcache.provenance import Json
 from featcache.request import BackboneSpec, Request
-from featcache.store import STORED_DTYPES, KnownVectors, Part, held_identity
+from featcache.store import STORED_DTYPES, KnownVectors, Part, check_unlocked, held_identity
 
 if TYPE_CHECKING:
     from featcache.embed.forward import Streams
@@ -125,6 +125,8 @@ def embed_all(
     """
     if part_rows is not None and part_rows < 1:
         raise UsageError(f"--part-rows must be at least 1, got {part_rows}.")
+    for path in specs:
+        check_unlocked(path)
     seen = {path: Seen.read(path) for path in specs}
     n_decoders = n_workers or os.cpu_count() or 1
     decode, manifest, note = of_one_depth(decode, manifest, seen, n_decoders, timeout_s, on_note)

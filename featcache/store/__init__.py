@@ -21,7 +21,7 @@ that it keeps and compares. Opening costs milliseconds; vectors are read when as
 from featcache.store.conditions import Where, matching
 from featcache.store.describing import describe
 from featcache.store.known import KnownVectors
-from featcache.store.parts import Part, PartFolder, Status, folder_of, held_identity, read_part, status
+from featcache.store.parts import Part, PartFolder, Status, check_unlocked, folder_of, held_identity, read_part, status
 from featcache.store.publishing import Counts, publish
 from featcache.store.reading import Store, check_identity
 from featcache.store.schema import (
@@ -70,6 +70,7 @@ __all__ = [
     "Where",
     "blocks",
     "check_identity",
+    "check_unlocked",
     "describe",
     "digests_of",
     "folder_of",

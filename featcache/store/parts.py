@@ -438,6 +438,13 @@ def _read_while_it_lasts(path: Path) -> Part | None:
         return None
 
 
+def check_unlocked(store_path: Path) -> None:
+    """Raises StoreLocked where another process is writing the store, without waiting and before anything is loaded. Who
+    writes takes the lock itself, all the same."""
+    if store_path.name and (writer := _writer(folder_of(store_path))):
+        raise StoreLocked(f"{store_path} is being written by {writer}. Wait for it, or write to another path.")
+
+
 def _writer(folder: Path) -> str:
     """Who holds the lock; empty if nobody does."""
     if folder.resolve() in _held_here:  # to open and close the lock would free it
