@@ -28,7 +28,7 @@ PARTS = {  # of the packages, each after those it uses; "." is the package's own
     "backbones": "graph networks blocks checkpoints matching weights .",
     "cli": "options showing results waiting embedding heads pixels exporting predicting evaluating looking "
            "sources auditing reporting .",
-    "embed": "plan forward network depth precision filling output . forecast",
+    "embed": "plan forward kernels network depth precision filling output . forecast",
     "evaluate": "vocabulary labels sets selection subgroups comparison notes scoring .",
     "figures": ". charts",
     "finetune": "world telling cut pixels start boundaries inputs learning checkpoints tuning outcome course .",

@@ -7,6 +7,7 @@ A pass that finds every vector there imports no torch and ends within a second o
 
     plan        the images of a pass as they are when it is planned
     forward     batches through a network, side by side, compiled or not
+    kernels     whether two machines compute the same vectors in a low precision
     network     a request's answer, recalled or learnt by loading
     depth       how many bits deep gray has, by the whole set
     precision   how precise the arithmetic is, by what it costs
@@ -279,6 +280,8 @@ class _Pass:
             for output in self.outputs:
                 stack.enter_context(output.opened(self.options.part_rows, self.on_note))
             check_space(self.outputs, len(self.manifest.paths))
+            for output in self.outputs:
+                output.check_kernels(self.on_note)
             started = time.perf_counter()
             self._fill()
             seconds = time.perf_counter() - started

@@ -92,6 +92,15 @@ class Forward:
             except torch.OutOfMemoryError as error:
                 self._halve(n, error)
 
+    def alone(self, images: Sequence[Array]) -> Array:
+        """(m, d) pooled vectors of a few images, with one thread: the same bits however many cores there are."""
+        n_threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            return Forward(self._backbone, "off", 0, self._on_note).vectors(images)[POOLED]
+        finally:
+            torch.set_num_threads(n_threads)
+
     def drift(self, images: Sequence[Array]) -> float | None:
         """The smallest cosine of the images' pooled vectors with those in float32; None without images."""
         if not images:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from featcache.embed import kernels
 from featcache.images import TransformSpec, augment
 from featcache.images.probe import pixels_sha256
 from featcache.images.seen import Answer, Seen
@@ -21,7 +22,9 @@ from featcache.request import Request
 from featcache.store import (
     BOUNDARY,
     BOUNDARY_VIEWS,
+    CANARY,
     DEPTH,
+    KERNELS,
     VIEW_PARAMETERS,
     VIEWS,
     WEIGHTS_FILE,
@@ -75,6 +78,7 @@ class Network:
         self._backbone: Backbone | None = None
         self._forward: Forward | None = None
         self._drift: float | None = None
+        self._canary: str | None = None
         recalled = seen.answer(self._key)
         if recalled is not None and recalled.identity["probe"] != self._probe(recalled.identity):
             recalled = None
@@ -115,6 +119,8 @@ class Network:
             here[WEIGHTS_READ] = " ".join(self._backbone.notes)
         if self._machine.depth:
             here[DEPTH] = self._machine.depth
+        if self._canary is not None:
+            here |= {KERNELS: kernels.name(), CANARY: self._canary}
         if self._drift is not None:
             here["drift"] = f"cosine of {self._drift:.6f} with float32, at least, on some of the images"
         return here
@@ -136,6 +142,7 @@ class Network:
             self._forward = Forward(backbone, self._machine.compile, self._machine.n_images, self._on_note)
             if backbone.precision != "float32":
                 self._measure_drift(self._forward)
+                self._canary = kernels.packed(self._forward.alone(kernels.images(*self.transform.input_size)))
         return self._forward
 
     def vectors(self, images: Sequence[Array]) -> Mapping[str, Array]:

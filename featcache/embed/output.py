@@ -11,17 +11,20 @@ from typing import Any
 import numpy as np
 
 from featcache import durable
+from featcache.embed import kernels
 from featcache.embed.filling import Filling, Submit
-from featcache.embed.network import Network, Note
+from featcache.embed.network import BOUND, Network, Note
 from featcache.embed.plan import Plan
-from featcache.errors import FeatcacheError, NoSpace
+from featcache.errors import FeatcacheError, IdentityMismatch, NoSpace
 from featcache.images.augment import ViewSpec
 from featcache.images.seen import Seen
 from featcache.manifest import Manifest
 from featcache.provenance import Json, digest_json
 from featcache.splits import unnamed_groups
 from featcache.store import (
+    CANARY,
     DEPTH,
+    KERNELS,
     POOLED,
     WEIGHTS_FILE,
     WEIGHTS_READ,
@@ -126,6 +129,7 @@ class Output:
         dropped_columns: those of the store of which the manifest has no value.
         planned_ns: when the plan that is being worked on was made, on the clock of the store's file system.
         filling: the part that is being filled.
+        environments: of the passes that computed what is there.
     """
 
     store_path: Path
@@ -139,6 +143,7 @@ class Output:
     dropped_columns: Sequence[str] = ()
     planned_ns: int = 0
     filling: Filling | None = None
+    environments: Sequence[Json] = ()
 
     @contextmanager
     def opened(self, part_rows: int, on_note: Note) -> Iterator[None]:
@@ -203,6 +208,11 @@ class Output:
             self.dropped_columns = [n for n, held in store.columns.items() if any(held) and not any(here.get(n, ()))]
             yield KnownVectors(store, self.folder.old())
 
+    def check_kernels(self, on_note: Note) -> None:
+        """Raises IdentityMismatch where this machine's vectors in a low precision are too unlike those there."""
+        if self.missing:
+            _check_kernels(self.store_path, self.environments, self.network, on_note)
+
     def _tell_what_is_there(self, part_rows: int, on_note: Note) -> None:
         environments = list(self.known.environments)
         for path, head in self.folder.heads().items():
@@ -212,6 +222,7 @@ class Output:
             n_parts = -(-len(self.plan) // part_rows)
             on_note(f"resuming: {n_finished:,} of {n_parts:,} parts are done")
         _tell_of_other_environments(self.store_path, environments, self.network, on_note)
+        self.environments = environments
 
 
 def _embedded(store_path: Path, plan: Plan, network: Network, counts: Counts, on_note: Note) -> Embedded:
@@ -258,11 +269,40 @@ def _tell_of_other_environments(store_path: Path, held: Iterable[Json], network:
         f"{name} {environment.get(name, 'unknown')} (here {here.get(name, 'unknown')})": None
         for environment in held
         for name in here
-        if name not in (WEIGHTS_FILE, WEIGHTS_READ, DEPTH)
+        if name not in (WEIGHTS_FILE, WEIGHTS_READ, DEPTH, CANARY, KERNELS)
         if environment.get(name) != here.get(name)
     }
     if others:
         on_note(f"{store_path} has vectors made with {', '.join(others)}: they may differ in the last digits.")
+
+
+def _check_kernels(store_path: Path, environments: Iterable[Json], network: Network, on_note: Note) -> None:
+    """Refuses to add vectors of a low precision to those of another kind of processor, unless they are as good as the
+    same: the network is loaded for it.
+
+    Raises:
+        IdentityMismatch: the cosine is below `BOUND`.
+    """
+    precision = network.answer.identity["precision"]
+    held = [each for each in environments if isinstance(each, dict) and isinstance(each.get(CANARY), str)]
+    if precision == "float32" or not held:
+        return
+    _ = network.forward
+    here = network.environment
+    for each in held:
+        found = kernels.cosine(each[CANARY], here[CANARY])
+        made = f"{precision} vectors made with {each.get(KERNELS, 'other kernels')}"
+        if found is not None and found < BOUND:
+            raise IdentityMismatch(
+                f"{store_path} holds {made}: those made here, with {here[KERNELS]}, have a cosine of only {found:.6f} "
+                f"with them (at least {BOUND} is needed). Embed on the same kind of processor, or all of it anew into "
+                f"another store; precision float32 is the same on all."
+            )
+        if found is not None and each.get(KERNELS) != here[KERNELS]:
+            on_note(
+                f"note: {store_path} holds {made}, and gets others made with {here[KERNELS]}: their cosine is at least "
+                f"{found:.6f} on images built in for it."
+            )
 
 
 def store_bytes(network: Network, n: int) -> int:

@@ -24,6 +24,7 @@ BOUNDARY, BOUNDARY_VIEWS = "boundary", "boundary_views"  # the same, of the tens
 STORED_DTYPES = ("float32", "float16")
 EMBEDDED, REUSED, FAILED = 0, 1, 2  # the origin of a row of a part
 SHA256 = re.compile(r"[0-9a-f]{64}")
+CANARY, KERNELS = "canary", "kernels"  # of an environment: what a low precision makes of built-in images, and with what
 WEIGHTS_FILE, WEIGHTS_READ, DEPTH = (
     "weights_file",
     "weights_read",
