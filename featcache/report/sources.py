@@ -11,20 +11,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from featcache import images
-from featcache.errors import FeatcacheError, IdentityMismatch, ImageError, UsageError
+from featcache.errors import FeatcacheError, IdentityMismatch, UsageError
 from featcache.images import DecodeSpec, TransformSpec
-from featcache.images.seen import Seen
+from featcache.images.seen import Seen, stamp_of
+from featcache.images.workers import Decoders
 from featcache.manifest import Manifest
 from featcache.names import printable
-from featcache.provenance import digest_bytes, digest_json, from_json
+from featcache.provenance import digest_json, from_json
 from featcache.report.subject import Subject
 from featcache.runs import WEIGHTS
 from featcache.runs.identity import differences, identity_of, said_by
@@ -83,8 +83,8 @@ class Pictures:
     def load(self, rows: Sequence[int]) -> None:
         """Reads what was not read yet of these rows, several at a time."""
         wanted = [row for row in dict.fromkeys(rows) if row in self.paths and row not in self._kept]
-        with ThreadPoolExecutor(_THREADS) as pool:
-            for row, image in zip(wanted, pool.map(self._read, wanted), strict=True):
+        with Decoders([self.transform], self.decode) as decoders, ThreadPoolExecutor(_THREADS) as pool:
+            for row, image in zip(wanted, pool.map(partial(self._read, decoders), wanted), strict=True):
                 if image is None:
                     self.changed.add(self.names[row])
                 else:
@@ -94,14 +94,12 @@ class Pictures:
         """The image of a row that was loaded; None where it is not to be had."""
         return self._kept.get(row)
 
-    def _read(self, row: int) -> Image.Image | None:
-        try:
-            data = images.read(self.paths[row])
-            if digest_bytes(data) != self.contents[row]:
-                return None
-            return Image.fromarray(images.pixels(data, self.transform, self.decode))
-        except ImageError:
+    def _read(self, decoders: Decoders, row: int) -> Image.Image | None:
+        path = self.paths[row]
+        prepared = decoders.prepare(path, stamp_of(path), ())
+        if prepared.pixels is None or prepared.digest != self.contents[row]:
             return None
+        return Image.fromarray(prepared.pixels[0][0])
 
 
 @dataclass(frozen=True)
