@@ -11,10 +11,12 @@ Letters: n rows, d features, c classes.
     audited     what was found, as tables
 """
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import count
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -26,8 +28,9 @@ from featcache.audit.confounds import Confound, Score, Variable
 from featcache.audit.shortcuts import TOGETHER, Labels, Shortcut, best, dealt, folders, suffix
 from featcache.audit.suspects import Doubts
 from featcache.errors import ImageError, UsageError
-from featcache.images import headers
+from featcache.images import DecodeSpec
 from featcache.images.headers import Header
+from featcache.images.workers import Decoders
 from featcache.manifest import Manifest
 from featcache.manifest.checking import alike
 from featcache.missing import without_missing
@@ -326,8 +329,8 @@ def _of_headers(store: Store, images: Manifest, notes: list[str]) -> dict[str, S
             f"none of the {len(store):,} images of {store.path} can be had from {images.source}; the first is {first!r}"
             + (f", which {why}." if why else ". Give the folder, or the CSV, that they were embedded from.")
         )
-    with ThreadPoolExecutor() as pool:
-        found = list(pool.map(lambda path: None if path is None else _header(path), paths))
+    with Decoders([], DecodeSpec()) as decoders, ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+        found = list(pool.map(lambda path: None if path is None else _header(decoders, path), paths))
     if n_without := found.count(None):
         notes.append(f"{n_without:,} images are not there, or cannot be read: their headers are unknown")
     of = {"image width": "width", "image height": "height", "bit depth": "bits", "colour mode": "mode"}
@@ -336,8 +339,8 @@ def _of_headers(store: Store, images: Manifest, notes: list[str]) -> dict[str, S
     return {**texts, "aspect ratio": ["" if h is None else f"{h.width / max(h.height, 1):.3g}" for h in found]}
 
 
-def _header(path: Any) -> Header | None:
+def _header(decoders: Decoders, path: Path) -> Header | None:
     try:
-        return headers.read(path)
+        return decoders.header(path)
     except ImageError:
         return None
