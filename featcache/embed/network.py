@@ -70,6 +70,7 @@ class Network:
 
     Attributes:
         answer: identity, resolved name, and the shapes of what it gives.
+        on_low_precision: called when a network of a low precision is about to compute; what it raises ends the pass.
     """
 
     def __init__(self, request: Request, machine: Machine, seen: Seen, on_note: Callable[[str], None]) -> None:
@@ -79,6 +80,7 @@ class Network:
         self._forward: Forward | None = None
         self._drift: float | None = None
         self._canary: str | None = None
+        self.on_low_precision: Callable[[], None] = lambda: None
         recalled = seen.answer(self._key)
         if recalled is not None and recalled.identity["probe"] != self._probe(recalled.identity):
             recalled = None
@@ -143,6 +145,7 @@ class Network:
             if backbone.precision != "float32":
                 self._measure_drift(self._forward)
                 self._canary = kernels.packed(self._forward.alone(kernels.images(*self.transform.input_size)))
+                self.on_low_precision()
         return self._forward
 
     def vectors(self, images: Sequence[Array]) -> Mapping[str, Array]:

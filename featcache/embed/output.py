@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -209,9 +210,10 @@ class Output:
             yield KnownVectors(store, self.folder.old())
 
     def check_kernels(self, on_note: Note) -> None:
-        """Raises IdentityMismatch where this machine's vectors in a low precision are too unlike those there."""
-        if self.missing:
-            _check_kernels(self.store_path, self.environments, self.network, on_note)
+        """Lets the network, once an image needs it, raise IdentityMismatch where this machine's vectors in a low
+        precision are too unlike those there."""
+        check = partial(_check_kernels, self.store_path, self.environments, self.network, on_note)
+        self.network.on_low_precision = check
 
     def _tell_what_is_there(self, part_rows: int, on_note: Note) -> None:
         environments = list(self.known.environments)
@@ -278,16 +280,13 @@ def _tell_of_other_environments(store_path: Path, held: Iterable[Json], network:
 
 def _check_kernels(store_path: Path, environments: Iterable[Json], network: Network, on_note: Note) -> None:
     """Refuses to add vectors of a low precision to those of another kind of processor, unless they are as good as the
-    same: the network is loaded for it.
+    same.
 
     Raises:
         IdentityMismatch: the cosine is below `BOUND`.
     """
     precision = network.answer.identity["precision"]
     held = [each for each in environments if isinstance(each, dict) and isinstance(each.get(CANARY), str)]
-    if precision == "float32" or not held:
-        return
-    _ = network.forward
     here = network.environment
     for each in held:
         found = kernels.cosine(each[CANARY], here[CANARY])
