@@ -663,7 +663,10 @@ def test_very_few_rows_are_enough(tmp_path: Path, n: int, specs: Any, split: Spl
         ({"label": ["a"] * 20}, "only the class 'a'"),
         ({"label": ["a", "b"] * 10, "split": ["test"] * 20}, "leaves no labelled image to train on"),
         ({"label": ["a"] * 19 + ["b"]}, r"class b has 1 image\(s\), all of one group"),
-        ({"label": ["a", "b"] * 10, "group": ["p"] * 20}, r"class a has 10 image\(s\) and b has 10 image\(s\), all of one group"),
+        (
+            {"label": ["a", "b"] * 10, "group": ["p"] * 20},
+            r"class a has 10 image\(s\) and b has 10 image\(s\), all of one group",
+        ),
         (
             {"label": ["a", "b"] * 10, "split": ["train", "test"] * 10},
             r"the training rows have no image of class 'b' \(8 a, 0 b\)",
