@@ -12,6 +12,7 @@ Letters: n rows, d features, c classes.
 """
 
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ from featcache.images.workers import Decoders
 from featcache.manifest import Manifest
 from featcache.manifest.checking import alike
 from featcache.missing import without_missing
+from featcache.splits import class_names, unnamed_groups
 from featcache.splits.duplicates import near_pairs
 from featcache.store import Store, Variety
 
@@ -80,7 +82,10 @@ def audit(
     """
     wanted = (label,) if isinstance(label, str) else tuple(label)
     columns = _columns(store, wanted, ignore)
-    notes = missing.notes(store.path, store.missing_words)
+    spelling = class_names.one_spelling(counts := Counter(text for text in columns["label"] if text))
+    columns["label"] = [spelling.get(text, "") for text in columns["label"]]
+    about_names = class_names.notes(counts) if len(wanted) == 1 else []
+    notes = [*about_names, *missing.notes(store.path, store.missing_words)]
     groups = _groups(store, columns, notes)
     texts = _texts(store, columns, images, {"label", *wanted, *ignore}, notes)
     variables, left_out = _variables(texts, columns["label"], groups)
@@ -179,6 +184,7 @@ def _groups(store: Store, columns: Columns, notes: list[str]) -> Array:
         notes.append(
             "the store has no groups: images of one patient are on both sides of the folds, and AUROCs too good"
         )
+        notes += unnamed_groups.notes(columns, store.image_ids)
     keys = [columns["group"]] if "group" in columns else []
     return splits.merge_groups(*keys, store.content_sha256)
 

@@ -16,6 +16,7 @@ from featcache.cli.showing import answer, console, escaped, plain_table
 _MAX_HISTORY_ROWS = 12
 _MAX_SPECS = 10
 _MAX_CLASSES = 40
+_MAX_CONFUSED = 10
 _PER_CLASS = ("auroc", "auprc", "precision", "recall", "specificity", "f1")
 _SIDES = ("train", "val", "outer", "test")
 SCORES = (
@@ -279,8 +280,15 @@ def _baseline_lines(found: dict[str, Any]) -> Iterator[str]:
 
 
 def confusion_line(classes: list[str], matrix: list[list[int]]) -> str:
+    """What became of each class; of many classes the most frequent confusions."""
+    names = list(map(escaped, classes))
+    if len(names) > _MAX_CONFUSED:
+        wrong = [(n, i, j) for i, row in enumerate(matrix) for j, n in enumerate(row) if n and i != j]
+        most = sorted(wrong, key=lambda pair: (-pair[0], pair[1:]))[:_MAX_CONFUSED]
+        n_wrong = sum(n for n, *_ in wrong)
+        shown = ", ".join(f"{n:,} {names[i]} called {names[j]}" for n, i, j in most)
+        return f"{n_wrong:,} of {sum(map(sum, matrix)):,} are called another class" + (f": {shown}" if shown else "")
     return "; ".join(
-        f"of {sum(row):,} {escaped(name)}, "
-        + ", ".join(f"{n:,} called {escaped(c)}" for n, c in zip(row, classes, strict=True))
-        for name, row in zip(classes, matrix, strict=True)
+        f"of {sum(row):,} {name}, " + ", ".join(f"{n:,} called {c}" for n, c in zip(row, names, strict=True))
+        for name, row in zip(names, matrix, strict=True)
     )

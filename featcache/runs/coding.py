@@ -109,6 +109,8 @@ class _Named:
             wanted = [name for name, value in value_of.items() if value == _VALUES[policy]]
             if not wanted:
                 raise UsageError(f"uncertain is {policy!r}, and no label is {_VALUES[policy]:g} to count -1 as.")
+            n = self.counts[codes[0]]
+            self.notes.append(f"{n:,} labels of -1 are counted as {wanted[0]!r} (uncertain is {policy!r}).")
             self._rename({codes[0]: wanted[0]})
 
     def merge(self, merged: Mapping[str, str]) -> None:

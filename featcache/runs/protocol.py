@@ -145,7 +145,10 @@ def divide(task: Task, spec: SplitSpec, vectors: Any) -> Protocol:
             train, val, test = _given(task, groups, left_out)
             folds = _folds(task, spec, groups, train, val)
         except UsageError as error:
-            raise UsageError(" ".join([str(error), *(notes if len(kept) > 1 else [])])) from error
+            if len(kept) == 1:
+                raise
+            why = f"{' and '.join(kept)} are kept together. {' '.join(notes)} Set group_by='group' to keep only those."
+            raise UsageError(f"{error} The values of {why}") from error
     for fold in folds:
         splits.check_nothing_crosses(Split(fold.train, fold.held, test), groups, task.image_ids)
         task.check_learnable(fold.train, "the training rows")

@@ -304,13 +304,17 @@ def _fewest_groups(labels: Array, groups: Array) -> int:
     """The number of groups of the class that is in the fewest."""
     n_groups = _groups_per_class(labels, groups)
     if rare := [label for label, n in n_groups.items() if n < 2]:
-        counted = " and ".join(f"{label} has {_n_rows(labels, label)} image(s)" for label in rare[:_MOST_RARE])
-        more = f" (and so have {len(rare) - _MOST_RARE} other classes)" if len(rare) > _MOST_RARE else ""
+        shown = [f"class {label} has {_n_rows(labels, label)} image(s), all of one group" for label in rare]
         raise UsageError(
-            f"class {counted}, all of one group{more}: one side of a hold-out would be without it. Add images of other "
+            f"{_listed(shown)}: one side of a hold-out would be without it. Add images of other "
             f"groups, or give a split column; or {_LEAVE_OUT}."
         )
     return min(n_groups.values())
+
+
+def _listed(classes: Sequence[str]) -> str:
+    more = f", and so have {len(classes) - _MOST_RARE} other classes" if len(classes) > _MOST_RARE else ""
+    return ", and ".join(classes[:_MOST_RARE]) + more
 
 
 def _n_rows(labels: Array, label: str) -> int:
@@ -342,12 +346,9 @@ def _check_groups(labels: Array, groups: Array, k: int) -> None:
         raise UsageError("there are no labelled rows to divide into folds.")
     n_groups = _groups_per_class(labels, groups)
     if rare := {label: n for label, n in n_groups.items() if n < k}:
-        shown = [f"{label} has {_n_rows(labels, label)} row(s) in {n} group(s)" for label, n in rare.items()]
-        more = f" (and so have {len(rare) - _MOST_RARE} other classes)" if len(rare) > _MOST_RARE else ""
+        shown = [f"class {label} has {_n_rows(labels, label)} row(s) in {n} group(s)" for label, n in rare.items()]
         remedy = _use_fewer(min(rare.values())).removesuffix(".")
-        raise UsageError(
-            f"class {' and '.join(shown[:_MOST_RARE])}, too few for {k} folds{more}: {remedy}; or {_LEAVE_OUT}."
-        )
+        raise UsageError(f"{_listed(shown)}, too few for {k} folds: {remedy}; or {_LEAVE_OUT}.")
     largest, fold_rows = int(np.unique(groups, return_counts=True)[1].max()), -(-len(labels) // k)
     if largest > fold_rows:
         raise UsageError(

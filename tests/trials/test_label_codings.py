@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from featcache.audit import audit
 from featcache.errors import UsageError
 from featcache.manifest import Manifest
 from featcache.manifest.checking import check
@@ -168,3 +169,12 @@ def test_lists_are_learnt_as_findings_where_a_separator_is_given(
 def test_a_reading_that_is_none_is_refused(asked: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         TargetSpec(**asked)  # type: ignore[arg-type]
+
+
+def test_an_audit_reads_labels_alike(tmp_path: Path) -> None:
+    labels = [("0", "0.0", "1", "1")[row % 4] for row in range(40)]
+    x = np.random.default_rng(0).standard_normal((40, 4))
+    with Store.open(make_store(tmp_path / "s.h5", x, {"label": labels})) as store:
+        audited = audit(store)
+    assert list(audited.classes) == ["0", "1"]
+    assert any("are read as one class: '0' (10 images) and '0.0' (10) as '0'" in note for note in audited.notes)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from featcache.cli.results import confusion_line
 from featcache.errors import StoreNotFound
 from featcache.heads import KINDS, HeadSpec
 from featcache.store import Part, PartFolder, Store
@@ -68,3 +69,16 @@ def test_numbers_of_each_class_are_on_the_console(tmp_path: Path, several: bool)
     assert re.search(rf"each {'finding' if several else 'class'} on val:\n{head} +auroc +auprc +precision", done.stdout)
     for name in names:
         assert re.search(rf"^{name} +\d+ .*0\.\d\d\d", done.stdout, re.MULTILINE)
+
+
+def test_confusions_of_many_classes_fit_on_a_screen() -> None:
+    """They were a sentence of 2,500 numbers where there were 50 classes."""
+    classes = [f"c{i}" for i in range(50)]
+    matrix = (5 * np.eye(50, dtype=int) + np.eye(50, k=1, dtype=int)).tolist()
+    matrix[7][3] = 4
+    line = confusion_line(classes, matrix)
+    assert line.startswith("53 of 303 are called another class: 4 c7 called c3, 1 c0 called c1, ")
+    assert line.count("called c") == 10
+    assert confusion_line(["a", "b"], [[3, 1], [0, 2]]) == (
+        "of 4 a, 3 called a, 1 called b; of 2 b, 0 called a, 2 called b"
+    )

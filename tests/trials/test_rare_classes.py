@@ -31,10 +31,13 @@ def store(tmp_path: Path) -> Store:
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        (SplitSpec(), r"class Rest has 1 image\(s\) and rarer has 1 image\(s\), all of one group"),
+        (
+            SplitSpec(),
+            r"class Rest has 1 image\(s\), all of one group, and class rarer has 1 image\(s\), all of one",
+        ),
         (
             SplitSpec(folds=5),
-            r"class Rest has 1 row\(s\) in 1 group\(s\) and rare has 2 row\(s\) in 2 group\(s\) and rarer has 1 row",
+            r"class Rest has 1 row\(s\) in 1 group\(s\), and class rare has 2 row\(s\) in 2 group\(s\), and class",
         ),
     ],
     ids=["hold-out", "folds"],
