@@ -45,7 +45,8 @@ _PLAIN_VALUES: list[Any] = [
     (pathlib.PosixPath, "pathlib._local.PosixPath"),
     np.dtype,
     *sorted({type(np.dtype(kind)) for kind in "?bhilqBHILQefdgFDSU"}, key=str),
-    *((np._core.multiarray.scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),  # type: ignore[attr-defined]
+    # What a NumPy scalar is unpickled by, under its names in NumPy 1 and 2.
+    *((np.float64(0).__reduce__()[0], f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
 ]
 
 _ZIP, _PICKLE = b"PK\x03\x04", re.compile(rb"\x80[\x02-\x05]")
