@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -79,9 +80,9 @@ def test_a_library_that_is_too_old_is_a_problem(tmp_path: Path, monkeypatch: pyt
     monkeypatch.syspath_prepend(tmp_path / "old")
     found = {finding.name: finding for finding in doctor(tmp_path)}
     assert found["libraries"].state == PROBLEM
-    assert found["libraries"].text == "h5py 1.0 is not >=3.11"
+    assert re.fullmatch(r"h5py 1\.0 is not >=3\.\d+", found["libraries"].text)
     assert found["extra onnx"].state == NOTE
-    assert "onnx 0.1 is not >=1.17" in found["extra onnx"].text
+    assert "onnx 0.1 is not >=" in found["extra onnx"].text
     assert "featcache[onnx]" in found["extra onnx"].remedy
 
 

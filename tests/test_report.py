@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from sklearn.metrics import confusion_matrix
+from sklearn.metrics import auc, confusion_matrix
 
 from featcache import metrics
 from featcache import report as report_module
@@ -290,7 +290,7 @@ def test_curves_have_the_areas_of_the_record(folder: Path, two: Reported) -> Non
     for side in ("val", "test"):
         rows = [row for row in csv_of(two, "two-roc.csv") if row["of"] == side]
         x, y = (np.array([float(row[n]) for row in rows]) for n in ("false_positive_rate", "true_positive_rate"))
-        assert np.trapezoid(y, x) == pytest.approx(record[side]["auroc"], abs=1e-12)
+        assert auc(x, y) == pytest.approx(record[side]["auroc"], abs=1e-12)
         rows = [row for row in csv_of(two, "two-pr.csv") if row["of"] == side]
         recall, precision = (np.array([float(row[n]) for row in rows]) for n in ("recall", "precision"))
         assert -np.sum(np.diff(recall) * precision[:-1]) == pytest.approx(record[side]["auprc"], abs=1e-12)
