@@ -122,6 +122,13 @@ class ImageError(FeatcacheError):
 
 _SPACE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _ACCESS = {errno.EACCES, errno.EPERM, errno.EROFS}
+_WRONG_PATH = {
+    errno.EISDIR: "it is a folder; a file is expected",
+    errno.ENOTDIR: "a file stands where a folder is expected",
+    errno.EEXIST: "something else of that name stands in the way",
+    errno.ELOOP: "its links lead to one another",
+    errno.ENAMETOOLONG: "the name is too long",
+}
 
 
 def from_os_error(error: OSError, doing: str, path: Path) -> FeatcacheError:
@@ -131,6 +138,8 @@ def from_os_error(error: OSError, doing: str, path: Path) -> FeatcacheError:
         return NoSpace(f"no space: {doing} {path} stopped ({reason}). Free some and run the same command again.")
     if error.errno in _ACCESS:
         return AccessDenied(f"{doing} {path}: {reason.lower()}. Choose a folder you may write to.")
+    if error.errno in _WRONG_PATH:
+        return UsageError(f"{doing} {path}: {_WRONG_PATH[error.errno]}. Name another path.")
     return InputOutputError(f"{doing} {path}: {reason.lower()}.")
 
 

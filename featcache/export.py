@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from featcache import durable
-from featcache.errors import CorruptStore, FeatcacheError, UsageError, in_our_words
+from featcache.errors import CorruptStore, UsageError
 from featcache.names import is_utf8
 from featcache.provenance import Json, canonical_json, digest_json
 from featcache.store import Store, Where, blocks, check_identity, digests_of, gather, matching, publish_rows, texts_of
@@ -81,6 +81,7 @@ def export(store: Store, path: Path | str, *, taps: Sequence[str] = (), where: S
             hold. Without any, all rows.
 
     Raises:
+        StoreLocked: another process is writing at `path`.
         UsageError: another suffix, an array or a column that is not there, no row left, pyarrow is missing, more text
             than safetensors takes.
         CorruptStore: the store is damaged.
@@ -93,14 +94,13 @@ def export(store: Store, path: Path | str, *, taps: Sequence[str] = (), where: S
         raise UsageError(f"{path}: the suffix says the format, one of {', '.join(_WRITERS)}.")
     if not all(map(is_utf8, store.columns)):
         raise UsageError(f"{store.path} has a column whose name is not UTF-8, which no other format takes.")
-    if path.exists() and write is not _store:
-        _check_ours(path)
     rows, taps = _chosen(store, where), _taps(store, taps, path)
-    digests = digests_of(store, rows, taps)
-    if len(rows) == len(store):
-        _check_recorded(store, digests)
-    texts = texts_of(store, rows)
-    write(_Selection(store, rows, taps, texts, _about(store, where, taps, digests)), path)
+    with durable.output(path, _is_store if write is _store else _is_export, "store" if write is _store else "export"):
+        digests = digests_of(store, rows, taps)
+        if len(rows) == len(store):
+            _check_recorded(store, digests)
+        texts = texts_of(store, rows)
+        write(_Selection(store, rows, taps, texts, _about(store, where, taps, digests)), path)
     shapes = {tap: list(store.row_shape(tap)) for tap in taps}
     return Exported(path, len(rows), path.stat().st_size, shapes, list(store.columns), digests)
 
@@ -268,19 +268,18 @@ def _arrow_texts(pa: Any, values: Sequence[str], kind: Any) -> Any:
     return pa.array([value and value.encode("utf-8", "surrogateescape") for value in known], kind)
 
 
-def _check_ours(path: Path) -> None:
-    """An earlier export may be replaced, and nothing else."""
-    with in_our_words("reading", path):
-        if not path.is_file() or not _is_export(path):
-            raise UsageError(f"{path} is there, and no earlier export. Write to another path.")
+def _is_store(path: Path) -> bool:
+    Store.open(path).close()
+    return True
 
 
 def _is_export(path: Path) -> bool:
-    """By the names of a zip's members, the beginning of safetensors, the end of Parquet; an empty file is nobody's."""
-    if zipfile.is_zipfile(path):
-        with zipfile.ZipFile(path) as members:
-            return f"{ABOUT}.npy" in members.namelist()
-    with open(path, "rb") as file:
+    """By the names of a zip's members, the beginning of safetensors, the end of Parquet."""
+    with durable.open_regular(path) as file:
+        if zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as members:
+                return f"{ABOUT}.npy" in members.namelist()
+        file.seek(0)
         start, n_bytes = file.read(8), path.stat().st_size
         if start[:4] == b"PAR1":
             file.seek(max(0, n_bytes - 8))
@@ -288,12 +287,12 @@ def _is_export(path: Path) -> bool:
             file.seek(max(0, n_bytes - 8 - length))
         else:
             length = int.from_bytes(start, "little")
-        return not start or FORMAT.encode("ascii") in file.read(min(length, n_bytes))
+        return FORMAT.encode("ascii") in file.read(min(length, n_bytes))
 
 
 def _store(chosen: _Selection, path: Path) -> None:
     """A store of these rows. It replaces a store only if that holds nothing that this one has not."""
-    if path.exists():
+    if path.exists() and path.stat().st_size:
         _check_replaceable(chosen.store, path)
     publish_rows(path, chosen.store, chosen.rows)
 
@@ -301,11 +300,8 @@ def _store(chosen: _Selection, path: Path) -> None:
 def _check_replaceable(store: Store, path: Path) -> None:
     if path.samefile(store.path):
         raise UsageError(f"{path} is the store itself. Write to another path.")
-    try:
-        with Store.open(path) as there:
-            identity, names, columns = there.identity, set(there.image_ids), set(there.columns)
-    except FeatcacheError as error:
-        raise UsageError(f"{path} is there, and is no store that could be replaced. Write to another path.") from error
+    with Store.open(path) as there:
+        identity, names, columns = there.identity, set(there.image_ids), set(there.columns)
     check_identity(path, identity, store.identity)
     if others := names - set(store.image_ids):
         raise UsageError(

@@ -116,7 +116,7 @@ def test_a_full_disk_leaves_the_last_one_and_no_part_of_another(kept: Checkpoint
 
 def test_a_folder_without_a_checkpoint_is_not_left_behind(tmp_path: Path) -> None:
     with Checkpoints(tmp_path / "run").locked(KEY):
-        assert [path.name for path in tmp_path.iterdir()] == ["run.partial"]
+        assert {path.name for path in tmp_path.iterdir()} == {".run.lock", "run.partial"}
     assert list(tmp_path.iterdir()) == []
 
 

@@ -349,7 +349,7 @@ def test_a_store_takes_the_place_of_one_that_holds_nothing_else(stores: dict[str
         with pytest.raises(IdentityMismatch, match=r"views\.n: absent here"):
             export(store, other)
         (tmp_path / "notes.h5").write_text("mine")
-        with pytest.raises(UsageError, match="no store that could be replaced"):
+        with pytest.raises(UsageError, match="no earlier store"):
             export(store, tmp_path / "notes.h5")
     with Store.open(path) as smaller, pytest.raises(UsageError, match="holds 99 image"):
         export(smaller, stores["float32"])

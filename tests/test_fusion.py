@@ -492,7 +492,7 @@ def test_what_is_not_there_is_refused(store: Store, folder: Path, tmp_path: Path
         export_studies(store, tmp_path / "f.h5", SPEC)
     with pytest.raises(UsageError, match="no feature maps"):
         export_studies(store, tmp_path / "f.h5", FusionSpec("uid", tokens=True))
-    with pytest.raises(UsageError, match="is no fusion file"):
+    with pytest.raises(UsageError, match="no earlier fusion file"):
         export_studies(store, folder / "s.h5", FusionSpec("uid"))
     with pytest.raises(UsageError, match=r"ends with \.h5"):
         export_studies(store, tmp_path / "f.npz", FusionSpec("uid"))

@@ -26,8 +26,9 @@ FLOORS = (  # from the ground up
 PARTS = {  # of the packages, each after those it uses; "." is the package's own module, its story
     "audit": "suspects confounds shortcuts audited .",
     "backbones": "graph networks blocks checkpoints matching weights .",
-    "cli": "options showing results waiting embedding heads pixels exporting predicting evaluating looking "
+    "cli": "streams options showing results waiting embedding heads pixels exporting predicting evaluating looking "
            "sources auditing reporting .",
+    "durable": "regular files outputs folders .",
     "embed": "plan forward kernels network depth precision filling output . forecast",
     "evaluate": "vocabulary labels sets selection subgroups comparison notes scoring .",
     "figures": ". charts",

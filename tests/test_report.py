@@ -632,8 +632,10 @@ def test_a_page_runs_its_own_script_and_asks_for_nothing(two: Reported) -> None:
 def test_figures_and_their_numbers_lie_beside_the_page(two: Reported) -> None:
     """With a table of them, which says where on the page each stands."""
     names = [path.name for path in two.files]
-    assert sorted(path.name for path in (two.path.parent / "two.files").iterdir()) == sorted([*names, "index.csv"])
-    with open(two.path.parent / "two.files" / "index.csv", encoding="utf-8", newline="") as file:
+    (beside,) = (two.path.parent / "two.files").iterdir()
+    assert sorted(path.name for path in beside.iterdir()) == sorted([*names, "index.csv"])
+    assert f"two.files/{beside.name}" in read(two), "the page says which"
+    with open(beside / "index.csv", encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["file"] for row in rows] == names
     assert {row["section"] for row in rows} <= set(Seer(read(two)).texts)
@@ -648,13 +650,11 @@ def test_what_an_earlier_page_had_beside_it_and_this_one_has_not_is_gone(folder:
     first = report(folder / "two", tmp_path / "r.html", by=["view"])
     (tmp_path / "r.files" / "mine.txt").write_text("mine")
     (tmp_path / "mine.csv").write_text("mine")
-    with open(tmp_path / "r.files" / "index.csv", "a", encoding="utf-8") as index:
-        index.write("../mine.csv,two,Numbers\n")
+    with open(first.folder / "index.csv", "a", encoding="utf-8") as index:
+        index.write("../mine.csv,two,Numbers\n../../mine.csv,two,Numbers\n")
     second = report(folder / "three", tmp_path / "r.html")
-    assert {path.name for path in (tmp_path / "r.files").iterdir()} == {
-        "index.csv", "mine.txt", *(path.name for path in second.files)
-    }  # fmt: skip
-    assert not {path.name for path in first.files} & {path.name for path in second.files}
+    assert {path.name for path in (tmp_path / "r.files").iterdir()} == {"mine.txt", second.folder.name}
+    assert {path.name for path in second.folder.iterdir()} == {"index.csv", *(path.name for path in second.files)}
     assert (tmp_path / "mine.csv").read_text() == "mine"
 
 
@@ -674,7 +674,7 @@ def test_another_store_is_refused_where_it_is_given_and_passed_over_where_not(fo
 
 def test_what_is_not_a_report_is_not_written_over(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis.html").write_text("<!doctype html><title>years of work</title>")
-    with pytest.raises(UsageError, match="no report"):
+    with pytest.raises(UsageError, match="no earlier report"):
         report(folder / "two", tmp_path / "thesis.html")
     with pytest.raises(UsageError, match=r"ends in \.html"):
         report(folder / "two", tmp_path / "report.pdf")
@@ -685,9 +685,9 @@ def test_what_is_not_a_report_is_not_written_over(folder: Path, tmp_path: Path) 
     (tmp_path / "file.files").write_text("MINE")
     (tmp_path / "folder.html").mkdir()
     for name, words in (
-        ("notes.html", "no report"),
+        ("notes.html", "no earlier report"),
         ("page.html", r"page\.files holds files that are of no report"),
-        ("file.html", r"file\.files is a file"),
+        ("file.html", r"file\.files is a text file"),
         ("folder.html", "is a folder"),
         ("notes.html/page.html", r"notes\.html is a file, not a folder"),
     ):

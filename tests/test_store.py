@@ -16,6 +16,7 @@ from hypothesis.extra import numpy as hnp
 import featcache
 from featcache import durable
 from featcache import store as store_module
+from featcache.durable import outputs
 from featcache.errors import (
     CorruptStore,
     IdentityMismatch,
@@ -414,8 +415,8 @@ def test_a_lock_on_a_file_that_was_removed_is_not_held(tmp_path: Path) -> None:
     path = tmp_path / "lock"
     with open(path, "a+b", buffering=0) as lock:
         path.unlink()
-        assert not parts._try(lock, path)
+        assert not outputs._try(lock, path)
         path.write_bytes(b"")
-        assert not parts._try(lock, path)
+        assert not outputs._try(lock, path)
     with open(path, "a+b", buffering=0) as lock:
-        assert parts._try(lock, path)
+        assert outputs._try(lock, path)

@@ -598,7 +598,7 @@ def test_a_folder_with_other_files_is_left_alone(run: Run, tmp_path: Path) -> No
     with Store.open(tmp_path / "s.h5") as store:
         with pytest.raises(UsageError, match="with other files in it"):
             train_head(store, QUICK, tmp_path / "mine")
-        with pytest.raises(UsageError, match="is a file"):
+        with pytest.raises(UsageError, match="is an HDF5 file"):
             train_head(store, QUICK, tmp_path / "s.h5")
     assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
 

@@ -178,13 +178,15 @@ class Audit:
 
         Raises:
             UsageError: as `check_free`.
-            NoSpace, AccessDenied, InputOutputError: what was written before is whole.
+            StoreLocked: another process is writing there.
+            NoSpace, AccessDenied, InputOutputError: what was written before is as it was.
         """
         check_free(folder)
-        durable.make_folders(folder)
-        for name, rows in self._tables().items():
-            durable.write_csv(folder / name, _HEADERS[name], rows)
-        durable.write_text(folder / _ANSWER, canonical_json(self.as_json()) + "\n")
+        with durable.held(folder):
+            check_free(folder)
+            contents = {name: durable.csv_bytes(_HEADERS[name], rows) for name, rows in self._tables().items()}
+            contents[_ANSWER] = (canonical_json(self.as_json()) + "\n").encode("utf-8")
+            durable.write_folder(folder, contents)
         return [folder / name for name in (*_HEADERS, _ANSWER)]
 
     def _tables(self) -> dict[str, list[list[object]]]:
@@ -254,7 +256,7 @@ def check_free(folder: Path) -> None:
 
 def _is_answer(path: Path) -> bool:
     try:
-        found = json.loads(path.read_bytes()) if path.is_file() else None
+        found = json.loads(durable.read_regular(path)) if path.is_file() else None
     except (ValueError, RecursionError):
         return False
     return isinstance(found, dict) and found.keys() >= _SAID

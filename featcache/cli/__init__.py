@@ -3,6 +3,7 @@
 Results go to stdout, everything else to stderr; with `--json` stdout holds one JSON object and nothing else. Library
 modules are imported inside the commands, so that `featcache --help` answers at once.
 
+    streams      stdout and stderr, which may fail
     options      what may be asked, and how it is read
     showing      streams, names, tables, what is said of a pass
     results      what is said of a Run
@@ -22,6 +23,7 @@ modules are imported inside the commands, so that `featcache --help` answers at 
 import io
 import os
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, NoReturn
 
@@ -45,6 +47,7 @@ from featcache.cli.predicting import bundle_command, predict_command
 from featcache.cli.reporting import report_command
 from featcache.cli.showing import answer
 from featcache.cli.sources import check_command, manifest_app
+from featcache.cli.streams import ReaderGone, guarded
 from featcache.errors import FeatcacheError, UsageError, from_os_error
 from featcache.names import printable
 
@@ -87,16 +90,26 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal without "…" should not end the program
+    with guarded():
+        try:
+            _run()
+        except ReaderGone as error:
+            sys.exit(error.exit_code)
+        except FeatcacheError as error:
+            _fail(error)
+        except OSError as error:  # paths too long, and whatever else only the operating system knows
+            _fail(from_os_error(error, "using", Path(str(error.filename or "a file"))))
+
+
+def _run() -> None:
+    """The command, and what is still buffered of its answer."""
     try:
         app()
-    except FeatcacheError as error:
-        _fail(error)
-    except SystemExit as ended:  # of the parser of options, which has said why on stderr
+    except SystemExit as ended:  # of typer; where its code is of the parser of options, that has said why on stderr
         if ended.code == UsageError.exit_code and "--json" in sys.argv:
             answer({"error": "UsageError", "exit_code": ended.code, "message": "the options are wrong: see stderr"})
+        sys.stdout.flush()
         raise
-    except OSError as error:  # paths too long, and whatever else only the operating system knows
-        _fail(from_os_error(error, "using", Path(str(error.filename or "a file"))))
 
 
 def _restart_in_utf8() -> None:
@@ -111,9 +124,11 @@ def _restart_in_utf8() -> None:
 
 
 def _fail(error: FeatcacheError) -> NoReturn:
-    if "--json" in sys.argv:
-        answer({"error": type(error).__name__, "exit_code": error.exit_code, "message": str(error)})
     print(f"featcache: {printable(str(error), keep_lines=True)}", file=sys.stderr)
+    if "--json" in sys.argv:
+        with suppress(FeatcacheError):  # stdout may be what failed
+            answer({"error": type(error).__name__, "exit_code": error.exit_code, "message": str(error)})
+            sys.stdout.flush()
     sys.exit(error.exit_code)
 
 

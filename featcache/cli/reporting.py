@@ -43,6 +43,6 @@ def report_command(
         people.print(f"[yellow]{escaped(text)}[/]", highlight=False)
     people.print(
         f"[bold]{escaped(done.path)}[/]: {done.n_bytes / 1e6:.1f} MB; {len(done.files):,} figures and tables in "
-        f"{escaped(done.path.with_suffix('.files'))}",
+        f"{escaped(done.folder)}",
         highlight=False,
     )

@@ -32,7 +32,7 @@ from featcache import durable
 from featcache.embed.depth import settle_depth
 from featcache.embed.filling import Submit
 from featcache.embed.network import COMPILE, Array, Machine, Network, Note, Outdated
-from featcache.embed.output import Embedded, Output, check_space, nothing_new
+from featcache.embed.output import Embedded, Output, added_to, check_space, nothing_new
 from featcache.embed.plan import Plan
 from featcache.embed.precision import Canaries, held_precision, settle
 from featcache.errors import FeatcacheError, UsageError, from_os_error, in_our_words
@@ -43,7 +43,7 @@ from featcache.images.workers import TIMEOUT_S, Decoders, Prepared, check_timeou
 from featcache.manifest import Manifest
 from featcache.provenance import Json
 from featcache.request import BackboneSpec, Request
-from featcache.store import STORED_DTYPES, KnownVectors, Part, check_unlocked, held_identity
+from featcache.store import STORED_DTYPES, KnownVectors, Part, Store, check_unlocked, held_identity
 
 if TYPE_CHECKING:
     from featcache.embed.forward import Streams
@@ -90,6 +90,7 @@ def embed_all(
     timeout_s: float = TIMEOUT_S,
     rehash: bool = False,
     strict: bool = False,
+    only_add: bool = False,
     expect: Callable[[Path, Json], None] = lambda path, identity: None,
     on_progress: Progress = lambda done, total: None,
     on_note: Note = lambda text: None,
@@ -110,6 +111,8 @@ def embed_all(
         timeout_s: what one image may take to be read and decoded.
         rehash: read every file, whatever its times say.
         strict: the first image that fails ends the pass.
+        only_add: a store that is there keeps its rows, and what its columns say of them; it is refused if it has images
+            that are not in the manifest. Otherwise it becomes what the manifest says.
         expect: called with each store and the identity that its vectors will have, before any is computed; what it
             raises ends the pass.
         on_progress: called when rows are safely on disk, in all stores.
@@ -134,24 +137,31 @@ def embed_all(
     canaries = Canaries(manifest, decode, timeout_s)
     machine = Machine(device, compile, len(manifest.paths), canaries, note)
 
+    def wanted(path: Path) -> Manifest:
+        """As it looks now; what is decided by it is looked at again once the store is locked."""
+        if not (only_add and path.exists()):
+            return manifest
+        with Store.open(path) as store:
+            return added_to(store, manifest)
+
     def attempt() -> list[Embedded]:
         networks = networks_of(specs, decode, views, dtype, machine, canaries, seen, on_note)
         for path, network in networks.items():
             expect(path, network.answer.identity)
         if len(specs) > 1:
             _make_folders({path.parent for path in specs})
-        plans = {path: Plan.of(manifest, Seen() if rehash else seen[path]) for path in specs}
+        plans = {path: Plan.of(wanted(path), Seen() if rehash else seen[path]) for path in specs}
         answers = {path: networks[path].answer for path in specs}
         is_new = {
             path: not plans[path].is_published(path, each.identity, each.weights) for path, each in answers.items()
         }
-        outputs = [Output(path, plans[path], networks[path], views) for path in specs if is_new[path]]
+        outputs = [
+            Output(path, plans[path], networks[path], views, seen[path], only_add) for path in specs if is_new[path]
+        ]
         n_views = views.n if views else 0
         rows = part_rows or min((default_part_rows(t.network.row_bytes, n_views) for t in outputs), default=1)
         options = _Options(decode, views, rows, n_decoders, timeout_s, strict)
         made = _Pass(manifest, outputs, options, on_progress, on_note).run() if outputs else {}
-        for output in outputs:
-            output.remember(seen[output.store_path])
         return [
             made[path] if is_new[path] else nothing_new(path, plans[path], networks[path], on_note) for path in specs
         ]
@@ -285,7 +295,7 @@ class _Pass:
             started = time.perf_counter()
             self._fill()
             seconds = time.perf_counter() - started
-            return {output.store_path: output.publish(self.manifest, seconds, self.on_note) for output in self.outputs}
+            return {output.store_path: output.publish(seconds, self.on_note) for output in self.outputs}
 
     def _fill(self) -> None:
         """Writes the parts that are missing. While one is written, the next one fills."""

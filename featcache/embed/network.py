@@ -7,6 +7,7 @@ that it is the one that was remembered.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -14,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from featcache.embed import kernels
+from featcache.errors import FeatcacheError
 from featcache.images import TransformSpec, augment
 from featcache.images.probe import pixels_sha256
 from featcache.images.seen import Answer, Seen
-from featcache.provenance import Json, environment, from_json
+from featcache.provenance import Json, digest_json, environment, from_json
 from featcache.request import Request
 from featcache.store import (
     BOUNDARY,
@@ -81,11 +83,25 @@ class Network:
         self._drift: float | None = None
         self._canary: str | None = None
         self.on_low_precision: Callable[[], None] = lambda: None
-        recalled = seen.answer(self._key)
-        if recalled is not None and recalled.identity["probe"] != self._probe(recalled.identity):
-            recalled = None
+        recalled = self._recalled(seen)
         self._is_checked = recalled is None
         self.answer = recalled or self._answer(self._load())
+
+    def _recalled(self, seen: Seen) -> Answer | None:
+        """What the last pass remembered of this request, if it can be an answer to it."""
+        answer, request = seen.answer(self._key), self._request
+        if answer is None or set(answer.shapes) != set(request.backbone.taps):
+            return None
+        asked = {
+            "precision": request.backbone.precision,
+            "stored_dtype": request.dtype,
+            "decode": request.decode.identity(),
+            **({"views": request.views.identity()} if request.views else {}),
+        }
+        with suppress(FeatcacheError, ValueError, TypeError, LookupError, AttributeError):  # not of our making
+            if digest_json({name: answer.identity[name] for name in asked}) == digest_json(asked):
+                return answer if answer.identity["probe"] == self._probe(answer.identity) else None
+        return None
 
     @cached_property
     def transform(self) -> TransformSpec:

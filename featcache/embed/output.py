@@ -16,7 +16,7 @@ from featcache.embed import kernels
 from featcache.embed.filling import Filling, Submit
 from featcache.embed.network import BOUND, Network, Note
 from featcache.embed.plan import Plan
-from featcache.errors import FeatcacheError, IdentityMismatch, NoSpace
+from featcache.errors import FeatcacheError, IdentityMismatch, NoSpace, UsageError, in_our_words
 from featcache.images.augment import ViewSpec
 from featcache.images.seen import Seen
 from featcache.manifest import Manifest
@@ -27,6 +27,7 @@ from featcache.store import (
     DEPTH,
     KERNELS,
     POOLED,
+    VIEW_PARAMETERS,
     WEIGHTS_FILE,
     WEIGHTS_READ,
     Counts,
@@ -38,6 +39,9 @@ from featcache.store import (
     check_identity,
     publish,
 )
+
+_FAILURE_COLUMNS = ("path", "code", "reason", "image_id")
+_SHOWN = 5  # images in a message
 
 
 @dataclass(frozen=True)
@@ -123,6 +127,8 @@ class Output:
     """One store of a pass.
 
     Attributes:
+        seen: what the last pass saw, and what this one is remembered by.
+        only_add: whether the store that is there keeps its rows and columns.
         folder: its finished parts.
         known: the vectors there are.
         missing: first rows of the parts that are to be made.
@@ -137,6 +143,8 @@ class Output:
     plan: Plan
     network: Network
     views: ViewSpec | None
+    seen: Seen
+    only_add: bool = False
     folder: PartFolder = field(init=False)
     known: KnownVectors = field(init=False)
     missing: set[int] = field(default_factory=set)
@@ -149,7 +157,8 @@ class Output:
     @contextmanager
     def opened(self, part_rows: int, on_note: Note) -> Iterator[None]:
         """Locked, with what is there already looked at, and told."""
-        self.folder = PartFolder(self.store_path, self.plan.record(self.network.answer.identity, part_rows))
+        identity = self.network.answer.identity
+        self.folder = PartFolder(self.store_path, self.plan.record(identity, part_rows), self._rows())
         with self.folder.locked(), self._known() as self.known:
             self.planned_ns = self.folder.planned_ns
             self._tell_what_is_there(part_rows, on_note)
@@ -157,6 +166,14 @@ class Output:
             self.missing = {start for start in range(0, n, part_rows) if start not in finished}
             self.n_resumed = n - sum(min(part_rows, n - start) for start in self.missing)
             yield
+
+    def _rows(self) -> dict[str, np.ndarray[Any, Any]]:
+        """Array of the store -> (0, …) of its rows."""
+        dtype = self.network.answer.identity["stored_dtype"]
+        return {
+            tap: np.empty((0, *shape), dtype="float32" if tap == VIEW_PARAMETERS else dtype)
+            for tap, shape in self.network.shapes.items()
+        }
 
     def begin(self, rows: range, submit: Submit) -> Filling:
         """The next part."""
@@ -170,9 +187,10 @@ class Output:
         part = filling.part()
         return self.folder.write(part), part
 
-    def publish(self, manifest: Manifest, seconds: float, on_note: Note) -> Embedded:
-        """Packs the parts into the store."""
+    def publish(self, seconds: float, on_note: Note) -> Embedded:
+        """Packs the parts into the store, and keeps what was seen, for the next pass."""
         self.filling = None
+        manifest = self.plan.manifest
         failures = _report_failures(self.store_path, manifest, self.folder)
         self.plan.contents = self.folder.contents()
         n_dropped = self.known.n_not_among(set(self.plan.contents))
@@ -187,15 +205,15 @@ class Output:
             answer.weights,
         )
         self.folder.clear()
+        self._remember()
         done = _embedded(self.store_path, self.plan, self.network, counts, on_note)
         lost: Any = {"n_dropped": n_dropped, "dropped_columns": self.dropped_columns}
         return replace(done, n_resumed=self.n_resumed, seconds=seconds, failures=failures, **lost)
 
-    def remember(self, seen: Seen) -> None:
-        """Keeps what was seen, for the next pass."""
-        self.plan.remember(seen, self.planned_ns)
-        self.network.remember(seen)
-        seen.write(self.store_path)
+    def _remember(self) -> None:
+        self.plan.remember(self.seen, self.planned_ns)
+        self.network.remember(self.seen)
+        self.seen.write(self.store_path)
 
     @contextmanager
     def _known(self) -> Iterator[KnownVectors]:
@@ -205,6 +223,8 @@ class Output:
             return
         with Store.open(self.store_path) as store:
             check_identity(self.store_path, store.identity, self.network.answer.identity)
+            if self.only_add:
+                self.plan.manifest = added_to(store, self.plan.manifest)
             here = self.plan.manifest.columns
             self.dropped_columns = [n for n, held in store.columns.items() if any(held) and not any(here.get(n, ()))]
             yield KnownVectors(store, self.folder.old())
@@ -323,9 +343,44 @@ def check_space(outputs: Sequence[Output], n: int) -> None:
         )
 
 
+def added_to(store: Store, manifest: Manifest) -> Manifest:
+    """The images of a manifest as rows of a store that keeps all it has: where the store has a label, a group or
+    another value of an image, that one.
+
+    Raises:
+        UsageError: the store has images that the manifest has not, with the first five.
+    """
+    if lost := sorted(set(store.image_ids) - set(manifest.image_ids)):
+        raise UsageError(
+            f"{store.path} holds {len(lost):,} images that are not among these: {', '.join(lost[:_SHOWN])}. Keep the "
+            f"vectors elsewhere."
+        )
+    place = {name: i for i, name in enumerate(store.image_ids)}
+    rows = [place.get(name) for name in manifest.image_ids]
+    columns = dict(manifest.columns)
+    for name, held in store.columns.items():
+        new = columns.get(name, [""] * len(rows))
+        columns[name] = [new[i] if row is None else held[row] for i, row in enumerate(rows)]
+    return replace(manifest, columns=columns)
+
+
 def failures_path(store_path: Path) -> Path:
     """`STORE.h5.failures.csv`, beside the store; there only while the last pass had failures."""
     return store_path.with_name(store_path.name + ".failures.csv")
+
+
+def is_failures(path: Path) -> bool:
+    """Whether there is such a list, of an earlier pass or prediction."""
+    header = ",".join(_FAILURE_COLUMNS[:3]).encode("ascii")
+    return begins_with(path, header)
+
+
+def begins_with(path: Path, start: bytes) -> bool:
+    """Whether there is a regular file that begins so."""
+    if not path.is_file():
+        return False
+    with in_our_words("reading", path), durable.open_regular(path) as file:
+        return file.read(len(start)) == start
 
 
 def _report_failures(store_path: Path, manifest: Manifest, folder: PartFolder) -> dict[str, tuple[str, str]]:
@@ -334,11 +389,12 @@ def _report_failures(store_path: Path, manifest: Manifest, folder: PartFolder) -
     failures = {manifest.image_ids[row]: failure for row, failure in rows}
     path = failures_path(store_path)
     if not failures:
-        if path.is_file():
+        if is_failures(path):
             path.unlink()
         return failures
+    durable.claim(path, is_failures, "list of failures")
     table = [[os.fspath(manifest.paths[row]), *failure, manifest.image_ids[row]] for row, failure in rows]
-    durable.write_csv(path, ["path", "code", "reason", "image_id"], table)
+    durable.write_csv(path, _FAILURE_COLUMNS, table)
     if len(failures) == len(manifest):
         image_id, (_, reason) = next(iter(failures.items()))
         said = f"none of {len(manifest):,} images could be embedded. " if len(manifest) > 1 else ""

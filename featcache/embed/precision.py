@@ -20,7 +20,7 @@ from featcache.images.augment import ViewSpec
 from featcache.images.seen import stamp_of
 from featcache.images.workers import Decoders
 from featcache.manifest import Manifest
-from featcache.request import BackboneSpec
+from featcache.request import PRECISIONS, BackboneSpec
 from featcache.store import held_identity
 
 N_CANARIES = 16
@@ -83,10 +83,10 @@ def settle(spec: BackboneSpec, held: str | None, device: str, canaries: Canaries
 
 
 def held_precision(store_path: Path) -> str | None:
-    """That of the store or of the stopped pass at a path; None where there is neither."""
+    """That of the store or of the stopped pass at a path; None where there is neither, or one that nobody knows."""
     identity = held_identity(store_path)
     precision = identity.get("precision") if isinstance(identity, dict) else None
-    return str(precision) if precision is not None else None
+    return precision if precision in PRECISIONS and precision != "auto" else None
 
 
 def _fastest(spec: BackboneSpec, device: str, canaries: Canaries, on_note: Note) -> str:

@@ -22,12 +22,14 @@ Letters: n rows, c classes.
 
 import os
 import time
-from contextlib import ExitStack, nullcontext
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from featcache import backbones, devices, runs
 from featcache.backbones import Backbone
@@ -130,7 +132,7 @@ def fine_tune(
         run_path = (
             _named(Path(run_path)) if run_path else run.path.with_name(f"{run.path.name}-tuned-{digest_json(key)[:8]}")
         )
-        checkpoints = _prepared(run_path, key, world, files)
+        checkpoints = _prepared(run_path, key, world, files, telling)
         inputs: Inputs
         if store is not None:
             rows = rows_of(store, start.differences(store.identity), start.task.image_ids, start.task.content, views)
@@ -201,7 +203,7 @@ def train(
         key = _key(start, recipe, asked)
         stem = f"{_named(images.source).stem}-{spec.name.replace('/', '_')}"
         run_path = _named(Path(run_path)) if run_path else Path("runs") / f"{stem}-{digest_json(key)[:8]}"
-        checkpoints = _prepared(run_path, key, world, files)
+        checkpoints = _prepared(run_path, key, world, files, telling)
         inputs = files.enter_context(ImageInputs(backbone, pixels, recipe, len(used), machine.compile, world, telling))
         for note in (*start.task.notes, *start.protocol.notes):
             telling.on_note(note)
@@ -302,13 +304,32 @@ def _said_again(record: Json) -> Json:
     return {name: value for name, value in record.items() if name not in ("seconds", "environment")}
 
 
-def _prepared(run_path: Path, key: Json, world: World, files: ExitStack) -> Checkpoints:
+def _prepared(run_path: Path, key: Json, world: World, files: ExitStack, telling: Telling) -> Checkpoints:
     """Where it is written, if it may be, locked for this process and those that train with it."""
     runs.check_free(run_path, key)
     checkpoints = Checkpoints(run_path)
-    files.enter_context(checkpoints.locked(key) if world.is_first else nullcontext())
-    world.gathered(None)  # the plan is there before anybody looks for a checkpoint
+    if world.is_first:
+        files.enter_context(checkpoints.locked(key))
+        runs.check_free(run_path, key)
+    threads = world.gathered(checkpoints.threads)[0]  # and the plan is there before anybody looks for a checkpoint
+    files.enter_context(_with_threads(threads, telling))
     return checkpoints
+
+
+@contextmanager
+def _with_threads(n: int, telling: Telling) -> Iterator[None]:
+    """A training goes on with as many threads as it was begun with."""
+    here = torch.get_num_threads()
+    if n != here:
+        telling.on_note(
+            f"this training was begun with {n} thread(s) and goes on with {n}, not the {here} of this process, so that "
+            f"it ends as if it had not been stopped."
+        )
+    torch.set_num_threads(n)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(here)
 
 
 def _written(

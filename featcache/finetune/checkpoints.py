@@ -6,21 +6,25 @@ one before it. Tensors and JSON, no pickle.
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import safetensors.torch
+import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
 from featcache import durable
 from featcache.errors import UsageError, in_our_words
 from featcache.provenance import Json, canonical_json, difference, digest_bytes
-from featcache.store.parts import locked
 
 _NAME = re.compile(r"(?P<name>[a-z0-9-]+)-(?P<epoch>\d{6})-(?P<digest>[0-9a-f]{16})\.safetensors")
 _KEPT = 2
+_THREADS, _MOST = "threads", 4096
+
+Checkpoint = tuple[dict[str, Tensor], Json]
+Usable = Callable[[Mapping[str, Tensor], Json], bool]  # whether a training can go on from it
 
 
 class Checkpoints:
@@ -28,11 +32,15 @@ class Checkpoints:
 
     Attributes:
         folder: `RUN.partial`.
+        threads: with which it was begun: sums over other pieces differ in their last bits, and a training that is
+            continued must end as if it had not been stopped.
     """
 
     def __init__(self, run_path: Path) -> None:
         self.run_path = run_path
-        self.folder = run_path.with_name(f"{run_path.name}.partial")
+        self.threads = torch.get_num_threads()
+        place = durable.real(run_path)
+        self.folder = place.with_name(f"{place.name}.partial")
 
     @contextmanager
     def locked(self, key: Json) -> Iterator[None]:
@@ -42,9 +50,11 @@ class Checkpoints:
             StoreLocked: another process is training this Run.
             UsageError: an unfinished training of another kind is here.
         """
-        with locked(self.folder / "lock", self.run_path):
+        with durable.held(self.run_path):
             try:
-                self._check(json.loads(canonical_json(key)))
+                with in_our_words("writing", self.folder):
+                    durable.make_folders(self.folder)
+                    self._check(json.loads(canonical_json(key)))
                 yield
             finally:
                 if not self._found():
@@ -64,20 +74,22 @@ class Checkpoints:
             for old in self._found(name)[:-_KEPT]:
                 old.unlink()
 
-    def latest(self, name: str) -> tuple[dict[str, Tensor], Json] | None:
-        """The last whole checkpoint: its tensors and its state; None where there is none."""
+    def latest(self, name: str, is_usable: Usable = lambda tensors, state: True) -> Checkpoint | None:
+        """The last whole checkpoint that can be used: its tensors and its state; None where there is none."""
         for path in reversed(self._found(name)):
             with in_our_words("reading", path):
-                data = path.read_bytes()
+                data = durable.read_regular(path)
             match = _NAME.fullmatch(path.name)
             if match and digest_bytes(data).startswith(match["digest"]):
-                with suppress(SafetensorError, ValueError, KeyError):  # somebody else has written it
-                    return safetensors.torch.load(data), _state(data)
+                with suppress(SafetensorError, ValueError, LookupError, TypeError, RecursionError):  # not of ours
+                    found = safetensors.torch.load(data), _state(data)
+                    if is_usable(*found):
+                        return found
         return None
 
     def remove(self) -> None:
         """Takes the folder away, once the Run is finished; but not what somebody else has put into it."""
-        for path in (*self._found(), *self.folder.glob(".*.tmp"), self.folder / "plan.json", self.folder / "lock"):
+        for path in (*self._found(), *self.folder.glob(".*.tmp"), self.folder / "plan.json"):
             path.unlink(missing_ok=True)
         with suppress(OSError):
             self.folder.rmdir()
@@ -87,14 +99,12 @@ class Checkpoints:
         if not self.folder.is_dir():
             return []
         matches = ((path, _NAME.fullmatch(path.name)) for path in self.folder.iterdir())
-        return sorted(path for path, match in matches if match and name in (None, match["name"]))
+        return sorted(path for path, match in matches if match and path.is_file() and name in (None, match["name"]))
 
     def _check(self, key: Json) -> None:
         path = self.folder / "plan.json"
-        held = None
-        with suppress(FileNotFoundError, ValueError), in_our_words("reading", path):
-            held = json.loads(path.read_text("utf-8")) if path.exists() else None
-        if held == key:
+        held = self._plan(path)
+        if held == key and self._found():
             return
         if held is not None and self._found():
             told = "; ".join(difference(held, key)[:5])
@@ -104,7 +114,19 @@ class Checkpoints:
             )
         for old in self._found():  # without its plan nobody knows of what it is
             old.unlink()
-        durable.write_text(path, canonical_json(key))
+        self.threads = torch.get_num_threads()
+        durable.write_text(path, canonical_json({**key, _THREADS: self.threads}))
+
+    def _plan(self, path: Path) -> Json | None:
+        """What is trained here, and by how many threads; None where that cannot be told."""
+        if not path.is_file():
+            return None
+        with suppress(ValueError, RecursionError), in_our_words("reading", path):
+            plan = json.loads(durable.read_regular(path))
+            if isinstance(plan, dict) and type(threads := plan.pop(_THREADS, None)) is int and 0 < threads <= _MOST:
+                self.threads = threads
+                return plan
+        return None
 
 
 def _state(data: bytes) -> Json:

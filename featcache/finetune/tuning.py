@@ -61,6 +61,22 @@ class _State:
     watching: dict[str, Any] = field(default_factory=dict)
     scaling: dict[str, Any] = field(default_factory=dict)
 
+    def check(self, n_stages: int, n_epochs: int) -> None:
+        """Raises ValueError for what no epoch of such a training can have left behind, TypeError for other types."""
+        if not (1 <= self.epoch <= n_epochs and 1 <= self.stage <= n_stages and 0 <= self.before_stage < self.epoch):
+            raise ValueError("an epoch or a stage that there is not")
+        if [point["epoch"] for point in self.history] != list(range(1, self.epoch + 1)):
+            raise ValueError("not a point of the curves for each epoch")
+        if not all(isinstance(value, float) for point in self.history for value in point.values()):
+            raise ValueError("a point of the curves that is no number")
+        if not 0 <= self.best_epoch <= self.epoch or math.isnan(self.best_score):
+            raise ValueError("a best epoch that there was not")
+        watched = vars(Watcher(learning.OfStage(Recipe(), 1))).keys() - {"_spec"}
+        if not isinstance(self.scaling, dict) or self.watching.keys() != watched:
+            raise ValueError("another way of watching it")
+        if not all(isinstance(value, int | float) for value in self.watching.values()):
+            raise ValueError("something watched that is no number")
+
     def enter(self, stage: int) -> None:
         """Notes that a stage begins, unless it has begun."""
         if stage > self.stage:
@@ -151,7 +167,7 @@ class Tuner:
             UsageError: the training diverged, or a stage names nothing.
         """
         self._check_shares()
-        found = checkpoints.latest(name)
+        found = checkpoints.latest(name, self._is_ours)
         moments = self._restored(*found) if found else {}
         state = self._state
         for number, stage in enumerate(self._recipe.stages[max(0, state.stage - 1) :], start=max(1, state.stage)):
@@ -389,6 +405,26 @@ class Tuner:
     def _as_json(self, moving: _InMotion) -> Json:
         self._state.watching = {name: value for name, value in vars(moving.watcher).items() if name != "_spec"}
         return copy.deepcopy(vars(self._state)) | {"names": self._names}
+
+    def _is_ours(self, tensors: Mapping[str, Tensor], state: Json) -> bool:
+        """Whether a checkpoint is of this training: its state, and its tensors by name, shape and type. It is none of
+        somebody else's that has only the name and the digest of one."""
+        kept = _State(**{name: value for name, value in state.items() if name != "names"})
+        kept.check(len(self._recipe.stages), self._recipe.epochs)
+        names = self._up_to(kept.stage)
+        own = {_BACKBONE + name: tensor for name, tensor in self._backbone.module.state_dict().items()}
+        own |= {_HEAD + name: tensor for name, tensor in self.head.state_dict().items()}
+        plain = {name.removeprefix(_BEST): t for name, t in tensors.items() if not name.startswith(_MOMENTS)}
+        moments = {name.removeprefix(_MOMENTS): t for name, t in tensors.items() if name.startswith(_MOMENTS)}
+        shapes = {t.shape for t in own.values()} | {torch.Size()}
+        return (
+            state["names"] == names
+            and all(
+                name in own and t.shape == own[name].shape and t.dtype == own[name].dtype for name, t in plain.items()
+            )
+            and all(int(name.partition("/")[0]) >= 0 and t.shape in shapes for name, t in moments.items())
+            and all(bool(torch.isfinite(t).all()) for t in tensors.values())
+        )
 
     def _restored(self, tensors: Mapping[str, Tensor], state: Json) -> dict[str, Tensor]:
         """Puts a checkpoint in place; returns the moments."""

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from featcache import missing
-from featcache.errors import FeatcacheError, UsageError
+from featcache import durable, missing
+from featcache.errors import UsageError
 from featcache.fusion import unseen
 from featcache.fusion.reading import FINAL_HEAD, FOLD_HEADS, NO_HEAD, Studies
 from featcache.fusion.spec import FIRST, MEAN, VIEWS, FusionSpec
@@ -64,13 +64,20 @@ def export_studies(store: Store, path: Path | str, spec: FusionSpec, run: Run | 
             and labels take the place of the store's.
 
     Raises:
+        StoreLocked: another process is writing at `path`.
         UsageError: no such column or array, studies on two sides of the split, nothing to join; with the first five.
         IdentityMismatch: the Run was trained on other vectors.
         CorruptStore: the store or the Run is damaged.
         NoSpace, AccessDenied, InputOutputError: the file at `path` is as it was.
     """
     path = Path(path)
-    _check_path(path)
+    if path.suffix.lower() != ".h5":
+        raise UsageError(f"{path}: a fusion file is an HDF5 file, and its name ends with .h5.")
+    with durable.output(path, _is_fusion_file, "fusion file"):
+        return _written(store, path, spec, run)
+
+
+def _written(store: Store, path: Path, spec: FusionSpec, run: Run | None) -> Fused:
     if spec.tokens and GRID not in store.taps:
         raise UsageError(
             f"{store.path} has no feature maps. Make a store with them: featcache embed --tap pooled --tap grid."
@@ -105,15 +112,9 @@ def export_studies(store: Store, path: Path | str, spec: FusionSpec, run: Run | 
         return Fused(path, len(written), path.stat().st_size, shapes, coverage, notes)
 
 
-def _check_path(path: Path) -> None:
-    if path.suffix.lower() != ".h5":
-        raise UsageError(f"{path}: a fusion file is an HDF5 file, and its name ends with .h5.")
-    if not path.exists():
-        return
-    try:
-        Studies(path).close()
-    except FeatcacheError as error:
-        raise UsageError(f"{path} is there, and is no fusion file. Write to another path.") from error
+def _is_fusion_file(path: Path) -> bool:
+    Studies(path).close()
+    return True
 
 
 def _check_padding(store: Store, table: StudyTable, spec: FusionSpec) -> None:

@@ -10,6 +10,7 @@ Of the times, the time of change (ctime) is compared too: a program can set the 
 
 import json
 import os
+import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -17,13 +18,18 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from featcache import durable
-from featcache.errors import FeatcacheError
+from featcache.errors import FeatcacheError, UsageError
 from featcache.images import stamp
 from featcache.provenance import Json, canonical_json
 
 _VERSION = 2
 _TICK_NS = 100_000_000  # a file changed again within one tick of its file system's clock may keep its times
 _COARSE_TICK_NS = 2_000_000_000  # of file systems that keep whole seconds, or two of them
+
+_MOST = 1 << 40  # of a size; a network's are thousands
+_FIELDS = {"backbone", "decode", "precision", "probe", "stored_dtype", "transform"}  # of an identity, at least
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_BEGINNING = b'{"answers":'
 
 Stamp = Sequence[int]  # size, mtime, ctime (ns), inode; empty where there is no file
 
@@ -43,8 +49,10 @@ class Answer:
 
     def __post_init__(self) -> None:
         shapes = dict(self.shapes)
-        is_shaped = len(shapes["pooled"]) == 1 and all(isinstance(n, int) for shape in shapes.values() for n in shape)
-        if not is_shaped or not {"probe", "transform", "backbone"} <= dict(self.identity).keys():
+        sizes = [size for shape in shapes.values() for size in shape]
+        is_shaped = len(shapes["pooled"]) == 1 and all(type(size) is int and 0 < size <= _MOST for size in sizes)
+        is_named = isinstance(self.backbone, str) and isinstance(self.weights, str)
+        if not is_shaped or not is_named or not dict(self.identity).keys() >= _FIELDS:
             raise ValueError("not the answer to a request")
         object.__setattr__(self, "shapes", {tap: list(shape) for tap, shape in shapes.items()})
 
@@ -70,17 +78,17 @@ class Seen:
     def read(cls, store_path: Path) -> "Seen":
         """What was written beside a store; empty where there is nothing, or nothing that can be read."""
         try:
-            held = json.loads(_path(store_path).read_text("ascii"))
+            held = json.loads(durable.read_regular(_path(store_path)))
             if held["version"] != _VERSION:
                 return cls()
             files: dict[str, tuple[Stamp, str]] = {
-                path: (tuple(entry[:-1]), str(entry[-1])) for path, entry in held["files"].items()
+                path: (_checked(entry[:-1]), _digest(entry[-1])) for path, entry in held["files"].items()
             }
             answers: dict[str, tuple[Answer, dict[str, Stamp]]] = {
-                key: (Answer(**answer), {path: tuple(found) for path, found in hangs_on.items()})
+                key: (Answer(**answer), {path: _checked(found) for path, found in hangs_on.items()})
                 for key, (answer, hangs_on) in held["answers"].items()
             }
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
+        except (OSError, UsageError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
             return cls()
         return cls(files, answers)
 
@@ -92,6 +100,7 @@ class Seen:
             "answers": {key: [asdict(answer), hangs_on] for key, (answer, hangs_on) in self.answers.items()},
         }
         with suppress(FeatcacheError):
+            durable.claim(_path(store_path), _is_ours, "memory of a pass")
             durable.write_bytes(_path(store_path), canonical_json(held).encode("ascii"))
 
     def content(self, path: Path, found: Stamp) -> str | None:
@@ -132,6 +141,24 @@ def is_at_rest(found: Stamp, now_ns: int) -> bool:
     _, mtime, ctime, _ = found
     tick = _COARSE_TICK_NS if ctime % 1_000_000_000 == 0 else _TICK_NS
     return now_ns - max(mtime, ctime) > tick
+
+
+def _checked(found: Sequence[int]) -> Stamp:
+    """A stamp: of four whole numbers, or of none."""
+    if len(found) not in (0, 4) or not all(type(value) is int for value in found):
+        raise ValueError("not the stamp of a file")
+    return tuple(found)
+
+
+def _digest(text: str) -> str:
+    if not _SHA256.fullmatch(text):
+        raise ValueError("not a sha256")
+    return text
+
+
+def _is_ours(path: Path) -> bool:
+    with durable.open_regular(path) as file:
+        return file.read(len(_BEGINNING)) == _BEGINNING
 
 
 def _path(store_path: Path) -> Path:

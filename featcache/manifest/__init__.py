@@ -108,7 +108,9 @@ class Manifest:
 
         Raises:
             UsageError: a name without .csv; a text that no CSV brings back as it is, with row and column: bytes that
-                are not UTF-8, a name that begins with a blank, a word for a missing value.
+                are not UTF-8, a name that begins with a blank, a word for a missing value; somebody else's file at
+                `path`.
+            StoreLocked: another process is writing at `path`.
             NoSpace, AccessDenied, InputOutputError: nothing changed at `path`.
         """
         path = Path(path)
@@ -119,9 +121,15 @@ class Manifest:
         others = {name: values for name, values in self.columns.items() if name not in _RESERVED}
         cells = {**names, "path": paths, **others}
         _check_readable(path, cells)
-        with in_our_words("making", path.parent):
-            durable.make_folders(path.parent)
-        durable.write_csv(path, list(cells), zip(*cells.values(), strict=True))
+        with durable.output(path, _is_manifest, "manifest"):
+            durable.write_csv(path, list(cells), zip(*cells.values(), strict=True))
+
+
+def _is_manifest(path: Path) -> bool:
+    """Whether a table has the columns that are written first."""
+    with durable.open_regular(path) as file:
+        first = file.readline(1 << 16).decode("utf-8-sig", "replace").rstrip("\r\n").split(",")
+    return "path" in first[:2]
 
 
 def _without_missing(manifest: Manifest) -> Manifest:

@@ -17,12 +17,12 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from featcache import durable
-from featcache.embed.output import failures_path
+from featcache.embed.output import begins_with, failures_path, is_failures
 from featcache.errors import FeatcacheError, UsageError, in_our_words
 from featcache.images.workers import TIMEOUT_S, check_timeout
 from featcache.manifest import Manifest
@@ -32,7 +32,6 @@ from featcache.provenance import Json
 from featcache.runs import RUN_FILES, Table
 from featcache.store import Store
 
-_SHOWN = 5
 _OF_A_PASS = re.compile(r"\.{0,2}[0-9a-f]{12}\.h5")  # a store named by a digest, and what is beside it
 _LISTED = 300  # failures in JSON; all are in the CSV
 
@@ -123,7 +122,9 @@ def predict(
 
     Raises:
         IdentityMismatch: another network, preprocessing or store than the Run's.
-        UsageError: neither images nor a store, or an output that is something else already.
+        UsageError: neither images nor a store, an output that is something else already, or images in `keep` that are
+            not among these.
+        StoreLocked: another process is writing there.
         FeatcacheError: none of the images could be used.
     """
     started = time.perf_counter()
@@ -132,20 +133,19 @@ def predict(
         raise UsageError("predict needs images, or a store of their vectors (--store).")
     check_timeout(options.get("timeout_s", TIMEOUT_S))
     _check_output(output, [keep, store.path if store else None, images.source if images else None, predictor.path])
-    with in_our_words("writing", output):
-        durable.make_folders(output.parent)
-    if store is not None:
-        if keep is not None:
-            raise UsageError(f"--keep {keep}: the vectors are those of a store already.")
-        found, manifest = predictor.of_store(store), Manifest([], [], {}, store.path)
-    else:
-        assert images is not None
-        found, manifest = through_store(predictor, output, images, keep, options)[0], images
-    header, rows = found.table()
-    durable.write_csv(output, header, rows)
-    _write_failures(output, found, manifest)
-    if images is not None:  # what lies there otherwise is of a pass that may be running
-        remove_partial(output)
+    if store is not None and keep is not None:
+        raise UsageError(f"--keep {keep}: the vectors are those of a store already.")
+    with durable.output(output, _is_answer, "answer"):
+        if store is not None:
+            found, manifest = predictor.of_store(store), Manifest([], [], {}, store.path)
+        else:
+            assert images is not None
+            found, manifest = through_store(predictor, output, images, keep, options)[0], images
+        header, rows = found.table()
+        durable.write_csv(output, header, rows)
+        _write_failures(output, found, manifest)
+        if images is not None:  # what lies there otherwise is of a pass that was stopped
+            remove_partial(output)
     kept = store.path if store is not None else keep
     columns = store.columns if store is not None else manifest.columns
     notes = [*manifest.notes, *_about_images(found), *_about_labels(predictor, manifest.source, columns)]
@@ -185,13 +185,11 @@ def through_store(
     """
     if not len(images):
         raise UsageError(f"found 0 images under {images.source}.")
-    if keep is not None and keep.exists():
-        images = _with_kept_columns(keep, images)
     path = keep or _partial(output) / f"{predictor.vectors_sha256[:12]}.h5"
     with in_our_words("writing", path):
         durable.make_folders(path.parent)
     with _failures_beside(output, path):
-        return predictor.of_images(images, path, **options)[0], path
+        return predictor.of_images(images, path, only_add=keep is not None, **options)[0], path
 
 
 def _check_output(output: Path, others: Sequence[Path | None]) -> None:
@@ -203,36 +201,12 @@ def _check_output(output: Path, others: Sequence[Path | None]) -> None:
     place = os.path.realpath(output)
     if place in [os.path.realpath(other) for other in others if other is not None]:
         raise UsageError(f"-o {output} is what is read, or where vectors are kept. Choose another place.")
-    for path, header in ((output, "image_id,prediction"), (failures_path(output), "path,code,reason")):
-        if path.exists() and not _begins_with(path, header):
-            raise UsageError(f"{path} is there already, and no earlier answer. Choose another place with -o.")
+    durable.claim(output, _is_answer, "answer")
+    durable.claim(failures_path(output), is_failures, "list of failures")
 
 
-def _begins_with(path: Path, header: str) -> bool:
-    """A CSV of ours, or an empty file."""
-    if not path.is_file():
-        return False
-    with in_our_words("reading", path), open(path, "rb") as file:
-        start = file.read(len(header))
-    return start in (b"", header.encode("ascii"))
-
-
-def _with_kept_columns(keep: Path, images: Manifest) -> Manifest:
-    """A store that is there gets what it lacks; it never loses a row, a label or a group to a prediction."""
-    with Store.open(keep) as store:
-        lost = sorted(set(store.image_ids) - set(images.image_ids))
-        place = {name: i for i, name in enumerate(store.image_ids)}
-        rows = [place.get(name) for name in images.image_ids]
-        columns = dict(images.columns)
-        for name, held in store.columns.items():
-            new = columns.get(name, [""] * len(rows))
-            columns[name] = [new[i] if row is None else held[row] for i, row in enumerate(rows)]
-    if lost:
-        raise UsageError(
-            f"--keep {keep} holds {len(lost):,} images that are not among these: {', '.join(lost[:_SHOWN])}. Keep the "
-            f"vectors elsewhere."
-        )
-    return replace(images, columns=columns)
+def _is_answer(path: Path) -> bool:
+    return begins_with(path, b"image_id,prediction")
 
 
 def _partial(output: Path) -> Path:
@@ -252,7 +226,8 @@ def remove_partial(output: Path) -> None:
 def _write_failures(output: Path, found: Predictions, images: Manifest) -> None:
     path = failures_path(output)
     if not found.failures:
-        path.unlink(missing_ok=True)
+        if is_failures(path):
+            path.unlink()
         return
     durable.write_csv(path, *failures_table(found.failures, images))
 

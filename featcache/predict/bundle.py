@@ -88,13 +88,17 @@ def bundle(
         IdentityMismatch: other weights, or another preprocessing than the Run's.
         UsageError: weights that have to be named, an ONNX file that cannot be made, a path that is a folder, or
             the file of somebody else.
+        StoreLocked: another process is writing at `path`.
         CorruptStore: the Run is damaged.
     """
     path = Path(path)
     if path.suffix != ".zip" or path.is_dir():
         raise UsageError(f"-o {path}: give the name of a file that ends with {SUFFIX}, such as model{SUFFIX}.")
-    if path.exists() and not _is_bundle(path):
-        raise UsageError(f"{path} is there, and no earlier bundle. Write to another path.")
+    with durable.output(path, _is_bundle, "bundle"):
+        return _written(run, path, with_backbone, weights, with_onnx)
+
+
+def _written(run: Run, path: Path, with_backbone: bool, weights: str | None, with_onnx: bool) -> Bundled:
     model, notes = Model.of(run), list[str]()
     members = {name: _read(run.path / name) for name in (RECORD, HEAD)}
     if with_backbone:
@@ -114,8 +118,6 @@ def bundle(
         members[README] = _readme(run, model, members, notes).encode("utf-8", "backslashreplace")
         members[INDEX] = (json.dumps(_index(run, model, members), indent=1, allow_nan=False) + "\n").encode("ascii")
         digest = str(identity_of(run)["backbone"]["weights_sha256"])
-    with in_our_words("writing", path):
-        durable.make_folders(path.parent)
     durable.write_with(path, lambda file: _fill(file, members))
     sizes = {name: len(members[name]) for name in _LARGEST if name in members}
     return Bundled(path, sizes, digest, with_backbone, tuple(notes))
@@ -134,7 +136,7 @@ def unpack(path: Path, folder: Path) -> Run:
         CorruptStore: it is damaged: a member is missing, or not what was written.
         UntrustedFile: it has members that no bundle has, or asks for more than being read.
     """
-    with in_our_words("reading", path), open(path, "rb") as file, _as_a_zip(path, file):
+    with in_our_words("reading", path), durable.open_regular(path) as file, _as_a_zip(path, file):
         archive = zipfile.ZipFile(file)
         found = _checked(path, archive, file.seek(0, io.SEEK_END))
         members = _members(path, _bytes(archive, found, INDEX))
@@ -152,18 +154,17 @@ def unpack(path: Path, folder: Path) -> Run:
 
 
 def _is_bundle(path: Path) -> bool:
-    """By the names of its members; an empty file is nobody's."""
-    with in_our_words("reading", path):
-        try:
-            with zipfile.ZipFile(path) as members:
-                return INDEX in members.namelist()
-        except zipfile.BadZipFile:
-            return path.stat().st_size == 0
+    """By the names of its members."""
+    try:
+        with durable.open_regular(path) as file, zipfile.ZipFile(file) as members:
+            return INDEX in members.namelist()
+    except zipfile.BadZipFile:
+        return False
 
 
 def _read(path: Path) -> bytes:
     with in_our_words("reading", path):
-        return path.read_bytes()
+        return durable.read_regular(path)
 
 
 def _index(run: Run, model: Model, members: Mapping[str, bytes]) -> Json:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from featcache import durable
 from featcache.backbones import Backbone
-from featcache.errors import FeatcacheError, UsageError, in_our_words
+from featcache.errors import FeatcacheError, UsageError
 from featcache.heads.modules import Head, head_module
 from featcache.images import DecodeSpec, TransformSpec
 from featcache.predict import origin
@@ -38,6 +38,7 @@ TOLERANCE = 1e-4  # of probabilities; of logits, times the largest of them where
 _OPSET = 18
 _MAX_BYTES = 2_000_000_000  # protobuf ends a message at 2 GiB
 _BATCHES = (5, 1)
+_PRODUCER, _HEAD_BYTES = "featcache", 64
 _ABOUT = "A classifier made by featcache. Not a medical device. Its classes and preprocessing are in the metadata."
 
 
@@ -84,13 +85,20 @@ def onnx_model(run: Run, path: Path | str, *, weights: str | None = None) -> Exp
         weights: where the backbone's weights are, if the Run's store had them from a file.
 
     Raises:
-        What `build` raises. NoSpace, AccessDenied, InputOutputError: nothing changed at `path`.
+        What `build` raises. UsageError: somebody else's file is at `path`. StoreLocked: another process is writing
+        there. NoSpace, AccessDenied, InputOutputError: nothing changed at `path`.
     """
-    path, exported = Path(path), build(run, weights=weights)
-    with in_our_words("writing", path):
-        durable.make_folders(path.parent)
-    durable.write_bytes(path, exported.data)
+    path = Path(path)
+    with durable.output(path, _is_ours, "ONNX file of a Run"):
+        exported = build(run, weights=weights)
+        durable.write_bytes(path, exported.data)
     return exported
+
+
+def _is_ours(path: Path) -> bool:
+    """By the name of its producer, which stands before the graph."""
+    with durable.open_regular(path) as file:
+        return _PRODUCER.encode("ascii") in file.read(_HEAD_BYTES)
 
 
 def build(run: Run, *, weights: str | None = None) -> Exported:
@@ -171,7 +179,7 @@ def _file(program: Any, metadata: dict[str, str], run: Run) -> bytes:
         noted.doc_string = ""
         del noted.metadata_props[:]
     proto.doc_string = _ABOUT
-    proto.producer_name, proto.producer_version = "featcache", environment()["featcache"]
+    proto.producer_name, proto.producer_version = _PRODUCER, environment()["featcache"]
     del proto.metadata_props[:]
     for key, value in sorted(metadata.items()):
         proto.metadata_props.add(key=key, value=value)

@@ -22,7 +22,7 @@ from PIL import Image
 from featcache.embed import embed
 from featcache.embed.filling import stored
 from featcache.embed.output import Embedded, failures_path
-from featcache.errors import FeatcacheError, IdentityMismatch, ImageError, UsageError
+from featcache.errors import FeatcacheError, IdentityMismatch, ImageError, InputsChanged, UsageError
 from featcache.heads import vectors
 from featcache.images import DecodeSpec, augment, from_pillow
 from featcache.manifest import Manifest
@@ -230,6 +230,8 @@ class Predictor:
             **options,
         )
         with Store.open(store_path) as store:
+            if {*store.image_ids, *store.failures} - {*images.image_ids}:
+                raise InputsChanged(f"{store_path} was replaced since these images were embedded. Predict again.")
             return self._of_vectors(store, images.image_ids), done
 
     # --- the network

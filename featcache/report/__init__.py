@@ -21,10 +21,11 @@ recorded: nothing is trained or scored again. Figures and tables are also writte
 """
 
 import csv
+import io
 import re
 import tempfile
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from featcache import __version__, durable
 from featcache.errors import UsageError, in_our_words
 from featcache.manifest import Manifest
 from featcache.names import printable
+from featcache.provenance import digest_bytes, digest_json
 from featcache.report import checking, comparison, deciding, drawing, external, gallery, mapping, tables
 from featcache.report.blocks import (
     Abreast,
@@ -64,6 +66,8 @@ _START = '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<me
 _OURS = re.compile(f'{_START}{GENERATOR} [^"<>\n]{{1,64}}">'.encode())
 _OURS_BYTES = 512
 _FILE = re.compile(r"[\w-]+\.(csv|png)", re.ASCII)
+_DIGEST_CHARACTERS = 12
+_GENERATION = re.compile(rf"[0-9a-f]{{{_DIGEST_CHARACTERS}}}")
 _INDEX, _INDEX_HEADER = "index.csv", ["file", "run", "section"]
 _KINDS = {
     "linear": "a linear head", "mlp": "an MLP head", "flatten-mlp": "an MLP head on the feature map",
@@ -95,6 +99,11 @@ class Reported:
     n_bytes: int
     missing: list[str]
 
+    @property
+    def folder(self) -> Path:
+        """Where these files are."""
+        return self.files[0].parent if self.files else self.path.with_suffix(".files")
+
     def as_json(self) -> dict[str, Any]:
         """For `--json`."""
         files = [str(path) for path in self.files]
@@ -116,7 +125,8 @@ def report(
     Args:
         runs: folders of Runs or evaluations, or these themselves. Differences are from the first.
         path: the page to write, `.html`; None for `report.html` in the first Run's folder. Pictures and tables go into
-            a folder beside it, `report.files`. A page of ours that is there is replaced, nothing else is.
+            a folder beside it, `report.files`, and there into one that is named by what they are: a page never stands
+            beside the files of another. A page of ours that is there is replaced, nothing else is.
         store: their stores; without, each is looked for beside the Run, above it and in the current folder.
         images: the folder or CSV that was embedded; without, they are looked for where the store's last pass saw them.
         by: columns of the store for whose values numbers are given; `folder` is that of the image_id.
@@ -125,6 +135,7 @@ def report(
 
     Raises:
         StoreNotFound: no finished Run, or no store, where one is given.
+        StoreLocked: another process is writing at `path`.
         UsageError: something else is at `path`; an unknown column; a Run of an earlier featcache.
         IdentityMismatch: a store that is given is of none of the Runs.
         CorruptStore: a file of a Run is damaged.
@@ -134,11 +145,15 @@ def report(
     for subject in told:
         checking.check_vectors(subject.run)
     path = Path(path) if path is not None else told[0].run.path / "report.html"
-    _check_free(path)
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise UsageError(f"{path} is no name of a page: give one that ends in .html with -o.")
     if umap:
         mapping.check_umap()
+    _check_free(path)
     manifest = Manifest.read(images) if isinstance(images, Path | str) else images
     with ExitStack() as files:
+        files.enter_context(durable.output(path, _is_page, "report"))
+        _check_free(path)
         found = material(told, [Path(each) for each in _several(store)], manifest, files)
         _check_columns(told, found, by)
         images_shown = mapping.Shown([])
@@ -146,7 +161,7 @@ def report(
         chapters += [
             _chapter(subject, each, by, umap, images_shown, on_note) for subject, each in zip(told, found, strict=True)
         ]
-    return _write(path, told, chapters, images_shown)
+        return _write(path, told, chapters, images_shown)
 
 
 def _several(given: Any) -> list[Any]:
@@ -157,35 +172,41 @@ def _opened(path: Path) -> Run | Evaluation:
     return Evaluation.open(path) if is_evaluation(path) else Run.open(path)
 
 
+def _is_page(path: Path) -> bool:
+    with durable.open_regular(path) as file:
+        return _OURS.match(file.read(_OURS_BYTES)) is not None
+
+
 def _check_free(path: Path) -> None:
     """That the page can be written, and nothing of somebody else's is in its way."""
-    if path.suffix.lower() not in (".html", ".htm"):
-        raise UsageError(f"{path} is no name of a page: give one that ends in .html with -o.")
+    durable.claim(path, _is_page, "report")
     with in_our_words("writing", path):
-        is_ours = path.is_file() and _OURS.match(path.read_bytes()[:_OURS_BYTES]) is not None
-        if path.exists() and not is_ours:
-            what = "a folder" if path.is_dir() else "there already and no report"
-            raise UsageError(f"{path} is {what}. Choose another place with -o.")
         folder = _folder_of(path)
-        if not (is_ours and (folder.is_dir() or not folder.exists())):
-            _check_free_folder(folder)
+        if folder.exists() and not folder.is_dir():
+            kind = durable.kind_of(folder)
+            raise UsageError(f"{folder} is {kind}, and figures and tables go there. Choose another place with -o.")
+        if not path.exists() and any(not _is_generation(entry) for entry in _entries(folder)):
+            raise UsageError(f"{folder} holds files that are of no report. Choose another place with -o.")
         _try_to_write(folder)
 
 
 def _folder_of(path: Path) -> Path:
-    """Where figures and tables of a page go."""
-    return path.with_suffix(".files")
+    """Where figures and tables of a page go: beside the real file, if the name is a link."""
+    return durable.real(path).with_suffix(".files")
 
 
-def _check_free_folder(folder: Path) -> None:
-    """A folder without a page beside it may be what a page that was interrupted has begun with."""
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{folder} is a file, and figures and tables go there. Choose another place with -o.")
-    names = [each.name for each in folder.iterdir()] if folder.is_dir() else []
+def _entries(folder: Path) -> list[Path]:
+    """What lies in the folder of a page, but for what is hidden."""
+    return [each for each in folder.iterdir() if not each.name.startswith(".")] if folder.is_dir() else []
+
+
+def _is_generation(folder: Path) -> bool:
+    """Whether it holds the figures and tables of one page: of a page that was interrupted, too."""
     index, begun = folder / _INDEX, (",".join(_INDEX_HEADER) + "\n").encode()
-    is_begun = index.is_file() and index.read_bytes()[: len(begun)] == begun
-    if not is_begun and any(not (name.startswith(".") and name.endswith(".tmp")) for name in names):
-        raise UsageError(f"{folder} holds files that are of no report. Choose another place with -o.")
+    if not _GENERATION.fullmatch(folder.name) or not index.is_file():
+        return False
+    with durable.open_regular(index) as file:
+        return file.read(len(begun)) == begun
 
 
 def _try_to_write(folder: Path) -> None:
@@ -348,38 +369,48 @@ def _below(subject: Subject) -> str:
 
 
 def _write(path: Path, told: Sequence[Subject], chapters: Sequence[Chapter], images_shown: mapping.Shown) -> Reported:
-    folder = _folder_of(path)
-    contents, index = _beside(chapters)
+    files, index = _beside(chapters)
+    names = list(files)
+    contents = {name: each if isinstance(each, bytes) else durable.csv_bytes(*each) for name, each in files.items()}
+    contents[_INDEX] = durable.csv_bytes(*index)
+    folder = _folder_of(path) / _digest_of(contents)
     one = told[0]
     about = ("Runs " if len(told) > 1 else "Evaluation " if one.is_external else "Run ") + listed(
         [subject.name for subject in told]
     )
     lead = chapters[0].lead if len(told) > 1 else _lead(one)
-    page = Page(
-        _title(told), about, lead, chapters, images_shown.entries, list(contents), printable(folder.name), __version__
-    )
+    shown_folder = printable(f"{folder.parent.name}/{folder.name}")
+    page = Page(_title(told), about, lead, chapters, images_shown.entries, names, shown_folder, __version__)
     html = render(page)
-    with in_our_words("writing", folder):
-        durable.make_folders(folder)
-        for name in _listed(folder) - contents.keys():
-            (folder / name).unlink(missing_ok=True)  # of the page that was here, and would be taken for this one's
-    durable.write_csv(folder / _INDEX, *index)  # first: by it the folder is known to be a report's
-    for name, content in contents.items():
-        if isinstance(content, bytes):
-            durable.write_bytes(folder / name, content)
-        else:
-            durable.write_csv(folder / name, *content)
-    durable.write_text(path, html)
-    return Reported(path, [folder / name for name in contents], len(html.encode("utf-8")), _missing(chapters))
+    durable.sweep_folders(folder.parent)
+    durable.write_folder(folder, contents)
+    durable.write_text(path, html)  # with it the new files are those of the page
+    with in_our_words("writing", folder.parent):
+        _remove_others(folder)
+    return Reported(path, [folder / name for name in names], len(html.encode("utf-8")), _missing(chapters))
+
+
+def _digest_of(contents: Mapping[str, bytes]) -> str:
+    """By which the files of a page are told from those of another."""
+    return digest_json({name: digest_bytes(data) for name, data in contents.items()})[:_DIGEST_CHARACTERS]
+
+
+def _remove_others(folder: Path) -> None:
+    """The files of the page that was here. What somebody has put among them stays."""
+    for other in _entries(folder.parent):
+        if other != folder and other.is_dir() and not other.is_symlink() and _is_generation(other):
+            for name in sorted(_listed(other)):
+                (other / name).unlink(missing_ok=True)
+            (other / _INDEX).unlink()
+            with suppress(OSError):
+                other.rmdir()
 
 
 def _listed(folder: Path) -> set[str]:
-    """The files that an earlier page has put into its folder, as its index has them; nothing that lies elsewhere."""
-    if not (folder / _INDEX).is_file():
-        return set()
-    with open(folder / _INDEX, encoding="utf-8", errors="surrogateescape", newline="") as file:
-        names = {row[0] for row in csv.reader(file) if row}
-    return {name for name in names if _FILE.fullmatch(name)}
+    """The files that a page has put into its folder, as its index has them; nothing that lies elsewhere."""
+    text = durable.read_regular(folder / _INDEX).decode("utf-8", "surrogateescape")
+    names = {row[0] for row in csv.reader(io.StringIO(text, newline="")) if row}
+    return {name for name in names if _FILE.fullmatch(name)} - {_INDEX}
 
 
 def _beside(chapters: Sequence[Chapter]) -> tuple[dict[str, Content], tuple[list[str], list[list[object]]]]:

@@ -38,8 +38,8 @@ class Page:
         lead: what it is about.
         chapters: of each Run, the comparison of several first.
         images: what the points of maps stand for, as the script reads it.
-        files: names of what is kept beside it, in a folder of this name.
-        folder: the folder's name.
+        files: names of what is kept beside it.
+        folder: where, from the page's own folder.
         made_by: version of featcache.
     """
 

@@ -1,4 +1,4 @@
-"""A `Run`: the folder that keeps what came of a training. Written last file last, so a Run that opens is finished.
+"""A `Run`: the folder that keeps what came of a training. It is written and replaced as a whole.
 
 It names the rows that took part, with their labels and groups, so that phase 2 divides the same images in the same way
 without the store. Letters: n rows, d features, c classes.
@@ -16,7 +16,7 @@ import io
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -26,7 +26,16 @@ import safetensors.numpy
 from safetensors import SafetensorError
 
 from featcache import durable, splits
-from featcache.errors import CorruptStore, StoreNotFound, UnknownFormat, UsageError, from_os_error, in_our_words
+from featcache.errors import (
+    CorruptStore,
+    FeatcacheError,
+    InputsChanged,
+    StoreNotFound,
+    UnknownFormat,
+    UsageError,
+    from_os_error,
+    in_our_words,
+)
 from featcache.heads import HeadSpec, scoring
 from featcache.names import printable
 from featcache.provenance import Json, canonical_json, digest_bytes, digest_json, from_json
@@ -41,7 +50,6 @@ RUN_FILES = (
     "run.json", "head.safetensors", "folds.safetensors", "split.json", "images.json", "history.csv", "predictions.csv",
     "sweep.csv", "near_duplicates.csv", "curves.png", WEIGHTS,
 )  # fmt: skip
-_TENSORS = ("head.safetensors", "folds.safetensors")
 IMAGES_FORMAT, IMAGES_VERSION = "featcache.images", 1
 _ABOUT = ("head", "classes", "positive", "identity_sha256")  # what a head says of itself, beside its tensors
 _COLUMNS = ("image_ids", "content_sha256", "labels", "groups")
@@ -152,7 +160,9 @@ class Run:
         """
         path = Path(path)
         try:
-            record = json.loads((path / "run.json").read_text("utf-8"), parse_constant=finite, parse_float=finite)
+            durable.recover(path)
+            text = durable.read_regular(path / "run.json").decode("utf-8")
+            record = json.loads(text, parse_constant=finite, parse_float=finite)
         except FileNotFoundError as error:
             if (path / "evaluation.json").is_file():
                 raise StoreNotFound(
@@ -236,7 +246,7 @@ class Run:
             CorruptStore: the file is damaged, or of another Run.
         """
         path, record = self.path / "images.json", self._kept("images.json")
-        with _of_this_run(path):
+        with self._unreplaced(), _of_this_run(path):
             found = Images.from_json(record, len(self.record["classes"]), self.record["task"] == "findings")
             if self.record.get("images_sha256", record["sha256"]) != record["sha256"]:
                 raise ValueError("it is not the one that run.json names")
@@ -258,7 +268,7 @@ class Run:
             UsageError, CorruptStore: as `images`, also for `split.json`.
         """
         images, path, record = self.images(), self.path / "split.json", self._kept("split.json")
-        with _of_this_run(path):
+        with self._unreplaced(), _of_this_run(path):
             test, folds, n_missing = splits.from_json(record, images.image_ids)
             if record["sha256"] != self.record["split_sha256"] or n_missing:
                 raise ValueError("it is not the one that run.json names")
@@ -266,10 +276,25 @@ class Run:
         near = np.empty((0, 2), dtype=np.int64), np.empty(0, dtype=np.float32)
         return Protocol(test, folds, [], images.groups, left_out, near, seed)
 
+    @contextmanager
+    def _unreplaced(self) -> Iterator[None]:
+        """A file that is not of this record is no damage where another Run has been put here since it was opened.
+
+        Raises:
+            InputsChanged: it has.
+        """
+        try:
+            yield
+        except FeatcacheError as error:
+            with suppress(FeatcacheError):
+                if Run.open(self.path).record != self.record:
+                    raise InputsChanged(f"{self.path} was replaced since it was opened. Open it again.") from error
+            raise
+
     def _tensors(self, name: str) -> dict[str, Array]:
         path, digests = self.path / name, self.record.get(_DIGESTS)
-        with _of_this_run(path), in_our_words("reading", path):
-            data = path.read_bytes()
+        with self._unreplaced(), _of_this_run(path), in_our_words("reading", path):
+            data = durable.read_regular(path)
             if isinstance(digests, dict) and digests.get(name) != digest_bytes(data):
                 raise ValueError("it is not the one that run.json names")
             self._check_same(name, data)
@@ -288,8 +313,8 @@ class Run:
         path = self.path / name
         if not path.exists():
             raise UsageError(f"{self.path} has no {name}{_EARLIER}")
-        with _of_this_run(path), in_our_words("reading", path):
-            return json.loads(path.read_text("utf-8"))
+        with self._unreplaced(), _of_this_run(path), in_our_words("reading", path):
+            return json.loads(durable.read_regular(path).decode("utf-8"))
 
     def table(self, name: str) -> tuple[list[str], list[list[str]]] | None:
         """Header and rows of one of the Run's CSV files, as texts; None where there is no such file.
@@ -305,8 +330,8 @@ class Run:
             if digests:
                 raise CorruptStore(f"{path} is gone. Make the Run again.")
             return None
-        with _of_this_run(path), in_our_words("reading", path):
-            data = path.read_bytes()  # once: these bytes are compared, and these are parsed
+        with self._unreplaced(), _of_this_run(path), in_our_words("reading", path):
+            data = durable.read_regular(path)  # once: these bytes are compared, and these are parsed
             text = io.StringIO(data.decode("utf-8", "surrogateescape"), newline="")
             header, *rows = csv.reader(text)
             if not header or len(set(header)) < len(header) or any(len(row) != len(header) for row in rows):
@@ -373,17 +398,33 @@ def check_free(run_path: Path, key: Json) -> None:
     Raises:
         UsageError: something else is there.
     """
-    if not run_path.exists():
-        return
-    if not run_path.is_dir():
-        raise UsageError(f"{run_path} is a file. Choose another place with -o.")
-    names = {path.name for path in run_path.iterdir()}
+    with in_our_words("reading", run_path):
+        durable.recover(run_path)
+        if not run_path.exists():
+            return
+        if not run_path.is_dir():
+            raise UsageError(f"{run_path} is {durable.kind_of(run_path)}. Choose another place with -o.")
+        names = {path.name for path in run_path.iterdir()}
     if "run.json" in names:
         held = Run.open(run_path).record
         if {name: held.get(name) for name in key} != json.loads(canonical_json(key)):
             raise UsageError(f"{run_path} holds another Run. Choose another folder with -o, or remove it first.")
     elif {name for name in names if not (name.startswith(".") and name.endswith(".tmp"))} - set(RUN_FILES):
         raise UsageError(f"{run_path} is a folder with other files in it. Choose another place with -o.")
+
+
+@contextmanager
+def place(run_path: Path, key: Json) -> Iterator[None]:
+    """Holds a place for a Run from before its training until it is written: of two trainings there, one says so.
+
+    Raises:
+        UsageError: as `check_free`.
+        StoreLocked: another process is writing a Run there.
+    """
+    check_free(run_path, key)
+    with durable.held(run_path):
+        check_free(run_path, key)
+        yield
 
 
 def save(
@@ -394,7 +435,7 @@ def save(
     files: Mapping[str, bytes],
     folds: Sequence[Mapping[str, Array]] = (),
 ) -> Run:
-    """Each file whole or absent, `run.json` last.
+    """Writes a Run, in the place of one that is there. To be called within `place`.
 
     Args:
         run_path: the folder.
@@ -404,28 +445,15 @@ def save(
         files: further files by name.
         folds: the heads of the folds, where they are kept.
     """
-    with in_our_words("writing", run_path):
-        durable.make_folders(run_path)
-    durable.write_bytes(run_path / "head.safetensors", _packed(tensors, record))
+    contents = {"head.safetensors": _packed(tensors, record)}
     if folds:
         named = {f"{i}/{name}": tensor for i, head in enumerate(folds) for name, tensor in head.items()}
-        durable.write_bytes(run_path / "folds.safetensors", _packed(named, record))
-    for name, (header, rows) in tables.items():
-        durable.write_csv(run_path / name, header, rows)
-    for name, data in files.items():
-        durable.write_bytes(run_path / name, data)
-    with in_our_words("reading", run_path):
-        for name in set(RUN_FILES) - {"run.json", "split.json", "images.json", *_made(folds), *tables, *files}:
-            (run_path / name).unlink(missing_ok=True)  # what a training that was killed has left here
-        kept = [*tables, *_made(folds)]
-        record = {**record, _DIGESTS: {name: digest_bytes((run_path / name).read_bytes()) for name in kept}}
+        contents["folds.safetensors"] = _packed(named, record)
+    contents |= {name: durable.csv_bytes(header, rows) for name, (header, rows) in tables.items()}
+    record = {**record, _DIGESTS: {name: digest_bytes(data) for name, data in contents.items()}}
     text = json.dumps(record, indent=1, allow_nan=False)
-    durable.write_text(run_path / "run.json", text + "\n")
+    durable.write_folder(run_path, {**contents, **files, "run.json": f"{text}\n".encode()}, RUN_FILES)
     return Run(run_path, json.loads(text))
-
-
-def _made(folds: Sequence[object]) -> Sequence[str]:
-    return _TENSORS if folds else _TENSORS[:1]
 
 
 def _packed(tensors: Mapping[str, Array], record: Json) -> bytes:

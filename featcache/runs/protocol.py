@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from featcache import splits
+from featcache import durable, splits
 from featcache.bounds import check_number, check_seed
 from featcache.errors import UsageError, in_our_words
 from featcache.missing import without_missing
@@ -253,8 +253,8 @@ def _from_file(task: Task, path: Path, left_out: dict[str, int]) -> tuple[Array,
         raise UsageError(f"{path}: no such file of a split. Every Run has one: split.json.")
     try:
         with in_our_words("reading", path):
-            record = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
+            record = json.loads(durable.read_regular(path).decode("utf-8"))
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is no saved split: {error}.") from error
     try:
         test, folds, missing = splits.from_json(record, task.image_ids)

@@ -1,24 +1,19 @@
-"""The folder of a pass that is not published yet: its finished parts, its plan, and the lock of its writer.
+"""The folder of a pass that is not published yet: its finished parts and its plan.
 
 `STORE.h5.partial/` outlives kill -9 and power cuts: a part is there, whole and under its final name, or it is not.
 The progress that is reported is the progress that is on disk.
 """
 
-import errno
-import fcntl
 import io
 import json
-import os
 import re
 import shutil
-import time
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from typing import BinaryIO
 
 import numpy as np
 
@@ -30,14 +25,19 @@ from featcache.errors import (
     NoSpace,
     StoreLocked,
     StoreNotFound,
+    UnknownFormat,
+    UntrustedFile,
     UsageError,
     in_our_words,
 )
 from featcache.provenance import Json, canonical_json, digest_bytes
 from featcache.store.reading import Store, differences
 from featcache.store.schema import (
+    EMBEDDED,
     FAILED,
     PART_FORMAT,
+    REUSED,
+    SHA256,
     Array,
     get_text,
     new_file,
@@ -49,8 +49,6 @@ from featcache.store.schema import (
 from featcache.store.validation import check_part, open_file, reading
 
 _PART_NAME = re.compile(r"(?:part|old)-(\d{10})-([0-9a-f]{16})\.h5")
-_LOCK_PATIENCE_S = 0.2  # `status` holds a lock for microseconds
-_held_here: set[Path] = set()  # folders locked by this process: POSIX locks do not exclude a second thread
 
 
 @dataclass(frozen=True)
@@ -95,6 +93,27 @@ def read_part(path: Path, taps: Container[str] | None = None) -> Part:
             )
 
 
+def is_sound(part: Part, rows: Mapping[str, Array] | None) -> bool:
+    """Whether what a part says of its rows holds together, and its arrays are those of such rows; None for any."""
+    m, failed = len(part.origin), part.origin == FAILED
+    texts_fit = len(part.content_sha256) == m and all(
+        SHA256.fullmatch(digest) or (not digest and bad)
+        for digest, bad in zip(part.content_sha256, failed.tolist(), strict=True)
+    )
+    arrays_fit = all(len(values) == m and np.isfinite(values[~failed]).all() for values in part.features.values())
+    if rows is not None:
+        kinds = {tap: (values.shape[1:], values.dtype) for tap, values in part.features.items()}
+        arrays_fit = arrays_fit and kinds == {tap: (row.shape[1:], row.dtype) for tap, row in rows.items()}
+    return (
+        bool(m)
+        and texts_fit
+        and arrays_fit
+        and bool(np.isin(part.origin, (EMBEDDED, REUSED, FAILED)).all())
+        and sorted(part.failures) == np.flatnonzero(failed).tolist()
+        and isinstance(part.environment, dict | None)
+    )
+
+
 def part_taps(path: Path) -> list[str]:
     """The feature arrays of a part, none of which is read.
 
@@ -108,16 +127,21 @@ def part_taps(path: Path) -> list[str]:
 
 
 class PartFolder:
-    """`STORE.h5.partial/` and its lock.
+    """`STORE.h5.partial/`, beside the real file of a store that is reached through a link.
 
     Parts of an earlier plan (images were added, changed or renamed since) are kept as `old-*.h5`: their rows no longer
     have their place, but their vectors are still those of their digests.
     """
 
-    def __init__(self, store_path: Path, plan: Json) -> None:
+    def __init__(self, store_path: Path, plan: Json, rows: Mapping[str, Array] | None = None) -> None:
+        """Args:
+        store_path: the store.
+        plan: JSON of what the parts belong to: `identity`, and `n_rows` and `part_rows`, where they are known.
+        rows: tap -> (0, …) of the shape and type of its rows; a part with others is none of this pass. None for any.
+        """
         self.store_path = store_path
         self.path = folder_of(store_path)
-        self._plan = plan
+        self._plan, self._rows = plan, rows
         self._finished: dict[int, Path] = {}
         self._head = cache(partial(read_part, taps=()))  # the file of a name never changes
 
@@ -129,12 +153,16 @@ class PartFolder:
             StoreLocked: another process is writing this store.
             IdentityMismatch: the folder belongs to a pass with another identity.
         """
-        with locked(self.path / "lock", self.store_path):
+        with durable.held(self.store_path):
             try:
-                self._remove_leftovers()
-                self._keep_same_plan()
-                self._sync()
-                self._finished = dict(_whole(self.path, "part"))
+                with in_our_words("writing", self.path):
+                    durable.make_folders(self.path)
+                    self._remove_leftovers()
+                    self._keep_same_plan()
+                    self._sync()
+                    self._finished = {
+                        start: path for start, path in _whole(self.path, "part") if self._fits(path, start)
+                    }
                 yield
             finally:
                 self._remove_if_empty()
@@ -149,7 +177,21 @@ class PartFolder:
 
     def old(self) -> list[Path]:
         """Whole parts of earlier plans of the same identity."""
-        return [path for _, path in _whole(self.path, "old")]
+        return [path for _, path in _whole(self.path, "old") if self._fits(path, None)]
+
+    def _fits(self, path: Path, start: int | None) -> bool:
+        """Whether a part is one that this pass could have written: the digest in its name is that of its bytes, but
+        they may be somebody else's. What does not fit is left out, and computed again."""
+        with suppress(CorruptStore, UntrustedFile, UnknownFormat):
+            part = read_part(path)
+            return is_sound(part, self._rows) and (start is None or self._is_in_place(part, start))
+        return False
+
+    def _is_in_place(self, part: Part, start: int) -> bool:
+        if "n_rows" not in self._plan or "part_rows" not in self._plan:
+            return part.start == start
+        step, n = self._plan["part_rows"], self._plan["n_rows"]
+        return part.start == start and start % step == 0 and len(part.origin) == min(step, n - start)
 
     def write(self, part: Part) -> Path:
         """Puts a part on disk. When this returns, a power cut cannot take it.
@@ -199,14 +241,14 @@ class PartFolder:
 
     def _remove_leftovers(self) -> None:
         """Temporary files of writers that were killed; holding the lock, none can be at work."""
-        for path in (*durable.leftovers(self.store_path), *self.path.glob(".*.tmp")):
+        for path in self.path.glob(".*.tmp"):
             path.unlink(missing_ok=True)
 
     def _remove_if_empty(self) -> None:
         """A folder without parts holds nothing worth a message. Only files of this module's making are removed."""
         if any(self.path.glob("part-*.h5")) or any(self.path.glob("old-*.h5")) or is_training(self.path):
             return
-        for path in (*self.path.glob(".*.tmp"), self.path / "plan.json", self.path / "lock"):
+        for path in (*self.path.glob(".*.tmp"), self.path / "plan.json"):
             path.unlink(missing_ok=True)
         with suppress(OSError):  # somebody put a file of their own in it
             self.path.rmdir()
@@ -251,7 +293,8 @@ def held_identity(store_path: Path) -> Json | None:
 
 def folder_of(store_path: Path) -> Path:
     """Where the parts of a store are while it is made."""
-    return store_path.with_name(store_path.name + ".partial")
+    place = durable.real(store_path)
+    return place.with_name(f"{place.name}.partial")
 
 
 def free_mb(folder: Path) -> str:
@@ -263,27 +306,32 @@ def _whole(folder: Path, kind: str) -> list[tuple[int, Path]]:
     """(first row, file) of the parts whose bytes have the digest in their name."""
     named = [(path, _PART_NAME.fullmatch(path.name)) for path in sorted(folder.glob(f"{kind}-*.h5"))]
     return [
-        (int(name[1]), path) for path, name in named if name and digest_bytes(path.read_bytes()).startswith(name[2])
+        (int(name[1]), path)
+        for path, name in named
+        if name and path.is_file() and digest_bytes(durable.read_regular(path)).startswith(name[2])
     ]
 
 
 def is_training(folder: Path) -> bool:
     """Whether it is a training that keeps its epochs in a folder, and not a pass its parts."""
-    try:
-        plan = json.loads((folder / "plan.json").read_text("utf-8"))
-    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
-        return False
+    plan = _json_of(folder / "plan.json")
     return isinstance(plan, dict) and "command" in plan
 
 
 def _read_plan(folder: Path) -> Json | None:
     """The plan the parts belong to; None where there is none, or not one of ours."""
+    plan = _json_of(folder / "plan.json")
+    is_ours = isinstance(plan, dict) and isinstance(plan.get("identity"), dict) and "command" not in plan
+    counts = [plan[name] for name in ("n_rows", "part_rows") if name in plan] if is_ours else []
+    return plan if is_ours and all(type(count) is int and count >= 0 for count in counts) else None
+
+
+def _json_of(path: Path) -> Json:
+    """What a file of ours says; None where there is no file, or no JSON in it."""
     try:
-        plan = json.loads((folder / "plan.json").read_text("ascii"))
-        is_ours = isinstance(plan, dict) and "identity" in plan and int(plan.get("n_rows", 0)) >= 0
-    except (FileNotFoundError, NotADirectoryError, ValueError, TypeError, OverflowError, RecursionError):
+        return json.loads(durable.read_regular(path)) if path.is_file() else None
+    except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
         return None
-    return plan if is_ours else None
 
 
 def _part_bytes(part: Part) -> memoryview:
@@ -315,67 +363,6 @@ def out_of_reach_of_signals(work: Callable[[], None]) -> None:
     """
     with ThreadPoolExecutor(1, thread_name_prefix="hdf5") as pool:
         pool.submit(work).result()
-
-
-# --- the lock ---------------------------------------------------------------------------------------------------------
-
-
-@contextmanager
-def locked(lock_path: Path, store_path: Path) -> Iterator[None]:
-    """A POSIX lock: it dies with its process, and a forked worker that outlives the process does not keep it."""
-    folder = lock_path.parent.resolve()
-    if folder in _held_here:
-        raise StoreLocked(f"{store_path} is being written by this process already.")
-    _held_here.add(folder)
-    try:
-        with in_our_words("writing", lock_path.parent):
-            lock = _taken(lock_path, store_path)
-        with lock:
-            yield
-    finally:
-        _held_here.discard(folder)
-
-
-def _taken(lock_path: Path, store_path: Path) -> BinaryIO:
-    """The lock file, open, locked, and with the name of its holder in it; closing it frees the lock."""
-    until = time.monotonic() + _LOCK_PATIENCE_S
-    while True:
-        gone = None
-        try:
-            durable.make_folders(lock_path.parent)
-            lock = open(lock_path, "a+b", buffering=0)  # noqa: SIM115  # the caller closes it
-            if _try(lock, lock_path):
-                lock.truncate(0)
-                lock.write(f"pid {os.getpid()} on {os.uname().nodename} since {time.strftime('%H:%M')}".encode())
-                return lock
-            lock.close()
-        except (FileNotFoundError, FileExistsError) as error:  # a writer that ended just now took the folder away
-            gone = error
-        if time.monotonic() > until:
-            if gone is not None:
-                raise gone
-            raise StoreLocked(
-                f"{store_path} is being written by {_holder(lock_path)}. Wait for it, or write to another path."
-            )
-        time.sleep(_LOCK_PATIENCE_S / 10)
-
-
-def _try(lock: BinaryIO, lock_path: Path) -> bool:
-    """Whether the lock could be had, and is still the file of that name: its last writer removes it when it is done."""
-    try:
-        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EACCES, errno.EAGAIN):
-            return False
-        raise
-    return lock_path.exists() and lock_path.stat().st_ino == os.fstat(lock.fileno()).st_ino
-
-
-def _holder(lock_path: Path) -> str:
-    try:
-        return lock_path.read_text("ascii", "replace") or "another process"
-    except OSError:
-        return "another process"
 
 
 # --- how far a pass is ------------------------------------------------------------------------------------------------
@@ -425,7 +412,7 @@ def status(store_path: Path | str) -> Status:
     parts = [_read_while_it_lasts(path) for path in sorted(folder.glob("part-*.h5"))]
     done = sum(len(part.origin) for part in parts if part)
     failed = sum(int(np.sum(part.origin == FAILED)) for part in parts if part)
-    writer = _writer(folder)
+    writer = durable.writer_of(store_path)
     found = int(plan["n_rows"])
     return Status("running" if writer else "stopped", found, done, found - done, failed, writer)
 
@@ -441,19 +428,5 @@ def _read_while_it_lasts(path: Path) -> Part | None:
 def check_unlocked(store_path: Path) -> None:
     """Raises StoreLocked where another process is writing the store, without waiting and before anything is loaded. Who
     writes takes the lock itself, all the same."""
-    if store_path.name and (writer := _writer(folder_of(store_path))):
+    if store_path.name and (writer := durable.writer_of(store_path)):
         raise StoreLocked(f"{store_path} is being written by {writer}. Wait for it, or write to another path.")
-
-
-def _writer(folder: Path) -> str:
-    """Who holds the lock; empty if nobody does."""
-    if folder.resolve() in _held_here:  # to open and close the lock would free it
-        return _holder(folder / "lock")
-    try:
-        with open(folder / "lock", "rb") as lock:
-            fcntl.lockf(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return ""
-    except OSError:
-        return _holder(folder / "lock")
-    return ""

@@ -168,7 +168,10 @@ def _kept(path: Path, tap: str) -> Array:
     """An array of a part without its failed rows."""
     part = read_part(path, taps=(tap,))
     good = part.origin != FAILED
-    return part.features[tap] if good.all() else part.features[tap][good]
+    values = part.features[tap] if good.all() else part.features[tap][good]
+    if not np.isfinite(values).all():
+        raise CorruptStore(f"{path}: {tap} has a value that is not finite. Remove it and run again.")
+    return values
 
 
 class _Unbreakable(io.RawIOBase):

@@ -8,7 +8,6 @@ caller's `reading` guard to put in words.
 
 import errno
 import os
-import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,7 +16,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-from featcache.errors import CorruptStore, StoreNotFound, UnknownFormat, UntrustedFile, from_os_error
+from featcache.durable import kind_of, open_regular
+from featcache.errors import CorruptStore, StoreNotFound, UnknownFormat, UntrustedFile, UsageError, from_os_error
 from featcache.store.schema import (
     FORMAT,
     FUSION_FORMAT,
@@ -35,6 +35,7 @@ _MAX_MEMBERS = 10_000  # of a group
 _MAX_ATTRIBUTE_BYTES = 1 << 26
 _MAX_TEXT_BYTES = 1 << 16  # of one text; the longest cell of a manifest is a quarter of it
 _SUFFIXES = (".h5", ".hdf5")
+_OF_THE_SYSTEM = (errno.EIO, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EMFILE, errno.ENOMEM, errno.ESTALE)
 _SIGNATURE_ALIKE = 6  # of the eight bytes; fewer and the file is something else, not a damaged store
 
 
@@ -122,17 +123,18 @@ def open_file(path: Path, kind: Kind = STORE) -> h5py.File:
 
 def _raise_if_device_failed(path: Path, error: Exception) -> None:
     """Tells an operating system that could not read, by its own words in HDF5's, from bytes that make no sense."""
-    if f"errno = {errno.EIO}," in str(error) or getattr(error, "errno", None) == errno.EIO:
-        raise from_os_error(OSError(errno.EIO, os.strerror(errno.EIO)), "reading", path) from error
+    for number in _OF_THE_SYSTEM:
+        if f"errno = {number}," in str(error) or getattr(error, "errno", None) == number:
+            raise from_os_error(OSError(number, os.strerror(number)), "reading", path) from error
 
 
 def _signature_alike(path: Path, kind: Kind) -> int:
     """How many of the signature's bytes are there. Reads them itself, for the operating system's own reason where it
     cannot be opened, which h5py hides in its message."""
     try:
-        if not stat.S_ISREG(os.stat(path).st_mode) and not path.is_dir():
-            raise UnknownFormat(f"{path} is not a regular file.")
-        with open(path, "rb") as raw:
+        if not path.is_dir() and not path.is_file() and path.exists():
+            raise UsageError(f"{path} is {kind_of(path)}; {kind.explained}")
+        with open_regular(path) as raw:
             return sum(a == b for a, b in zip(raw.read(len(SIGNATURE)), SIGNATURE, strict=False))
     except FileNotFoundError as error:
         raise StoreNotFound(kind.missing(path)) from error

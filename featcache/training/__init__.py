@@ -103,6 +103,7 @@ def train_head(
     Raises:
         UsageError: labels, groups or the given split do not allow it, with counts; the store lacks the features or the
             views that are asked for; another Run is at `run_path`.
+        StoreLocked: another process is training at `run_path`.
     """
     started = time.perf_counter()
     tried = [specs] if isinstance(specs, HeadSpec) else list(specs) or [HeadSpec()]
@@ -121,47 +122,46 @@ def train_head(
     division = protocol.record(task.image_ids)
     key = _key(store, tried, task, division, target, split, report, others)
     run_path = Path(run_path or f"runs/{store.path.stem}-{tried[0].kind}-{digest_json(key)[:8]}")
-    runs.check_free(run_path, key)
+    with runs.place(run_path, key):
+        bench = Bench(task, protocol, vectors.load(store, *needed, device), _targets(task), report.average_views)
+        ranked = selection.rank(bench, tried, [protocol.folds], report.select, on_progress)[0] if len(tried) > 1 else []
+        spec = ranked[0].spec if ranked else tried[0]
+        nested = _nested(bench, tried, report.select, on_progress) if protocol.outer else None
+        made = _make(bench, spec, report.refit_all, on_progress)
+        choice = chosen(task, made.val_rows, made.val_logits, rule)
 
-    bench = Bench(task, protocol, vectors.load(store, *needed, device), _targets(task), report.average_views)
-    ranked = selection.rank(bench, tried, [protocol.folds], report.select, on_progress)[0] if len(tried) > 1 else []
-    spec = ranked[0].spec if ranked else tried[0]
-    nested = _nested(bench, tried, report.select, on_progress) if protocol.outer else None
-    made = _make(bench, spec, report.refit_all, on_progress)
-    choice = chosen(task, made.val_rows, made.val_logits, rule)
-
-    said = Said(task, protocol, _sides(bench, spec, made, nested), choice)
-    images, worth = Images.of(task, protocol).to_json(), _baselines(bench, spec, made, report, device)
-    record = {
-        **key,
-        "head": spec.used(),
-        "n_parameters": made.final.n_parameters,
-        "epoch": made.final.epoch,
-        "metrics": said.metrics(chose=_chose(ranked, rule)),
-        "temperature": choice.temperature,
-        "operating_point": said.at_operating_point(rule) if rule else None,
-        "baselines": worth,
-        "notes": [
-            *notes,
-            *about_network(store.weights_source),
-            *_about_others(worth),
-            *_about_shortcuts(task, protocol, target),
-            *said.notes(ranked),
-        ],
-        "left_out": protocol.left_out,
-        "feature_rms": bench.rms(made.final.fit) if spec.kind != "knn" else None,
-        "images_sha256": images["sha256"],
-        "store": {
-            "name": store.path.name,
-            "identity": store.identity,
-            "weights": store.weights_source,
-            **({"weights_file": store.weights_file} if store.weights_file else {}),
-        },
-        "environment": environment(device),
-        "seconds": round(time.perf_counter() - started, 3),
-    }
-    found = tables(said, [each.history for each in made.folds], ranked, report.select)
-    return _save(run_path, record, {"split.json": division, "images.json": images}, made, found)
+        said = Said(task, protocol, _sides(bench, spec, made, nested), choice)
+        images, worth = Images.of(task, protocol).to_json(), _baselines(bench, spec, made, report, device)
+        record = {
+            **key,
+            "head": spec.used(),
+            "n_parameters": made.final.n_parameters,
+            "epoch": made.final.epoch,
+            "metrics": said.metrics(chose=_chose(ranked, rule)),
+            "temperature": choice.temperature,
+            "operating_point": said.at_operating_point(rule) if rule else None,
+            "baselines": worth,
+            "notes": [
+                *notes,
+                *about_network(store.weights_source),
+                *_about_others(worth),
+                *_about_shortcuts(task, protocol, target),
+                *said.notes(ranked),
+            ],
+            "left_out": protocol.left_out,
+            "feature_rms": bench.rms(made.final.fit) if spec.kind != "knn" else None,
+            "images_sha256": images["sha256"],
+            "store": {
+                "name": store.path.name,
+                "identity": store.identity,
+                "weights": store.weights_source,
+                **({"weights_file": store.weights_file} if store.weights_file else {}),
+            },
+            "environment": environment(device),
+            "seconds": round(time.perf_counter() - started, 3),
+        }
+        found = tables(said, [each.history for each in made.folds], ranked, report.select)
+        return _save(run_path, record, {"split.json": division, "images.json": images}, made, found)
 
 
 # --- the heads --------------------------------------------------------------------------------------------------------

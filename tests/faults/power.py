@@ -198,7 +198,7 @@ def _play(root: _Folder, call: Call) -> None:
         case "create":
             if node is None:
                 folder.now[name] = _File()
-            elif call.data.startswith(b"w"):
+            elif call.data.startswith((b"w", b"x")):
                 node.now = bytearray()
         case "write":
             node.now.extend(bytes(max(0, call.at - len(node.now))))

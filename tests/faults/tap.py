@@ -16,7 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-CHANGES = ("create", "write", "truncate", "fsync", "replace", "rename", "unlink", "mkdir", "rmdir", "lock")
+from featcache.durable import folders
+
+CHANGES = (
+    "create", "write", "truncate", "fsync", "replace", "rename", "link", "exchange", "unlink", "mkdir", "rmdir", "lock",
+)  # fmt: skip
 LOOKS = ("open", "read", "stat", "list", "close")
 
 
@@ -60,8 +64,9 @@ class Tap:
             self._replace(name, kind)
         for name in ("listdir", "scandir"):
             self._replace(name, "list")
-        for name in ("replace", "rename"):
-            self._replace_two(name)
+        for name in ("replace", "rename", "link"):
+            self._replace_two(os, name, name)
+        self._replace_two(folders, "_exchange", "exchange")
         for module, name, kind in ((os, "fsync", "fsync"), (os, "close", "close"), (fcntl, "lockf", "lock")):
             self._replace_descriptor(module, name, kind)
         os_open = os.open
@@ -90,15 +95,15 @@ class Tap:
         real = getattr(os, name)
         setattr(os, name, lambda path=".", *rest, **more: self._through(kind, path, lambda: real(path, *rest, **more)))
 
-    def _replace_two(self, kind: str) -> None:
-        real = getattr(os, kind)
+    def _replace_two(self, module: Any, function: str, kind: str) -> None:
+        real = getattr(module, function)
 
         def watched(source: Any, target: Any, **more: Any) -> Any:
             name, to = self.name(source), self.name(target)
             run = lambda: real(source, target, **more)  # noqa: E731
             return run() if name is None or to is None else self.hook(Call(kind, name, to), run)
 
-        setattr(os, kind, watched)
+        setattr(module, function, watched)
 
     def _replace_descriptor(self, module: Any, function: str, kind: str) -> None:
         real = getattr(module, function)
