@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from featcache import durable
 from featcache.errors import UsageError
 from featcache.evaluate import notes, sets, subgroups
 from featcache.evaluate.comparison import about_difference, compared
@@ -103,6 +104,7 @@ def evaluate(
 
     Raises:
         IdentityMismatch: a store of other vectors than the Run's, with a line per field; or another network.
+        StoreLocked: another process is writing at `output`.
         UsageError: no labels, none that the Run knows, a column that is not there, something else at `output`.
         StoreNotFound, UnknownFormat, CorruptStore: as `load_run` and `Store.open`.
         FeatcacheError: none of the images could be used.
@@ -136,6 +138,7 @@ def evaluate(
             | {"where": [str(each) for each in conditions], "uncertain": uncertain, "separator": separator},
         }
         _check_places(path, keep, key)
+        files.enter_context(durable.held(path))
         vocabulary = Vocabulary.of(predictor, uncertain, separator)
         set_labels = labels_of(rows, source, vocabulary)  # before hours of work, not after them
         if conditions:

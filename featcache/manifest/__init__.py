@@ -27,7 +27,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from featcache import durable, missing
-from featcache.errors import UsageError, in_our_words
+from featcache.errors import UsageError
 from featcache.manifest import formats, tables
 from featcache.manifest.columns import ColumnSpec, about_absent, about_label, about_renamed, names_in, no_path
 from featcache.manifest.companions import companions, twins

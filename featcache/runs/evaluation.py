@@ -51,7 +51,7 @@ class Evaluation:
         if not is_evaluation(path):
             raise StoreNotFound(f"there is no evaluation at {path}. Make one: featcache evaluate RUN IMAGES -o {path}")
         with in_our_words("reading", path / RECORD):
-            data = (path / RECORD).read_bytes()
+            data = durable.read_regular(path / RECORD)
         try:
             record = json.loads(data.decode("utf-8"), parse_constant=finite, parse_float=finite)
             if not isinstance(record, dict) or record.get("format") != FORMAT:
@@ -105,6 +105,7 @@ def check_free(path: Path, key: Json) -> None:
         UsageError: something else is there.
     """
     _check_place(path)
+    durable.recover(path)
     if not path.exists():
         return
     if is_evaluation(path):
@@ -128,7 +129,7 @@ def _check_place(path: Path) -> None:
 
 
 def save(path: Path, record: Json, images: Images, tables: Mapping[str, Table]) -> Evaluation:
-    """Each file whole or absent, `evaluation.json` last.
+    """Writes an evaluation, in the place of one that is there. To be called by whoever holds `path`.
 
     Args:
         path: the folder.
@@ -136,23 +137,16 @@ def save(path: Path, record: Json, images: Images, tables: Mapping[str, Table]) 
         images: the rows that were scored.
         tables: CSV files by name: header and rows.
     """
-    with in_our_words("writing", path):
-        durable.make_folders(path)
     listed = images.to_json()
-    durable.write_bytes(path / IMAGES, (json.dumps(listed) + "\n").encode())
-    for name, (header, rows) in tables.items():
-        durable.write_csv(path / name, header, rows)
-    with in_our_words("writing", path):
-        for name in set(EVALUATION_FILES) - {RECORD, IMAGES, *tables}:
-            (path / name).unlink(missing_ok=True)  # of an evaluation that was here
-        digests = {name: digest_bytes((path / name).read_bytes()) for name in tables}
+    contents = {name: durable.csv_bytes(header, rows) for name, (header, rows) in tables.items()}
     record = {
         "format": FORMAT,
         "version": VERSION,
         **record,
         "images_sha256": listed["sha256"],
-        "files_sha256": digests,
+        "files_sha256": {name: digest_bytes(data) for name, data in contents.items()},
     }
     text = json.dumps(record, indent=1, allow_nan=False)
-    durable.write_text(path / RECORD, text + "\n")
+    contents |= {IMAGES: (json.dumps(listed) + "\n").encode(), RECORD: f"{text}\n".encode()}
+    durable.write_folder(path, contents, EVALUATION_FILES)
     return Evaluation(path, json.loads(text))
