@@ -47,5 +47,13 @@ def test_of_several_writers_exactly_one_computes(work: Path) -> None:
     check("writers", work)
 
 
+def test_of_two_writers_of_an_output_nothing_is_lost_and_nothing_is_half(tmp_path: Path) -> None:
+    check("rounds", tmp_path)
+
+
+def test_a_killed_writer_leaves_the_old_output_or_the_new_one(tmp_path: Path) -> None:
+    check("interrupted", tmp_path)
+
+
 def test_a_pass_goes_on_past_every_kind_of_file(tmp_path: Path) -> None:
     check("zoo", tmp_path)

@@ -156,7 +156,7 @@ MISTAKES: list[tuple[tuple[object, ...], int, str]] = [
     ((*RUN, *CACHE, *WEIGHTS, "--no-augment", "--flip", 0.1), 2, "--no-augment shows images as they are"),
     ((*RUN, *CACHE, *WEIGHTS, "-o", "mlp"), 2, "mlp holds another Run. Choose another folder with -o"),
     ((*RUN, *CACHE, *WEIGHTS, "-o", "images"), 2, "images is a folder with other files in it."),
-    ((*RUN, *CACHE, *WEIGHTS, "-o", "tail.h5"), 2, "tail.h5 is a file. Choose another place with -o."),
+    ((*RUN, *CACHE, *WEIGHTS, "-o", "tail.h5"), 2, "tail.h5 is an HDF5 file. Choose another place with -o."),
     (("fine-tune", "gone", *CACHE), 10, "there is no finished Run at gone."),
     (("fine-tune", "images", *CACHE), 10, "there is no finished Run at images."),
     ((*RUN, "--from-cache", "gone.h5"), 10, "there is no store at gone.h5."),

@@ -6,6 +6,8 @@
     space       a disk that is full at every step from nothing to enough
     mutations   changed bytes, cuts and zeroed blocks of a store
     writers     several passes into one store at once
+    rounds      two writers of one output, and a reader: stores, Runs, reports, bundles, exports, audits
+    interrupted the same outputs, killed before each call
     zoo         every kind of file through the real command line
     mutants     the tests themselves: each protection taken away, and the test that notices
 
@@ -22,6 +24,7 @@ from tests.faults.ground import Figures
 from tests.faults.kills import kills
 from tests.faults.menagerie import menagerie
 from tests.faults.mutations import mutations
+from tests.faults.outputs import interrupted, rounds
 from tests.faults.power import power
 from tests.faults.space import space
 from tests.faults.writers import writers
@@ -36,6 +39,8 @@ QUICK: dict[str, Proof] = {
     "space": partial(space, step_kib=48),
     "mutations": partial(mutations, n=500),
     "writers": partial(writers, n=4),
+    "rounds": partial(rounds, n=2),
+    "interrupted": partial(interrupted, every=11),
     "zoo": menagerie,
 }
 LONG: dict[str, Proof] = {
@@ -46,6 +51,8 @@ LONG: dict[str, Proof] = {
     "space": space,
     "mutations": partial(mutations, n=10_000),
     "writers": partial(writers, n=100),
+    "rounds": partial(rounds, n=200),
+    "interrupted": interrupted,
     "zoo": menagerie,
     "mutants": mutants,
 }
