@@ -139,7 +139,8 @@ def from_os_error(error: OSError, doing: str, path: Path) -> FeatcacheError:
     if error.errno in _ACCESS:
         return AccessDenied(f"{doing} {path}: {reason.lower()}. Choose a folder you may write to.")
     if error.errno in _WRONG_PATH:
-        return UsageError(f"{doing} {path}: {_WRONG_PATH[error.errno]}. Name another path.")
+        name = error.filename2 or error.filename or path  # of a rename its target
+        return UsageError(f"{doing} {name}: {_WRONG_PATH[error.errno]}. Name another path.")
     return InputOutputError(f"{doing} {path}: {reason.lower()}.")
 
 

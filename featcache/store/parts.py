@@ -232,7 +232,8 @@ class PartFolder:
         """Drops the parts, once they are published."""
         self._finished = {}
         for path in (*self.path.glob("part-*.h5"), *self.path.glob("old-*.h5")):
-            path.unlink()
+            if path.is_symlink() or not path.is_dir():  # a folder is none of ours
+                path.unlink()
 
     def _sync(self) -> None:
         """What a killed writer may have left undone: it made the folder, or named a part, and fell before the fsync."""

@@ -30,7 +30,7 @@ from featcache import backbones
 from featcache.embed import embed
 from featcache.embed.network import Network
 from featcache.errors import FeatcacheError
-from featcache.images import workers
+from featcache.images import serving, workers
 from featcache.manifest import Manifest
 from featcache.request import BackboneSpec
 from featcache.store import FAILED, Store, read_part
@@ -110,7 +110,7 @@ class ForkedWorker:
             try:
                 os.closerange(3, pass_fds[0])
                 os.closerange(pass_fds[0] + 1, 1024)
-                workers.serve(pass_fds[0])
+                serving.serve(pass_fds[0])
             finally:
                 os._exit(0)
 
