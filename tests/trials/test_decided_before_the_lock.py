@@ -34,7 +34,7 @@ def test_rows_published_before_the_lock_are_not_lost(tmp_path: Path) -> None:
         embed(more, path, SPEC, n_workers=1)
 
     (tmp_path / ".k.h5.seen").unlink()  # or there would be nothing to do for the pass
-    with pytest.raises(UsageError, match="holds 2 images that are not among these: 4.png, 5.png"):
+    with pytest.raises(UsageError, match=r"holds 2 images that are not among these: 4\.png, 5\.png"):
         embed(few, tmp_path / "k.h5", SPEC, n_workers=1, only_add=True, expect=meanwhile, rehash=True)
     assert len(Store.open(tmp_path / "k.h5")) == 6
 

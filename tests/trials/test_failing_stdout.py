@@ -1,5 +1,5 @@
-"""`--json > /dev/full` ended in two tracebacks. A full disk behind stdout is one line and exit code 20; a reader that has
-seen enough, or a closed stream, is no fault; what cannot be told on stderr is not told."""
+"""`--json > /dev/full` ended in two tracebacks. A full disk behind stdout is one line and exit code 20; a reader that
+has seen enough, or a closed stream, is no fault; what cannot be told on stderr is not told."""
 
 import os
 import subprocess

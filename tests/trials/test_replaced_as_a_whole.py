@@ -1,5 +1,5 @@
-"""A Run that was repeated with other bits, and killed between two of its files, was damaged. Folders are replaced in one
-step, and a page never stands beside the figures of another one."""
+"""A Run that was repeated with other bits, and killed between two of its files, was damaged. Folders are replaced in
+one step, and a page never stands beside the figures of another one."""
 
 import os
 import signal

@@ -1,5 +1,5 @@
-"""A folder without permission was "damaged … embed into another file", and a folder as `--split` or as an `.onnx` output
-was an input/output error. Permission is exit code 21; a wrong kind of path is 2, and says what was found."""
+"""A folder without permission was "damaged … embed into another file", and a folder as `--split` or as an `.onnx`
+output was an input/output error. Permission is exit code 21; a wrong kind of path is 2, and says what was found."""
 
 import errno
 import os
@@ -73,7 +73,8 @@ def test_what_the_system_refuses_while_a_store_is_read_is_no_damage(tmp_path: Pa
     ("number", "kind", "words"),
     [(errno.EISDIR, UsageError, "it is a folder"), (errno.ENOTDIR, UsageError, "a file stands where a folder"),
      (errno.ELOOP, UsageError, "links lead to one another"), (errno.ENAMETOOLONG, UsageError, "name is too long"),
-     (errno.ENOSPC, NoSpace, "no space"), (errno.EROFS, AccessDenied, "read-only"), (errno.EIO, InputOutputError, "input")],
+     (errno.ENOSPC, NoSpace, "no space"), (errno.EROFS, AccessDenied, "read-only"),
+     (errno.EIO, InputOutputError, "input")],
 )  # fmt: skip
 def test_each_refusal_of_the_system_has_its_cause(number: int, kind: type[errors.FeatcacheError], words: str) -> None:
     error = from_os_error(OSError(number, os.strerror(number)), "writing", Path("x"))
