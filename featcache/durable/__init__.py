@@ -1,9 +1,12 @@
 """Everything featcache keeps goes through here: files and folders that are whole or absent, each by one writer.
 
-regular   only regular files are read
-files     a file, whole or absent, and tables in CSV
-outputs   who may write where
-folders   a folder, replaced as a whole
+A reader finds the old output or the new one, whole, whatever happened to its writer. Knows nothing of what the bytes
+mean.
+
+    regular   only regular files are read
+    files     a file, whole or absent, and tables in CSV
+    outputs   who may write where
+    folders   a folder, replaced as a whole
 """
 
 from featcache.durable.files import (

@@ -16,7 +16,7 @@ import io
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -286,10 +286,16 @@ class Run:
         try:
             yield
         except FeatcacheError as error:
-            with suppress(FeatcacheError):
-                if Run.open(self.path).record != self.record:
-                    raise InputsChanged(f"{self.path} was replaced since it was opened. Open it again.") from error
+            if self._is_replaced():
+                raise InputsChanged(f"{self.path} was replaced since it was opened. Open it again.") from error
             raise
+
+    def _is_replaced(self) -> bool:
+        """Whether the Run that is at this path now is another."""
+        try:
+            return Run.open(self.path).record != self.record
+        except FeatcacheError:  # what is there now is no Run
+            return False
 
     def _tensors(self, name: str) -> dict[str, Array]:
         path, digests = self.path / name, self.record.get(_DIGESTS)

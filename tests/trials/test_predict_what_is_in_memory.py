@@ -96,7 +96,6 @@ def test_what_a_pillow_image_cannot_be_fails_by_its_reason_beside_good_ones(
         ([np.zeros((40, 40), dtype=bool)], "array 0: uint8 .* got bool"),
         (np.zeros((40, 40, 4), dtype=np.uint8), r"one image is \(h, w\) or \(h, w, 3\)"),
     ],
-    ids=str,
 )
 def test_anything_else_is_refused_in_a_sentence(images: Any, words: str, predictor: Predictor) -> None:
     with pytest.raises(UsageError, match=words):

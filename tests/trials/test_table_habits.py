@@ -187,11 +187,11 @@ def zipped(name: str) -> Callable[[Path], None]:
         (b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1", "an Excel workbook of before 2007"),
         (b"\x89HDF\r\n\x1a\n", "an HDF5 file"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a pointer of Git LFS"),
-        (gzip.compress(b"\x80\x04K\x01."), "a Python pickle"),
-        (gzip.compress(gzip.compress(b"a,b\n")), "packed with gzip twice"),
+        (gzip.compress(b"\x80\x04K\x01.", mtime=0), "a Python pickle"),
+        (gzip.compress(gzip.compress(b"a,b\n", mtime=0), mtime=0), "packed with gzip twice"),
         (zipped("labels.csv"), "a ZIP archive"),
         (zipped("word/document.xml"), "a Word document"),
-        (gzip.compress(b"a,b\n")[:-9], "damaged gzip"),
+        (gzip.compress(b"a,b\n", mtime=0)[:-9], "damaged gzip"),
     ],
 )  # fmt: skip
 def test_what_is_no_table_is_named_as_what_it_is(
