@@ -293,7 +293,7 @@ class Run:
     def _is_replaced(self) -> bool:
         """Whether the Run that is at this path now is another."""
         try:
-            return Run.open(self.path).record != self.record
+            return bool(Run.open(self.path).record != self.record)
         except FeatcacheError:  # what is there now is no Run
             return False
 
