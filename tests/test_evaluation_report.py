@@ -70,11 +70,11 @@ def test_it_shows_the_own_rows_the_subgroups_and_no_curves(folder: Path, page: R
     names = {path.name for path in page.files}
     assert {"out-own.csv", "out-subgroups-1.csv", "out-counts.csv", "out-roc.csv", "out-missed.csv"} <= names
     assert not {name for name in names if "curve" in name or "sweep" in name}
-    rows = records(folder / "page.files" / "out-own.csv")
+    rows = records(next(path for path in page.files if path.name == "out-own.csv"))
     found = Evaluation.open(folder / "out").record["comparison"]
     (auroc,) = [row for row in rows if row["number"] == "auroc"]
     assert float(auroc["difference"]) == pytest.approx(found["differences"]["auroc"][0], abs=1e-9)
-    members = records(folder / "page.files" / "out-subgroups-1.csv")
+    members = records(next(path for path in page.files if path.name == "out-subgroups-1.csv"))
     assert {row["value"] for row in members} == {"<b>frontal", "lateral"}
 
 
@@ -101,9 +101,9 @@ def test_evaluations_stand_beside_each_other_and_beside_a_run(folder: Path, tmp_
     with Store.open(folder / "train.h5") as store:
         other = train_head(store, QUICK, tmp_path / "other", target=SICK)
     evaluate(other.path, folder / "test.h5", tmp_path / "on-other")
-    text = report([folder / "out", tmp_path / "on-other", folder / "run"], tmp_path / "p.html").path.read_text("utf-8")
-    assert "it reports other images" in text
-    rows = records(tmp_path / "p.files" / "comparison-differences.csv")
+    page = report([folder / "out", tmp_path / "on-other", folder / "run"], tmp_path / "p.html")
+    assert "it reports other images" in page.path.read_text("utf-8")
+    rows = records(next(path for path in page.files if path.name == "comparison-differences.csv"))
     assert {row["run"] for row in rows} == {"on-other"}
 
 

@@ -174,7 +174,7 @@ def test_the_temperature_makes_the_calibrated_probabilities(said: Predictions) -
 
 def test_a_store_of_other_vectors_is_refused_with_what_differs(phase_one: Path, embedded_once: Path) -> None:
     done = featcache("predict", "linear", "--store", embedded_once, "-o", "/dev/null/x", cwd=phase_one)
-    check_refused(done, 2, "/dev/null/x: something else of that name stands in the way")
+    check_refused(done, 2, "/dev/null: something else of that name stands in the way")
     with pytest.raises(IdentityMismatch, match=r"backbone\.weights_sha256: \w+ here, \w+ asked") as raised:
         load_run(phase_one / "linear").predict(Store.open(embedded_once))
     assert "transform.mean: [0.5, 0.5, 0.5] here, [0.485, 0.456, 0.406] asked" in str(raised.value)

@@ -542,7 +542,7 @@ def test_impossible_views_are_a_usage_error(manifest: Manifest, tmp_path: Path) 
         "embed", manifest.source, "-o", "s.h5", "--backbone", SMALL, *ARGUMENTS, "--views", "33", cwd=tmp_path
     )
     assert done.returncode == 2
-    assert "--views must be from 1 to 32 views, got 33" in done.stderr
+    assert "--views must be from 1 to 32, got 33" in done.stderr
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------

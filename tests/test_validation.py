@@ -10,7 +10,7 @@ import h5py
 import numpy as np
 import pytest
 
-from featcache.errors import CorruptStore, FeatcacheError, InputsChanged, UnknownFormat, UntrustedFile
+from featcache.errors import CorruptStore, FeatcacheError, InputsChanged, UntrustedFile, UsageError
 from featcache.store import Store, describe, verify
 from tests.conftest import make_store, two_clouds
 
@@ -194,7 +194,7 @@ def test_what_a_later_minor_version_adds_is_ignored_but_not_if_it_leads_elsewher
 
 def test_a_fifo_is_not_waited_for(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "s.h5")
-    with pytest.raises(UnknownFormat, match="not a regular file"):
+    with pytest.raises(UsageError, match="is a pipe; a store is the"):
         Store.open(tmp_path / "s.h5")
 
 

@@ -99,7 +99,7 @@ def writer_of(path: Path) -> str:
     try:
         with open(lock_path, "rb", opener=_opened) as lock:
             fcntl.lockf(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return ""
     except OSError:
         return _holder(lock_path)

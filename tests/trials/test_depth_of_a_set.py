@@ -65,7 +65,7 @@ def test_one_bright_pixel_does_not_darken_its_picture_alone(tmp_path: Path) -> N
     write(tmp_path / "set" / "a.png", pixels)
     pixels[3, 3] = 4_096
     write(tmp_path / "set" / "b.png", pixels)
-    vectors, depth, (note,) = made(tmp_path / "set", tmp_path / "s.h5")
+    vectors, depth, (note, *_) = made(tmp_path / "set", tmp_path / "s.h5")
     assert depth.startswith("13 bit; ")
     assert cosine(vectors["a.png"], vectors["b.png"]) > 0.9999
     assert "2 images are of gray of more than 8 bits, with values up to 4,096: all are read as 13 bits" in note
