@@ -17,13 +17,20 @@ export OMP_WAIT_POLICY := PASSIVE
 # The fast tests: a minute or two.
 FAST := -m "not slow and not real and not long"
 
-.PHONY: demo test test-fast test-long test-lowest lint check faults bench docs venv lock clean
+# What computes numbers: promised of any CPU, and so tried as other CPUs would compute (see .ci/run).
+NUMERIC := $(addprefix tests/test_,$(addsuffix .py,fitting heads modules forward vectors tuning finetune train cut boundary \
+  training selection baselines metrics intervals calibration audit predict evaluate images augment probe embed onnx))
+
+.PHONY: demo test test-numeric test-fast test-long test-lowest lint check faults bench docs venv lock clean
 
 demo: $(STAMP)  ## the whole loop on generated images, offline
 	$(BIN)/featcache demo
 
 test: $(STAMP)  ## the tests, but for the long ones
 	$(BIN)/python -m pytest $(ABREAST) -m "not real and not long"
+
+test-numeric: $(STAMP)  ## those of the tests that compute numbers
+	$(BIN)/python -m pytest -q $(ABREAST) -m "not real and not long" $(NUMERIC)
 
 test-fast: $(STAMP)  ## the fast tests; of another Python with VENV=.venv-3.12 PYTHON=python3.12
 	$(BIN)/python -m pytest -q $(ABREAST) $(FAST)
