@@ -130,6 +130,13 @@ class Checkpoints:
 
 
 def _state(data: bytes) -> Json:
-    """The JSON in the header of a safetensors file: 8 bytes of length, then the header."""
+    """The JSON object in the header of a safetensors file: 8 bytes of length, then the header.
+
+    Raises:
+        ValueError, LookupError, TypeError: the header holds no such object.
+    """
     length = int.from_bytes(data[:8], "little")
-    return json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["featcache"])
+    state = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["featcache"])
+    if not isinstance(state, dict):
+        raise ValueError(f"a state is a JSON object, not {type(state).__name__}")
+    return state
