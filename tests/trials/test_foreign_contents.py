@@ -62,7 +62,7 @@ def goes_on(stopped: Path, here: Path, name: str = "s.h5") -> None:
     try:
         embed(Manifest.read(stopped / "in"), here / name, SPEC, n_workers=1, part_rows=STEP)
     except FeatcacheError as error:
-        assert "Traceback" not in str(error)
+        assert "Traceback" not in str(error)  # noqa: PT017  # it may be refused or computed again
         assert ((here / name).read_bytes() if (here / name).exists() else None) == before
         return
     verify(here / name)
@@ -174,7 +174,7 @@ def test_a_plan_with_something_else_in_it_is_not_followed(stopped: Path, here: P
     try:
         status(here / "s.h5")
     except FeatcacheError as error:
-        assert "\n" not in str(error)
+        assert "\n" not in str(error)  # noqa: PT017  # it may be refused or read
     goes_on(stopped, here)
 
 

@@ -17,10 +17,10 @@ from featcache.heads import HeadSpec
 from featcache.manifest import Manifest
 from featcache.provenance import digest_bytes
 from featcache.recipe import Recipe, Stage
+from featcache.request import BackboneSpec
 from featcache.runs import Run
 from featcache.runs.protocol import SplitSpec
 from tests.conftest import NET, draw_shadows
-from featcache.request import BackboneSpec
 
 RECIPE = Recipe(stages=(Stage("last-block", 2),), backbone_lr=0.001)
 Tensors = dict[str, torch.Tensor]
