@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 from featcache.durable import files
 from featcache.durable.regular import kind_of
-from featcache.errors import FeatcacheError, StoreLocked, UsageError, in_our_words
+from featcache.errors import FeatcacheError, StoreLocked, UsageError, from_os_error, in_our_words
 
 _PATIENCE_S = 0.2  # to look at a lock is to hold it for microseconds
 _held_here: set[Path] = set()  # by this process: POSIX locks do not exclude a second thread
@@ -89,7 +89,11 @@ def held(path: Path) -> Iterator[None]:
 
 
 def writer_of(path: Path) -> str:
-    """Who is writing at a path; empty if nobody is. Never disturbs a writer."""
+    """Who is writing at a path; empty if nobody is. Never disturbs a writer.
+
+    Raises:
+        FeatcacheError: the system cannot say, as where a disk fails.
+    """
     import fcntl
 
     place = files.real(path)
@@ -101,8 +105,10 @@ def writer_of(path: Path) -> str:
             fcntl.lockf(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except (FileNotFoundError, NotADirectoryError):
         return ""
-    except OSError:
-        return _holder(lock_path)
+    except OSError as error:
+        if error.errno in (errno.EACCES, errno.EAGAIN):
+            return _holder(lock_path)
+        raise from_os_error(error, "looking for the writer of", path) from error
     return ""
 
 

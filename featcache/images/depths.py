@@ -17,6 +17,7 @@ Array = np.ndarray[Any, Any]
 
 _BITS_PER_SAMPLE, _SAMPLE_FORMAT, _SIGNED = 258, 339, 2  # TIFF 6.0, sections 4 and 19
 _PNG_GRAY_ALPHA = 4  # the colour type
+_DEEPEST = 65_535  # of 16 bits, the most that a depth may be
 _BAND_PIXELS = 1 << 22
 _MAIN_SHARE = 0.98  # of the pixels; the others of a mask that went through JPEG lie along its edges
 
@@ -117,11 +118,11 @@ def is_deep(mode: str) -> bool:
 def _from_integers(image: Image.Image, spec: DecodeSpec) -> Image.Image:
     """Gray of more than 8 bits through a table of its depth."""
     low, high = integer_range(image)
+    if low < 0 or high > _DEEPEST:
+        raise ImageError("mode", f"integer pixels from {low} to {high} have no stated range")
     if spec.is_settled and spec.bit_depth is None:
         raise ImageError("depth", f"gray of more than 8 bits (values to {high:,}), and no bit_depth is settled for it")
     full = (1 << (spec.bit_depth or (12 if high < 4_096 else 16))) - 1
-    if low < 0 or (spec.bit_depth is None and high > full):
-        raise ImageError("mode", f"integer pixels from {low} to {high} have no stated range")
     if high > full:
         reason = f"its greatest value, {high:,}, is beyond the {spec.bit_depth} bits of this set"
         raise ImageError("depth", f"{reason}; state a bit_depth that holds it for a set of its own")

@@ -215,7 +215,7 @@ def _try_to_write(folder: Path) -> None:
         held = next(each for each in (place, *place.absolute().parents) if each.exists())
         if not held.is_dir():
             raise UsageError(f"{held} is a file, not a folder. Choose another place with -o.")
-        tempfile.TemporaryFile(dir=held).close()
+        tempfile.TemporaryFile(dir=held, buffering=0).close()
 
 
 def _check_columns(told: Sequence[Subject], found: Sequence[Material], by: Sequence[str]) -> None:

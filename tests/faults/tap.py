@@ -120,7 +120,7 @@ class Tap:
         name = self.name(path)
         if name is None:
             return self._real_open(path, mode, buffering, encoding, *rest, **more)
-        raw = _File(os.fspath(path), mode.replace("b", "").replace("t", ""), name, self)
+        raw = _File(os.fspath(path), mode.replace("b", "").replace("t", ""), name, self, more.get("opener"))
         if buffering == 0:
             return raw
         assert mode in ("r", "rb"), f"{mode}: featcache writes unbuffered"
@@ -129,11 +129,11 @@ class Tap:
 
 
 class _File(io.FileIO):
-    def __init__(self, path: str, mode: str, name: str, tap: Tap) -> None:
+    def __init__(self, path: str, mode: str, name: str, tap: Tap, opener: Any = None) -> None:
         self._mode, self._name, self._tap = mode, name, tap
         self._is_open = False
         kind = "open" if mode == "r" else "create"
-        tap.hook(Call(kind, name, data=mode.encode()), lambda: io.FileIO.__init__(self, path, mode))
+        tap.hook(Call(kind, name, data=mode.encode()), lambda: io.FileIO.__init__(self, path, mode, opener=opener))
         self._is_open = True
 
     def write(self, data: Any) -> Any:
