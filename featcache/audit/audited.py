@@ -243,12 +243,14 @@ def check_free(folder: Path) -> None:
     with in_our_words("reading", folder):
         if os.path.lexists(folder) and not folder.is_dir():
             raise UsageError(f"{folder} is no folder. Choose another place with -o.")
-        if _is_answer(folder / _ANSWER):
+        # One look at the names: an audit that is put here meanwhile is seen wholly or not at all.
+        names = set(os.listdir(folder)) if folder.is_dir() else set()
+        if _ANSWER in names and _is_answer(folder / _ANSWER):
             return
-        if (folder / "run.json").exists():
+        if "run.json" in names:
             raise UsageError(f"{folder} is the folder of a Run. Choose another one with -o.")
         for name in (*_HEADERS, _ANSWER):
-            if os.path.lexists(folder / name) and not _is_table(folder / name):
+            if name in names and not _is_table(folder / name):
                 raise UsageError(
                     f"{folder / name} is from no audit, and would be written over. Choose another folder with -o."
                 )

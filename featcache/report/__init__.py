@@ -201,10 +201,13 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _is_generation(folder: Path) -> bool:
-    """Whether it holds the figures and tables of one page: of a page that was interrupted, too."""
+    """Whether it holds the figures and tables of one page: of a page that was interrupted, too, and none where it was
+    being removed."""
     index, begun = folder / _INDEX, (",".join(_INDEX_HEADER) + "\n").encode()
-    if not _GENERATION.fullmatch(folder.name) or not index.is_file():
+    if not _GENERATION.fullmatch(folder.name) or not folder.is_dir():
         return False
+    if not index.is_file():
+        return not any(folder.iterdir())
     with durable.open_regular(index) as file:
         return file.read(len(begun)) == begun
 
@@ -401,13 +404,15 @@ def _remove_others(folder: Path) -> None:
         if other != folder and other.is_dir() and not other.is_symlink() and _is_generation(other):
             for name in sorted(_listed(other)):
                 (other / name).unlink(missing_ok=True)
-            (other / _INDEX).unlink()
+            (other / _INDEX).unlink(missing_ok=True)
             with suppress(OSError):
                 other.rmdir()
 
 
 def _listed(folder: Path) -> set[str]:
     """The files that a page has put into its folder, as its index has them; nothing that lies elsewhere."""
+    if not (folder / _INDEX).is_file():
+        return set()
     text = durable.read_regular(folder / _INDEX).decode("utf-8", "surrogateescape")
     names = {row[0] for row in csv.reader(io.StringIO(text, newline="")) if row}
     return {name for name in names if _FILE.fullmatch(name)} - {_INDEX}
