@@ -304,6 +304,7 @@ def test_the_size_of_parts_changes_no_byte_where_rows_are_larger_than_what_hdf5_
         assert np.array_equal(store.rows("boundary_views", [11, 0], [0, 1]), of_views[[11, 0], [0, 1]])
 
 
+@pytest.mark.long
 def test_a_dry_run_tells_the_bytes_of_boundaries_and_of_their_views(manifest: Manifest, tmp_path: Path) -> None:
     spec = replace(SPEC, name="test_efficientnet", input_size=96)
     said = forecast(manifest, {tmp_path / "s.h5": spec}, views=VIEWS).disk_bytes

@@ -136,7 +136,7 @@ def test_another_training_is_refused_with_what_differs(tmp_path: Path) -> None:
         assert checkpoints.latest("fold-0") is not None
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_what_was_stopped_before_its_first_epoch_binds_nobody(tmp_path: Path) -> None:
     """A process that was killed leaves its plan, and nothing that would be lost."""
     checkpoints = Checkpoints(tmp_path / "run")
@@ -164,7 +164,7 @@ def test_checkpoints_whose_plan_is_lost_are_not_taken_for_ours(tmp_path: Path) -
             assert checkpoints.latest("fold-0") is None
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_only_one_process_trains_at_a_place(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path / "run")
     code = (

@@ -373,6 +373,7 @@ def test_no_link_escapes_the_folder(maze: Path, target: list[str], below: str) -
 TEXT = st.text(st.characters(blacklist_categories=("Cs",), blacklist_characters="\0\r"), min_size=1, max_size=20)
 
 
+@pytest.mark.long
 @settings(max_examples=150, deadline=None)
 @given(
     rows=st.lists(st.tuples(TEXT, TEXT), min_size=1, max_size=6, unique_by=lambda row: text_of(row[0].strip())),

@@ -71,6 +71,7 @@ def each(*names: str) -> pytest.MarkDecorator:
     return pytest.mark.parametrize("name", marked)
 
 
+@pytest.mark.long
 @each(*INDIANA, *PNEUMONIA)
 def test_a_pipeline_ends_with_the_page_about_its_runs(rehearsed: Rehearsed, name: str) -> None:
     folder = rehearsed(name)

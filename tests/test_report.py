@@ -645,6 +645,7 @@ def test_figures_and_their_numbers_lie_beside_the_page(two: Reported) -> None:
     assert all(path.with_suffix(".csv") in two.files for path in charts if "error" not in path.name)
 
 
+@pytest.mark.long
 def test_what_an_earlier_page_had_beside_it_and_this_one_has_not_is_gone(folder: Path, tmp_path: Path) -> None:
     """Numbers of another Run would be taken for this one's. What somebody else has put there stays."""
     first = report(folder / "two", tmp_path / "r.html", by=["view"])

@@ -399,6 +399,7 @@ def test_a_folder_of_one_class_is_refused(tmp_path: Path) -> None:
 NAMES = st.text(st.sampled_from([*"'=+-@\t ,;\"<&é.\n\r", *string.ascii_letters]), min_size=1, max_size=10)
 
 
+@pytest.mark.long
 @settings(max_examples=150, deadline=None)
 @given(st.lists(st.tuples(NAMES, NAMES), min_size=1, max_size=5, unique_by=lambda row: row[0]))
 def test_whatever_is_written_is_read_again_or_refused(

@@ -38,6 +38,7 @@ def test_the_kernels_and_what_they_make_are_kept_with_a_low_precision(class_fold
         assert not {KERNELS, CANARY} & full.environments[0].keys()
 
 
+@pytest.mark.long
 def test_a_store_of_another_processor_grows_with_a_note_or_is_refused(class_folder: Path, tmp_path: Path) -> None:
     """By the kernels that this processor has for older ones."""
     command = [sys.executable, "-m", "featcache", "embed", class_folder, "-o", tmp_path / "s.h5", "--backbone", NET,
