@@ -8,8 +8,9 @@ import io
 import json
 import re
 import shutil
+import threading
 from collections.abc import Callable, Container, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, wait
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache, partial
@@ -360,10 +361,30 @@ def out_of_reach_of_signals(work: Callable[[], None]) -> None:
     """Runs work that lets HDF5 call back into Python in a thread of its own, and waits for its end in any case.
 
     Python delivers Ctrl-C to the main thread only. Raised inside a callback it would be swallowed by HDF5, which then
-    takes a half-written file for a whole one, or ends the interpreter.
+    takes a half-written file for a whole one, or ends the interpreter. A Ctrl-C is raised once the work has ended, or
+    at once if it has not begun: an executor forgets a thread whose start was interrupted, and its file would be closed
+    under it.
     """
-    with ThreadPoolExecutor(1, thread_name_prefix="hdf5") as pool:
-        pool.submit(work).result()
+    outcome: Future[None] = Future()
+
+    def run() -> None:
+        if outcome.set_running_or_notify_cancel():
+            try:
+                work()
+            except BaseException as error:  # noqa: BLE001 - raised below, in the thread that waits
+                outcome.set_exception(error)
+            else:
+                outcome.set_result(None)
+
+    try:
+        threading.Thread(target=run, name="hdf5").start()
+        wait([outcome])
+    except BaseException:
+        while not (outcome.cancel() or outcome.done()):
+            with suppress(KeyboardInterrupt):  # another Ctrl-C; the first one is raised when the work has ended
+                wait([outcome])
+        raise
+    outcome.result()
 
 
 # --- how far a pass is ------------------------------------------------------------------------------------------------
