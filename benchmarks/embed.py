@@ -35,8 +35,8 @@ import torch
 from PIL import Image
 
 from featcache import backbones, phantoms
-from featcache.embed import embed, embed_all
-from featcache.embed.forward import Forward, Streams
+from featcache.embedding import embed, embed_all
+from featcache.embedding.forward import Forward, Streams
 from featcache.images import DecodeSpec
 from featcache.images.workers import Decoders
 from featcache.manifest import Manifest
@@ -111,7 +111,7 @@ def decode(images: Path, n: int, backbone: str, how: str = "exact") -> Measured:
     transform = backbones.load(BackboneSpec(backbone, "random:0")).transform
     manifest = first(images, n)
     with Decoders([transform], DecodeSpec(fast=how == "fast")) as decoders, ThreadPoolExecutor(CORES) as pool:
-        from featcache.images.seen import stamp_of
+        from featcache.images.cache import stamp_of
 
         def one(path: Path) -> None:
             assert decoders.prepare(path, stamp_of(path), ()).pixels is not None

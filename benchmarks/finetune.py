@@ -27,9 +27,10 @@ import numpy as np
 import torch
 
 from featcache import backbones, phantoms
-from featcache.embed import embed
-from featcache.finetune import cut, fine_tune
-from featcache.finetune.telling import Machine, Telling
+from featcache.embedding import embed
+from featcache.finetune import cut
+from featcache.finetune.callbacks import Machine, Telling
+from featcache.finetune.fine_tune import fine_tune
 from featcache.heads import HeadSpec
 from featcache.heads.modules import head_module
 from featcache.manifest import Manifest
@@ -37,7 +38,7 @@ from featcache.recipe import AugmentSpec, Recipe, Stage
 from featcache.request import BackboneSpec
 from featcache.runs import Run
 from featcache.store import Store
-from featcache.training import train_head
+from featcache.training.train_head import train_head
 
 CORES = len(os.sched_getaffinity(0))
 EPOCHS = 3

@@ -28,11 +28,11 @@ from sklearn.model_selection import GridSearchCV, PredefinedSplit
 from torch.utils.data import DataLoader, TensorDataset
 
 from featcache.heads import HeadSpec, grid
-from featcache.heads.fits import Fit, Pool
-from featcache.heads.fitting import fit_all
+from featcache.heads.jobs import Fit, Pool
 from featcache.heads.objective import Targets
 from featcache.heads.solvers import solve_all
-from featcache.runs.task import Task
+from featcache.heads.training import fit_all
+from featcache.splits.task import Task
 from featcache.store import Store
 
 LR, DECAY, SEEDS, FOLDS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2), (0.0, 1e-4, 1e-2), range(6), 3

@@ -15,13 +15,14 @@ import pdoc
 import featcache
 
 MODULES = (
-    "featcache", "featcache.embed", "featcache.training", "featcache.recipe", "featcache.finetune", "featcache.audit",
-    "featcache.report", "featcache.predict", "featcache.export", "featcache.fusion", "featcache.phantoms",
+    "featcache", "featcache.embedding", "featcache.training", "featcache.recipe", "featcache.finetune",
+    "featcache.auditing",
+    "featcache.reporting", "featcache.prediction", "featcache.store.export", "featcache.fusion", "featcache.phantoms",
     "featcache.doctor", "featcache.errors",
 )  # fmt: skip
 PARTS = (
-    "featcache.manifest.sources", "featcache.manifest.checking", "featcache.runs.task", "featcache.runs.protocol",
-    "featcache.predict.bundle",
+    "featcache.manifest.datasets", "featcache.manifest.check", "featcache.splits.task", "featcache.splits.protocol",
+    "featcache.prediction.bundle",
 )  # fmt: skip
 NO_OTHERS = r"!featcache\.\w+\..+"  # pdoc adds all parts of a package
 

@@ -8,17 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from featcache import phantoms
-from featcache.embed import Progress, embed
-from featcache.embed.output import Embedded
+from featcache.embedding import Progress, embed
+from featcache.embedding.output import Embedded
 from featcache.errors import WeightsUnavailable, from_os_error
 from featcache.heads import HeadSpec
 from featcache.manifest import Manifest
-from featcache.report import Reported, report
+from featcache.reporting.report import Reported, report
 from featcache.request import BackboneSpec
 from featcache.runs import Run
-from featcache.runs.task import TargetSpec
+from featcache.splits.task import TargetSpec
 from featcache.store import Store
-from featcache.training import train_head
+from featcache.training.train_head import train_head
 
 BACKBONE = "efficientnet_b1"
 RANDOM = "random:0"

@@ -131,7 +131,7 @@ def _importable(name: str) -> Finding | None:
 def _devices() -> Finding:
     import torch
 
-    from featcache.embed.forward import n_cores
+    from featcache.embedding.forward import n_cores
 
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     here = f"cpu: {n_cores()} cores, {memory / _GB:.0f} GB of memory"
@@ -146,7 +146,7 @@ def _gpu(told: Any, i: int) -> str:
 
 
 def _compiler() -> Finding:
-    from featcache.embed.forward import cpp_compiler
+    from featcache.embedding.forward import cpp_compiler
 
     found = cpp_compiler()
     if found:

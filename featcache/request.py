@@ -9,10 +9,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from featcache.errors import UsageError
+from featcache.identity import Json, digest_json
 from featcache.images import DecodeSpec
 from featcache.images.augment import ViewSpec
 from featcache.images.specs import check_crop_pct, check_input_size, check_normalisation
-from featcache.provenance import Json, digest_json
 from featcache.store import BOUNDARY, GRID, POOLED, STORED_DTYPES
 
 TAPS = (POOLED, GRID, BOUNDARY)

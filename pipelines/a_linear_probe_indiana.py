@@ -22,11 +22,11 @@ from dataclasses import replace
 import showing
 
 from featcache import BackboneSpec, HeadSpec, Run, Store
-from featcache.manifest.sources import iu_xray
-from featcache.report import report
-from featcache.runs.protocol import SplitSpec
-from featcache.runs.task import TargetSpec
-from featcache.training import train_head
+from featcache.manifest.datasets import iu_xray
+from featcache.reporting.report import report
+from featcache.splits.protocol import SplitSpec
+from featcache.splits.task import TargetSpec
+from featcache.training.train_head import train_head
 
 BACKBONE = BackboneSpec("efficientnet_b1.ft_in1k")
 HEAD = HeadSpec(lr=0.003, epochs=40, weight_decay=0.0, schedule="constant", scale="none")

@@ -26,15 +26,15 @@ from typing import Any
 import showing
 
 from featcache import BackboneSpec, HeadSpec, Manifest, Run, Store
-from featcache.cli.waiting import training
-from featcache.finetune import fine_tune
+from featcache.cli.progress import training
+from featcache.finetune.fine_tune import fine_tune
 from featcache.images.augment import ViewSpec
-from featcache.manifest.sources import iu_xray
+from featcache.manifest.datasets import iu_xray
 from featcache.recipe import PRESETS, Recipe, Stage
-from featcache.report import report
-from featcache.runs.protocol import SplitSpec
-from featcache.runs.task import TargetSpec
-from featcache.training import train_head
+from featcache.reporting.report import report
+from featcache.splits.protocol import SplitSpec
+from featcache.splits.task import TargetSpec
+from featcache.training.train_head import train_head
 
 
 @dataclass(frozen=True)

@@ -31,17 +31,17 @@ import showing
 import torch
 
 from featcache import BackboneSpec, HeadSpec, Manifest, Run, Store, backbones, durable, phantoms
-from featcache.cli.waiting import progress, training
-from featcache.embed import embed_all
+from featcache.cli.progress import progress, training
+from featcache.embedding import embed_all
 from featcache.figures import charts
-from featcache.finetune import train
-from featcache.heads import grid, scoring
+from featcache.finetune.fine_tune import train
+from featcache.heads import grid, inference
 from featcache.heads.stacks import n_parameters
 from featcache.recipe import Recipe, Stage
-from featcache.report import report
-from featcache.report.mapping import project
-from featcache.runs.protocol import SplitSpec
-from featcache.training import ReportSpec, train_head
+from featcache.reporting.projection import project
+from featcache.reporting.report import report
+from featcache.splits.protocol import SplitSpec
+from featcache.training.train_head import ReportSpec, train_head
 
 TASKS, OWN = ("binary", "four"), "own CNN"
 NETWORKS = {  # and the numbers of trainable parameters that are published, for two classes and for four
@@ -159,7 +159,7 @@ def hidden(folder: Path, run: Run) -> bytes:
     """t-SNE of the dense layer of a head on VGG16's maps, coloured by class."""
     with Store.open(folder / "VGG16.h5") as store:
         maps, labels = store.features("grid").reshape(len(store), -1), np.array(store.columns["label"])
-    points = project(scoring.hidden(run.spec, run.weights(), maps), umap=False)
+    points = project(inference.hidden(run.spec, run.weights(), maps), umap=False)
     kinds = [(name, charts.CLASSES[i], labels == name) for i, name in enumerate(run.record["classes"])]
     return charts.scatter(points, kinds, np.zeros(len(points), dtype=bool))
 

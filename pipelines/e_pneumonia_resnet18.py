@@ -28,10 +28,10 @@ import showing
 from showing import Model
 
 from featcache import BackboneSpec, Run
-from featcache.manifest.sources import kermany
+from featcache.manifest.datasets import kermany
 from featcache.recipe import PRESETS
-from featcache.runs.protocol import SplitSpec
-from featcache.runs.task import TargetSpec
+from featcache.splits.protocol import SplitSpec
+from featcache.splits.task import TargetSpec
 
 SPLIT = SplitSpec(val_fraction=0.1)
 TARGET = TargetSpec(positive="PNEUMONIA")
@@ -57,7 +57,7 @@ SMALLER = "a third of the patients, small images, and MobileNetV2 with WEIGHTS f
 def main(given: Sequence[str] | None = None) -> None:
     """The study."""
     asked = showing.asked(__doc__, showing.draw_kermany, given, SMALLER)
-    from featcache.report import report
+    from featcache.reporting.report import report
 
     images = kermany(asked.data).manifest
     images = showing.third(images) if asked.weights else images

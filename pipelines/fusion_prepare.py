@@ -27,14 +27,14 @@ import showing
 from PIL import Image
 
 from featcache import BackboneSpec, HeadSpec, Manifest, Store, durable, phantoms, splits
-from featcache.embed import embed
+from featcache.embedding import embed
 from featcache.fusion.spec import FusionSpec
-from featcache.fusion.writing import export_studies
-from featcache.manifest import tables
-from featcache.manifest.sources import iu_xray
-from featcache.runs.protocol import SplitSpec
-from featcache.runs.task import TargetSpec
-from featcache.training import train_head
+from featcache.fusion.writer import export_studies
+from featcache.manifest.datasets import iu_xray
+from featcache.splits.protocol import SplitSpec
+from featcache.splits.task import TargetSpec
+from featcache.tables.table import read_table
+from featcache.training.train_head import train_head
 
 BACKBONE = BackboneSpec("efficientnet_b1.ft_in1k")
 HEAD = HeadSpec(class_weights="balanced")
@@ -87,7 +87,7 @@ def draw_some(folder: Path) -> None:
 
 def draw(real: Path, folder: Path, n_studies: int | None = None) -> None:
     """A phantom for each projection of the first studies of the real tables, abnormal where the report says so."""
-    held = {name: tables.read(real / f"indiana_{name}.csv") for name in ("reports", "projections")}
+    held = {name: read_table(real / f"indiana_{name}.csv") for name in ("reports", "projections")}
     uids = held["reports"].columns["uid"][:n_studies]
     for name, table in held.items():
         rows = [row for row in zip(*table.columns.values(), strict=True) if row[0] in set(uids)]

@@ -24,15 +24,15 @@ from rich.console import Console
 from rich.table import Table
 
 from featcache import BackboneSpec, FeatcacheError, Manifest, Run, durable, phantoms, splits
-from featcache.cli.showing import console, escaped, print_embedded
-from featcache.cli.waiting import progress, training
-from featcache.embed import embed
+from featcache.cli.progress import progress, training
+from featcache.cli.render import console, escaped, print_embedded
+from featcache.embedding import embed
 from featcache.errors import InputOutputError, Interrupted
+from featcache.identity import digest_bytes
 from featcache.images.augment import ViewSpec
-from featcache.provenance import digest_bytes
 from featcache.recipe import Recipe, Stage
-from featcache.runs.protocol import SplitSpec
-from featcache.runs.task import TargetSpec
+from featcache.splits.protocol import SplitSpec
+from featcache.splits.task import TargetSpec
 
 _REHEARSED = (
     "A rehearsal: the images are phantoms and the weights of every network are random ones. What stands here beside "
@@ -185,8 +185,8 @@ def trained(model: Model, images: Manifest, folder: Path, split: SplitSpec, targ
     """`finetune.train` with the head that belongs to the network, or the Run that it has left."""
 
     def make(run_path: Path) -> Run:
-        from featcache.finetune import head_for, train
-        from featcache.finetune.telling import Machine
+        from featcache.finetune.callbacks import Machine
+        from featcache.finetune.fine_tune import head_for, train
 
         with training() as (telling, _):
             telling.on_note(f"{model.name}: {run_path}")

@@ -19,15 +19,15 @@ import torch
 from PIL import Image
 
 from featcache.backbones import load
-from featcache.embed import embed
+from featcache.embedding import embed
 from featcache.heads import HeadSpec
 from featcache.images.augment import ViewSpec
 from featcache.manifest import Manifest
 from featcache.request import BackboneSpec
-from featcache.runs.protocol import SplitSpec
-from featcache.runs.task import TargetSpec
+from featcache.splits.protocol import SplitSpec
+from featcache.splits.task import TargetSpec
 from featcache.store import Part, PartFolder, Store, publish
-from featcache.training import train_head
+from featcache.training.train_head import train_head
 
 if TYPE_CHECKING:
     from tests.test_cli import Done

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from featcache.audit import audit, confounds, suspects
-from featcache.audit.audited import Audit, check_free
-from featcache.audit.confounds import Variable
+from featcache.auditing import confounds, suspects
+from featcache.auditing.audit import audit
+from featcache.auditing.confounds import Variable
+from featcache.auditing.results import Audit, check_free
 from featcache.cli.auditing import print_audit
 from featcache.errors import UsageError
 from featcache.manifest import Manifest

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from featcache.identity import canonical_json, digest_bytes, from_json
 from featcache.images import TransformSpec
 from featcache.images.augment import PARAMETERS, ViewSpec, apply, views
-from featcache.provenance import canonical_json, digest_bytes, from_json
 
 DIGEST = "0123456789abcdef" * 4
 TRANSFORM = TransformSpec((32, 32), 0.8, "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))

@@ -9,9 +9,10 @@ import safetensors.torch
 import timm
 import torch
 
-from featcache.backbones import BackboneSpec, listing, load, resolve_name, weights
-from featcache.embed.forward import Forward
+from featcache.backbones import listing, load, resolve_name, weights
+from featcache.embedding.forward import Forward
 from featcache.errors import UntrustedFile, UsageError, WeightsUnavailable
+from featcache.request import BackboneSpec
 
 SMALL = "resnet18"  # with the tensors and the tags of a network people use
 

@@ -10,12 +10,13 @@ import torch
 
 from featcache.errors import StoreNotFound, UsageError
 from featcache.heads import HeadSpec
-from featcache.runs.protocol import SplitSpec, divide
-from featcache.runs.task import TargetSpec, Task
 from featcache.splits import Fold
+from featcache.splits.protocol import SplitSpec, divide
+from featcache.splits.task import TargetSpec, Task
 from featcache.store import Part, PartFolder, Store, publish
-from featcache.training import _targets, baselines
+from featcache.training import baselines
 from featcache.training.selection import Bench, numbers, out_of_fold
+from featcache.training.train_head import _targets
 from tests.conftest import make_store, two_clouds
 
 N, D = 120, 8

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 import featcache
-from featcache import backbones, images
-from featcache.backbones import load
+from featcache import images
+from featcache.backbones import load, registry
 from featcache.backbones.blocks import groups
-from featcache.embed import embed
-from featcache.embed.forecast import forecast
+from featcache.embedding import embed
+from featcache.embedding.estimate import forecast
 from featcache.errors import CorruptStore, IdentityMismatch, UsageError
 from featcache.finetune import cut
 from featcache.images import DecodeSpec
@@ -172,14 +172,14 @@ def test_another_last_stage_is_another_identity(
         *groups, last_but_one, last = real(module, coarse)
         return [*groups, [*last_but_one, *last]]
 
-    monkeypatch.setattr(backbones, "groups", fewer)
+    monkeypatch.setattr(registry, "groups", fewer)
     (tmp_path / ".s.h5.seen").unlink(missing_ok=True)
     with pytest.raises(IdentityMismatch, match=r"backbone\.boundary: layer4\.0\.\S+ here, layer3\.\S+ asked"):
         embed(manifest, tmp_path / "s.h5", SPEC, views=VIEWS)
 
 
 def test_a_network_without_anything_before_its_last_stage_has_no_boundary(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(backbones, "groups", lambda module, coarse: [[name for name, _ in module.named_parameters()]])
+    monkeypatch.setattr(registry, "groups", lambda module, coarse: [[name for name, _ in module.named_parameters()]])
     with pytest.raises(UsageError, match="--tap boundary: nothing lies before the last stage of this backbone"):
         load(SPEC)
 

@@ -21,14 +21,14 @@ from PIL import Image
 from featcache import durable
 from featcache.errors import CorruptStore, FeatcacheError, IdentityMismatch, UnknownFormat, UntrustedFile, UsageError
 from featcache.heads import HeadSpec
-from featcache.predict import bundle as bundles
-from featcache.predict.bundle import bundle, unpack
-from featcache.predict.predictor import load_run
-from featcache.provenance import digest_bytes
+from featcache.identity import digest_bytes
+from featcache.prediction import bundle as bundles
+from featcache.prediction.bundle import bundle, unpack
+from featcache.prediction.predictor import load_run
 from featcache.runs import Run
-from featcache.runs.task import TargetSpec
+from featcache.splits.task import TargetSpec
 from featcache.store import Store
-from featcache.training import train_head
+from featcache.training.train_head import train_head
 from tests.conftest import moved_away, save_others
 from tests.test_cli import Done, featcache
 

@@ -13,11 +13,11 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from featcache.cli.sources import print_checked
+from featcache.cli.collections import print_checked
 from featcache.errors import ImageError
 from featcache.images import DecodeSpec, headers
 from featcache.manifest import Manifest
-from featcache.manifest.checking import Checked, check
+from featcache.manifest.check import Checked, check
 from tests.conftest import KERMANY_GROUPS, draw, shared
 from tests.encoders import dicom
 from tests.test_cli import featcache

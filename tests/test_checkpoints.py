@@ -13,7 +13,7 @@ import torch
 
 from featcache.errors import NoSpace, StoreLocked, UsageError
 from featcache.finetune.checkpoints import Checkpoints
-from featcache.provenance import digest_bytes
+from featcache.identity import digest_bytes
 
 KEY = {"recipe": {"lr": 0.1}, "seed": 0}
 

@@ -14,10 +14,10 @@ import h5py
 import pytest
 from rich.console import Console
 
-from featcache.cli import main
+from featcache.cli.main import main
+from featcache.cli.progress import going_on, training
+from featcache.cli.render import console, escaped, plain_table
 from featcache.cli.results import history_table
-from featcache.cli.showing import console, escaped, plain_table
-from featcache.cli.waiting import going_on, training
 from featcache.errors import Interrupted
 from featcache.store import Store
 from tests.conftest import SMALL, draw
@@ -76,7 +76,7 @@ def test_every_command_has_help(command: str, tmp_path: Path) -> None:
 
 
 def test_the_commands_are_exactly_these() -> None:
-    from featcache.cli import app
+    from featcache.cli.main import app
 
     assert sorted(command.name or "" for command in app.registered_commands) == [
         "audit", "backbones", "bundle", "check", "demo", "doctor", "embed", "evaluate", "export", "fine-tune", "info",
@@ -307,7 +307,7 @@ def test_a_mistake_gets_one_line_and_its_exit_code(
 
 def test_wrong_weights_are_refused_before_torch_is_loaded(tmp_path: Path) -> None:
     code = (
-        "import sys; from featcache.cli import main\n"
+        "import sys; from featcache.cli.main import main\n"
         "sys.argv = ['featcache', 'train', 'images', '--model', 'resnet18', '--weights', 'no.pth']\n"
         "try: main()\n"
         "except SystemExit as end: assert end.code == 2 and 'torch' not in sys.modules, end.code\n"

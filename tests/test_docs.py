@@ -23,7 +23,7 @@ def commands(block: str) -> list[str]:
 
 
 def test_every_command_is_in_the_readme() -> None:
-    from featcache.cli import app
+    from featcache.cli.main import app
 
     for command in app.registered_commands:
         assert f"featcache {command.name}" in README

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from featcache.errors import UsageError
 from featcache.splits import merge_groups
-from featcache.splits.duplicates import near_pairs, pair_keys
+from featcache.splits.near_duplicates import near_pairs, pair_keys
 
 
 def brute_force(x: np.ndarray, threshold: float) -> dict[tuple[int, int], float]:

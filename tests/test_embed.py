@@ -18,17 +18,17 @@ import torch
 from PIL import Image
 
 from featcache import durable, images
-from featcache import embed as module
 from featcache.backbones import load
-from featcache.embed import default_part_rows, embed
-from featcache.embed.forward import Forward
-from featcache.embed.network import Network
-from featcache.embed.plan import Plan
+from featcache.embedding import default_part_rows, embed
+from featcache.embedding import run as module
+from featcache.embedding.forward import Forward
+from featcache.embedding.network import Network
+from featcache.embedding.plan import Plan
 from featcache.errors import FeatcacheError, IdentityMismatch, InputOutputError, NoSpace, UsageError
-from featcache.images.seen import Seen
+from featcache.identity import digest_bytes
+from featcache.images.cache import Seen
 from featcache.images.workers import Decoders
 from featcache.manifest import Manifest
-from featcache.provenance import digest_bytes
 from featcache.request import BackboneSpec
 from featcache.store import Store
 from tests.conftest import SMALL, draw

@@ -10,14 +10,16 @@ import pytest
 from sklearn import metrics as sk
 
 from featcache.errors import CorruptStore, IdentityMismatch, StoreNotFound, UnknownFormat, UsageError
-from featcache.evaluate import Evaluation, evaluate, pairs_of
-from featcache.evaluate.selection import CHOSEN_BY, TRAINED_ON
-from featcache.evaluate.vocabulary import Vocabulary
+from featcache.evaluation.evaluate import evaluate
+from featcache.evaluation.labels import pairs_of
+from featcache.evaluation.selection import CHOSEN_BY, TRAINED_ON
+from featcache.evaluation.vocabulary import Vocabulary
 from featcache.heads import HeadSpec
 from featcache.runs import Run
-from featcache.runs.task import TargetSpec
+from featcache.runs.evaluation import Evaluation
+from featcache.splits.task import TargetSpec
 from featcache.store import Part, PartFolder, Store, publish
-from featcache.training import ReportSpec, train_head
+from featcache.training.train_head import ReportSpec, train_head
 from tests.conftest import make_store, two_clouds
 from tests.test_training import THREE_FINDINGS, findings, three_classes
 

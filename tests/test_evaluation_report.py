@@ -8,12 +8,13 @@ from typing import Any
 import pytest
 
 from featcache.errors import CorruptStore
-from featcache.evaluate import Evaluation, evaluate
-from featcache.export import Where, export
-from featcache.report import Reported, report
-from featcache.runs.task import TargetSpec
+from featcache.evaluation.evaluate import evaluate
+from featcache.reporting.report import Reported, report
+from featcache.runs.evaluation import Evaluation
+from featcache.splits.task import TargetSpec
 from featcache.store import Store
-from featcache.training import ReportSpec, train_head
+from featcache.store.export import Where, export
+from featcache.training.train_head import ReportSpec, train_head
 from tests.browser import chromium
 from tests.test_cli import featcache
 from tests.test_evaluate import QUICK

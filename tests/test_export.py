@@ -15,11 +15,11 @@ import safetensors
 import safetensors.numpy
 
 from featcache import durable
-from featcache import export as module
 from featcache.errors import CorruptStore, IdentityMismatch, NoSpace, UsageError
-from featcache.export import SUFFIXES, export
-from featcache.provenance import digest_json
-from featcache.store import Part, PartFolder, Store, Where, blocks, gather, publish, selecting, verify
+from featcache.identity import digest_json
+from featcache.store import Part, PartFolder, Store, Where, blocks, gather, publish, select, verify
+from featcache.store import export as module
+from featcache.store.export import SUFFIXES, export
 from tests.conftest import make_store
 from tests.test_cli import featcache
 
@@ -249,7 +249,7 @@ def test_an_array_may_be_chosen_but_a_store_keeps_all(stores: dict[str, Path], t
 
 
 def test_rows_are_read_in_blocks_of_a_bounded_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(selecting, "BLOCK_BYTES", 32 * 100)
+    monkeypatch.setattr(select, "BLOCK_BYTES", 32 * 100)
     x = np.random.default_rng(0).standard_normal((1000, 8)).astype(np.float32)
     with Store.open(make_store(tmp_path / "s.h5", x, {})) as store:
         rows = np.array([0, 1, 5, 400, 401, 999])
@@ -265,7 +265,7 @@ def test_rows_are_read_in_blocks_of_a_bounded_size(tmp_path: Path, monkeypatch: 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_memory_holds_blocks_and_not_the_store(suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of 4 MB of vectors a sixteenth at a time."""
-    monkeypatch.setattr(selecting, "BLOCK_BYTES", 1 << 18)
+    monkeypatch.setattr(select, "BLOCK_BYTES", 1 << 18)
     monkeypatch.setattr(module, "_GROUP_BYTES", 1 << 18)
     x = np.random.default_rng(0).standard_normal((1000, 1024)).astype(np.float32)
     with Store.open(make_store(tmp_path / "s.h5", x, {})) as store:

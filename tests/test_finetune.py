@@ -15,23 +15,23 @@ from PIL import Image
 from safetensors.numpy import load_file, save_file
 from scipy.special import softmax
 
-from featcache.embed import embed
+from featcache.embedding import embed
 from featcache.errors import IdentityMismatch, InputsChanged, UsageError
-from featcache.finetune import fine_tune
-from featcache.finetune.course import shortened
-from featcache.finetune.telling import Telling
+from featcache.finetune.callbacks import Telling
+from featcache.finetune.cross_validation import shortened
+from featcache.finetune.fine_tune import fine_tune
 from featcache.fusion.spec import FusionSpec
-from featcache.fusion.writing import export_studies
+from featcache.fusion.writer import export_studies
 from featcache.heads import HeadSpec
 from featcache.images.augment import ViewSpec
 from featcache.manifest import Manifest
 from featcache.recipe import AugmentSpec, Recipe, Stage
 from featcache.request import BackboneSpec
 from featcache.runs import Run
-from featcache.runs.protocol import SplitSpec
-from featcache.runs.task import TargetSpec
+from featcache.splits.protocol import SplitSpec
+from featcache.splits.task import TargetSpec
 from featcache.store import Store
-from featcache.training import ReportSpec, train_head
+from featcache.training.train_head import ReportSpec, train_head
 from tests.conftest import NET, begin_phase_two, moved_away
 from tests.test_tuning import Bench
 from tests.test_tuning import run as train

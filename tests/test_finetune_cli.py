@@ -13,9 +13,9 @@ import pytest
 
 from featcache.heads import HeadSpec
 from featcache.runs import Run
-from featcache.runs.protocol import SplitSpec
+from featcache.splits.protocol import SplitSpec
 from featcache.store import Store
-from featcache.training import ReportSpec, train_head
+from featcache.training.train_head import ReportSpec, train_head
 from tests.conftest import NET
 from tests.test_checkpoints import file_size
 from tests.test_cli import Done, featcache

@@ -9,13 +9,13 @@ import torch
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.neighbors import KNeighborsClassifier
 
-from featcache.heads import HeadSpec, scoring, wide
-from featcache.heads.fits import Fit, Fitted, Pool, bytes_of_one, stacked, stacks_abreast, trajectories
-from featcache.heads.fitting import fit_all
+from featcache.heads import HeadSpec, inference, mlp
+from featcache.heads.jobs import Fit, Fitted, Pool, bytes_of_one, stacked, stacks_abreast, trajectories
 from featcache.heads.objective import Targets
-from featcache.heads.pace import Watcher
+from featcache.heads.optim import Watcher
 from featcache.heads.solvers import solve_all
 from featcache.heads.stacks import Stack, feature_scale, n_parameters
+from featcache.heads.training import fit_all
 
 N, D = 150, 20
 
@@ -54,7 +54,7 @@ def check_same_head(head: Fitted, other: Fitted, spec: HeadSpec, x: torch.Tensor
     assert head.epoch == other.epoch
     rows = x[:, 0] if x.ndim == 3 else x  # of an image and its views the image
     logits = [
-        scoring.logits(spec, fitted.tensors, rows, targets.n_classes, targets.positive) for fitted in (head, other)
+        inference.logits(spec, fitted.tensors, rows, targets.n_classes, targets.positive) for fitted in (head, other)
     ]
     for ours, theirs in ((head.logits, other.logits), logits):
         np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5 * max(1, np.abs(theirs).max()))
@@ -300,7 +300,7 @@ def wide_fits(**how: Any) -> tuple[list[Fit], torch.Tensor, Targets]:
         for lr, dropout in ((1e-3, 0.25), (3e-4, 0.0))
     ]
     fits = [Fit(spec, pool, np.setdiff1d(pool.rows, held)[6:], held) for spec in specs for held in folds(60, 3)]
-    assert all(wide.is_wide(fit.spec, WIDE) for fit in fits)
+    assert all(mlp.is_wide(fit.spec, WIDE) for fit in fits)
     return [replace(fit, watch=np.setdiff1d(fit.pool.rows, [*fit.train, *fit.held])) for fit in fits], x, targets
 
 
@@ -313,7 +313,7 @@ def test_a_wide_head_equals_a_plain_pytorch_loop(optimizer: str) -> None:
 @pytest.mark.parametrize("how", [{}, {"norm": "batch", "early_stopping": 1, "epochs": 6, "schedule": "plateau"}])
 def test_a_wide_head_of_a_stack_equals_it_alone(how: dict[str, Any]) -> None:
     fits, x, targets = wide_fits(**how)
-    assert max(len(each) for each in stacked(trajectories(fits), x, targets, 1 << 40, 1)) == wide.HEADS
+    assert max(len(each) for each in stacked(trajectories(fits), x, targets, 1 << 40, 1)) == mlp.HEADS
     for fit, beside_others in zip(fits, fit_all(fits, x, targets, curves=True), strict=True):
         (alone,) = fit_all([fit], x, targets, curves=True)
         check_same_head(beside_others, alone, fit.spec, x, targets)
@@ -322,9 +322,9 @@ def test_a_wide_head_of_a_stack_equals_it_alone(how: dict[str, Any]) -> None:
 def test_training_in_pieces_comes_to_what_one_product_does(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a last piece that is smaller than the others."""
     fits, x, targets = wide_fits()
-    monkeypatch.setattr(wide, "_PIECE", 100 * WIDE)
+    monkeypatch.setattr(mlp, "_PIECE", 100 * WIDE)
     in_pieces = fit_all(fits, x, targets)
-    monkeypatch.setattr(wide, "_LEAST", 1 << 40)
+    monkeypatch.setattr(mlp, "_LEAST", 1 << 40)
     for one_by_one, at_once in zip(in_pieces, fit_all(fits, x, targets), strict=True):
         np.testing.assert_allclose(one_by_one.logits, at_once.logits, atol=1e-4)
 
@@ -354,7 +354,7 @@ def test_a_folded_head_gives_the_same_logits_on_features_as_they_are_stored(kind
     x, targets = data(3)
     x = x * 3e-2 + 1e-2
     (made,) = fit_all([one(HeadSpec.of(kind, scale=scale, epochs=5))], x, targets)
-    again = scoring.logits(made.fit.spec, made.tensors, x.numpy()[made.fit.held], 3, 2)
+    again = inference.logits(made.fit.spec, made.tensors, x.numpy()[made.fit.held], 3, 2)
     np.testing.assert_allclose(again, made.logits, atol=2e-5)
 
 
@@ -367,7 +367,7 @@ def test_a_sigmoid_output_is_the_log_odds_of_the_positive_class(positive: int) -
     assert not made.logits[:, 1 - positive].any()
     right = made.logits.argmax(1) == targets.values[0][made.fit.held]
     assert right.mean() > 0.7
-    again = scoring.logits(made.fit.spec, made.tensors, x.numpy()[made.fit.held], 2, positive)
+    again = inference.logits(made.fit.spec, made.tensors, x.numpy()[made.fit.held], 2, positive)
     np.testing.assert_allclose(again, made.logits, atol=2e-5)
 
 
@@ -423,7 +423,7 @@ def test_early_stopping_takes_the_best_epoch_of_the_watch_rows() -> None:
 
     def loss(epochs: int) -> float:
         (cut,) = fit_all([replace(fit, spec=replace(fit.spec, epochs=epochs, early_stopping=0))], x, targets)
-        z = scoring.logits(cut.fit.spec, cut.tensors, x.numpy()[fit.watch], 2, 1)
+        z = inference.logits(cut.fit.spec, cut.tensors, x.numpy()[fit.watch], 2, 1)
         return float(torch.nn.functional.cross_entropy(torch.from_numpy(z), torch.from_numpy(y[fit.watch])))
 
     losses = [loss(epochs) for epochs in range(1, made.epoch + 5)]
@@ -498,7 +498,7 @@ def test_knn_votes_as_scikit_learn_does() -> None:
         votes = theirs.predict_proba(x[made.fit.held].numpy()) * made.fit.spec.neighbors
         k = made.fit.spec.neighbors
         np.testing.assert_allclose(np.exp(made.logits), (votes + 1 / 3) / (k + 1), atol=1e-5)
-        again = scoring.logits(made.fit.spec, made.tensors, x.numpy()[made.fit.held], 3, 2)
+        again = inference.logits(made.fit.spec, made.tensors, x.numpy()[made.fit.held], 3, 2)
         np.testing.assert_allclose(again, made.logits, atol=1e-6)
 
 
@@ -511,7 +511,7 @@ def test_findings_are_learnt_by_every_kind(kind: str) -> None:
     for c in range(3):
         known = np.isfinite(y[:, c])
         assert np.mean((made.logits[known, c] > 0) == (y[known, c] > 0.5)) > 0.6
-    again = scoring.logits(made.fit.spec, made.tensors, x.numpy()[300:], 3, 2)
+    again = inference.logits(made.fit.spec, made.tensors, x.numpy()[300:], 3, 2)
     np.testing.assert_allclose(again, made.logits, atol=1e-4)
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from featcache.embed import embed
-from featcache.embed.forecast import Forecast, forecast
+from featcache.embedding import embed
+from featcache.embedding.estimate import Forecast, forecast
 from featcache.errors import FeatcacheError, IdentityMismatch, UsageError
 from featcache.images import DecodeSpec
 from featcache.images.augment import ViewSpec
@@ -25,7 +25,7 @@ SPEC = BackboneSpec("test_resnet", "random:0", input_size=32)
 @pytest.fixture(autouse=True)
 def _hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is tested here holds of any rate, however little is to be believed of it."""
-    monkeypatch.setattr("featcache.embed.forecast._LEAST_S", 0.05)
+    monkeypatch.setattr("featcache.embedding.estimate._LEAST_S", 0.05)
 
 
 @pytest.fixture

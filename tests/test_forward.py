@@ -16,10 +16,10 @@ import pytest
 import torch
 
 from featcache.backbones import load
-from featcache.embed import embed
-from featcache.embed import forward as module
-from featcache.embed import network as network_module
-from featcache.embed.forward import Forward, Streams
+from featcache.embedding import embed
+from featcache.embedding import forward as module
+from featcache.embedding import network as network_module
+from featcache.embedding.forward import Forward, Streams
 from featcache.errors import IdentityMismatch, UsageError
 from featcache.manifest import Manifest
 from featcache.request import BackboneSpec
@@ -176,7 +176,7 @@ def test_a_pass_leaves_the_number_of_threads_of_torch_as_it_was(fails: bool, tmp
 
 def in_a_process(folder: Path, *arguments: str, first: str = "", **variables: str) -> subprocess.CompletedProcess[str]:
     """`featcache` with what it compiles kept in `folder`, after a line of Python."""
-    code = f"import sys\n{first}\nfrom featcache.cli import main\nsys.argv[0] = 'featcache'\nmain()"
+    code = f"import sys\n{first}\nfrom featcache.cli.main import main\nsys.argv[0] = 'featcache'\nmain()"
     environment = {key: value for key, value in os.environ.items() if not key.startswith(("TORCH", "CXX"))}
     environment |= {"XDG_CACHE_HOME": str(folder / "cache"), **variables}
     return subprocess.run(
@@ -249,7 +249,7 @@ def test_a_compiler_that_fails_is_one_line_and_exit_2_where_compiling_was_asked_
 @with_a_compiler
 def test_a_compiler_that_fails_where_nobody_asked_for_it_is_a_note_and_the_pass_goes_on(tmp_path: Path) -> None:
     manifest = many(tmp_path / "images", 3)
-    patch = "import featcache.embed.forward as forward; forward._WORTH_COMPILING = {'cpu': 1.0}"
+    patch = "import featcache.embedding.forward as forward; forward._WORTH_COMPILING = {'cpu': 1.0}"
     arguments = ("embed", "images", "-o", "s.h5", *ARGUMENTS, "--device", "cpu")
     done = in_a_process(tmp_path, *arguments, first=patch, CXX="/bin/false")
     assert done.returncode == 0, done.stderr

@@ -23,15 +23,15 @@ import featcache as package
 from featcache import durable
 from featcache.errors import CorruptStore, IdentityMismatch, StoreNotFound, UnknownFormat, UntrustedFile, UsageError
 from featcache.fusion import Studies, StudyDataset, collate, open_studies
-from featcache.fusion.reading import FINAL_HEAD, FOLD_HEADS, NO_HEAD
+from featcache.fusion.reader import FINAL_HEAD, FOLD_HEADS, NO_HEAD
 from featcache.fusion.spec import FusionSpec
-from featcache.fusion.writing import export_studies
-from featcache.heads import HeadSpec, scoring
+from featcache.fusion.writer import export_studies
+from featcache.heads import HeadSpec, inference
 from featcache.runs import Run
-from featcache.runs.protocol import SplitSpec
-from featcache.runs.task import TargetSpec
+from featcache.splits.protocol import SplitSpec
+from featcache.splits.task import TargetSpec
 from featcache.store import Part, PartFolder, Store, publish, schema
-from featcache.training import ReportSpec, train_head
+from featcache.training.train_head import ReportSpec, train_head
 from tests.conftest import make_store, two_clouds
 from tests.test_cli import featcache
 
@@ -341,7 +341,7 @@ def test_a_study_is_judged_only_by_heads_that_have_not_seen_it(folder: Path, sto
                 continue
             heads = [run.weights()] if set(held) <= test else [h for seen, h in seen_by if not seen & set(held)]
             assert len(heads) == 1
-            wanted = scoring.logits(run.spec, heads[0], x[held], 2, 1).mean(axis=0)
+            wanted = inference.logits(run.spec, heads[0], x[held], 2, 1).mean(axis=0)
             np.testing.assert_allclose(studies.logits[i], wanted, rtol=1e-5, atol=1e-6)
             assert studies.logits_head[i] == (FINAL_HEAD if set(held) <= test else FOLD_HEADS)
             assert (studies.folds[i] == -1) == (set(held) <= test)
@@ -424,7 +424,7 @@ def test_repeated_folds_and_findings_and_views_are_averaged(tmp_path: Path) -> N
             if not {row[names[i]] for i in fold.train} & set(held)
         ]
         assert len(heads) == 3
-        wanted = np.mean([scoring.logits(run.spec, head, x[held], 2, 1) for head in heads], axis=(0, 1))
+        wanted = np.mean([inference.logits(run.spec, head, x[held], 2, 1) for head in heads], axis=(0, 1))
         np.testing.assert_allclose(studies.logits[0], wanted, rtol=1e-5)
 
 
@@ -499,9 +499,9 @@ def test_what_is_not_there_is_refused(store: Store, folder: Path, tmp_path: Path
 
 
 def test_a_file_that_would_be_all_padding_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from featcache.fusion import writing
+    from featcache.fusion import writer
 
-    monkeypatch.setattr(writing, "_MAX_PADDING", (4, 1000))
+    monkeypatch.setattr(writer, "_MAX_PADDING", (4, 1000))
     columns = {"uid": ["a"] * 50 + [f"b{i}" for i in range(50)]}
     with Store.open(make_store(tmp_path / "s.h5", np.ones((100, 4)), columns)) as store:
         with pytest.raises(UsageError, match="study 'a' has 50 images"):
@@ -515,9 +515,9 @@ def test_a_file_that_would_be_all_padding_is_refused(tmp_path: Path, monkeypatch
 def test_the_same_studies_are_the_same_bytes_however_they_were_blocked(
     folder: Path, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from featcache.fusion import writing
+    from featcache.fusion import writer
 
-    monkeypatch.setattr(writing, "_BLOCK_BYTES", 1000)
+    monkeypatch.setattr(writer, "_BLOCK_BYTES", 1000)
     export_studies(store, tmp_path / "f.h5", asked(folder), Run.open(folder / "folds"))
     assert (tmp_path / "f.h5").read_bytes() == (folder / "f.h5").read_bytes()
     export_studies(store, tmp_path / "f.h5", asked(folder))

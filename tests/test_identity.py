@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from featcache import backbones
-from featcache.backbones import load, weights
-from featcache.embed import embed
+from featcache.backbones import load, registry, weights
+from featcache.embedding import embed
 from featcache.errors import IdentityMismatch
+from featcache.identity import environment, flatten
 from featcache.images import DecodeSpec, specs
 from featcache.manifest import Manifest
-from featcache.provenance import environment, flatten
 from featcache.request import BackboneSpec
 from featcache.store import Part, PartFolder, Store, publish
 from tests.conftest import draw
@@ -28,7 +27,7 @@ FIELDS = dict(flatten(IDENTITY))
 # For each field of the identity, what a person or an update can do to change it: options of the backbone or of the
 # decoding, or a constant of the code. A field that is added has no place here yet, and fails the test below.
 KNOBS: dict[str, Any] = {
-    "pipeline": (backbones, "PIPELINE_VERSION", 2),
+    "pipeline": (registry, "PIPELINE_VERSION", 2),
     "precision": {"precision": "bfloat16"},
     "probe": (specs, "_INTERPOLATION", {"bilinear": Image.Resampling.BOX}),
     "backbone.name": {"name": "test_efficientnet"},
@@ -157,7 +156,7 @@ def test_a_bare_name_never_matches_a_store_of_another_tag(
     """A later timm may resolve the bare name to another tag: here, the hub gives each tag the same weights."""
     network = load(SPEC)
     asked: list[str] = []
-    resolve: Callable[[str], str] = backbones.resolve_name
+    resolve: Callable[[str], str] = registry.resolve_name
 
     def hub(name: str, config: object) -> Path:
         asked.append(name)
@@ -172,7 +171,7 @@ def test_a_bare_name_never_matches_a_store_of_another_tag(
     embed(manifest, tmp_path / "s.h5", BackboneSpec("test_resnet", input_size=32))
     assert asked == ["test_resnet.r160_in1k"]
     (tmp_path / ".s.h5.seen").unlink()
-    monkeypatch.setattr(backbones, "resolve_name", lambda name: resolve(name).replace("r160", "r161"))
+    monkeypatch.setattr(registry, "resolve_name", lambda name: resolve(name).replace("r160", "r161"))
     monkeypatch.setattr(weights, "config_of", lambda name, real=weights.config_of: real(name.replace("r161", "r160")))
     monkeypatch.setattr(
         weights, "_with_state", lambda name, *rest, real=weights._with_state: real("test_resnet", *rest)

@@ -23,9 +23,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from featcache import images
-from featcache.backbones import Backbone, BackboneSpec, load
+from featcache.backbones import Backbone, load
 from featcache.errors import ImageError
 from featcache.images import DecodeSpec, TransformSpec, decode
+from featcache.request import BackboneSpec
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 

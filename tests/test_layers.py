@@ -11,59 +11,61 @@ import featcache
 
 PACKAGE = Path(featcache.__file__).parent
 FLOORS = (  # from the ground up
-    ("bounds", "errors", "missing", "names", "phantoms", "provenance", "threads"),
-    ("devices", "durable", "figures", "metrics", "recipe", "splits"),
+    ("bounds", "errors", "identity", "names", "phantoms", "threads"),
+    ("devices", "durable", "figures", "metrics", "recipe", "tables"),
     ("images", "store"),
-    ("export", "heads", "manifest", "request"),
-    ("audit", "backbones", "runs"),
-    ("embed", "fusion", "training"),
-    ("doctor", "predict"),
-    ("evaluate", "finetune", "report"),
+    ("heads", "request", "splits"),
+    ("backbones", "manifest"),
+    ("auditing", "runs"),
+    ("embedding", "fusion", "training"),
+    ("doctor", "prediction"),
+    ("evaluation", "finetune", "reporting"),
     ("demo",),
     ("cli",),
     ("__main__",),
 )
-PARTS = {  # of the packages, each after those it uses; "." is the package's own module, its story
-    "audit": "suspects confounds shortcuts audited .",
-    "backbones": "graph networks blocks checkpoints matching weights .",
-    "cli": "streams options showing results waiting embedding heads pixels exporting predicting evaluating looking "
-           "sources auditing reporting .",
-    "durable": "regular files outputs folders .",
-    "embed": "plan forward kernels network depth precision filling output . forecast",
-    "evaluate": "vocabulary labels sets selection subgroups comparison notes scoring .",
-    "figures": ". charts",
-    "finetune": "world telling cut pixels start boundaries inputs learning checkpoints tuning outcome course .",
-    "fusion": "reading datasets spec studies unseen writing .",
-    "heads": ". stacks modules vectors objective pace wide fits fitting scoring solvers",
-    "images": "containers lean dicom files specs depths decoding . headers augment probe seen serving workers",
-    "manifest": "formats tables joining housekeeping listing columns companions layout . sources covid survey checking",
-    "metrics": "calibration . estimates intervals",
-    "predict": "origin overlap predictions portable bundle predictor .",
-    "report": "checking subject pictures evidence blocks drawing page tables external comparison sources mapping "
-              "gallery deciding .",
-    "runs": "coding task protocol . identity subsets evaluation",
-    "splits": "class_names unnamed_groups duplicates .",
-    "store": "schema conditions validation opening reading parts known publishing selecting variety describing "
-             "verifying .",
-    "training": "selection baselines summary .",
+PARTS = {  # of the packages, each after those it uses
+    "auditing": "suspects confounds shortcuts results audit",
+    "backbones": "graph networks blocks checkpoints matching weights registry",
+    "cli": "streams options render results progress embedding heads fine_tuning exporting predicting evaluating "
+           "inspecting collections auditing reporting main",
+    "durable": "regular files outputs folders",
+    "embedding": "plan forward kernels network depth precision filling output run estimate",
+    "evaluation": "vocabulary labels sets selection subgroups comparison notes evaluate",
+    "figures": "plots charts",
+    "finetune": "distributed callbacks cut pixels start boundaries inputs learning checkpoints loop results "
+                "cross_validation fine_tune",
+    "fusion": "reader dataset spec join unseen writer",
+    "heads": "spec stacks modules features objective optim mlp jobs training inference solvers",
+    "images": "containers lean dicom files specs depths decoding headers augment probe cache serving workers",
+    "manifest": "housekeeping listing columns companions layout manifest datasets covid survey "
+                "check",
+    "metrics": "calibration scores estimates intervals",
+    "prediction": "run_backbone overlap predictions onnx_export bundle predictor files",
+    "reporting": "checking run_view pictures cam document charts page tables external comparison materials projection "
+                 "gallery decisions report",
+    "runs": "run backbone subsets evaluation",
+    "splits": "class_names unnamed_groups near_duplicates plan coding task protocol",
+    "store": "schema conditions validation opening reader parts lookup writer select variety describing verifying "
+             "export",
+    "tables": "missing formats table joining",
+    "training": "selection baselines results train_head",
 }  # fmt: skip
 FLOOR = {name: i for i, names in enumerate(FLOORS) for name in names}
 MODULES = {
-    (f"{name}.{part}" if part != "." else name): (FLOOR[name], place)
+    f"{name}.{part}".removesuffix("."): (FLOOR[name], place)
     for name in FLOOR
-    for place, part in enumerate(PARTS.get(name, ".").split())
+    for place, part in enumerate([*PARTS.get(name, "").split(), ""])
 }
 ONLY_USERS = {
-    "h5py": {
-        "store.schema", "store.validation", "store.opening", "store.reading", "store.publishing", "store.selecting",
-    },
-    "timm": {"backbones", "backbones.blocks", "backbones.weights"}, "pydicom": {"images.dicom"},
+    "h5py": {"store.schema", "store.validation", "store.opening", "store.reader", "store.writer", "store.select"},
+    "timm": {"backbones.registry", "backbones.blocks", "backbones.weights"}, "pydicom": {"images.dicom"},
     "threadpoolctl": {"threads"},
-    "matplotlib": {"figures", "figures.charts"}, "jinja2": {"report.page"},
-    "typer": {"cli", "cli.options", "cli.embedding", "cli.heads", "cli.looking", "cli.pixels", "cli.exporting",
-             "cli.sources", "cli.auditing", "cli.predicting", "cli.evaluating", "cli.reporting"},
-    "onnx": {"predict.portable"}, "onnxruntime": {"predict.portable"},
-    "rich": {"cli.showing", "cli.results", "cli.waiting", "cli.looking", "cli.sources", "cli.auditing",
+    "matplotlib": {"figures.plots", "figures.charts"}, "jinja2": {"reporting.page"},
+    "typer": {"cli.main", "cli.options", "cli.embedding", "cli.heads", "cli.inspecting", "cli.fine_tuning",
+             "cli.exporting", "cli.collections", "cli.auditing", "cli.predicting", "cli.evaluating", "cli.reporting"},
+    "onnx": {"prediction.onnx_export"}, "onnxruntime": {"prediction.onnx_export"},
+    "rich": {"cli.render", "cli.results", "cli.progress", "cli.inspecting", "cli.collections", "cli.auditing",
              "cli.predicting", "cli.evaluating"},
 }  # fmt: skip
 

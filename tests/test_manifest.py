@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from featcache.durable import text_of
 from featcache.errors import UsageError
 from featcache.manifest import Manifest, outside
-from featcache.missing import is_missing
+from featcache.tables.missing import is_missing
 from tests.conftest import KERMANY_GROUPS, shared
 
 

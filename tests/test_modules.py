@@ -7,13 +7,13 @@ import pytest
 import torch
 
 from featcache.errors import UsageError
-from featcache.heads import HeadSpec, scoring
-from featcache.heads.fits import Fit, Fitted, Pool
-from featcache.heads.fitting import fit_all
+from featcache.heads import HeadSpec, inference
+from featcache.heads.jobs import Fit, Fitted, Pool
 from featcache.heads.modules import fresh, head_module, tensors_of
 from featcache.heads.objective import Targets, class_weights
 from featcache.heads.solvers import solve_all
 from featcache.heads.stacks import feature_scale, n_outputs, n_parameters
+from featcache.heads.training import fit_all
 from tests.conftest import two_clouds
 
 Array = np.ndarray[Any, Any]
@@ -66,7 +66,7 @@ def test_a_module_says_what_the_head_says_and_gives_it_back(name: str, what: str
     module = head_module(spec, tensors, rms(x), y.n_classes, y.positive, y.has_findings).eval()
     with torch.no_grad():
         said = module(torch.from_numpy(x)).numpy()
-    wanted = scoring.logits(spec, tensors, x, y.n_classes, y.positive)
+    wanted = inference.logits(spec, tensors, x, y.n_classes, y.positive)
     np.testing.assert_allclose(said, wanted, atol=1e-5, rtol=1e-5)
     back = tensors_of(module)
     assert {key: (t.shape, t.dtype) for key, t in back.items()} == {k: (t.shape, t.dtype) for k, t in tensors.items()}
@@ -83,7 +83,7 @@ def test_a_single_output_is_about_the_positive_class(positive: int) -> None:
     z = module(torch.from_numpy(x)).detach()
     assert z.shape == (N, 2)
     assert not z[:, 1 - positive].any()
-    np.testing.assert_allclose(z.numpy(), scoring.logits(spec, tensors, x, 2, positive), atol=1e-5)
+    np.testing.assert_allclose(z.numpy(), inference.logits(spec, tensors, x, 2, positive), atol=1e-5)
 
 
 def test_the_weights_of_a_module_are_of_the_size_at_which_they_were_trained() -> None:

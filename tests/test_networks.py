@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from featcache.backbones import BackboneSpec, listing, load, networks, resolve_name
+from featcache.backbones import listing, load, networks, resolve_name
 from featcache.errors import UsageError, WeightsUnavailable
 from featcache.heads import HeadSpec, stacks
 from featcache.images import DecodeSpec
+from featcache.request import BackboneSpec
 
 WIDTHS = {"simple-cnn": 1_568, "covid-cnn": 186_624}
 

@@ -12,20 +12,20 @@ import onnxruntime
 import pytest
 from PIL import Image
 
-from featcache.embed import embed
+from featcache.embedding import embed
 from featcache.errors import FeatcacheError, UsageError
 from featcache.heads import HeadSpec
 from featcache.manifest import Manifest
-from featcache.predict import portable
-from featcache.predict.origin import backbone_of
-from featcache.predict.portable import onnx_model
-from featcache.predict.predictor import load_run
+from featcache.prediction import onnx_export
+from featcache.prediction.onnx_export import onnx_model
+from featcache.prediction.predictor import load_run
+from featcache.prediction.run_backbone import backbone_of
 from featcache.request import BackboneSpec
 from featcache.runs import Run
-from featcache.runs.protocol import SplitSpec
-from featcache.runs.task import TargetSpec
+from featcache.splits.protocol import SplitSpec
+from featcache.splits.task import TargetSpec
 from featcache.store import Store
-from featcache.training import train_head
+from featcache.training.train_head import train_head
 from tests.conftest import draw_classes
 from tests.test_cli import featcache
 
@@ -139,7 +139,7 @@ def test_the_file_tells_nothing_of_the_machine_that_made_it(made: tuple[Run, byt
 
 @pytest.mark.long
 def test_the_same_run_is_the_same_bytes(made: tuple[Run, bytes]) -> None:
-    assert portable.build(made[0]).data == made[1]
+    assert onnx_export.build(made[0]).data == made[1]
 
 
 @pytest.mark.long
@@ -167,8 +167,8 @@ def test_a_file_that_disagrees_is_not_left(
     model = onnx.load_from_string(made[1])
     (bias,) = [tensor for tensor in model.graph.initializer if tensor.name == "head.bias"]
     bias.raw_data = (np.frombuffer(bias.raw_data, dtype=np.float32) + np.float32([0, 0.01])).tobytes()
-    monkeypatch.setattr(portable, "_program", lambda *given: None)
-    monkeypatch.setattr(portable, "_file", lambda *given: model.SerializeToString())
+    monkeypatch.setattr(onnx_export, "_program", lambda *given: None)
+    monkeypatch.setattr(onnx_export, "_file", lambda *given: model.SerializeToString())
     with pytest.raises(FeatcacheError, match=r"other answers than the network .* Nothing was written\."):
         onnx_model(made[0], tmp_path / "m.onnx")
     assert not list(tmp_path.iterdir())
@@ -199,7 +199,7 @@ def test_what_the_graph_leaves_out_is_said(made: tuple[Run, bytes]) -> None:
     asked = {**run.record["asked"], "average_views": True}
     other = replace(run, record={**run.record, "asked": asked, "store": {**run.record["store"], "identity": identity}})
     model = load_run(run.path).model
-    notes = portable._notes(replace(model, average_views=True), other)
+    notes = onnx_export._notes(replace(model, average_views=True), other)
     assert [note.split(";")[0] for note in notes] == [
         "the Run averages over augmented views",
         "the Run's vectors are of tf32",

@@ -14,14 +14,14 @@ import pytest
 import torch
 
 from featcache import backbones
-from featcache import embed as module
 from featcache.backbones import load
-from featcache.embed import embed
-from featcache.embed.filling import stored
-from featcache.embed.forward import Forward
-from featcache.embed.network import Network
+from featcache.embedding import embed
+from featcache.embedding import run as module
+from featcache.embedding.filling import stored
+from featcache.embedding.forward import Forward
+from featcache.embedding.network import Network
 from featcache.errors import FeatcacheError, InputOutputError, StoreLocked, UsageError
-from featcache.images import DecodeSpec, seen, workers
+from featcache.images import DecodeSpec, cache, workers
 from featcache.images.workers import Decoders
 from featcache.manifest import Manifest
 from featcache.request import BackboneSpec
@@ -179,7 +179,7 @@ def test_weights_that_change_under_their_name_are_not_taken_from_memory(tmp_path
 )
 def test_a_file_is_at_rest_once_its_clock_has_ticked(changed_ns_ago: int, ctime_ns: int, at_rest: bool) -> None:
     changed = 1_700_000_000 * 10**9 + ctime_ns
-    assert seen.is_at_rest((1, changed, changed, 1), changed + changed_ns_ago) == at_rest
+    assert cache.is_at_rest((1, changed, changed, 1), changed + changed_ns_ago) == at_rest
 
 
 # --- identical images -------------------------------------------------------------------------------------------------

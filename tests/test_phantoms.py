@@ -10,7 +10,7 @@ from PIL import Image
 from featcache import phantoms
 from featcache.demo import demo
 from featcache.manifest import Manifest
-from featcache.training import Run
+from featcache.runs import Run
 from tests.test_cli import Done
 
 

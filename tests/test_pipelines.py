@@ -14,7 +14,7 @@ import pytest
 from sklearn.metrics import accuracy_score, confusion_matrix
 
 from featcache import Manifest, Run
-from featcache.manifest.sources import kermany
+from featcache.manifest.datasets import kermany
 
 PIPELINES = Path(__file__).parents[1] / "pipelines"
 INDIANA, PNEUMONIA = ("a_linear_probe_indiana", "b_cnn_mlp_indiana"), ("c_pneumonia_resnet34", "e_pneumonia_resnet18")

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from featcache.backbones import load
-from featcache.embed.forward import Forward
+from featcache.embedding.forward import Forward
 from featcache.errors import InputsChanged
 from featcache.finetune.boundaries import FromImages, FromStore
 from featcache.finetune.cut import cut, unfrozen
 from featcache.finetune.pixels import Pixels
+from featcache.identity import digest_bytes
 from featcache.images import TransformSpec, augment
-from featcache.provenance import digest_bytes
 from featcache.recipe import AugmentSpec
 from featcache.request import BackboneSpec
 from featcache.store import Store

@@ -17,21 +17,21 @@ from PIL import Image
 
 import featcache as package
 from featcache import durable
-from featcache.embed import embed
+from featcache.embedding import embed
 from featcache.errors import CorruptStore, FeatcacheError, IdentityMismatch, UnknownFormat, UsageError
-from featcache.finetune import fine_tune, train
+from featcache.finetune.fine_tune import fine_tune, train
 from featcache.heads import HeadSpec
 from featcache.manifest import Manifest
-from featcache.predict import predict
-from featcache.predict.predictions import Predictions
-from featcache.predict.predictor import Predictor, load_run
+from featcache.prediction import predict
+from featcache.prediction.predictions import Predictions
+from featcache.prediction.predictor import Predictor, load_run
 from featcache.recipe import Recipe, Stage
 from featcache.request import BackboneSpec
 from featcache.runs import Run
-from featcache.runs.protocol import SplitSpec
-from featcache.runs.task import TargetSpec
+from featcache.splits.protocol import SplitSpec
+from featcache.splits.task import TargetSpec
 from featcache.store import EMBEDDED, FAILED, Part, PartFolder, Store, publish
-from featcache.training import ReportSpec, train_head
+from featcache.training.train_head import ReportSpec, train_head
 from tests.conftest import NET, SMALL, draw, make_store, moved_away, save_others, shared, two_clouds
 from tests.test_cli import Done, featcache
 from tests.test_training import THREE_FINDINGS, findings

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from featcache.errors import FeatcacheError, UsageError
-from featcache.runs.protocol import Protocol, SplitSpec, divide, watch_rows
-from featcache.runs.task import TargetSpec, Task
 from featcache.splits import Fold
+from featcache.splits.protocol import Protocol, SplitSpec, divide, watch_rows
+from featcache.splits.task import TargetSpec, Task
 from featcache.store import Store
 from tests.conftest import make_store, two_clouds
 

@@ -30,14 +30,23 @@ def test_public_names_are_exactly_these() -> None:
             "TargetSpec",
             "TransformSpec",
             "__version__",
+            "audit",
+            "embed",
+            "evaluate",
+            "export",
+            "fine_tune",
             "load_run",
+            "predict",
+            "report",
+            "train",
+            "train_head",
         ]
     )
 
 
 def test_verbs_are_found_from_the_package() -> None:
     """In a process of its own: here they may have been imported already."""
-    code = "import featcache; print(callable(featcache.embed.embed), callable(featcache.training.train_head))"
+    code = "import featcache; print(callable(featcache.embed), callable(featcache.train_head))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "True True\n"
 
@@ -50,31 +59,31 @@ def test_unknown_name_is_an_attribute_error() -> None:
 @pytest.mark.parametrize(
     "verb",
     [
-        "embed.embed",
-        "training.train_head",
-        "manifest.sources.iu_xray",
-        "manifest.sources.kermany",
+        "embed",
+        "train_head",
+        "manifest.datasets.iu_xray",
+        "manifest.datasets.kermany",
         "manifest.covid.covid",
         "manifest.Manifest.write",
-        "manifest.checking.check",
-        "audit.audit",
-        "predict.predictor.load_run",
-        "predict.predict",
-        "evaluate.evaluate",
-        "predict.bundle.bundle",
-        "predict.portable.onnx_model",
+        "manifest.check.check",
+        "audit",
+        "load_run",
+        "predict",
+        "evaluate",
+        "prediction.bundle.bundle",
+        "prediction.onnx_export.onnx_model",
         "demo.demo",
         "doctor.doctor",
-        "report.report",
+        "report",
         "backbones.load",
         "store.publish",
         "splits.hold_out",
         "splits.k_folds",
-        "runs.protocol.divide",
-        "runs.task.Task.of",
-        "export.export",
+        "splits.protocol.divide",
+        "splits.task.Task.of",
+        "export",
         "fusion.open_studies",
-        "fusion.writing.export_studies",
+        "fusion.writer.export_studies",
     ],
 )
 def test_every_verb_documents_what_it_raises(verb: str) -> None:

@@ -21,29 +21,30 @@ from PIL import Image
 from sklearn.metrics import auc, confusion_matrix
 
 from featcache import metrics
-from featcache import report as report_module
 from featcache.errors import CorruptStore, IdentityMismatch, InputOutputError, UsageError
-from featcache.export import export
-from featcache.finetune import fine_tune
-from featcache.heads import HeadSpec, scoring
+from featcache.finetune.fine_tune import fine_tune
+from featcache.heads import HeadSpec, inference
+from featcache.identity import digest_bytes
 from featcache.images import DecodeSpec, TransformSpec
-from featcache.images.seen import Seen, stamp_of
+from featcache.images.cache import Seen, stamp_of
 from featcache.manifest import Manifest
 from featcache.metrics import intervals
-from featcache.predict import predict
-from featcache.predict.predictor import load_run
-from featcache.provenance import digest_bytes
+from featcache.prediction import predict
+from featcache.prediction.predictor import load_run
 from featcache.recipe import Recipe, Stage
-from featcache.report import Reported, checking, comparison, deciding, evidence, gallery, mapping, report, tables
-from featcache.report.blocks import Chapter, Table, Words
-from featcache.report.page import GENERATOR, Page, render
-from featcache.report.sources import Material, material
-from featcache.report.subject import Subject, subjects
+from featcache.reporting import cam, checking, comparison, decisions, gallery, projection, tables
+from featcache.reporting import report as report_module
+from featcache.reporting.document import Chapter, Table, Words
+from featcache.reporting.materials import Material, material
+from featcache.reporting.page import GENERATOR, Page, render
+from featcache.reporting.report import Reported, report
+from featcache.reporting.run_view import Subject, subjects
 from featcache.runs import Run
-from featcache.runs.protocol import SplitSpec
-from featcache.runs.task import TargetSpec
+from featcache.splits.protocol import SplitSpec
+from featcache.splits.task import TargetSpec
 from featcache.store import Part, PartFolder, Store, Where, publish
-from featcache.training import ReportSpec, train_head
+from featcache.store.export import export
+from featcache.training.train_head import ReportSpec, train_head
 from tests.browser import chromium
 from tests.conftest import make_store, two_clouds
 from tests.test_cli import featcache
@@ -153,7 +154,7 @@ def two(folder: Path) -> Reported:
 def chapter_of(path: Path) -> Chapter:
     """What a page says of a Run for which neither store nor images are at hand."""
     nothing = Material(None, "not here", None, "")
-    return report_module._chapter(subject_of(path), nothing, [], False, mapping.Shown([]), lambda text: None)
+    return report_module._chapter(subject_of(path), nothing, [], False, projection.Shown([]), lambda text: None)
 
 
 def subject_of(path: Path) -> Subject:
@@ -429,9 +430,9 @@ def test_a_map_of_a_linear_head_sums_to_its_log_odds(folder: Path) -> None:
         run, c = subject.run, len(subject.classes)
         z = run.logits(pooled).astype(np.float64)
         for of in range(c):
-            found = evidence.maps(run.spec, run.weights(), grid, subject.task, np.full(N, of))
+            found = cam.maps(run.spec, run.weights(), grid, subject.task, np.full(N, of))
             assert found.shape == (N, SIDE, SIDE)
-            said = found.sum(axis=(1, 2)) + evidence.constant(run.weights(), subject.task, of)
+            said = found.sum(axis=(1, 2)) + cam.constant(run.weights(), subject.task, of)
             others = np.delete(z, of, axis=1).mean(axis=1)
             np.testing.assert_allclose(said, z[:, of] - (0 if name == "findings" else others), atol=1e-5)
 
@@ -443,7 +444,7 @@ def test_a_map_of_another_head_is_its_gradient(folder: Path, name: str) -> None:
     run, positive = subject.run, subject.task.positive
     with Store.open(folder / "s.h5") as store:
         grid = store.features("grid")[:20]
-    found = evidence.maps(run.spec, run.weights(), grid, subject.task, np.full(20, positive))
+    found = cam.maps(run.spec, run.weights(), grid, subject.task, np.full(20, positive))
 
     def log_odds(scale: float) -> np.ndarray:
         x = grid.mean(axis=(2, 3)) if name == "mlp" else grid.reshape(20, -1)
@@ -483,7 +484,7 @@ def test_a_map_is_of_the_head_that_scored_the_image(untested: Path) -> None:
     heads = subject.heads(side.rows)
     assert np.sum([here for here, _ in heads], axis=0).tolist() == [1] * len(side)
     for here, head in heads:
-        z = scoring.logits(subject.run.spec, head, x[here], 2, subject.task.positive)
+        z = inference.logits(subject.run.spec, head, x[here], 2, subject.task.positive)
         np.testing.assert_allclose(metrics.probabilities(z), side.p[here], atol=1e-6)
     with ExitStack() as files:
         (found,) = material([subject_of(untested / "refitted")], [untested / "s.h5"], None, files)
@@ -504,11 +505,11 @@ def test_how_rows_were_divided_is_told_as_it_was(untested: Path) -> None:
 
 def test_vectors_that_are_no_mean_are_not_read_place_by_place() -> None:
     grid = np.random.default_rng(0).standard_normal((5, 4, 3, 3)).astype(np.float32)
-    assert evidence.is_mean(grid, grid.mean(axis=(2, 3)))
-    assert evidence.is_mean(grid.astype(np.float16), grid.mean(axis=(2, 3)))
-    assert not evidence.is_mean(grid, grid.max(axis=(2, 3)))
-    assert not evidence.is_mean(grid, grid.mean(axis=(2, 3))[:, :2])
-    assert np.array_equal(evidence.channels_first(np.moveaxis(grid, 1, 3), 4), grid)
+    assert cam.is_mean(grid, grid.mean(axis=(2, 3)))
+    assert cam.is_mean(grid.astype(np.float16), grid.mean(axis=(2, 3)))
+    assert not cam.is_mean(grid, grid.max(axis=(2, 3)))
+    assert not cam.is_mean(grid, grid.mean(axis=(2, 3))[:, :2])
+    assert np.array_equal(cam.channels_first(np.moveaxis(grid, 1, 3), 4), grid)
 
 
 def test_the_hidden_layer_is_what_the_last_layer_acts_on(folder: Path) -> None:
@@ -516,27 +517,27 @@ def test_the_hidden_layer_is_what_the_last_layer_acts_on(folder: Path) -> None:
     with Store.open(folder / "s.h5") as store:
         x = store.features()
     tensors = subject.run.weights()
-    z = mapping.hidden(subject, x) @ tensors["weight"].T + tensors["bias"]
+    z = projection.hidden(subject, x) @ tensors["weight"].T + tensors["bias"]
     np.testing.assert_allclose(z, subject.run.logits(x), atol=1e-6)
-    assert np.array_equal(scoring.hidden(subject_of(folder / "two").run.spec, {}, x), x)
+    assert np.array_equal(inference.hidden(subject_of(folder / "two").run.spec, {}, x), x)
 
 
 def test_vectors_that_are_all_alike_have_a_map_too() -> None:
-    assert not mapping.project(np.ones((9, 4), dtype=np.float32), umap=False).any()
+    assert not projection.project(np.ones((9, 4), dtype=np.float32), umap=False).any()
 
 
 @pytest.mark.long
 def test_umap_gives_the_same_plane_twice() -> None:
     pytest.importorskip("umap", reason="the extra umap is not installed")
     x = two_clouds(40, 6, apart=9.0)[0]
-    planes = [mapping.project(x, umap=True) for _ in range(2)]
+    planes = [projection.project(x, umap=True) for _ in range(2)]
     assert planes[0].shape == (40, 2)
     assert np.array_equal(*planes)
 
 
 def test_a_map_shows_all_errors_and_says_of_how_many(folder: Path, two: Reported) -> None:
     subject = subject_of(folder / "two")
-    found = mapping.sample(subject)
+    found = projection.sample(subject)
     wrong = set(subject.sides["test"].rows[subject.is_error("test")].tolist())
     assert wrong <= set(found.rows.tolist())
     assert len(set(found.rows.tolist())) == len(found)
@@ -746,10 +747,10 @@ def test_a_folder_is_that_of_the_name_whatever_the_store_has(folder: Path) -> No
     with ExitStack() as opened:
         vectors = material([subject], [], None, opened)[0].vectors
         assert vectors is not None
-        vectors.store.columns[deciding.FOLDER] = ["elsewhere"] * N
-        found = deciding.column_of(subject, deciding.FOLDER, vectors)
+        vectors.store.columns[decisions.FOLDER] = ["elsewhere"] * N
+        found = decisions.column_of(subject, decisions.FOLDER, vectors)
     assert found == [name.rpartition("/")[0] for name in subject.task.image_ids]
-    assert found == deciding.column_of(subject, deciding.FOLDER, None)
+    assert found == decisions.column_of(subject, decisions.FOLDER, None)
 
 
 def forget_digests(run_path: Path) -> None:

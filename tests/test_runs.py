@@ -10,13 +10,13 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from featcache.errors import CorruptStore, UnknownFormat, UsageError
-from featcache.heads import HeadSpec, scoring
-from featcache.provenance import digest_json
+from featcache.heads import HeadSpec, inference
+from featcache.identity import digest_json
 from featcache.runs import Images, Run
-from featcache.runs.protocol import Protocol, SplitSpec, divide, watch_rows
-from featcache.runs.task import Task
+from featcache.splits.protocol import Protocol, SplitSpec, divide, watch_rows
+from featcache.splits.task import Task
 from featcache.store import Store
-from featcache.training import train_head
+from featcache.training.train_head import train_head
 from tests.conftest import make_store, two_clouds
 from tests.test_training import THREE_FINDINGS, findings, side
 
@@ -281,7 +281,7 @@ def test_the_heads_of_the_folds_say_what_the_val_rows_were_told(tmp_path: Path, 
     p = {row["image_id"]: float(row["p_sick"]) for row in side(run, "val")}
     for head, fold in zip(heads, folds, strict=True):
         names = [images.image_ids[i] for i in fold.held]
-        z = scoring.logits(spec, head, x[[row_of[name] for name in names]], 2, 1)
+        z = inference.logits(spec, head, x[[row_of[name] for name in names]], 2, 1)
         said = 1 / (1 + np.exp(z[:, 0] - z[:, 1]))
         np.testing.assert_allclose(said, [p[name] for name in names], atol=1e-5)
 

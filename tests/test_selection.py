@@ -11,11 +11,10 @@ import torch
 from featcache import metrics
 from featcache.errors import UsageError
 from featcache.heads import HeadSpec, grid
-from featcache.runs.protocol import SplitSpec, divide
-from featcache.runs.task import TargetSpec, Task
 from featcache.splits import Fold
+from featcache.splits.protocol import SplitSpec, divide
+from featcache.splits.task import TargetSpec, Task
 from featcache.store import Store
-from featcache.training import _targets
 from featcache.training.selection import (
     SELECT,
     Bench,
@@ -27,6 +26,7 @@ from featcache.training.selection import (
     rank,
     spread,
 )
+from featcache.training.train_head import _targets
 from tests.conftest import make_store, two_clouds
 
 N, D = 120, 8

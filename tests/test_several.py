@@ -15,17 +15,17 @@ import torch
 
 from featcache import images
 from featcache.backbones import load
-from featcache.embed import embed, embed_all
-from featcache.embed.forward import Forward, Streams
-from featcache.embed.network import Network
+from featcache.embedding import embed, embed_all
+from featcache.embedding.forward import Forward, Streams
+from featcache.embedding.network import Network
 from featcache.errors import IdentityMismatch
+from featcache.identity import digest_bytes
 from featcache.images import DecodeSpec, augment
 from featcache.images.augment import ViewSpec
 from featcache.images.workers import Decoders, Prepared
 from featcache.manifest import Manifest
-from featcache.provenance import digest_bytes
 from featcache.request import BackboneSpec
-from featcache.store import KnownVectors, Part, PartFolder, Store, known, publish
+from featcache.store import KnownVectors, Part, PartFolder, Store, lookup, publish
 from tests.conftest import SMALL, draw
 from tests.test_cli import featcache
 
@@ -554,7 +554,7 @@ def test_of_known_vectors_with_large_rows_few_are_in_memory(
     of: str, tap: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """640 rows of 16 KB: 10 MB; asked for twice, in and out of their order. What is kept may take 2 MB."""
-    monkeypatch.setattr(known, "_KEPT_BYTES", 2 << 20)
+    monkeypatch.setattr(lookup, "_KEPT_BYTES", 2 << 20)
     rng, n, step = np.random.default_rng(0), 640, 64
     x = rng.random((n, 4, 32, 32), dtype=np.float32)
     digests = [f"{i:064x}" for i in range(n)]

@@ -16,9 +16,9 @@ from featcache import splits
 from featcache.errors import UsageError
 from featcache.manifest import Manifest
 from featcache.manifest.covid import covid
-from featcache.manifest.sources import iu_xray, kermany
-from featcache.missing import is_missing
+from featcache.manifest.datasets import iu_xray, kermany
 from featcache.store import Store
+from featcache.tables.missing import is_missing
 from tests.conftest import draw, shared
 from tests.test_cli import RANDOM, featcache
 

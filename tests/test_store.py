@@ -27,9 +27,9 @@ from featcache.errors import (
     UnknownFormat,
     UsageError,
 )
-from featcache.missing import without_missing
 from featcache.store import EMBEDDED, FAILED, Counts, Part, PartFolder, Store, parts, publish, schema
 from featcache.store.validation import reading
+from featcache.tables.missing import without_missing
 from tests.conftest import make_store, two_clouds
 
 FORMAT = (Path(featcache.__file__).parent / "FORMAT.md").read_text("utf-8")

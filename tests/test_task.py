@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from featcache.errors import UsageError
-from featcache.runs.task import TargetSpec, Task
+from featcache.splits.task import TargetSpec, Task
 from featcache.store import Store
 from tests.conftest import make_store
 

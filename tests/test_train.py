@@ -16,17 +16,17 @@ from scipy.special import softmax
 
 from featcache import backbones
 from featcache.backbones.networks import DENSE
-from featcache.embed import embed
+from featcache.embedding import embed
 from featcache.errors import UsageError, WeightsUnavailable
-from featcache.finetune import fine_tune, head_for, train
-from featcache.finetune.telling import Telling
+from featcache.finetune.callbacks import Telling
+from featcache.finetune.fine_tune import fine_tune, head_for, train
 from featcache.heads import HeadSpec, modules, stacks
 from featcache.manifest import Manifest
 from featcache.recipe import AugmentSpec, Recipe, Stage
 from featcache.request import BackboneSpec
 from featcache.runs import Run
-from featcache.runs.protocol import SplitSpec
-from featcache.runs.task import TargetSpec
+from featcache.splits.protocol import SplitSpec
+from featcache.splits.task import TargetSpec
 from featcache.store import Store
 from tests.conftest import NET, draw_shadows
 from tests.test_finetune import stop_after

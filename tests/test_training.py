@@ -19,10 +19,10 @@ from featcache.cli.results import print_run
 from featcache.errors import CorruptStore, StoreNotFound, UsageError
 from featcache.heads import HeadSpec, grid
 from featcache.runs import Run
-from featcache.runs.protocol import SplitSpec
-from featcache.runs.task import TargetSpec
+from featcache.splits.protocol import SplitSpec
+from featcache.splits.task import TargetSpec
 from featcache.store import Store
-from featcache.training import ReportSpec, train_head
+from featcache.training.train_head import ReportSpec, train_head
 from tests.conftest import make_store, two_clouds
 from tests.test_baselines import write_store
 

@@ -21,13 +21,13 @@ from featcache import backbones
 from featcache.errors import UsageError
 from featcache.finetune import cut, learning
 from featcache.finetune.boundaries import FromStore
+from featcache.finetune.callbacks import Telling
 from featcache.finetune.checkpoints import Checkpoints
+from featcache.finetune.distributed import World
 from featcache.finetune.inputs import ImageInputs, StoreInputs
+from featcache.finetune.loop import Sides, Tuner
 from featcache.finetune.pixels import Pixels
 from featcache.finetune.start import Start
-from featcache.finetune.telling import Telling
-from featcache.finetune.tuning import Sides, Tuner
-from featcache.finetune.world import World
 from featcache.heads.modules import tensors_of
 from featcache.heads.objective import Targets
 from featcache.images import DecodeSpec

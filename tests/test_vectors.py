@@ -14,14 +14,14 @@ from scipy.special import expit, log_softmax, softmax
 
 from featcache import metrics
 from featcache.errors import UsageError
-from featcache.heads import HeadSpec, grid, vectors
-from featcache.heads.fits import Pool
+from featcache.heads import HeadSpec, features, grid
+from featcache.heads.jobs import Pool
 from featcache.metrics import calibration
 from featcache.runs import Run
-from featcache.runs.protocol import SplitSpec
-from featcache.runs.task import TargetSpec
+from featcache.splits.protocol import SplitSpec
+from featcache.splits.task import TargetSpec
 from featcache.store import Store
-from featcache.training import ReportSpec, train_head
+from featcache.training.train_head import ReportSpec, train_head
 from tests.conftest import two_clouds
 from tests.test_baselines import write_store
 from tests.test_cli import featcache
@@ -307,12 +307,12 @@ def test_views_that_are_not_asked_for_change_nothing_and_are_not_read(tmp_path: 
     beside = train(tmp_path / "2", x, noisy(x), columns, HeadSpec(epochs=3))
     assert contents(without) == contents(beside)
     with Store.open(tmp_path / "2" / "s.h5") as store:
-        assert vectors.load(store, [HeadSpec()], False, "cpu")["pooled"].shape == (N, D)
-        both = vectors.load(store, [HeadSpec(), DRAWN], False, "cpu")["pooled"]
+        assert features.load(store, [HeadSpec()], False, "cpu")["pooled"].shape == (N, D)
+        both = features.load(store, [HeadSpec(), DRAWN], False, "cpu")["pooled"]
         assert both.shape == (N, 1 + K, D)
         np.testing.assert_array_equal(both[:, 0], store.features())
         np.testing.assert_array_equal(both[:, 1:], store.features("views"))
-        assert vectors.clean(both).data_ptr() == both.data_ptr()
+        assert features.clean(both).data_ptr() == both.data_ptr()
 
 
 def test_another_setting_is_another_run(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from featcache.finetune.world import World, joined
+from featcache.finetune.distributed import World, joined
 from featcache.runs import Run
 from tests import ranks
 
@@ -81,7 +81,7 @@ def test_two_processes_train_what_one_does(phase_one: Path, tmp_path: Path) -> N
 WHOLE = """
 import sys, torch, torch.distributed as dist
 from torch import nn
-from featcache.finetune.world import WholeBatchNorms, joined
+from featcache.finetune.distributed import WholeBatchNorms, joined
 
 def net():
     torch.manual_seed(0)
@@ -134,7 +134,7 @@ def test_of_several_processes_only_the_first_speaks(phase_one: Path, tmp_path: P
 
 
 def test_a_norm_of_one_process_is_torchs(tmp_path: Path) -> None:
-    from featcache.finetune.world import WholeBatchNorms
+    from featcache.finetune.distributed import WholeBatchNorms
 
     x = torch.randn(5, 3, 4, 4)
     with WholeBatchNorms(World()):

@@ -27,7 +27,7 @@ from featcache.backbones.checkpoints import Checkpoint
 from featcache.backbones.matching import Match, matches, n_elements
 from featcache.devices import memory_bytes
 from featcache.errors import UsageError, WeightsUnavailable
-from featcache.provenance import digest_arrays
+from featcache.identity import digest_arrays
 from featcache.request import check_weights
 
 _HUB_TIMEOUT_S = 5

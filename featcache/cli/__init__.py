@@ -5,143 +5,18 @@ modules are imported inside the commands, so that `featcache --help` answers at 
 
     streams      stdout and stderr, which may fail
     options      what may be asked, and how it is read
-    showing      streams, names, tables, what is said of a pass
+    render       streams, names, tables, what is said of a pass
     results      what is said of a Run
-    waiting      signals and progress bars
+    progress     signals and progress bars
     embedding    demo, embed
     heads        train-head
-    pixels       fine-tune, train
+    fine_tuning  fine-tune, train
     exporting    export
     predicting   predict, bundle
     evaluating   evaluate
-    looking      status, info, verify, backbones, doctor
-    sources      manifest, check
+    inspecting   status, info, verify, backbones, doctor
+    collections  manifest, check
     auditing     audit
     reporting    report
+    main         `main`, the entry point
 """
-
-import io
-import os
-import sys
-from contextlib import suppress
-from pathlib import Path
-from typing import Annotated, NoReturn
-
-import typer
-
-from featcache import __version__
-from featcache.cli.auditing import audit_command
-from featcache.cli.embedding import demo_command, embed_command
-from featcache.cli.evaluating import evaluate_command
-from featcache.cli.exporting import export_command
-from featcache.cli.heads import train_head_command
-from featcache.cli.looking import (
-    backbones_command,
-    doctor_command,
-    info_command,
-    status_command,
-    verify_command,
-)
-from featcache.cli.pixels import fine_tune_command, train_command
-from featcache.cli.predicting import bundle_command, predict_command
-from featcache.cli.reporting import report_command
-from featcache.cli.showing import answer
-from featcache.cli.sources import check_command, manifest_app
-from featcache.cli.streams import ReaderGone, guarded
-from featcache.errors import FeatcacheError, UsageError, from_os_error
-from featcache.names import printable
-
-__all__ = ["app", "main"]
-
-app = typer.Typer(
-    name="featcache",
-    help="Embed images once with a frozen backbone, then train heads on the cached vectors in seconds.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
-app.command("demo")(demo_command)
-app.command("embed")(embed_command)
-app.command("train-head")(train_head_command)
-app.command("fine-tune")(fine_tune_command)
-app.command("train")(train_command)
-app.command("predict")(predict_command)
-app.command("evaluate")(evaluate_command)
-app.command("bundle")(bundle_command)
-app.command("export")(export_command)
-app.command("status")(status_command)
-app.command("info")(info_command)
-app.command("verify")(verify_command)
-app.command("backbones")(backbones_command)
-app.command("doctor")(doctor_command)
-app.add_typer(manifest_app, name="manifest")
-app.command("check")(check_command)
-app.command("audit")(audit_command)
-app.command("report")(report_command)
-
-
-def main() -> None:
-    """Entry point: an error of ours is one line on stderr and its exit code, never a traceback."""
-    _restart_in_utf8()
-    # Threads that spin while they wait take the cores from whatever else runs: a sweep beside two busy processes took
-    # 8.6 s, and 3.3 s with threads that sleep. Read by libgomp when torch is loaded.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a terminal without "…" should not end the program
-    with guarded():
-        try:
-            _run()
-        except ReaderGone as error:
-            sys.exit(error.exit_code)
-        except FeatcacheError as error:
-            _fail(error)
-        except OSError as error:  # paths too long, and whatever else only the operating system knows
-            _fail(from_os_error(error, "using", Path(str(error.filename or "a file"))))
-
-
-def _run() -> None:
-    """The command, and what is still buffered of its answer."""
-    try:
-        app()
-    except SystemExit as ended:  # of typer; where its code is of the parser of options, that has said why on stderr
-        if ended.code == UsageError.exit_code and "--json" in sys.argv:
-            answer({"error": "UsageError", "exit_code": ended.code, "message": "the options are wrong: see stderr"})
-        sys.stdout.flush()
-        raise
-
-
-def _restart_in_utf8() -> None:
-    """Names are UTF-8 whatever the locale. Python decides that before it runs a line, so it is started once more, where
-    it was started for this program; the terminal is written to in its own encoding all the same."""
-    is_program = any(Path(word).stem == "featcache" for word in sys.orig_argv[1:])
-    if sys.getfilesystemencoding() == "utf-8" or "utf8" in sys._xoptions or not (is_program and sys.executable):
-        return
-    os.environ["PYTHONUTF8"] = "1"  # for the processes that decode
-    os.environ.setdefault("PYTHONIOENCODING", sys.stdout.encoding)
-    os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])  # noqa: S606  # ourselves
-
-
-def _fail(error: FeatcacheError) -> NoReturn:
-    print(f"featcache: {printable(str(error), keep_lines=True)}", file=sys.stderr)
-    if "--json" in sys.argv:
-        with suppress(FeatcacheError):  # stdout may be what failed
-            answer({"error": type(error).__name__, "exit_code": error.exit_code, "message": str(error)})
-            sys.stdout.flush()
-    sys.exit(error.exit_code)
-
-
-def _version(wanted: bool) -> None:
-    if wanted:
-        print(f"featcache {__version__}")
-        raise typer.Exit
-
-
-@app.callback()
-def _root(
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
-    ] = False,
-) -> None:
-    pass

@@ -11,8 +11,8 @@ import typer
 from rich.console import Console
 
 from featcache.cli.options import AllowOutside, Json, StoreFile
-from featcache.cli.showing import answer, console, escaped, plain_table, tell_notes
-from featcache.cli.waiting import interruptible, progress
+from featcache.cli.progress import interruptible, progress
+from featcache.cli.render import answer, console, escaped, plain_table, tell_notes
 
 
 def audit_command(
@@ -36,8 +36,8 @@ def audit_command(
     as_json: Json = False,
 ) -> None:
     """What the vectors give away: copies, confounds, outliers, labels that are probably wrong."""
-    from featcache.audit import NEAR, audit
-    from featcache.audit.audited import check_free
+    from featcache.auditing.audit import NEAR, audit
+    from featcache.auditing.results import check_free
     from featcache.manifest import Manifest
     from featcache.store import Store
 
@@ -124,7 +124,7 @@ def _score(score: Any) -> str:
 
 
 def _label_lines(found: Any) -> Iterator[str]:
-    from featcache.audit.shortcuts import worth_saying
+    from featcache.auditing.shortcuts import worth_saying
 
     yield "AUROC out of fold with its 95 % interval; chance is 0.5, * stands where all of it is above"
     together = f"; from the variables together: {_score(found.together).strip()}" if found.together else ""

@@ -27,9 +27,9 @@ from featcache.cli.options import (
     spec_of,
     weights_there,
 )
+from featcache.cli.progress import going_on
+from featcache.cli.render import answer, console, escaped, print_embedded, print_forecast, tell_notes
 from featcache.cli.results import print_run, run_answer
-from featcache.cli.showing import answer, console, escaped, print_embedded, print_forecast, tell_notes
-from featcache.cli.waiting import going_on
 from featcache.errors import EXIT_SOME_FAILED, UsageError
 
 
@@ -145,8 +145,8 @@ def embed_command(
 ) -> None:
     """Run every image once through a frozen backbone, into a store."""
     people = console(as_json)
-    from featcache.embed import embed_all, store_paths
-    from featcache.embed.forecast import forecast
+    from featcache.embedding import embed_all, store_paths
+    from featcache.embedding.estimate import forecast
     from featcache.images import DecodeSpec
     from featcache.images.workers import TIMEOUT_S
     from featcache.manifest import Manifest

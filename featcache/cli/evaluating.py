@@ -22,9 +22,9 @@ from featcache.cli.options import (
     Where,
     weights_there,
 )
+from featcache.cli.progress import going_on
+from featcache.cli.render import answer, console, escaped, plain_table, print_notes, tell_notes
 from featcache.cli.results import SCORES, class_table, confusion_line, score
-from featcache.cli.showing import answer, console, escaped, plain_table, print_notes, tell_notes
-from featcache.cli.waiting import going_on
 from featcache.errors import EXIT_SOME_FAILED
 
 _MAX_SHOWN = 20  # subgroups of a column
@@ -92,11 +92,12 @@ def evaluate_command(
     as_json: Json = False,
 ) -> None:
     """Score a Run on labelled images from elsewhere: all numbers with intervals, by class and by subgroup."""
-    from featcache.evaluate import evaluate, pairs_of
-    from featcache.evaluate.sets import opened as opened_set
+    from featcache.evaluation.evaluate import evaluate
+    from featcache.evaluation.labels import pairs_of
+    from featcache.evaluation.sets import opened as opened_set
     from featcache.images.workers import TIMEOUT_S
     from featcache.manifest import Manifest
-    from featcache.predict.predictor import load_run
+    from featcache.prediction.predictor import load_run
 
     with ExitStack() as files:
         on_progress, on_note = files.enter_context(going_on("evaluating"))

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from featcache.cli.options import Json, spec_of
-from featcache.cli.showing import answer, console, escaped, plain_table
-from featcache.cli.waiting import interruptible
+from featcache.cli.progress import interruptible
+from featcache.cli.render import answer, console, escaped, plain_table
 from featcache.errors import UsageError
 
 _UNTOUCHED = "nothing was written"
@@ -83,8 +83,8 @@ def _refuse(options: dict[str, Any], why: str) -> None:
 
 
 def _export_onnx(source: Path, output: Path, weights: str | None, as_json: bool) -> None:
-    from featcache.predict.portable import onnx_model
-    from featcache.predict.predictor import load_run
+    from featcache.prediction.onnx_export import onnx_model
+    from featcache.prediction.predictor import load_run
 
     with interruptible(_UNTOUCHED), load_run(source) as predictor:
         done = onnx_model(predictor.run, output, weights=weights)
@@ -102,8 +102,8 @@ def _export_onnx(source: Path, output: Path, weights: str | None, as_json: bool)
 
 
 def _export_rows(source: Path, output: Path, where: list[str], taps: list[str], as_json: bool) -> None:
-    from featcache.export import export
     from featcache.store import Store, Where
+    from featcache.store.export import export
 
     with interruptible(_UNTOUCHED), Store.open(source) as store:
         done = export(store, output, taps=taps, where=[Where.parse(each) for each in where])
@@ -121,7 +121,7 @@ def _export_rows(source: Path, output: Path, where: list[str], taps: list[str], 
 
 def _export_studies(source: Path, output: Path, asked: dict[str, Any], run: Path | None, as_json: bool) -> None:
     from featcache.fusion.spec import FusionSpec
-    from featcache.fusion.writing import export_studies
+    from featcache.fusion.writer import export_studies
     from featcache.runs import Run
     from featcache.store import Store
 

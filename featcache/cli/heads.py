@@ -33,9 +33,9 @@ from featcache.cli.options import (
     tried,
     widths_of,
 )
+from featcache.cli.progress import interruptible, progress
+from featcache.cli.render import answer, console
 from featcache.cli.results import print_run, run_answer
-from featcache.cli.showing import answer, console
-from featcache.cli.waiting import interruptible, progress
 from featcache.heads import KINDS
 
 
@@ -111,9 +111,9 @@ def train_head_command(
 ) -> None:
     """Train heads on a store, in seconds. Repeat an option of the head to try all its values."""
     from featcache.heads import grid
-    from featcache.runs.protocol import SplitSpec
+    from featcache.splits.protocol import SplitSpec
     from featcache.store import Store
-    from featcache.training import ReportSpec, train_head
+    from featcache.training.train_head import ReportSpec, train_head
 
     options = {
         "lr": lr, "epochs": epochs, "batch_rows": batch_rows, "optimizer": optimizer, "weight_decay": weight_decay,

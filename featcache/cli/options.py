@@ -156,7 +156,7 @@ def target_of(
     columns: list[str] | None, where: list[str] | None, merge: list[str] | None, drop: list[str] | None, **given: Any
 ) -> Any:
     """What is to be learnt, of the options that say so."""
-    from featcache.runs.task import TargetSpec
+    from featcache.splits.task import TargetSpec
     from featcache.store import Where
 
     pairs = [text.partition("=") for text in merge or []]

@@ -9,8 +9,8 @@ import typer
 from rich.console import Console
 
 from featcache.cli.options import AllowOutside, Device, Json, Timeout, weights_there
-from featcache.cli.showing import answer, console, escaped, plain_table, print_notes, tell_notes
-from featcache.cli.waiting import going_on, interruptible
+from featcache.cli.progress import going_on, interruptible
+from featcache.cli.render import answer, console, escaped, plain_table, print_notes, tell_notes
 from featcache.errors import EXIT_SOME_FAILED
 
 _MAX_SHOWN = 5
@@ -53,8 +53,8 @@ def predict_command(
     """Say what new images are: a probability of each class, and what is called at 0.5 and at the operating point."""
     from featcache.images.workers import TIMEOUT_S
     from featcache.manifest import Manifest
-    from featcache.predict import predict
-    from featcache.predict.predictor import load_run
+    from featcache.prediction import predict
+    from featcache.prediction.predictor import load_run
     from featcache.store import Store
 
     options: dict[str, Any] = {"first_frame": first_frame, "max_pixels": max_pixels, "strict": strict}
@@ -85,8 +85,8 @@ def bundle_command(
     as_json: Json = False,
 ) -> None:
     """Make one file of a Run, from which it can predict elsewhere."""
-    from featcache.predict.bundle import bundle
-    from featcache.predict.predictor import load_run
+    from featcache.prediction.bundle import bundle
+    from featcache.prediction.predictor import load_run
 
     with interruptible("nothing was written"), load_run(run) as predictor:
         done = bundle(predictor.run, output, with_backbone=with_backbone, weights=weights, with_onnx=onnx)

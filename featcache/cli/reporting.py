@@ -6,8 +6,8 @@ from typing import Annotated
 import typer
 
 from featcache.cli.options import AllowOutside, Json
-from featcache.cli.showing import answer, console, escaped, tell_notes
-from featcache.cli.waiting import interruptible, progress
+from featcache.cli.progress import interruptible, progress
+from featcache.cli.render import answer, console, escaped, tell_notes
 
 
 def report_command(
@@ -31,7 +31,7 @@ def report_command(
     """Write what a Run is worth as one HTML page, to open and to send on."""
     people = console(as_json)
     from featcache.manifest import Manifest
-    from featcache.report import report
+    from featcache.reporting.report import report
 
     with interruptible("nothing was written"), progress("reporting") as (_, on_note):
         manifest = Manifest.read(images, allow_outside=allow_outside) if images else None

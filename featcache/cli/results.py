@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from featcache.cli.showing import answer, console, escaped, plain_table
+from featcache.cli.render import answer, console, escaped, plain_table
 
 _MAX_HISTORY_ROWS = 12
 _MAX_SPECS = 10

@@ -3,10 +3,10 @@
 A reader finds the old output or the new one, whole, whatever happened to its writer. Knows nothing of what the bytes
 mean.
 
-    regular   only regular files are read
-    files     a file, whole or absent, and tables in CSV
-    outputs   who may write where
-    folders   a folder, replaced as a whole
+    regular  only regular files are read
+    files    a file, whole or absent, and tables in CSV
+    outputs  who may write where
+    folders  a folder, replaced as a whole
 """
 
 from featcache.durable.files import (

@@ -20,8 +20,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from featcache.figures import FAINT, INK, RULE, TRAIN, VAL, draw_curve, plain, png_of
-from featcache.provenance import digest_bytes
+from featcache.figures.plots import FAINT, INK, RULE, TRAIN, VAL, draw_curve, plain, png_of
+from featcache.identity import digest_bytes
 
 Array = np.ndarray[Any, Any]
 

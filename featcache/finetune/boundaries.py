@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from featcache.embed.forward import Forward, Streams
+from featcache.embedding.forward import Forward, Streams
 from featcache.finetune.pixels import Pixels
 from featcache.recipe import AugmentSpec
 from featcache.store import BOUNDARY, BOUNDARY_VIEWS, POOLED, Store

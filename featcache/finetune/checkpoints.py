@@ -17,7 +17,7 @@ from torch import Tensor
 
 from featcache import durable
 from featcache.errors import UsageError, in_our_words
-from featcache.provenance import Json, canonical_json, difference, digest_bytes
+from featcache.identity import Json, canonical_json, difference, digest_bytes
 
 _NAME = re.compile(r"(?P<name>[a-z0-9-]+)-(?P<epoch>\d{6})-(?P<digest>[0-9a-f]{16})\.safetensors")
 _KEPT = 2

@@ -15,13 +15,13 @@ from torch import nn
 
 from featcache.backbones import Backbone
 from featcache.backbones.blocks import groups
-from featcache.embed.forward import Forward
+from featcache.embedding.forward import Forward
 from featcache.errors import IdentityMismatch, InputsChanged, UsageError
 from featcache.finetune import cut
 from featcache.finetune.boundaries import FromImages, FromStore, Source
+from featcache.finetune.callbacks import Machine, Telling
+from featcache.finetune.distributed import World
 from featcache.finetune.pixels import Pixels
-from featcache.finetune.telling import Machine, Telling
-from featcache.finetune.world import World
 from featcache.images import DecodeSpec
 from featcache.manifest import Manifest
 from featcache.recipe import Recipe

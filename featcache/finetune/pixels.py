@@ -16,7 +16,7 @@ from PIL import Image
 
 from featcache.errors import InputsChanged
 from featcache.images import DecodeSpec, TransformSpec, augment
-from featcache.images.seen import stamp_of
+from featcache.images.cache import stamp_of
 from featcache.images.workers import TIMEOUT_S, Decoders, Prepared
 from featcache.recipe import AugmentSpec
 

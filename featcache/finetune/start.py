@@ -12,20 +12,20 @@ import numpy as np
 
 from featcache.backbones import Backbone
 from featcache.errors import UsageError
+from featcache.finetune.callbacks import Telling
+from featcache.finetune.distributed import World
 from featcache.finetune.pixels import Pixels
-from featcache.finetune.telling import Telling
-from featcache.finetune.world import World
 from featcache.heads import HeadSpec, modules, stacks
 from featcache.heads.modules import Head, head_module
+from featcache.identity import Json, difference
 from featcache.images import DecodeSpec
 from featcache.manifest import Manifest
-from featcache.predict import origin
-from featcache.provenance import Json, difference
+from featcache.prediction import run_backbone
 from featcache.runs import WEIGHTS, Run
-from featcache.runs.identity import comparable, views_of
-from featcache.runs.protocol import Protocol, SplitSpec, divide
-from featcache.runs.task import TargetSpec, Task
-from featcache.store.reading import differences as vector_differences
+from featcache.runs.backbone import comparable, views_of
+from featcache.splits.protocol import Protocol, SplitSpec, divide
+from featcache.splits.task import TargetSpec, Task
+from featcache.store.reader import differences as vector_differences
 
 Array = np.ndarray[Any, Any]
 
@@ -84,7 +84,7 @@ class Start:
         folds = [run.weights()] if protocol.is_hold_out else run.fold_weights()
         if len(folds) != len(protocol.folds):
             raise UsageError(f"{run.path} has no heads of its {len(protocol.folds)} folds to go on from.")
-        backbone, request = origin.backbone_of(run, weights, device)
+        backbone, request = run_backbone.backbone_of(run, weights, device)
         # What was embedded is known by its bytes, so a first frame is taken where it was taken before.
         decode = replace(request.decode, first_frame=True, max_pixels=_MAX_PIXELS)
         rms = run.feature_rms

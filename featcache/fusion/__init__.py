@@ -3,28 +3,28 @@
 The file is the contract with a project that fuses images and text. Reading it needs h5py and numpy, nothing else of
 featcache's dependencies; `StudyDataset` needs torch as well. `FORMAT.md` states the format.
 
-    reading    Studies: a fusion file, open for reading
-    datasets   StudyDataset: the same for torch, and how its items become batches
-    spec       what is asked of a fusion file, as plain values
-    studies    images and reports become studies
-    unseen     logits by heads that have not seen a study
-    writing    `export_studies`: from store, reports and Run to the file
+    reader   Studies: a fusion file, open for reading
+    dataset  StudyDataset: the same for torch, and how its items become batches
+    spec     what is asked of a fusion file, as plain values
+    join     images and reports become studies
+    unseen   logits by heads that have not seen a study
+    writer   `export_studies`: from store, reports and Run to the file
 """
 
 from typing import TYPE_CHECKING, Any
 
 from featcache.errors import FeatcacheError
-from featcache.fusion.reading import Studies, Study, open_studies
+from featcache.fusion.reader import Studies, Study, open_studies
 
 __all__ = ["FeatcacheError", "Studies", "Study", "StudyDataset", "collate", "open_studies"]
 
 if TYPE_CHECKING:
-    from featcache.fusion.datasets import StudyDataset, collate
+    from featcache.fusion.dataset import StudyDataset, collate
 
 
 def __getattr__(name: str) -> Any:
     if name not in ("StudyDataset", "collate"):
         raise AttributeError(f"module 'featcache.fusion' has no attribute {name!r}")
-    from featcache.fusion import datasets
+    from featcache.fusion import dataset
 
-    return getattr(datasets, name)
+    return getattr(dataset, name)

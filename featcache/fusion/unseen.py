@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 
 from featcache.errors import IdentityMismatch, UsageError
-from featcache.fusion.reading import FINAL_HEAD, FOLD_HEADS, NO_HEAD
-from featcache.fusion.studies import Division, StudyTable
-from featcache.heads import scoring, vectors
-from featcache.provenance import Json
+from featcache.fusion.join import Division, StudyTable
+from featcache.fusion.reader import FINAL_HEAD, FOLD_HEADS, NO_HEAD
+from featcache.heads import features, inference
+from featcache.identity import Json
 from featcache.runs import Run
-from featcache.runs.identity import differences, said_by
+from featcache.runs.backbone import differences, said_by
 from featcache.splits import TEST, TRAIN, VAL
 from featcache.store import Store
 
@@ -126,8 +126,10 @@ def said(what: Learnt, store: Store, table: StudyTable) -> Said:
     """
     spec, record = what.run.spec, what.run.record
     average = bool(record["asked"]["average_views"])
-    vectors.check(store, [spec], average)
-    x = vectors.scored(vectors.load(store, [spec], average, "cpu")[vectors.tap_of(spec)], average)[table.rows].numpy()
+    features.check(store, [spec], average)
+    x = features.scored(features.load(store, [spec], average, "cpu")[features.tap_of(spec)], average)[
+        table.rows
+    ].numpy()
     c = len(record["classes"])
     unit = table.row_groups[table.rows]  # (m,)
     total, times = np.zeros((len(table), c)), np.zeros(len(table), dtype=np.int64)
@@ -136,7 +138,7 @@ def said(what: Learnt, store: Store, table: StudyTable) -> Said:
         left = np.isin(table.study, np.flatnonzero(head_of == NO_HEAD))
         for head, seen in heads:
             clean = np.flatnonzero(left & ~np.isin(unit, table.row_groups[seen]))
-            z = scoring.logits(spec, head, x[clean], c, record["classes"].index(record["positive"]))
+            z = inference.logits(spec, head, x[clean], c, record["classes"].index(record["positive"]))
             np.add.at(total, table.study[clean], z)
             np.add.at(times, table.study[clean], 1)
             head_of[table.study[clean]] = kind

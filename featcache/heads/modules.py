@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from featcache.errors import UsageError
-from featcache.heads import NORM_EPSILON, HeadSpec, stacks
+from featcache.heads import stacks
+from featcache.heads.spec import NORM_EPSILON, HeadSpec
 from featcache.heads.stacks import ACTIVATIONS, NORM_MOMENTUM
 
 Array = np.ndarray[Any, Any]

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from featcache import metrics
-from featcache.heads import HeadSpec
+from featcache.heads.spec import HeadSpec
 
 Array = np.ndarray[Any, Any]
 

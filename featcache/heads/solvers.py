@@ -15,11 +15,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from featcache.heads import scoring
-from featcache.heads.fits import Fit, Fitted
+from featcache.heads import inference
+from featcache.heads.features import clean, scored
+from featcache.heads.jobs import Fit, Fitted
 from featcache.heads.objective import Targets, class_weights
 from featcache.heads.stacks import feature_scale
-from featcache.heads.vectors import clean, scored
 from featcache.threads import one_thread
 
 Array = np.ndarray[Any, Any]
@@ -142,7 +142,7 @@ class _Problem:
         weight = weight / self._divisor
         bias = bias - (weight * self._offset).sum(1)
         tensors = {"weight": weight.astype(np.float32), "bias": bias.astype(np.float32)}
-        logits = scoring.averaged(lambda x: x @ tensors["weight"].T + tensors["bias"], _rows(self._scored, fit.held))
+        logits = inference.averaged(lambda x: x @ tensors["weight"].T + tensors["bias"], _rows(self._scored, fit.held))
         return Fitted(fit, tensors, logits, 0, weight.size + bias.size)
 
 
@@ -167,19 +167,19 @@ def _two_sided(weight: Array, bias: Array, problem: _Problem) -> tuple[Array, Ar
 def _knn(fits: Sequence[Fit], x: Tensor, targets: Targets, average_views: bool) -> list[Fitted]:
     """The vote of the nearest training rows, as `scoring.vote` counts it; one search serves all k."""
     fit = fits[0]
-    vectors = scoring.unit_rows(_rows(clean(x), fit.train))
+    vectors = inference.unit_rows(_rows(clean(x), fit.train))
     labels = targets.values[fit.labelling][fit.train]
     held = _rows(scored(x, average_views), fit.held)
-    near = scoring.nearest(vectors, held.reshape(-1, x.shape[-1]), max(f.spec.neighbors for f in fits))
+    near = inference.nearest(vectors, held.reshape(-1, x.shape[-1]), max(f.spec.neighbors for f in fits))
     near = near.reshape(*held.shape[:-1], near.shape[1])  # (m, k), or (m, v, k)
     tensors = {"vectors": vectors, "labels": labels.astype(np.float32)}
     votes = (partial(_votes, labels, targets.n_classes, each.spec.neighbors) for each in fits)
-    return [Fitted(each, tensors, scoring.averaged(vote, near), 0, 0) for each, vote in zip(fits, votes, strict=True)]
+    return [Fitted(each, tensors, inference.averaged(vote, near), 0, 0) for each, vote in zip(fits, votes, strict=True)]
 
 
 def _votes(labels: Array, n_classes: int, k: int, near: Array) -> Array:
     """(m, c) logits of the k nearest of the rows found."""
-    return scoring.vote(labels[near[:, :k]], n_classes)
+    return inference.vote(labels[near[:, :k]], n_classes)
 
 
 def _rows(x: Tensor, rows: Array) -> Array:

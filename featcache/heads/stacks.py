@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from featcache.heads import NORM_EPSILON, HeadSpec
+from featcache.heads.spec import NORM_EPSILON, HeadSpec
 
 Array = np.ndarray[Any, Any]
 

@@ -15,7 +15,7 @@ Normalisation happens later, on the device. Knows nothing of networks; needs no 
     headers     what a file says of itself before it is decoded
     augment     views of an image, each by parameters that anyone can compute again
     probe       what the installed libraries make of a few images
-    seen        what the last pass saw, so that it need not be looked at again
+    cache       what the last pass saw, so that it need not be looked at again
     serving     a worker's end of decoding, within a bound of memory
     workers     decoding in processes that may die
 """

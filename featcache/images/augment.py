@@ -15,8 +15,8 @@ import numpy as np
 from PIL import Image
 
 from featcache.bounds import check_number, check_seed
-from featcache.images import TransformSpec
-from featcache.provenance import Json, digest_json
+from featcache.identity import Json, digest_json
+from featcache.images.specs import TransformSpec
 from featcache.recipe import AugmentSpec
 
 Array = np.ndarray[Any, Any]

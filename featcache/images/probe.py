@@ -14,11 +14,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from featcache import images
 from featcache.errors import ImageError
-from featcache.images import MAX_PIXELS, Array, DecodeSpec, TransformSpec, augment
+from featcache.identity import digest_arrays
+from featcache.images import augment, decoding
 from featcache.images.augment import ViewSpec
-from featcache.provenance import digest_arrays
+from featcache.images.specs import MAX_PIXELS, Array, DecodeSpec, TransformSpec
 
 _SIDE = 61  # pixels; odd, and smaller than any input size, so that resizing has something to do
 _SHRUNK = 6  # pixels; a quarter of the shorter side of every image, at most
@@ -54,7 +54,7 @@ def pixels_sha256(transform: TransformSpec, decode: DecodeSpec, views: ViewSpec 
     }
     if views:
         one = replace(views, n=1)
-        gray, colour = (images.decode(base64.b64decode(jpeg), decode) for jpeg in (_JPEG_GRAY, _JPEG_COLOUR))
+        gray, colour = (decoding.decode(base64.b64decode(jpeg), decode) for jpeg in (_JPEG_GRAY, _JPEG_COLOUR))
         found |= {f"view {image.mode}": augment.views(image, transform, one, "0" * 64) for image in (gray, colour)}
     return digest_arrays(found)
 
@@ -62,7 +62,7 @@ def pixels_sha256(transform: TransformSpec, decode: DecodeSpec, views: ViewSpec 
 def _pixels(data: bytes, transform: TransformSpec, decode: DecodeSpec) -> Array:
     """What becomes of one image; where it is refused (16 bits, if 12 are stated), the word for why."""
     try:
-        return images.pixels(data, transform, decode)
+        return decoding.pixels(data, transform, decode)
     except ImageError as error:
         return np.frombuffer(error.code.encode("ascii"), dtype=np.uint8)
 

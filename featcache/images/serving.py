@@ -17,11 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from featcache import images
 from featcache.errors import ImageError
-from featcache.images import MAX_PIXELS, DecodeSpec, TransformSpec, augment, files, headers
+from featcache.identity import Json, digest_bytes, from_json
+from featcache.images import augment, decoding, files, headers
 from featcache.images.augment import ViewSpec
-from featcache.provenance import Json, digest_bytes, from_json
+from featcache.images.specs import MAX_PIXELS, DecodeSpec, TransformSpec
 
 Array = np.ndarray[Any, Any]
 
@@ -94,7 +94,7 @@ class _Work:
         if (n_bytes := files.size(path)) > headers.LARGE_BYTES:
             headers.read(path, self.decode.max_pixels).check_bytes()
         self.memory.allow(2 * n_bytes, 0)
-        return images.read(path, expected)
+        return files.read(path, expected)
 
     def allow_pixels(self, data: bytes) -> None:
         """Allows the memory that decoding and resizing need, by what the header says; where it cannot be read,
@@ -106,7 +106,7 @@ class _Work:
 
     def pixels(self, data: bytes, digest: str) -> Iterator[Array]:
         """For each transform (1 + K, h, w) or (1 + K, h, w, 3) uint8."""
-        decoded = images.decode_each(data, self.transforms, self.decode)
+        decoded = decoding.decode_each(data, self.transforms, self.decode)
         for transform, image in zip(self.transforms, decoded, strict=True):
             resized = transform.resize(image, self.decode.fast)
             clean = np.asarray(resized if self.is_whole else transform.crop(resized))[None]
@@ -149,7 +149,7 @@ def _header(path: Path, work: _Work) -> Json:
 def _look(path: Path, work: _Work) -> Json:
     data = work.read(path)
     work.allow_pixels(data)
-    return digest_bytes(data), asdict(images.look(data, work.decode))
+    return digest_bytes(data), asdict(decoding.look(data, work.decode))
 
 
 def _digest(path: Path, work: _Work) -> Json:

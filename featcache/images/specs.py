@@ -13,8 +13,8 @@ from PIL import Image
 
 from featcache.bounds import check_number
 from featcache.errors import ImageError
+from featcache.identity import Json
 from featcache.images import dicom
-from featcache.provenance import Json
 
 Array = np.ndarray[Any, Any]
 

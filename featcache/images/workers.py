@@ -26,10 +26,11 @@ import numpy as np
 
 from featcache.bounds import MOST_SECONDS, check_number
 from featcache.errors import ImageError, InputOutputError, UsageError
-from featcache.images import DecodeSpec, Look, TransformSpec
+from featcache.identity import Json
 from featcache.images.augment import ViewSpec
+from featcache.images.depths import Look
 from featcache.images.headers import Header
-from featcache.provenance import Json
+from featcache.images.specs import DecodeSpec, TransformSpec
 
 Array = np.ndarray[Any, Any]
 

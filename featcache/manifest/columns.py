@@ -12,8 +12,8 @@ from pathlib import Path
 
 from featcache.errors import UsageError
 from featcache.manifest.listing import IMAGE_SUFFIXES
-from featcache.manifest.tables import Table, lacking
-from featcache.missing import is_missing
+from featcache.tables.missing import is_missing
+from featcache.tables.table import Table, lacking_column
 
 PATH, IMAGE_ID, LABEL, GROUP, SPLIT = "path", "image_id", "label", "group", "split"
 _STANDARD = {"path_column": PATH, "id_column": IMAGE_ID, "label_column": LABEL, "group_column": GROUP,
@@ -98,7 +98,7 @@ def no_path(table: Table) -> str:
     of_images = [name for name in names if _share_of_images(table.columns[name]) > _SHARE]
     named_so = [name for name in names if _LIKE_PATH.fullmatch(name)]
     if not (likely := [*of_images, *named_so]):
-        return f"{lacking(PATH, names)} Name the one with the paths of the images as path_column."
+        return f"{lacking_column(PATH, names)} Name the one with the paths of the images as path_column."
     what = "has names of image files" if of_images else "may have the paths of the images"
     columns = f"no column named {PATH} (columns: {', '.join(names)})."
     return f"{columns} The column {likely[0]!r} {what}: give path_column={likely[0]!r}."

@@ -14,10 +14,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from featcache.errors import UsageError
-from featcache.manifest import Manifest, name_of, outside
+from featcache.manifest.datasets import Sourced, keyed_table
 from featcache.manifest.listing import COMPANION, IMAGE_SUFFIXES
-from featcache.manifest.sources import Sourced, keyed_table
-from featcache.manifest.tables import Table
+from featcache.manifest.manifest import Manifest, name_of, outside
+from featcache.tables.table import Table
 
 _UNKNOWN_FINDINGS = {"todo", "unknown"}
 _KEPT = ("finding", "view", "modality", "location", "license")

@@ -14,7 +14,7 @@ from typing import TypeVar
 from featcache.errors import ImageError
 from featcache.images import DecodeSpec, Look, headers
 from featcache.images.workers import Decoders
-from featcache.manifest import Manifest
+from featcache.manifest.manifest import Manifest
 
 T = TypeVar("T")
 

@@ -1,4 +1,4 @@
-"""How far each number of `metrics.evaluate` may be from that of all rows of its kind: 95 % intervals.
+"""How far each number of `scores.evaluate` may be from that of all rows of its kind: 95 % intervals.
 
 Nothing is drawn at random: each number has a standard error and a scale (see `estimates`), so that the same rows have
 the same interval, and 6,000 of them cost milliseconds. Rows that come in groups (images of one patient) are one
@@ -22,8 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from featcache import metrics
-from featcache.metrics import estimates
+from featcache.metrics import estimates, scores
 from featcache.metrics.estimates import Estimate
 
 Array = np.ndarray[Any, Any]
@@ -39,13 +38,13 @@ _SQUARES = 2.0  # the most that a Brier score of more than two classes can be
 def evaluate(
     labels: Array, logits: Array, positive: int, *, threshold: float | None = None, groups: Array | None = None
 ) -> Intervals:
-    """(low, high) of each of `metrics.SCALARS` that `metrics.evaluate` gives for these rows; it holds the number.
+    """(low, high) of each of `scores.SCALARS` that `scores.evaluate` gives for these rows; it holds the number.
 
     Args:
         labels: (n,) class indices; n may not be 0.
         logits: (n, c).
-        positive: as in `metrics.evaluate`.
-        threshold: as in `metrics.evaluate`; it is held fixed.
+        positive: as in `scores.evaluate`.
+        threshold: as in `scores.evaluate`; it is held fixed.
         groups: (n,) group numbers; None makes each row its own.
 
     Returns:
@@ -64,12 +63,12 @@ def evaluate_findings(
     thresholds: Sequence[float] | Array | None = None,
     groups: Array | None = None,
 ) -> Intervals:
-    """`evaluate` for the summary of `metrics.evaluate_findings`: a row is one witness with all its findings.
+    """`evaluate` for the summary of `scores.evaluate_findings`: a row is one witness with all its findings.
 
     Args:
         labels: (n, c) of 0.0, 1.0 and NaN for unknown.
         logits: (n, c) scores before independent sigmoids.
-        thresholds: (c,) as in `metrics.evaluate_findings`; they are held fixed.
+        thresholds: (c,) as in `scores.evaluate_findings`; they are held fixed.
         groups: as in `evaluate`.
     """
     return _ends(_of_findings(labels, logits, thresholds, *_numbered(len(labels), groups)))
@@ -90,8 +89,8 @@ def paired(
         labels: (n,) class indices; n may not be 0.
         before: (n, c) logits of one head.
         after: (n, c) logits of the other.
-        positive: as in `metrics.evaluate`.
-        thresholds: of the one and of the other, as in `metrics.evaluate`; they are held fixed.
+        positive: as in `scores.evaluate`.
+        thresholds: of the one and of the other, as in `scores.evaluate`; they are held fixed.
         groups: as in `evaluate`.
 
     Returns:
@@ -106,7 +105,7 @@ def paired(
 
 
 def paired_findings(labels: Array, before: Array, after: Array, *, groups: Array | None = None) -> Differences:
-    """`paired` for the summary of `metrics.evaluate_findings`, each finding called at 0.5: (n, c) labels of 0.0, 1.0
+    """`paired` for the summary of `scores.evaluate_findings`, each finding called at 0.5: (n, c) labels of 0.0, 1.0
     and NaN for unknown, and (n, c) scores before independent sigmoids."""
     of = _numbered(len(labels), groups)
     one, other = (_of_findings(labels, z, None, *of) for z in (before, after))
@@ -126,10 +125,10 @@ def unpaired(before: Mapping[str, Any], after: Mapping[str, Any]) -> Differences
         after: the same of other rows, of which none, and no group, is among the first.
 
     Returns:
-        (difference, low, high) of each of `metrics.SCALARS` that both have with an interval.
+        (difference, low, high) of each of `scores.SCALARS` that both have with an interval.
     """
     differences = {}
-    for name in metrics.SCALARS:
+    for name in scores.SCALARS:
         ends = [numbers.get("intervals", {}).get(name) for numbers in (before, after)]
         if None not in ends and before.get(name) is not None and after.get(name) is not None:
             a, b = float(before[name]), float(after[name])
@@ -145,17 +144,17 @@ def unpaired(before: Mapping[str, Any], after: Mapping[str, Any]) -> Differences
 def _of_classes(
     labels: Array, logits: Array, positive: int, threshold: float | None, group: Array, n_groups: int
 ) -> Estimates:
-    """Those of `metrics.evaluate`."""
+    """Those of `scores.evaluate`."""
     of, n_classes = (group, n_groups), logits.shape[1]
-    predicted = metrics.decisions(logits, positive, threshold)
-    confidence, came = metrics.confidences(labels, logits, positive)
+    predicted = scores.decisions(logits, positive, threshold)
+    confidence, came = scores.confidences(labels, logits, positive)
     other = _other_class(labels, logits)
     most = 1.0 if n_classes == 2 else _SQUARES
-    cost, if_wrong = (metrics.cross_entropies(truth, logits) for truth in (labels, other))
-    square, square_if_wrong = (metrics.squared_errors(truth, logits, positive) for truth in (labels, other))
+    cost, if_wrong = (scores.cross_entropies(truth, logits) for truth in (labels, other))
+    square, square_if_wrong = (scores.squared_errors(truth, logits, positive) for truth in (labels, other))
     per_class = [
-        _one_against_rest(labels == c, predicted == c, metrics.log_odds(logits, c), *of)
-        for c in metrics.counted(n_classes, positive)
+        _one_against_rest(labels == c, predicted == c, scores.log_odds(logits, c), *of)
+        for c in scores.counted(n_classes, positive)
     ]
     recalls = [_share_of(predicted == c, labels == c, *of) for c in np.unique(labels)]
     return {
@@ -165,7 +164,7 @@ def _of_classes(
         **_means(per_class, _OF_CLASS),
         "brier": estimates.mean_loss(square, square_if_wrong, *of, most),
         "ece": estimates.calibration_error(
-            came - confidence, confidence * (1 - confidence), metrics.bin_numbers(confidence), *of
+            came - confidence, confidence * (1 - confidence), scores.bin_numbers(confidence), *of
         ),
     }
 
@@ -173,20 +172,20 @@ def _of_classes(
 def _of_findings(
     labels: Array, logits: Array, thresholds: Sequence[float] | Array | None, group: Array, n_groups: int
 ) -> Estimates:
-    """Those of `metrics.evaluate_findings`: means over the findings, but for the loss, which is over known entries."""
+    """Those of `scores.evaluate_findings`: means over the findings, but for the loss, which is over known entries."""
     cuts = np.full(logits.shape[1], 0.5) if thresholds is None else np.asarray(thresholds, dtype=np.float64)
     known = ~np.isnan(labels)
     if not known.any():
         return {}
     findings = [
-        _of_classes(y[is_known].astype(np.int64), metrics.two_columns(z[is_known]), 1, cut, group[is_known], n_groups)
+        _of_classes(y[is_known].astype(np.int64), scores.two_columns(z[is_known]), 1, cut, group[is_known], n_groups)
         for y, z, is_known, cut in zip(labels.T, logits.T, known.T, cuts.tolist(), strict=True)
         if is_known.any()
     ]
     signed = np.where(labels == 1, -logits, logits)[known].astype(np.float64)
     rows = np.broadcast_to(group[:, None], labels.shape)[known]
     loss = estimates.mean_loss(np.logaddexp(0.0, signed), np.logaddexp(0.0, -signed), rows, n_groups)
-    return {"loss": loss, **_means(findings, [name for name in metrics.SCALARS if name != "loss"])}
+    return {"loss": loss, **_means(findings, [name for name in scores.SCALARS if name != "loss"])}
 
 
 def _one_against_rest(truth: Array, called: Array, scores: Array, group: Array, n_groups: int) -> Estimates:
@@ -231,7 +230,7 @@ def _numbered(n: int, groups: Array | None) -> tuple[Array, int]:
 
 
 def _ends(numbers: Estimates) -> Intervals:
-    return {name: (numbers[name].low, numbers[name].high) for name in metrics.SCALARS if name in numbers}
+    return {name: (numbers[name].low, numbers[name].high) for name in scores.SCALARS if name in numbers}
 
 
 def _differences(before: Estimates, after: Estimates, same: bool) -> Differences:

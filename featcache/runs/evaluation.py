@@ -16,11 +16,11 @@ import numpy as np
 
 from featcache import durable
 from featcache.errors import CorruptStore, StoreNotFound, UnknownFormat, UsageError, in_our_words
+from featcache.identity import Json, canonical_json, digest_bytes
 from featcache.names import printable
-from featcache.provenance import Json, canonical_json, digest_bytes
-from featcache.runs import Images, Run, Table, finite
-from featcache.runs.protocol import Protocol
+from featcache.runs.run import Images, Run, Table, finite
 from featcache.runs.subsets import EXTERNAL
+from featcache.splits.protocol import Protocol
 
 FORMAT, VERSION = "featcache.evaluation", 1
 RECORD = "evaluation.json"

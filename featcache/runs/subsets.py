@@ -14,9 +14,9 @@ import numpy as np
 from featcache import durable, splits
 from featcache.errors import CorruptStore
 from featcache.names import printable
-from featcache.runs import Run
-from featcache.runs.protocol import Protocol
-from featcache.runs.task import Task
+from featcache.runs.run import Run
+from featcache.splits.protocol import Protocol
+from featcache.splits.task import Task
 
 Array = np.ndarray[Any, Any]
 

@@ -10,7 +10,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
-from featcache.missing import doubtful
+from featcache.tables.missing import doubtful
 
 Counts = Mapping[str, int]
 

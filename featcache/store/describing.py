@@ -4,8 +4,8 @@ from collections import Counter
 from pathlib import Path
 
 from featcache.errors import CorruptStore
-from featcache.provenance import Json, digest_json
-from featcache.store.reading import Store
+from featcache.identity import Json, digest_json
+from featcache.store.reader import Store
 from featcache.store.variety import Variety
 
 _LOOKED_AT = 4096  # rows, whose vectors are read

@@ -14,7 +14,7 @@ from typing import Any
 import h5py
 
 from featcache.errors import InputsChanged, UsageError
-from featcache.provenance import Json
+from featcache.identity import Json
 from featcache.store.schema import Array, get_text, texts
 from featcache.store.validation import STORE, Kind, check, open_file, reading
 

@@ -31,8 +31,8 @@ from featcache.errors import (
     UsageError,
     in_our_words,
 )
-from featcache.provenance import Json, canonical_json, digest_bytes
-from featcache.store.reading import Store, differences
+from featcache.identity import Json, canonical_json, digest_bytes
+from featcache.store.reader import Store, differences
 from featcache.store.schema import (
     EMBEDDED,
     FAILED,

@@ -11,7 +11,7 @@ from typing import Any
 import h5py
 import numpy as np
 
-from featcache.provenance import ArrayDigest
+from featcache.identity import ArrayDigest
 
 Array = np.ndarray[Any, Any]
 

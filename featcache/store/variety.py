@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from featcache.provenance import Json
-from featcache.store.reading import Store
+from featcache.identity import Json
+from featcache.store.reader import Store
 from featcache.store.schema import Array
 
 # Root mean square distance from the mean vector, relative to the root mean square length. Measured on 48 chest X-rays:

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 
 from featcache.errors import CorruptStore
-from featcache.provenance import ArrayDigest
-from featcache.store.reading import Store
+from featcache.identity import ArrayDigest
+from featcache.store.reader import Store
 from featcache.store.schema import SHA256, Array
 
 _MAX_SHOWN = 20

@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 
 from featcache.errors import UsageError
-from featcache.heads import HeadSpec, vectors
-from featcache.runs.task import Task
+from featcache.heads import HeadSpec, features
 from featcache.splits import Fold
+from featcache.splits.task import Task
 from featcache.store import Store
 from featcache.training.selection import Bench, check_finite, numbers, out_of_fold, spread
 
@@ -96,7 +96,7 @@ def identity_of(path: Path, task: Task, specs: Sequence[HeadSpec] = (), average_
             raise UsageError(
                 f"{path} has not all images of this store: {len(lacking):,} lack, the first is {lacking[0]}."
             )
-        vectors.check(store, specs, average_views)
+        features.check(store, specs, average_views)
         return store.identity_sha256
 
 
@@ -115,7 +115,7 @@ def other_store(path: Path, bench: Bench, spec: HeadSpec, final: Fold, device: s
     with Store.open(path) as store:
         row_of = {name: i for i, name in enumerate(store.image_ids)}
         order = [row_of[name] for name in task.image_ids]
-        x = {tap: x[order] for tap, x in vectors.load(store, [spec], bench.average_views, device).items()}
+        x = {tap: x[order] for tap, x in features.load(store, [spec], bench.average_views, device).items()}
         about = {"store": path.name, "backbone": store.identity.get("backbone", {}), "weights": store.weights_source}
     bench = replace(bench, x=x)
     if len(final.held):

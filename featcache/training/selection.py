@@ -13,16 +13,16 @@ import torch
 from featcache import metrics
 from featcache.errors import UsageError
 from featcache.heads import HeadSpec
-from featcache.heads.fits import Fit, Fitted, Pool
-from featcache.heads.fitting import fit_all
+from featcache.heads.features import clean, scored, tap_of
+from featcache.heads.jobs import Fit, Fitted, Pool
 from featcache.heads.objective import Targets
 from featcache.heads.solvers import solve_all
 from featcache.heads.stacks import feature_scale
-from featcache.heads.vectors import clean, scored, tap_of
+from featcache.heads.training import fit_all
 from featcache.metrics import intervals
-from featcache.runs.protocol import Protocol, watch_rows
-from featcache.runs.task import Task
 from featcache.splits import Fold
+from featcache.splits.protocol import Protocol, watch_rows
+from featcache.splits.task import Task
 
 Array = np.ndarray[Any, Any]
 Numbers = dict[str, Any]

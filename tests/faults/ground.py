@@ -27,8 +27,8 @@ from typing import Any
 import torch
 
 from featcache import backbones
-from featcache.embed import embed
-from featcache.embed.network import Network
+from featcache.embedding import embed
+from featcache.embedding.network import Network
 from featcache.errors import FeatcacheError
 from featcache.images import serving, workers
 from featcache.manifest import Manifest

@@ -94,7 +94,7 @@ class Running:
             os.dup2(output, 1)
             os.dup2(output, 2)
             sys.argv = ["featcache", *arguments]
-            from featcache.cli import main
+            from featcache.cli.main import main
 
             main()
             code = 0

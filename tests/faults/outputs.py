@@ -19,8 +19,9 @@ from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
-from featcache import durable, report
+from featcache import durable
 from featcache.errors import FeatcacheError, StoreLocked
+from featcache.reporting.report import report
 from tests.faults.ground import Figures, draw_images, put, run_pass, timed
 from tests.faults.tap import CHANGES, Call, Tap
 from tests.trials.outputs import WRITERS, Material, in_a_process, make_material
@@ -273,7 +274,7 @@ def _plain(material: Material, kind: str, work: Path) -> Callable[[int, Path], o
 
 def _audit(material: Material, kind: str, work: Path) -> Callable[[int, Path], object]:
     """Two audits that were made before."""
-    from featcache.audit import audit
+    from featcache.auditing.audit import audit
 
     with material.store as store:
         made = [audit(store, near=near, ignore=["study"]) for near in (0.95, 0.5)]

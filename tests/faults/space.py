@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from featcache import embed as module
+from featcache.embedding import run as module
 from featcache.errors import NoSpace
 from tests.faults.ground import STORE, Figures, Ran, Scene, Tell, put, run_pass, scenes, timed, tree
 

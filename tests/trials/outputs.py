@@ -12,22 +12,22 @@ from typing import Any
 import numpy as np
 
 from featcache import durable
-from featcache.audit import audit
-from featcache.embed import embed
+from featcache.auditing.audit import audit
+from featcache.embedding import embed
 from featcache.errors import FeatcacheError
-from featcache.export import Where, export
 from featcache.fusion.spec import FusionSpec
-from featcache.fusion.writing import export_studies
+from featcache.fusion.writer import export_studies
 from featcache.heads import HeadSpec
 from featcache.manifest import Manifest
-from featcache.predict import predict
-from featcache.predict.bundle import bundle
-from featcache.predict.predictor import load_run
-from featcache.report import report
+from featcache.prediction import predict
+from featcache.prediction.bundle import bundle
+from featcache.prediction.predictor import load_run
+from featcache.reporting.report import report
 from featcache.request import BackboneSpec
 from featcache.runs import Run
 from featcache.store import Store
-from featcache.training import train_head
+from featcache.store.export import Where, export
+from featcache.training.train_head import train_head
 from tests.conftest import draw
 
 SPEC = BackboneSpec("test_resnet", "random:0", input_size=32)

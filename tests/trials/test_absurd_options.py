@@ -11,16 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featcache.finetune.telling import Machine
+from featcache.finetune.callbacks import Machine
 from featcache.fusion.spec import FusionSpec
 from featcache.heads import KINDS, HeadSpec
 from featcache.images import DecodeSpec, TransformSpec
 from featcache.images.augment import ViewSpec
 from featcache.recipe import AugmentSpec, Recipe, Stage
 from featcache.request import BackboneSpec
-from featcache.runs.protocol import SplitSpec
-from featcache.runs.task import TargetSpec
-from featcache.training import ReportSpec
+from featcache.splits.protocol import SplitSpec
+from featcache.splits.task import TargetSpec
+from featcache.training.train_head import ReportSpec
 from tests.conftest import draw
 from tests.test_cli import RANDOM, featcache
 

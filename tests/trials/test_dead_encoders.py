@@ -14,14 +14,14 @@ import safetensors.torch
 import torch
 from PIL import Image, PngImagePlugin
 
-from featcache.audit import audit
-from featcache.embed import embed
+from featcache.auditing.audit import audit
+from featcache.embedding import embed
 from featcache.heads import HeadSpec
 from featcache.manifest import Manifest
 from featcache.request import BackboneSpec
-from featcache.runs.protocol import SplitSpec
+from featcache.splits.protocol import SplitSpec
 from featcache.store import Store, Variety, describe
-from featcache.training import train_head
+from featcache.training.train_head import train_head
 from tests.conftest import NET, SMALL, draw, make_store, two_clouds
 from tests.test_cli import featcache
 

@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from featcache.embed import embed
+from featcache.embedding import embed
 from featcache.errors import InputsChanged, StoreLocked, UsageError
-from featcache.export import export
+from featcache.identity import Json
 from featcache.manifest import Manifest
-from featcache.provenance import Json
 from featcache.runs import Run
 from featcache.store import Store
+from featcache.store.export import export
 from tests.conftest import draw
 from tests.trials.outputs import SPEC, Material, held_elsewhere, save_again
 

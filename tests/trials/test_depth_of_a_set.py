@@ -8,19 +8,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from featcache.embed import embed
-from featcache.embed.depth import settle_depth
+from featcache.embedding import embed
+from featcache.embedding.depth import settle_depth
 from featcache.errors import IdentityMismatch
 from featcache.heads import HeadSpec
 from featcache.images import DecodeSpec
 from featcache.manifest import Manifest
-from featcache.manifest.checking import check
+from featcache.manifest.check import check
 from featcache.manifest.survey import needed, spread
-from featcache.predict.predictor import load_run
+from featcache.prediction.predictor import load_run
 from featcache.request import BackboneSpec
-from featcache.runs.protocol import SplitSpec
+from featcache.splits.protocol import SplitSpec
 from featcache.store import Store
-from featcache.training import train_head
+from featcache.training.train_head import train_head
 from tests.conftest import SMALL, draw
 from tests.encoders import dicom, tiff
 from tests.test_cli import RANDOM, featcache

@@ -16,10 +16,11 @@ import numpy as np
 import pytest
 
 from featcache.errors import UsageError
-from featcache.evaluate import Evaluation, evaluate
-from featcache.evaluate.selection import CHOSEN_BY, TRAINED_ON
-from featcache.predict.bundle import bundle
+from featcache.evaluation.evaluate import evaluate
+from featcache.evaluation.selection import CHOSEN_BY, TRAINED_ON
+from featcache.prediction.bundle import bundle
 from featcache.runs import Run
+from featcache.runs.evaluation import Evaluation
 from tests.conftest import draw
 from tests.test_cli import Done, featcache
 

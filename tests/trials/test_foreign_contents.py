@@ -14,10 +14,10 @@ import h5py
 import numpy as np
 import pytest
 
-from featcache.embed import embed
+from featcache.embedding import embed
 from featcache.errors import FeatcacheError
+from featcache.identity import digest_bytes
 from featcache.manifest import Manifest
-from featcache.provenance import digest_bytes
 from featcache.store import Part, read_part, status, verify
 from featcache.store.parts import _part_bytes
 from tests.conftest import draw

@@ -11,15 +11,15 @@ import safetensors.torch
 import torch
 
 from featcache import finetune
+from featcache.finetune.callbacks import Machine, Telling
 from featcache.finetune.checkpoints import Checkpoints
-from featcache.finetune.telling import Machine, Telling
 from featcache.heads import HeadSpec
+from featcache.identity import digest_bytes
 from featcache.manifest import Manifest
-from featcache.provenance import digest_bytes
 from featcache.recipe import Recipe, Stage
 from featcache.request import BackboneSpec
 from featcache.runs import Run
-from featcache.runs.protocol import SplitSpec
+from featcache.splits.protocol import SplitSpec
 from tests.conftest import NET, draw_shadows
 
 RECIPE = Recipe(stages=(Stage("last-block", 2),), backbone_lr=0.001)

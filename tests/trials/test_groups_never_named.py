@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from featcache.embed import embed
+from featcache.embedding import embed
 from featcache.manifest import Manifest
-from featcache.manifest.checking import check
+from featcache.manifest.check import check
 from featcache.request import BackboneSpec
-from featcache.runs.protocol import SplitSpec, divide
-from featcache.runs.task import Task
 from featcache.splits import unnamed_groups
+from featcache.splits.protocol import SplitSpec, divide
+from featcache.splits.task import Task
 from featcache.store import Store
 from tests.conftest import SMALL, draw, make_store, two_clouds
 from tests.test_cli import featcache

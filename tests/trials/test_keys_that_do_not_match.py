@@ -9,10 +9,10 @@ import pytest
 
 from featcache.errors import UsageError
 from featcache.fusion.spec import FusionSpec
-from featcache.fusion.writing import export_studies
-from featcache.manifest import joining
-from featcache.runs.task import TargetSpec, Task
+from featcache.fusion.writer import export_studies
+from featcache.splits.task import TargetSpec, Task
 from featcache.store import Store
+from featcache.tables import joining
 from tests.conftest import make_store
 
 N = 12

@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from featcache.audit import audit
+from featcache.auditing.audit import audit
 from featcache.errors import UsageError
 from featcache.manifest import Manifest
-from featcache.manifest.checking import check
-from featcache.runs.task import TargetSpec, Task
+from featcache.manifest.check import check
 from featcache.splits import class_names
+from featcache.splits.task import TargetSpec, Task
 from featcache.store import Store
 from tests.conftest import draw, make_store
 

@@ -20,7 +20,7 @@ from featcache.backbones import load
 from featcache.errors import CorruptStore, UsageError
 from featcache.heads import HeadSpec
 from featcache.heads.modules import head_module
-from featcache.predict.predictor import load_run
+from featcache.prediction.predictor import load_run
 from featcache.request import BackboneSpec
 from tests.conftest import SMALL
 

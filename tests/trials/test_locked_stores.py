@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from featcache.embed import embed_all
+from featcache.embedding import embed_all
 from featcache.errors import StoreLocked
 from featcache.manifest import Manifest
 from featcache.request import BackboneSpec
@@ -19,7 +19,7 @@ from tests.conftest import SMALL
 
 CODE = (
     "import sys\n"
-    "from featcache.cli import main\n"
+    "from featcache.cli.main import main\n"
     "sys.argv[0] = 'featcache'\n"
     "try:\n"
     "    main()\n"

@@ -4,12 +4,12 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from featcache.cli.showing import tell_notes
-from featcache.embed import embed
+from featcache.cli.render import tell_notes
+from featcache.embedding import embed
 from featcache.manifest import Manifest
-from featcache.manifest.checking import check
-from featcache.predict import predict
-from featcache.predict.predictor import load_run
+from featcache.manifest.check import check
+from featcache.prediction import predict
+from featcache.prediction.predictor import load_run
 from featcache.request import BackboneSpec
 from tests.conftest import SMALL, draw_classes
 from tests.test_cli import RANDOM, featcache

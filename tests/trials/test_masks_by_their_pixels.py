@@ -9,7 +9,7 @@ from PIL import Image
 
 from featcache.images import look
 from featcache.manifest import Manifest
-from featcache.manifest.checking import check
+from featcache.manifest.check import check
 from tests.conftest import draw
 
 

@@ -7,18 +7,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from featcache.audit import audit
+from featcache.auditing.audit import audit
 from featcache.errors import UsageError
 from featcache.fusion import Studies
 from featcache.fusion.spec import FusionSpec
-from featcache.fusion.writing import export_studies
+from featcache.fusion.writer import export_studies
 from featcache.manifest import Manifest
 from featcache.manifest.covid import covid
-from featcache.missing import is_missing
-from featcache.runs.protocol import SplitSpec
-from featcache.runs.task import TargetSpec, Task
+from featcache.splits.protocol import SplitSpec
+from featcache.splits.task import TargetSpec, Task
 from featcache.store import Store
-from featcache.training import train_head
+from featcache.tables.missing import is_missing
+from featcache.training.train_head import train_head
 from tests.conftest import make_store, two_clouds
 
 N = 40

@@ -10,16 +10,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from featcache.embed import embed
+from featcache.embedding import embed
 from featcache.heads import HeadSpec
 from featcache.images import DecodeSpec, TransformSpec, decode
 from featcache.manifest import Manifest
-from featcache.predict.portable import onnx_model, preprocessing
-from featcache.predict.predictor import load_run
+from featcache.prediction.onnx_export import onnx_model, preprocessing
+from featcache.prediction.predictor import load_run
 from featcache.request import BackboneSpec
-from featcache.runs.protocol import SplitSpec
+from featcache.splits.protocol import SplitSpec
 from featcache.store import Store
-from featcache.training import train_head
+from featcache.training.train_head import train_head
 from tests.conftest import SMALL, draw, draw_classes
 
 DOCS = Path(__file__).parents[2] / "docs" / "onnx.md"

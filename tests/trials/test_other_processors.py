@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from featcache.embed import embed, kernels
+from featcache.embedding import embed, kernels
 from featcache.errors import IdentityMismatch
 from featcache.manifest import Manifest
 from featcache.request import BackboneSpec

@@ -9,19 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from featcache.audit import audit
-from featcache.embed import embed
-from featcache.evaluate import evaluate
+from featcache.auditing.audit import audit
+from featcache.embedding import embed
+from featcache.evaluation.evaluate import evaluate
 from featcache.manifest import Manifest
 from featcache.manifest.listing import OWN
-from featcache.predict import predict
-from featcache.predict.bundle import bundle
-from featcache.predict.predictor import load_run
-from featcache.report import report
+from featcache.prediction import predict
+from featcache.prediction.bundle import bundle
+from featcache.prediction.predictor import load_run
+from featcache.reporting.report import report
 from featcache.request import BackboneSpec
 from featcache.runs import RUN_FILES, Run
 from featcache.store import Store
-from featcache.training import train_head
+from featcache.training.train_head import train_head
 from tests.conftest import SMALL, draw, draw_classes
 
 

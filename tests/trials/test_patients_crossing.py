@@ -8,10 +8,10 @@ import pytest
 
 from featcache.errors import UsageError
 from featcache.heads import HeadSpec
-from featcache.runs.protocol import Protocol, SplitSpec, divide
-from featcache.runs.task import Task
+from featcache.splits.protocol import Protocol, SplitSpec, divide
+from featcache.splits.task import Task
 from featcache.store import Store
-from featcache.training import train_head
+from featcache.training.train_head import train_head
 from tests.conftest import make_store, two_clouds
 
 N = 120

@@ -6,16 +6,16 @@ from pathlib import Path
 
 import pytest
 
-from featcache.finetune import train as train_network
-from featcache.finetune.telling import Machine, Telling
+from featcache.finetune.callbacks import Machine, Telling
+from featcache.finetune.fine_tune import train as train_network
 from featcache.heads import HeadSpec
 from featcache.manifest import Manifest
 from featcache.recipe import Recipe, Stage
 from featcache.request import BackboneSpec
-from featcache.runs.task import TargetSpec, Task
 from featcache.splits.class_names import positive_class
+from featcache.splits.task import TargetSpec, Task
 from featcache.store import Store
-from featcache.training import train_head
+from featcache.training.train_head import train_head
 from tests.conftest import SMALL, draw, make_store, two_clouds
 from tests.test_cli import featcache
 

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from featcache.embed import embed
+from featcache.embedding import embed
 from featcache.errors import UsageError
 from featcache.heads import HeadSpec
 from featcache.manifest import Manifest
-from featcache.predict.predictor import Predictor, load_run
+from featcache.prediction.predictor import Predictor, load_run
 from featcache.request import BackboneSpec
-from featcache.runs.protocol import SplitSpec
+from featcache.splits.protocol import SplitSpec
 from featcache.store import Store
-from featcache.training import train_head
+from featcache.training.train_head import train_head
 from tests.conftest import SMALL, draw, draw_classes
 
 

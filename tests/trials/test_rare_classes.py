@@ -9,12 +9,12 @@ import pytest
 
 from featcache.errors import UsageError
 from featcache.heads import HeadSpec
-from featcache.predict.predictor import load_run
+from featcache.prediction.predictor import load_run
 from featcache.runs import Run
-from featcache.runs.protocol import SplitSpec, divide
-from featcache.runs.task import TargetSpec, Task
+from featcache.splits.protocol import SplitSpec, divide
+from featcache.splits.task import TargetSpec, Task
 from featcache.store import Store, Where
-from featcache.training import train_head
+from featcache.training.train_head import train_head
 from tests.conftest import make_store, two_clouds
 from tests.test_cli import featcache
 

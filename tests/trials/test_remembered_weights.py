@@ -10,20 +10,20 @@ from pathlib import Path
 
 import pytest
 
-from featcache.embed import embed
+from featcache.embedding import embed
 from featcache.errors import IdentityMismatch, UsageError
-from featcache.finetune import fine_tune
+from featcache.finetune.fine_tune import fine_tune
 from featcache.heads import HeadSpec
 from featcache.manifest import Manifest
-from featcache.predict import origin
-from featcache.predict.bundle import bundle
-from featcache.predict.predictor import load_run
+from featcache.prediction import run_backbone
+from featcache.prediction.bundle import bundle
+from featcache.prediction.predictor import load_run
 from featcache.recipe import Recipe, Stage
 from featcache.request import BackboneSpec
 from featcache.runs import Run
-from featcache.runs.protocol import SplitSpec
+from featcache.splits.protocol import SplitSpec
 from featcache.store import Store
-from featcache.training import train_head
+from featcache.training.train_head import train_head
 from tests.conftest import NET, save_others
 from tests.test_cli import featcache
 
@@ -63,7 +63,7 @@ def test_predictions_bundles_and_exports_find_the_weights_by_themselves(project:
     done = featcache("predict", project / "run", project / "images" / "test", "-o", "p.csv", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert bundle(Run.open(project / "run"), tmp_path / "m.fcb.zip").has_backbone
-    backbone, _ = origin.backbone_of(Run.open(project / "run"), None, "cpu")
+    backbone, _ = run_backbone.backbone_of(Run.open(project / "run"), None, "cpu")
     assert backbone.weights_file == project / "net.safetensors"
 
 
@@ -86,7 +86,7 @@ def test_a_file_that_moved_along_is_found(
     (tmp_path / "here").mkdir()
     (tmp_path / "net.safetensors").rename(to / "net.safetensors")
     monkeypatch.chdir(tmp_path / "here")
-    backbone, _ = origin.backbone_of(Run.open(moved), None, "cpu")
+    backbone, _ = run_backbone.backbone_of(Run.open(moved), None, "cpu")
     assert backbone.weights_file == to / "net.safetensors"
 
 

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from featcache.audit import audit
-from featcache.audit.audited import Audit
-from featcache.audit.shortcuts import TOGETHER, Shortcut, in_store, worth_saying
-from featcache.embed import embed
+from featcache.auditing.audit import audit
+from featcache.auditing.results import Audit
+from featcache.auditing.shortcuts import TOGETHER, Shortcut, in_store, worth_saying
+from featcache.embedding import embed
 from featcache.heads import HeadSpec
 from featcache.manifest import Manifest
 from featcache.request import BackboneSpec
-from featcache.runs.task import TargetSpec
+from featcache.splits.task import TargetSpec
 from featcache.store import Store
-from featcache.training import train_head
+from featcache.training.train_head import train_head
 from tests.conftest import KERMANY_GROUPS, SMALL, make_store, shared
 
 CLASSES = ("covid", "normal", "viral")

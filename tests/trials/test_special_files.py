@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from featcache import durable
-from featcache.embed import embed
+from featcache.embedding import embed
 from featcache.errors import FeatcacheError, UsageError
 from featcache.finetune.checkpoints import Checkpoints
+from featcache.identity import digest_bytes
 from featcache.manifest import Manifest
-from featcache.provenance import digest_bytes
 from featcache.runs import Run
 from featcache.store import Store, status
 from tests.conftest import draw

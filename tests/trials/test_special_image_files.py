@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from featcache.embed import embed
+from featcache.embedding import embed
 from featcache.images import headers
 from featcache.manifest import Manifest
-from featcache.manifest.checking import check
+from featcache.manifest.check import check
 from featcache.request import BackboneSpec
 from tests.conftest import SMALL, draw
 

@@ -14,10 +14,12 @@ import pytest
 from featcache.errors import UsageError
 from featcache.fusion import Studies
 from featcache.fusion.spec import FusionSpec
-from featcache.fusion.writing import export_studies
-from featcache.manifest import Manifest, formats, tables
-from featcache.runs.task import TargetSpec, Task
+from featcache.fusion.writer import export_studies
+from featcache.manifest import Manifest
+from featcache.splits.task import TargetSpec, Task
 from featcache.store import Store
+from featcache.tables import formats
+from featcache.tables.table import read_table
 from tests.conftest import make_store, two_clouds
 from tests.test_cli import featcache
 
@@ -94,7 +96,7 @@ def test_a_cell_of_several_lines_stays_one_in_every_delimiter(tmp_path: Path) ->
     for delimiter in formats.DELIMITERS:
         rows = [["study", "findings"], ["1", f"Clear.\nNo effusion{delimiter} no mass."], ["2", 'He said ""no"".']]
         (tmp_path / "r.csv").write_text(written(rows, delimiter).replace("He", '"He').replace('no"".', 'no""."'))
-        table = tables.read(tmp_path / "r.csv", ("study",))
+        table = read_table(tmp_path / "r.csv", ("study",))
         assert table.columns["findings"] == [rows[1][1], 'He said "no".']
         assert table.lines == [2, 4]
 
@@ -154,7 +156,7 @@ def test_a_workbook_without_openpyxl_names_the_extra(tmp_path: Path, monkeypatch
         archive.writestr("xl/workbook.xml", "<workbook/>")
     monkeypatch.setitem(sys.modules, "openpyxl", None)  # as where it is not installed
     with pytest.raises(UsageError, match=r"is an Excel workbook: reading one needs pip install 'featcache\[excel\]'"):
-        tables.read(tmp_path / "t.xlsx")
+        read_table(tmp_path / "t.xlsx")
 
 
 def test_a_damaged_workbook_is_one_sentence(tmp_path: Path) -> None:
@@ -162,7 +164,7 @@ def test_a_damaged_workbook_is_one_sentence(tmp_path: Path) -> None:
     with zipfile.ZipFile(tmp_path / "t.xlsx", "w") as archive:
         archive.writestr("xl/workbook.xml", "<workbook/>")
     with pytest.raises(UsageError, match="is a damaged Excel workbook"):
-        tables.read(tmp_path / "t.xlsx")
+        read_table(tmp_path / "t.xlsx")
 
 
 # --- what is no table -------------------------------------------------------------------------------------------------
@@ -225,9 +227,9 @@ def test_a_table_that_may_not_be_read_is_a_matter_of_permission(tmp_path: Path) 
     tmp_path.chmod(0o755)
     code = (
         "import os, sys\nfrom pathlib import Path\n"
-        "from featcache import errors\nfrom featcache.manifest import tables\n"
+        "from featcache import errors\nfrom featcache.tables.table import read_table\n"
         "os.seteuid(65534)\nfor name in sys.argv[1:]:\n"
-        "    try: tables.read(Path(name))\n    except errors.AccessDenied as error: print(error.exit_code)\n"
+        "    try: read_table(Path(name))\n    except errors.AccessDenied as error: print(error.exit_code)\n"
     )
     paths = [f"/proc/self/cwd/{name}" for name in ("file.csv", "locked/inside.csv")]
     done = subprocess.run([sys.executable, "-c", code, *paths], cwd=tmp_path, capture_output=True, text=True)
@@ -242,7 +244,7 @@ def test_what_gzip_unpacks_to_is_limited(tmp_path: Path, monkeypatch: pytest.Mon
     with zipfile.ZipFile(tmp_path / "t.xlsx", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("xl/workbook.xml", b" " * (1 << 21))
     with pytest.raises(UsageError, match="has more than 1 MB, unpacked"):
-        tables.read(tmp_path / "t.xlsx")
+        read_table(tmp_path / "t.xlsx")
 
 
 # --- keys -------------------------------------------------------------------------------------------------------------

@@ -15,13 +15,13 @@ from sklearn.manifold import TSNE
 from sklearn.neighbors import NearestNeighbors
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from featcache.audit import confounds, suspects
+from featcache.auditing import confounds, suspects
 from featcache.heads import HeadSpec
-from featcache.heads.fits import Fit, Pool
+from featcache.heads.jobs import Fit, Pool
 from featcache.heads.objective import Targets
 from featcache.heads.solvers import solve_all
-from featcache.report import mapping
-from featcache.splits.duplicates import near_pairs
+from featcache.reporting import projection
+from featcache.splits.near_duplicates import near_pairs
 from featcache.threads import one_thread
 from tests.conftest import two_clouds
 
@@ -54,7 +54,7 @@ def solve(kind: str) -> Callable[[np.ndarray], object]:
         (solve("knn"), NearestNeighbors, "kneighbors"),
         (suspects.outliers, NearestNeighbors, "kneighbors"),
         (confounds.components, PCA, "fit"),
-        (lambda x: mapping.project(x, umap=False), TSNE, "fit_transform"),
+        (lambda x: projection.project(x, umap=False), TSNE, "fit_transform"),
     ],
 )
 def test_one_thread_works_and_two_are_there_again(

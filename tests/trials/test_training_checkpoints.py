@@ -21,14 +21,14 @@ import torch
 from torch import Tensor, nn
 
 from featcache.backbones import load
-from featcache.embed import embed
+from featcache.embedding import embed
 from featcache.errors import UntrustedFile, UsageError
 from featcache.heads import HeadSpec
 from featcache.manifest import Manifest
 from featcache.request import BackboneSpec
-from featcache.runs.protocol import SplitSpec
+from featcache.splits.protocol import SplitSpec
 from featcache.store import Store
-from featcache.training import train_head
+from featcache.training.train_head import train_head
 from tests.conftest import SMALL
 
 State = dict[str, Tensor]

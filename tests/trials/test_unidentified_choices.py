@@ -11,16 +11,16 @@ import pytest
 from PIL import Image
 
 from featcache import metrics
-from featcache.embed import embed
+from featcache.embedding import embed
 from featcache.heads import HeadSpec
 from featcache.manifest import Manifest
 from featcache.metrics.calibration import COLDEST, HOTTEST, Choice, OperatingRule, parse_rule, temperature
-from featcache.predict.predictions import Model
+from featcache.prediction.predictions import Model
 from featcache.request import BackboneSpec
 from featcache.runs import Run
-from featcache.runs.protocol import SplitSpec
+from featcache.splits.protocol import SplitSpec
 from featcache.store import Store
-from featcache.training import ReportSpec, train_head
+from featcache.training.train_head import ReportSpec, train_head
 from tests.conftest import SMALL, draw
 
 Array = np.ndarray[Any, Any]
@@ -163,7 +163,7 @@ def test_what_it_predicts_has_no_calibrated_columns(separated_run: Run) -> None:
 
 
 def test_its_report_copes(separated_run: Run, tmp_path: Path) -> None:
-    from featcache.report import report
+    from featcache.reporting.report import report
 
     report([separated_run.path], tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text("utf-8")

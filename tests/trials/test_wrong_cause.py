@@ -13,10 +13,10 @@ import pytest
 from featcache import errors
 from featcache.durable import write_bytes
 from featcache.errors import AccessDenied, CorruptStore, InputOutputError, NoSpace, UsageError, from_os_error
-from featcache.predict.portable import onnx_model
+from featcache.prediction.onnx_export import onnx_model
 from featcache.runs import Run
-from featcache.runs.protocol import SplitSpec, divide
-from featcache.runs.task import Task
+from featcache.splits.protocol import SplitSpec, divide
+from featcache.splits.task import Task
 from featcache.store import Store
 from featcache.store.validation import reading
 from tests.conftest import make_store, two_clouds

@@ -1,0 +1,236 @@
+"""The commands before a pass: `manifest`, which makes a CSV of a known collection, and `check`, which looks at images.
+
+Neither decodes nor computes anything: lists, names and headers become counts, and what would make a score too good is
+said while it costs nothing.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from featcache.cli.options import (
+    AllowOutside,
+    ClassColumn,
+    GroupColumn,
+    IdColumn,
+    Json,
+    PathColumn,
+    SplitColumn,
+    spec_of,
+)
+from featcache.cli.progress import interruptible, progress
+from featcache.cli.render import UNGROUPED, answer, console, escaped, plain_table, print_notes, told_of
+from featcache.errors import EXIT_SOME_FAILED
+
+_SHOWN = 5
+_MOST = 40  # lines of a table, and values of a column
+
+manifest_app = typer.Typer(
+    help="Make a CSV that embed reads of a known collection.", no_args_is_help=True, add_completion=False
+)
+
+_Output = Annotated[Path, typer.Option("--output", "-o", help="The CSV to write.")]
+_Images = Annotated[Path | None, typer.Option(help="The folder of the images, at any depth.")]
+
+
+@manifest_app.command("iu-xray")
+def iu_xray_command(
+    reports: Annotated[Path, typer.Argument(help="indiana_reports.csv")],
+    projections: Annotated[Path, typer.Argument(help="indiana_projections.csv")],
+    output: _Output,
+    images: _Images = None,
+    label: Annotated[str, typer.Option(help="problems: normal or abnormal. Or a finding: yes or no.")] = "problems",
+    as_json: Json = False,
+) -> None:
+    """Indiana University: a row per projection, with the texts of its report; groups are studies."""
+    from featcache.manifest.datasets import iu_xray
+
+    found = iu_xray(reports, projections, images, label=label)
+    _write(found, output, as_json, reports, projections)
+    if images is None:
+        console(True).print(
+            "No image was looked for: give --images to leave out what is not there.", highlight=False, soft_wrap=True
+        )
+
+
+@manifest_app.command("kermany")
+def kermany_command(
+    folder: Annotated[Path, typer.Argument(help="The folder with train and test in it.")],
+    output: _Output,
+    as_json: Json = False,
+) -> None:
+    """Kermany et al. 2018, pneumonia of children; groups are patients, kind is bacteria, virus or normal."""
+    from featcache.manifest.datasets import kermany
+
+    found = kermany(folder)
+    _write(found, output, as_json)
+
+
+@manifest_app.command("covid")
+def covid_command(
+    source: Annotated[Path, typer.Argument(help="A folder of class folders, or metadata.csv.")],
+    output: _Output,
+    images: Annotated[Path | None, typer.Option(help="Where the CSV's folders are.", show_default="its own")] = None,
+    classes: Annotated[
+        list[str] | None, typer.Option("--class", help="A part of findings. Repeat it, the special ones first.")
+    ] = None,
+    other: Annotated[str, typer.Option(help="Label of findings that have none of --class.")] = "",
+    modality: Annotated[str, typer.Option(help="Rows of others are left away; '' keeps all.")] = "X-ray",
+    group_pattern: Annotated[
+        str | None, typer.Option(help="Of a folder: REGEX whose captured part is the patient.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """COVID-19 collections: class folders, or the metadata.csv of ieee8023/covid-chestxray-dataset."""
+    from featcache.manifest.covid import covid
+
+    given: dict[str, Any] = {"classes": classes or (), "other": other, "modality": modality}
+    found = covid(source, images, group_pattern=group_pattern, **given)
+    _write(found, output, as_json, source)
+
+
+def check_command(
+    images: Annotated[Path, typer.Argument(help="A folder of images, a CSV with a column path, or one image.")],
+    group_pattern: Annotated[
+        str | None, typer.Option(help="REGEX searched in image_id; what it captures is the group (patient).")
+    ] = None,
+    allow_outside: AllowOutside = False,
+    path_column: PathColumn = None,
+    id_column: IdColumn = None,
+    label_column: ClassColumn = None,
+    group_column: GroupColumn = None,
+    split_column: SplitColumn = None,
+    full: Annotated[bool, typer.Option("--full", help="Decode every image, as a pass would.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit 1 where something is on two sides.")] = False,
+    first_frame: Annotated[bool, typer.Option(help="Take the first frame of several.")] = False,
+    max_pixels: Annotated[int | None, typer.Option(show_default="89478485", help="Per image.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Look at images before anything is embedded: counts, formats, sizes, unreadable files, leaks between splits."""
+    from featcache.images import DecodeSpec
+    from featcache.manifest import Manifest
+    from featcache.manifest.check import check
+    from featcache.manifest.columns import ColumnSpec
+
+    decode = spec_of(DecodeSpec, {"first_frame": first_frame, "max_pixels": max_pixels})
+    named = {"path_column": path_column, "id_column": id_column, "label_column": label_column}
+    named |= {"group_column": group_column, "split_column": split_column}
+    with interruptible("nothing was changed"), progress("looking") as (on_progress, _):
+        manifest = Manifest.read(images, group_pattern, allow_outside, spec_of(ColumnSpec, named))
+        found = check(manifest, full=full, decode=decode, on_progress=on_progress)
+    if as_json:
+        answer(found.as_json())
+    print_checked(console(as_json), found)
+    if strict and found.leaks:
+        raise typer.Exit(1)
+    if found.failures:
+        raise typer.Exit(EXIT_SOME_FAILED)
+
+
+def print_checked(people: Console, found: Any) -> None:
+    """The notes, a line per class and side, then what is wrong."""
+    print_notes(people, found.notes)
+    people.print(_class_table(found))
+    sizes = list(found.sizes.items())
+    more = f", and {len(sizes) - _SHOWN:,} other sizes" if len(sizes) > _SHOWN else ""
+    shown = ", ".join(f"{n:,} of {size}" for size, n in sizes[:_SHOWN])
+    people.print(
+        f"{shown or 'no readable image'}{more}; {found.n_bytes / 1e6:,.1f} MB", highlight=False, soft_wrap=True
+    )
+    for line in _lines(found):
+        people.print(line, highlight=False, soft_wrap=True)
+
+
+def _class_table(found: Any) -> Any:
+    """Of the largest classes; a table of thousands of lines takes minutes to draw, and nobody reads it."""
+    table = plain_table("split", "label", "images", "groups", "formats", "bits", "width", "height", left=2)
+    by_size = sorted(range(len(found.strata)), key=lambda i: -found.strata[i].n_images)
+    shown = [found.strata[i] for i in sorted(by_size[:_MOST])]
+    for each in shown:
+        kinds, bits = (", ".join(f"{name} {n:,}" for name, n in counts.items()) for counts in (each.formats, each.bits))
+        sides = (" – ".join(map(str, dict.fromkeys(values))) for values in (each.widths, each.heights))
+        groups = "–" if each.n_groups is None else f"{each.n_groups:,}"
+        names = (escaped(each.split or "–"), escaped(each.label or "–"))
+        table.add_row(*names, f"{each.n_images:,}", groups, escaped(kinds), bits, *sides)
+    table.caption = "width and height: least, median, greatest, in pixels"
+    if n_more := len(found.strata) - len(shown):
+        n_images = found.n_images - sum(each.n_images for each in shown)
+        table.caption += f"; {n_more:,} more lines, of {n_images:,} images, are in --json"
+    return table
+
+
+def _lines(found: Any) -> Iterator[str]:
+    from featcache.manifest.listing import in_words
+
+    if found.skipped:
+        yield f"skipped {in_words(found.skipped)}"
+    if found.n_unlabelled:
+        yield f"{found.n_unlabelled:,} {'image has' if found.n_unlabelled == 1 else 'images have'} no label"
+    crossing = [each for each in found.identical if each.crosses]
+    other = sum(len(each.labels) > 1 for each in found.identical)
+    labels = f", {other:,} with different labels" if other else ""
+    sets = "1 set" if len(found.identical) == 1 else f"{len(found.identical):,} sets"
+    yield f"{sets} of identical images{labels}; {_leaking(crossing)}"
+    yield from _examples(crossing)
+    if found.n_groups is not None:
+        alone = f", {told_of(found.ungrouped, *UNGROUPED)}" if found.ungrouped else ""
+        yield f"{found.n_groups:,} groups, the largest of {found.largest_group:,}{alone}; {_leaking(found.groups)}"
+        yield from _examples(found.groups)
+    how = "every image was decoded" if found.full else "headers were read; --full decodes every image"
+    colour = "red" if found.failures else "green"
+    yield f"[{colour}]{len(found.failures):,} of {found.n_images:,} cannot be used[/] ({how})"
+    for name, (code, reason) in list(found.failures.items())[:_SHOWN]:
+        yield f"  [red]{escaped(code)}[/] {escaped(name)}: {escaped(reason)}"
+    if len(found.failures) > _SHOWN:
+        yield f"  … and {len(found.failures) - _SHOWN:,} more"
+
+
+def _leaking(crossing: Any) -> str:
+    return f"[{'red' if crossing else 'green'}]{len(crossing):,} on two sides of the split[/]"
+
+
+def _examples(crossing: Any) -> Iterator[str]:
+    for each in crossing[:_SHOWN]:
+        names = ", ".join(map(escaped, each.images[:_SHOWN])) + (" …" if len(each.images) > _SHOWN else "")
+        yield f"  {' and '.join(each.splits)}: {names}"
+    if len(crossing) > _SHOWN:
+        yield f"  … and {len(crossing) - _SHOWN:,} more"
+
+
+def _write(found: Any, output: Path, as_json: bool, *inputs: Path) -> None:
+    """The CSV, and the counts."""
+    n_outside = found.write(output, *inputs)
+    if as_json:
+        answer({"manifest": str(output), "images": len(found.manifest), "outside": n_outside, **found.as_json()})
+    people, told = console(as_json), found.as_json()
+    print_notes(people, told.pop("notes"))
+    made_of = told.pop("findings", {})
+    counts = [(name, n) for name, n in told.items() if not isinstance(n, dict)]
+    people.print(
+        ", ".join(f"{n:,} {escaped(name.replace('_', ' '))}" for name, n in counts if n or name == "missing"),
+        highlight=False,
+    )
+    for name, values in told.items():
+        if isinstance(values, dict) and values:
+            _print_counts(people, name, values)
+    for label, findings in made_of.items():
+        if list(findings) != [label]:
+            _print_counts(people, f"findings of {label or 'no label'}", findings)
+    if n_outside:
+        people.print(
+            f"[yellow]note: {n_outside:,} of the images are not below {escaped(output.parent.resolve())}, the folder "
+            f"of the CSV: check, embed, audit and report take them with --allow-outside only[/]",
+            highlight=False,
+            soft_wrap=True,
+        )
+    people.print(f"[bold]{escaped(output)}[/]: {len(found.manifest):,} images", highlight=False, soft_wrap=True)
+
+
+def _print_counts(people: Console, name: str, counts: dict[str, int]) -> None:
+    """`label: 12 sick, 30 normal`."""
+    shown = ", ".join(f"{n:,} {escaped(value or '(none)')}" for value, n in list(counts.items())[:_MOST])
+    more = f" and {len(counts) - _MOST:,} others" if len(counts) > _MOST else ""
+    people.print(f"{escaped(name)}: {shown}{more}", highlight=False, soft_wrap=True)

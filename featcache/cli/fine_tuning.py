@@ -1,0 +1,262 @@
+"""The commands that train on images: `fine-tune`, which starts from a Run, and `train`, a whole network.
+
+Both take the options of one recipe and are followed in the same way; what is said of them is `results.tell_tuned`.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from featcache.cli.options import (
+    Accumulate,
+    AllowOutside,
+    Augment,
+    BatchRows,
+    ClassWeights,
+    CompileTrunk,
+    Crop,
+    CropPct,
+    Device,
+    DropClass,
+    EarlyStopping,
+    Epochs,
+    Flip,
+    Folds,
+    GroupColumn,
+    IdColumn,
+    InputSize,
+    Jitter,
+    Json,
+    LabelColumn,
+    Labels,
+    LabelSmoothing,
+    LearningPrecision,
+    Mean,
+    Merge,
+    MinImages,
+    Norms,
+    On,
+    OperatingPoint,
+    Optimizer,
+    PathColumn,
+    Patience,
+    Positive,
+    Preset,
+    Rotation,
+    Schedule,
+    Seed,
+    SelectEpoch,
+    Separator,
+    SplitColumn,
+    SplitFile,
+    Std,
+    Timeout,
+    Uncertain,
+    Unfreeze,
+    ValFraction,
+    WeightDecay,
+    Where,
+    numbers_of,
+    of_recipe,
+    recipe_of,
+    spec_of,
+    target_of,
+    weights_there,
+    widths_of,
+)
+from featcache.cli.progress import training
+from featcache.cli.render import tell_notes
+from featcache.cli.results import tell_tuned
+
+
+def fine_tune_command(
+    run: Annotated[Path, typer.Argument(help="The Run of train-head, or of fine-tune, to start from.")],
+    images: Annotated[Path | None, typer.Option(help="The folder or CSV that was embedded.")] = None,
+    from_cache: Annotated[
+        Path | None, typer.Option(help="Instead, a store with --tap boundary: no trunk, no pixels.")
+    ] = None,
+    views: Annotated[bool, typer.Option("--views", help="Learn from the views of that store, too.")] = False,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Run folder. Default: RUN-tuned-DIGEST.")
+    ] = None,
+    weights: Annotated[
+        str | None, typer.Option(callback=weights_there, help="Of the backbone, where the store had them from a file.")
+    ] = None,
+    preset: Preset = None,
+    unfreeze: Unfreeze = None,
+    epochs: Epochs = None,
+    lr: Annotated[float | None, of_recipe("lr", "Of the head.")] = None,
+    backbone_lr: Annotated[float | None, of_recipe("backbone_lr", "Of the backbone.", "a tenth of lr")] = None,
+    optimizer: Optimizer = None,
+    weight_decay: WeightDecay = None,
+    schedule: Schedule = None,
+    patience: Patience = None,
+    early_stopping: EarlyStopping = None,
+    class_weights: ClassWeights = None,
+    label_smoothing: LabelSmoothing = None,
+    dropout: Annotated[float | None, of_recipe("dropout", "Of the head's hidden units.", "that of the Run")] = None,
+    norms: Norms = None,
+    batch_rows: BatchRows = None,
+    accumulate: Accumulate = None,
+    precision: LearningPrecision = None,
+    augment: Augment = True,
+    rotation: Rotation = None,
+    jitter: Jitter = None,
+    flip: Flip = None,
+    crop: Crop = None,
+    seed: Seed = None,
+    select: SelectEpoch = None,
+    operating_point: OperatingPoint = None,
+    allow_outside: AllowOutside = False,
+    timeout: Timeout = None,
+    compile: CompileTrunk = "auto",  # noqa: A002
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Phase 2: go back to the images, and train a part of the backbone together with the head."""
+    from featcache.finetune.callbacks import Machine
+    from featcache.finetune.fine_tune import fine_tune
+    from featcache.manifest import Manifest
+    from featcache.runs import Run
+    from featcache.store import Store
+
+    asked = {
+        "lr": lr, "backbone_lr": backbone_lr, "optimizer": optimizer, "weight_decay": weight_decay,
+        "schedule": schedule, "patience": patience, "early_stopping": early_stopping, "class_weights": class_weights,
+        "label_smoothing": label_smoothing, "norms": norms, "dropout": dropout, "batch_rows": batch_rows,
+        "accumulate": accumulate, "precision": precision, "seed": seed, "select": select,
+    }  # fmt: skip
+    shown = {"rotation": rotation, "jitter": jitter, "flip": flip, "crop": crop}
+    how = recipe_of(preset, unfreeze or [], epochs or [], asked, shown, augment)
+    with training() as (telling, opened):
+        manifest = Manifest.read(images, allow_outside=allow_outside) if images else None
+        tell_notes(manifest, telling.on_note)
+        done = fine_tune(
+            Run.open(run),
+            how,
+            output,
+            images=manifest,
+            store=opened.enter_context(Store.open(from_cache)) if from_cache else None,
+            views=views,
+            weights=weights,
+            operating_point=operating_point,
+            machine=spec_of(Machine, {"device": device, "compile": compile, "timeout_s": timeout}),
+            telling=telling,
+        )
+    tell_tuned(as_json, done)
+
+
+def train_command(
+    images: Annotated[Path, typer.Argument(help="A folder of classes, or a CSV with columns path and label.")],
+    model: Annotated[str, typer.Option(help="As --backbone of embed; also simple-cnn and covid-cnn.")],
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            callback=weights_there, help="random:SEED for from scratch, or a file. Default: pretrained, from the hub."
+        ),
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Run folder. Default: runs/IMAGES-MODEL-DIGEST.")
+    ] = None,
+    head: Annotated[
+        str | None, typer.Option(show_default="linear; that of simple-cnn and covid-cnn", help="linear or mlp.")
+    ] = None,
+    widths: Annotated[str | None, typer.Option(show_default="256", help="Hidden units of mlp: 256 or 512,256.")] = None,
+    dropout: Annotated[float | None, typer.Option(show_default="0.5", help="Of hidden units.")] = None,
+    preset: Preset = None,
+    unfreeze: Unfreeze = None,
+    epochs: Epochs = None,
+    lr: Annotated[float | None, of_recipe("lr", "Of everything.")] = None,
+    backbone_lr: Annotated[float | None, of_recipe("backbone_lr", "Of the backbone.", "lr")] = None,
+    optimizer: Optimizer = None,
+    weight_decay: WeightDecay = None,
+    schedule: Schedule = None,
+    patience: Patience = None,
+    early_stopping: EarlyStopping = None,
+    class_weights: ClassWeights = None,
+    label_smoothing: LabelSmoothing = None,
+    norms: Norms = None,
+    batch_rows: BatchRows = None,
+    accumulate: Accumulate = None,
+    precision: LearningPrecision = None,
+    augment: Augment = True,
+    rotation: Rotation = None,
+    jitter: Jitter = None,
+    flip: Flip = None,
+    crop: Crop = None,
+    seed: Seed = None,
+    select: SelectEpoch = None,
+    operating_point: OperatingPoint = None,
+    input_size: InputSize = None,
+    crop_pct: CropPct = None,
+    mean: Mean = None,
+    std: Std = None,
+    labels: Labels = None,
+    label_column: LabelColumn = None,
+    on: On = "image_id",
+    positive: Positive = None,
+    where: Where = None,
+    merge: Merge = None,
+    drop_class: DropClass = None,
+    min_images: MinImages = None,
+    uncertain: Uncertain = None,
+    separator: Separator = None,
+    val_fraction: ValFraction = None,
+    folds: Folds = None,
+    group_pattern: Annotated[
+        str | None, typer.Option(help="REGEX whose capture is the group.", rich_help_panel="Split")
+    ] = None,
+    split: SplitFile = None,
+    split_seed: Annotated[int, typer.Option(help="Of the folds.", rich_help_panel="Split")] = 0,
+    path_column: PathColumn = None,
+    id_column: IdColumn = None,
+    group_column: GroupColumn = None,
+    split_column: SplitColumn = None,
+    allow_outside: AllowOutside = False,
+    timeout: Timeout = None,
+    compile: CompileTrunk = "auto",  # noqa: A002
+    device: Device = "auto",
+    as_json: Json = False,
+) -> None:
+    """Train a whole network on images: from scratch, or from pretrained weights."""
+    from featcache.finetune.callbacks import Machine
+    from featcache.finetune.fine_tune import SCRATCH, head_for, train
+    from featcache.manifest import Manifest
+    from featcache.manifest.columns import ColumnSpec
+    from featcache.request import BackboneSpec
+    from featcache.splits.protocol import SplitSpec
+
+    asked = {
+        "lr": lr, "backbone_lr": lr if backbone_lr is None else backbone_lr, "optimizer": optimizer,
+        "weight_decay": weight_decay, "schedule": schedule, "patience": patience, "early_stopping": early_stopping,
+        "class_weights": class_weights, "label_smoothing": label_smoothing, "norms": norms, "batch_rows": batch_rows,
+        "accumulate": accumulate, "precision": precision, "seed": seed, "select": select,
+    }  # fmt: skip
+    shown = {"rotation": rotation, "jitter": jitter, "flip": flip, "crop": crop}
+    how = recipe_of(preset, unfreeze or [], epochs or [], asked, shown, augment, SCRATCH)
+    seen: dict[str, Any] = {"input_size": input_size, "crop_pct": crop_pct}
+    seen |= {"mean": numbers_of("--mean", mean), "std": numbers_of("--std", std)}
+    labelled = {"file": labels, "on": on, "positive": positive, "min_images": min_images}
+    labelled |= {"uncertain": uncertain, "separator": separator}
+    target = target_of(label_column, where, merge, drop_class, **labelled)
+    drawn = {"val_fraction": val_fraction, "folds": folds, "seed": split_seed, "file": split}
+    named = {"path_column": path_column, "id_column": id_column}
+    named |= {"group_column": group_column, "split_column": split_column}
+    given = {"kind": head, "widths": widths_of(widths) if widths else None, "dropout": dropout, "seed": seed}
+    with training() as (telling, _):
+        manifest = Manifest.read(images, group_pattern, allow_outside, spec_of(ColumnSpec, named))
+        tell_notes(manifest, telling.on_note)
+        done = train(
+            manifest,
+            spec_of(BackboneSpec, {"name": model, "weights": weights, **seen}),
+            spec_of(head_for, {"model": model, **given}),
+            how,
+            output,
+            target=target,
+            split=spec_of(SplitSpec, drawn, seed="split-seed"),
+            operating_point=operating_point,
+            machine=spec_of(Machine, {"device": device, "compile": compile, "timeout_s": timeout}),
+            telling=telling,
+        )
+    tell_tuned(as_json, done)

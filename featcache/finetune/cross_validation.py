@@ -1,0 +1,133 @@
+"""The trainings that make a Run on pixels: one on a hold-out; or one for each fold, and a last one on all their rows,
+for as many epochs as were best for the folds on average.
+
+What a head or a network has learnt from is never what it is scored on. Letters: n rows, c classes.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from featcache.finetune.callbacks import Machine, Telling
+from featcache.finetune.checkpoints import Checkpoints
+from featcache.finetune.distributed import World
+from featcache.finetune.inputs import Inputs
+from featcache.finetune.loop import Sides, Tuner
+from featcache.finetune.results import Outcome, Sided
+from featcache.finetune.start import Start
+from featcache.heads import modules
+from featcache.heads.objective import Targets
+from featcache.recipe import Recipe, Stage
+from featcache.training.results import TEST, TRAIN, VAL
+from featcache.training.selection import by_row, numbers
+
+Array = np.ndarray[Any, Any]
+
+_NONE = np.array([], dtype=np.int64)
+
+
+@dataclass(frozen=True)
+class Course:
+    """What is trained, from what, on what, and how.
+
+    Attributes:
+        start: network, heads and rows.
+        recipe: what learns, for how long, and how.
+        inputs: what the learning part is fed with.
+        checkpoints: where each training is kept between two epochs.
+        world: the processes that train together.
+        machine: where they run.
+        telling: how they are followed.
+    """
+
+    start: Start
+    recipe: Recipe
+    inputs: Inputs
+    checkpoints: Checkpoints
+    world: World
+    machine: Machine
+    telling: Telling
+
+    def outcome(self) -> Outcome:
+        """Trains; the weights that are kept are then in the network of the start."""
+        return self._of_hold_out() if self.start.protocol.is_hold_out else self._of_folds()
+
+    def _of_hold_out(self) -> Outcome:
+        start, fold = self.start, self.start.protocol.folds[0]
+        tuner = self._tuner(start.of_folds[0], self.recipe, Sides(fold.train, fold.held))
+        sides = {VAL: fold.held, **self._reported(fold.train)}
+        before = _said(tuner, sides)
+        tuner.run(self.checkpoints, "fold-0", self.telling.on_epoch)
+        return self._outcome(tuner, before, _said(tuner, sides), [tuner.history], tuner.best_epoch)
+
+    def _of_folds(self) -> Outcome:
+        start, n = self.start, len(self.start.task.image_ids)
+        befores, afters, histories, best = [], [], [], []
+        for i, fold in enumerate(start.protocol.folds):
+            tuner = self._tuner(start.of_folds[i], self.recipe, Sides(fold.train, fold.held))
+            befores.append((fold.held, tuner.logits(fold.held)))
+            tuner.run(self.checkpoints, f"fold-{i}", self.telling.on_epoch)
+            afters.append((fold.held, tuner.logits(fold.held)))
+            histories.append(tuner.history)
+            best.append(tuner.best_epoch)
+        epochs = round(float(np.mean(best)))
+        recipe = shortened(self.recipe, histories, epochs)
+        rows = start.protocol.rows
+        last, sides = self._tuner(start.tensors, recipe or self.recipe, Sides(rows, _NONE)), self._reported(rows)
+        before = _said(last, sides)
+        if recipe:
+            last.run(self.checkpoints, "final", self.telling.on_epoch)
+        out_of_fold = {VAL: by_row(n, befores), **before}, {VAL: by_row(n, afters), **_said(last, sides)}
+        return self._outcome(last, *out_of_fold, histories, epochs)
+
+    def _tuner(self, tensors: Mapping[str, Array], recipe: Recipe, sides: Sides) -> Tuner:
+        """A training from the start, whatever was trained before it."""
+        start, task = self.start, self.start.task
+        start.backbone.module.load_state_dict(self._initial)
+        targets = Targets(task.labels[None], len(task.classes), task.positive)
+        how = self.inputs.open, self._score, self.world, self.machine.compile, self.telling.on_note
+        return Tuner(start.backbone, start.made(tensors, recipe.dropout), recipe, targets, sides, *how)
+
+    @cached_property
+    def _initial(self) -> dict[str, Tensor]:
+        return {name: tensor.clone() for name, tensor in self.start.backbone.module.state_dict().items()}
+
+    def _score(self, rows: Array, logits: Array) -> float:
+        """Larger is better; a metric that does not exist on these rows is worth nothing."""
+        select = self.recipe.select
+        value = numbers(self.start.task, rows, logits).get(select)
+        if value is None:
+            return -np.inf
+        return -float(value) if select == "loss" else float(value)
+
+    def _reported(self, train: Array) -> dict[str, Array]:
+        """The rows that are scored by the network that is kept, besides those of validation."""
+        test = self.start.protocol.test
+        return {TRAIN: train, **({TEST: test} if len(test) else {})}
+
+    def _outcome(
+        self, tuner: Tuner, before: Sided, after: Sided, histories: Sequence[Sequence[Mapping[str, float]]], epoch: int
+    ) -> Outcome:
+        tensors = (
+            modules.tensors_of(tuner.head) if epoch else self.start.tensors
+        )  # to the last bit, not through a scale
+        return Outcome(before, after, tensors, histories, epoch, tuner.n_trainable)
+
+
+def _said(tuner: Tuner, sides: Mapping[str, Array]) -> dict[str, tuple[Array, Array]]:
+    return {side: (rows, tuner.logits(rows)) for side, rows in sides.items()}
+
+
+def shortened(recipe: Recipe, histories: Sequence[Sequence[Mapping[str, float]]], epochs: int) -> Recipe | None:
+    """The recipe, ended after so many epochs, each stage as long as it was in the folds on average; None after none."""
+    stages: list[Stage] = []
+    for number, stage in enumerate(recipe.stages, start=1):
+        ran = round(float(np.mean([sum(point["stage"] == number for point in history) for history in histories])))
+        n = epochs if number == len(recipe.stages) else min(max(1, ran), epochs)
+        stages += [replace(stage, epochs=n)] if n else []
+        epochs -= n
+    return replace(recipe, stages=tuple(stages), early_stopping=0) if stages else None

@@ -1,0 +1,441 @@
+"""The loop of a training on pixels: stages, epochs, batches; the best weights by validation; a checkpoint per epoch.
+
+Everything random follows from the seed and the numbers of epoch and batch, so that a training that was stopped goes on
+as if it had not been. What is below the learning part stays in `eval()` and does not move by a bit.
+Letters: n rows, b rows of a batch, c classes.
+"""
+
+import copy
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from featcache.backbones import Backbone
+from featcache.embedding.forward import for_learning, keep_freed_memory
+from featcache.errors import InputOutputError, UsageError
+from featcache.finetune import cut, learning
+from featcache.finetune.boundaries import Source
+from featcache.finetune.checkpoints import Checkpoints
+from featcache.finetune.distributed import WholeBatchNorms, World
+from featcache.finetune.learning import Learner
+from featcache.heads.modules import Head
+from featcache.heads.objective import Targets
+from featcache.heads.optim import Watcher
+from featcache.identity import Json
+from featcache.recipe import Recipe, Stage
+
+Array = np.ndarray[Any, Any]
+Point = dict[str, float]
+Open = Callable[[Sequence[str]], AbstractContextManager[tuple[nn.Module, Source]]]
+
+_AUTOCAST = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+_BACKBONE, _HEAD, _BEST, _MOMENTS = "backbone/", "head/", "best/", "moments/"
+
+
+@dataclass(frozen=True)
+class Sides:
+    """Row numbers: those that are learnt from, and those whose metric decides which weights are kept; none for the
+    last."""
+
+    train: Array
+    held: Array
+
+
+@dataclass
+class _State:
+    """Everything that decides how a training goes on, besides the weights and moments."""
+
+    epoch: int = 0
+    stage: int = 0  # from 1
+    before_stage: int = 0  # epochs of the stages before it
+    is_over: bool = False  # whether the stage ended early
+    history: list[Point] = field(default_factory=list)
+    best_score: float = -math.inf
+    best_epoch: int = 0
+    watching: dict[str, Any] = field(default_factory=dict)
+    scaling: dict[str, Any] = field(default_factory=dict)
+
+    def check(self, n_stages: int, n_epochs: int) -> None:
+        """Raises ValueError for what no epoch of such a training can have left behind, TypeError for other types."""
+        if not (1 <= self.epoch <= n_epochs and 1 <= self.stage <= n_stages and 0 <= self.before_stage < self.epoch):
+            raise ValueError("an epoch or a stage that there is not")
+        if [point["epoch"] for point in self.history] != list(range(1, self.epoch + 1)):
+            raise ValueError("not a point of the curves for each epoch")
+        if not all(isinstance(value, float) for point in self.history for value in point.values()):
+            raise ValueError("a point of the curves that is no number")
+        if not 0 <= self.best_epoch <= self.epoch or math.isnan(self.best_score):
+            raise ValueError("a best epoch that there was not")
+        watched = vars(Watcher(learning.OfStage(Recipe(), 1))).keys() - {"_spec"}
+        if not isinstance(self.scaling, dict) or self.watching.keys() != watched:
+            raise ValueError("another way of watching it")
+        if not all(isinstance(value, int | float) for value in self.watching.values()):
+            raise ValueError("something watched that is no number")
+
+    def enter(self, stage: int) -> None:
+        """Notes that a stage begins, unless it has begun."""
+        if stage > self.stage:
+            self.stage, self.before_stage, self.is_over = stage, self.epoch, False
+            self.watching, self.scaling = {}, {}
+
+
+@dataclass
+class _InMotion:
+    """A stage while it runs."""
+
+    stage: Stage
+    names: Sequence[str]  # of what learns of the backbone
+    learner: Learner
+    wrapped: nn.Module
+    source: Source
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    watcher: Watcher
+
+
+class Tuner:
+    """A network and its head while they learn.
+
+    Attributes:
+        history: a mapping per epoch: epoch (from 1), stage (from 1), train_ and val_ numbers.
+        best_epoch: the weights are those after this epoch; 0 for those of the start.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        head: Head,
+        recipe: Recipe,
+        targets: Targets,
+        sides: Sides,
+        open_source: Open,
+        score: Callable[[Array, Array], float],
+        world: World,
+        compile_: str = "off",
+        on_note: Callable[[str], None] = lambda text: None,
+    ) -> None:
+        """Args:
+        backbone: the network; it is changed in place.
+        head: on it; changed in place.
+        recipe: how they learn.
+        targets: labels of all rows.
+        sides: the rows.
+        open_source: for the names of what learns, gives the part of the network they lie in, and what enters it.
+        score: of (rows, logits), by which the best weights are chosen: larger is better.
+        world: the processes that train together.
+        compile_: "on", "off" or "auto": of the learning part.
+        on_note: told what is done about that.
+        """
+        self._backbone, self.head, self._recipe, self._targets = backbone, head.to(backbone.device), recipe, targets
+        self._sides, self._open, self._score, self._world = sides, open_source, score, world
+        self._compile, self._on_note = "off" if world.size > 1 else compile_, on_note
+        self._device = backbone.device
+        keep_freed_memory()
+        self._objective = learning.objective(targets, sides.train, recipe, self._device)
+        self._names: list[str] = []  # of everything that has learnt so far
+        self._state, self._best = _State(), dict[str, Tensor]()
+
+    @property
+    def history(self) -> list[Point]:
+        return self._state.history
+
+    @property
+    def best_epoch(self) -> int:
+        return self._state.best_epoch
+
+    @property
+    def n_trainable(self) -> tuple[int, int]:
+        """Parameters that learn at some time: (of the backbone, of the head)."""
+        names = {name for stage in self._recipe.stages for name in self._unfrozen(stage)}
+        head = sum(p.numel() for p in self.head.parameters())
+        return cut.n_trainable(self._backbone.module, names), head
+
+    def run(self, checkpoints: Checkpoints, name: str, on_epoch: Callable[[int, int, Point], None]) -> None:
+        """Trains from the start, or from the last checkpoint, and leaves the best weights in place.
+
+        Args:
+            checkpoints: where they are kept.
+            name: of this training among them.
+            on_epoch: called after each, when its checkpoint is safe.
+
+        Raises:
+            UsageError: the training diverged, or a stage names nothing.
+        """
+        self._check_shares()
+        found = checkpoints.latest(name, self._is_ours)
+        moments = self._restored(*found) if found else {}
+        state = self._state
+        for number, stage in enumerate(self._recipe.stages[max(0, state.stage - 1) :], start=max(1, state.stage)):
+            state.enter(number)
+            end = state.before_stage + stage.epochs
+            if state.is_over or state.epoch >= end:
+                continue
+            with self._in_motion(stage, moments if state.epoch > state.before_stage else None) as moving:
+                while state.epoch < end and not state.is_over:
+                    self._step(moving)
+                    if self._world.is_first:
+                        checkpoints.save(name, state.epoch, self._tensors(moving.optimizer), self._as_json(moving))
+                    on_epoch(state.epoch, self._recipe.epochs, self.history[-1])
+        if self._best:
+            self._load(self._best)
+
+    def logits(self, rows: Array) -> Array:
+        """(n, c) float32 of rows as they are, by the weights in place: those of the start before `run`, the best after
+        it. Nothing is augmented, nothing dropped."""
+        with self._open(self._up_to(len(self._recipe.stages))) as (tail, source):
+            return self._evaluated(Learner(self._backbone, tail, self.head), source, rows)
+
+    # --- a stage ------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _in_motion(self, stage: Stage, moments: Mapping[str, Tensor] | None) -> Iterator[_InMotion]:
+        """Cuts the network, opens what enters the learning part, and takes up the optimizer where it was left; None at
+        the beginning of a stage."""
+        names = self._unfrozen(stage)
+        self._names = self._up_to(self._state.stage)
+        if self._best:  # what learns from now on was with the best so far as it still is
+            self._best = {**self._weights(), **self._best}
+        optimizer = learning.optimizer(self._backbone.module, names, self.head, self._recipe)
+        scaler = torch.amp.GradScaler(self._device.type, enabled=self._recipe.precision == "float16")
+        watcher = Watcher(learning.OfStage(self._recipe, stage.epochs))
+        if moments is not None:  # sgd without momentum has none, and yet has been watched
+            learning.put_moments(optimizer, moments)
+            vars(watcher).update(self._state.watching)
+            scaler.load_state_dict(self._state.scaling)
+        with self._open(self._names) as (tail, source):
+            learner = Learner(self._backbone, tail, self.head)
+            n_images = len(self._sides.train) * stage.epochs
+            with torch.no_grad():
+                sample = learner.entering(next(source.batches([self._sides.train[:1]], 0)))
+            cut.learn(tail, names)
+            self.head.requires_grad_(True)
+            learner.at_work = for_learning(tail, sample, n_images, self._compile, self._on_note)
+            wrapped = self._world.wrapped(learner, self._device)
+            yield _InMotion(stage, names, learner, wrapped, source, optimizer, scaler, watcher)
+
+    def _step(self, moving: _InMotion) -> None:
+        """An epoch, and what is to be said of it."""
+        state, held = self._state, self._sides.held
+        if not state.epoch and len(held):  # the weights of the start are the first that may be kept
+            state.best_score = self._score(held, self._evaluated(moving.learner, moving.source, held))
+            self._best = self._weights()
+            if state.best_score == -math.inf:
+                raise UsageError(
+                    f"{self._recipe.select} does not exist on held rows of one class, so no epoch is the best by it. "
+                    f"Choose --select loss, or divide the rows otherwise."
+                )
+        state.epoch += 1
+        factor = moving.watcher.factor(state.epoch - state.before_stage)
+        for group in moving.optimizer.param_groups:
+            group["lr"] = group["full"] * factor
+        self._note(moving, self._epoch(moving))
+        state.scaling = moving.scaler.state_dict()
+
+    def _epoch(self, moving: _InMotion) -> Point:
+        """One pass over the training rows: its loss and numbers, of the batches as they were learnt from."""
+        moving.learner.train()
+        batches = self._batches(self._state.epoch)
+        inputs = moving.source.batches([piece for batch in batches for piece in self._pieces(batch)], self._state.epoch)
+        said: list[tuple[Array, Array]] = []
+        for step, batch in enumerate(batches):
+            moving.optimizer.zero_grad(set_to_none=True)
+            said += self._backward(moving, step, batch, inputs)
+            moving.scaler.step(moving.optimizer)
+            moving.scaler.update()
+        return self._curve_point(said)
+
+    def _backward(
+        self, moving: _InMotion, step: int, batch: Array, inputs: Iterator[Array]
+    ) -> list[tuple[Array, Array]]:
+        """Adds up the gradients of a batch, piece by piece; returns (rows, logits) of each."""
+        said = []
+        weight, draws, pieces = self._weight(batch), self._draws(step, batch), self._pieces(batch)
+        for i, piece in enumerate(pieces):
+            of_piece = [draw[np.isin(batch, piece)] for draw in draws]
+            with self._world.waiting(moving.wrapped, i < len(pieces) - 1):
+                z = self._said(moving.wrapped, moving.learner.entering(next(inputs)), of_piece).float()
+                rows = torch.from_numpy(piece).to(self._device)
+                total, _ = self._objective.parts(z[None], rows, torch.ones_like(z[None, :, 0]))
+                loss = total.sum() / weight * self._world.size
+                moving.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            said.append((piece, z.detach().cpu().numpy()))
+        return said
+
+    def _said(self, wrapped: nn.Module, inputs: Tensor, draws: Sequence[Array]) -> Tensor:
+        lower = _AUTOCAST.get(self._recipe.precision)
+        casting = torch.autocast(self._device.type, dtype=lower) if lower else nullcontext()
+        uniform = [torch.from_numpy(draw).to(self._device) for draw in draws]
+        norms = WholeBatchNorms(self._world) if self._world.size > 1 else nullcontext()
+        with casting, norms, learning.in_our_words():
+            z: Tensor = wrapped(inputs, uniform)
+            return z
+
+    def _batches(self, epoch: int) -> list[Array]:
+        """The rows of each batch of an epoch, of all processes together; sizes differ by at most one."""
+        n = len(self._sides.train)
+        order = np.random.default_rng((self._recipe.seed, epoch)).permutation(n)
+        return np.array_split(self._sides.train[order], self._n_batches)
+
+    @property
+    def _n_batches(self) -> int:
+        return max(1, math.ceil(len(self._sides.train) / self._recipe.batch_rows))
+
+    def _check_shares(self) -> None:
+        """Every process needs two rows of every piece: they wait for one another in each, and a norm needs two."""
+        size, pieces = self._world.size, self._recipe.accumulate
+        fewest = len(self._sides.train) // self._n_batches // pieces
+        if size > 1 and fewest < 2 * size:
+            raise UsageError(
+                f"{size} processes cannot share {fewest} images, of a batch in {pieces} piece(s), with two for each: a "
+                f"larger --batch-rows, a smaller --accumulate, or fewer processes."
+            )
+
+    def _pieces(self, batch: Array) -> list[Array]:
+        """This process's share of each of the pieces in which a batch goes through the network, one after another."""
+        pieces = np.array_split(batch, min(self._recipe.accumulate, len(batch)))
+        return [self._world.share(piece) for piece in pieces]
+
+    def _weight(self, batch: Array) -> Tensor:
+        """The sum of the weights of a batch, by which its loss is averaged, whoever computes which part of it."""
+        rows = torch.from_numpy(batch).to(self._device)
+        nothing = torch.zeros(1, len(batch), self._targets.n_classes, device=self._device)
+        _, weight = self._objective.parts(nothing, rows, nothing[:, :, 0] + 1)
+        return weight.sum().clamp(min=1e-12)
+
+    def _draws(self, step: int, batch: Array) -> list[Array]:
+        """Uniform numbers for the dropout of each hidden layer, of a whole batch."""
+        generator = np.random.default_rng((self._recipe.seed, self._state.epoch, step + 1))
+        return [generator.random((len(batch), width), dtype=np.float32) for width in self.head.widths]
+
+    # --- after an epoch -----------------------------------------------------------------------------------------------
+
+    def _note(self, moving: _InMotion, point: Point) -> None:
+        """Validation, the best so far, and whether the stage is over."""
+        state, held = self._state, self._sides.held
+        if not math.isfinite(point["train_loss"]):
+            raise self._diverged()
+        if len(held):
+            logits = self._evaluated(moving.learner, moving.source, held)
+            numbers = self._targets.curve_point(0, held, logits)
+            point |= {f"val_{name}": value for name, value in numbers.items()}
+            if (score := self._score(held, logits)) > state.best_score:
+                state.best_score, state.best_epoch, self._best = score, state.epoch, self._weights()
+        else:
+            state.best_epoch = state.epoch
+        moving.watcher.see(point.get("val_loss", point["train_loss"]), state.epoch)
+        state.is_over = moving.watcher.stopped
+        state.history.append({"epoch": float(state.epoch), "stage": float(state.stage), **point})
+
+    def _curve_point(self, said: Sequence[tuple[Array, Array]]) -> Point:
+        every = self._world.gathered(said)
+        rows = np.concatenate([rows for each in every for rows, _ in each])
+        logits = np.concatenate([z for each in every for _, z in each])
+        if not np.isfinite(logits).all():
+            return {"train_loss": math.nan}
+        return {f"train_{name}": value for name, value in self._targets.curve_point(0, rows, logits).items()}
+
+    @torch.no_grad()
+    def _evaluated(self, learner: Learner, source: Source, rows: Array) -> Array:
+        learner.eval()
+        batches = np.array_split(self._world.share(rows), max(1, math.ceil(len(rows) / 32 / self._world.size)))
+        found = [
+            self._plain(learner, inputs) for inputs in source.batches([batch for batch in batches if len(batch)], 0)
+        ]
+        mine = np.concatenate(found) if found else np.zeros((0, self._targets.n_classes), dtype=np.float32)
+        logits = np.concatenate(self._world.gathered(mine))
+        if not np.isfinite(logits).all():
+            if self._state.epoch:
+                raise self._diverged()
+            raise InputOutputError("the network gives values that are not finite, and has not learnt anything yet.")
+        return logits
+
+    def _diverged(self) -> UsageError:
+        return UsageError(f"the training diverged in epoch {self._state.epoch}: lower --lr and --backbone-lr.")
+
+    def _plain(self, learner: Learner, inputs: Array) -> Array:
+        found: Array = learner(learner.entering(inputs), []).float().cpu().numpy()
+        return found
+
+    # --- rates, weights, checkpoints ----------------------------------------------------------------------------------
+
+    def _unfrozen(self, stage: Stage) -> list[str]:
+        return cut.unfrozen(self._backbone.module, stage.unfreeze, self._recipe.norms)
+
+    def _up_to(self, stage: int) -> list[str]:
+        """What learns in one of the first stages: all of it is in the tail, so that nothing in a trunk ever moves."""
+        names = {name for each in self._recipe.stages[:stage] for name in self._unfrozen(each)}
+        return [name for name, _ in self._backbone.module.named_parameters() if name in names]
+
+    def _moving(self) -> dict[str, Tensor]:
+        """What has been learnt so far: parameters, and the statistics beside them."""
+        state = self._backbone.module.state_dict()
+        owners = {name.rpartition(".")[0] for name in self._names}
+        backbone = {
+            _BACKBONE + name: tensor
+            for name, tensor in state.items()
+            if name in self._names or (name.rpartition(".")[0] in owners and _is_statistic(name))
+        }
+        return backbone | {_HEAD + name: tensor for name, tensor in self.head.state_dict().items()}
+
+    def _weights(self) -> dict[str, Tensor]:
+        return {name: tensor.detach().clone() for name, tensor in self._moving().items()}
+
+    def _load(self, weights: Mapping[str, Tensor]) -> None:
+        own = {_BACKBONE + name: tensor for name, tensor in self._backbone.module.state_dict().items()}
+        own |= {_HEAD + name: tensor for name, tensor in self.head.state_dict().items()}
+        with torch.no_grad():
+            for name, tensor in weights.items():
+                own[name].copy_(tensor)
+
+    def _tensors(self, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+        best = {_BEST + name: tensor for name, tensor in self._best.items()}
+        moments = {
+            f"{_MOMENTS}{i}/{name}": value
+            for i, state in optimizer.state_dict()["state"].items()
+            for name, value in state.items()
+            if isinstance(value, Tensor)
+        }
+        return {**self._moving(), **best, **moments}
+
+    def _as_json(self, moving: _InMotion) -> Json:
+        self._state.watching = {name: value for name, value in vars(moving.watcher).items() if name != "_spec"}
+        return copy.deepcopy(vars(self._state)) | {"names": self._names}
+
+    def _is_ours(self, tensors: Mapping[str, Tensor], state: Json) -> bool:
+        """Whether a checkpoint is of this training: its state, and its tensors by name, shape and type. It is none of
+        somebody else's that has only the name and the digest of one."""
+        kept = _State(**{name: value for name, value in state.items() if name != "names"})
+        kept.check(len(self._recipe.stages), self._recipe.epochs)
+        names = self._up_to(kept.stage)
+        own = {_BACKBONE + name: tensor for name, tensor in self._backbone.module.state_dict().items()}
+        own |= {_HEAD + name: tensor for name, tensor in self.head.state_dict().items()}
+        plain = {name.removeprefix(_BEST): t for name, t in tensors.items() if not name.startswith(_MOMENTS)}
+        moments = {name.removeprefix(_MOMENTS): t for name, t in tensors.items() if name.startswith(_MOMENTS)}
+        shapes = {t.shape for t in own.values()} | {torch.Size()}
+        return (
+            state["names"] == names
+            and all(
+                name in own and t.shape == own[name].shape and t.dtype == own[name].dtype for name, t in plain.items()
+            )
+            and all(int(name.partition("/")[0]) >= 0 and t.shape in shapes for name, t in moments.items())
+            and all(bool(torch.isfinite(t).all()) for t in tensors.values())
+        )
+
+    def _restored(self, tensors: Mapping[str, Tensor], state: Json) -> dict[str, Tensor]:
+        """Puts a checkpoint in place; returns the moments."""
+        self._names = list(state["names"])
+        self._state = _State(**{name: value for name, value in state.items() if name != "names"})
+        self._load({name: t for name, t in tensors.items() if name.startswith((_BACKBONE, _HEAD))})
+        self._best = {
+            name.removeprefix(_BEST): t.to(self._device) for name, t in tensors.items() if name.startswith(_BEST)
+        }
+        return {name.removeprefix(_MOMENTS): t for name, t in tensors.items() if name.startswith(_MOMENTS)}
+
+
+def _is_statistic(name: str) -> bool:
+    return name.rpartition(".")[2] in ("running_mean", "running_var", "num_batches_tracked")

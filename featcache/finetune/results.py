@@ -1,0 +1,182 @@
+"""What is said of a training on pixels: its numbers beside those of what it started from, on the same rows, and the
+Run that keeps them.
+Letters: n rows, c classes.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featcache import figures, runs
+from featcache.backbones import checkpoints, weights
+from featcache.finetune.start import Start
+from featcache.identity import Json, digest_json
+from featcache.metrics import calibration
+from featcache.prediction.run_backbone import packed
+from featcache.runs import WEIGHTS, Images, Run
+from featcache.splits.protocol import Protocol
+from featcache.splits.task import Task
+from featcache.training import baselines, selection
+from featcache.training.results import TEST, VAL, Said, about_network, chosen, tables
+
+Array = np.ndarray[Any, Any]
+Sided = Mapping[str, tuple[Array, Array]]
+
+# What a head is; how it was trained says the recipe.
+_SHAPE = ("kind", "widths", "activation", "norm", "dropout", "output", "C", "alpha")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A finished training.
+
+    Attributes:
+        before, after: rows and (n, c) logits by side, of what it started from and of what came of it.
+        tensors: the head as `head.safetensors` keeps it.
+        histories: of each fold a mapping per epoch: epoch, stage, train_ and val_ numbers.
+        epoch: the weights are those after this one, counted from the start of the training; 0 for those of the start.
+        n_trainable: parameters that learnt, (of the backbone, of the head).
+    """
+
+    before: Sided
+    after: Sided
+    tensors: Mapping[str, Array]
+    histories: Sequence[Sequence[Mapping[str, float]]]
+    epoch: int
+    n_trainable: tuple[int, int]
+
+
+def write(
+    start: Start, outcome: Outcome, key: Json, rule: str | None, run_path: Path, environment: Json, seconds: float
+) -> Run:
+    """The Run: both sets of numbers, the network and the head, the curves through all phases.
+
+    Args:
+        start: what it started from; its backbone's weights are by now those that are kept.
+        outcome: what came of it.
+        key: everything that decided it.
+        rule: of the operating point; None for none.
+        run_path: the folder.
+        environment: of this process.
+        seconds: it took.
+    """
+    task, protocol = start.task, start.protocol
+    before, after = (_said(task, protocol, sides, rule) for sides in (outcome.before, outcome.after))
+    source = checkpoints.RUN if outcome.epoch else start.backbone.weights_source
+    digest = weights.digest(start.backbone.module)
+    backbone = replace(start.backbone, weights_sha256=digest, weights_source=source)
+    identity = backbone.identity(start.decode, "float32")
+    images, division = Images.of(task, protocol).to_json(), protocol.record(task.image_ids)
+    points, epoch = _history(start.parent, outcome)
+    chose = ["epoch", *(["operating_point"] if rule else [])]
+    parent = start.parent.record if start.parent else None
+    record = {
+        **key,
+        "parent": {"run": start.parent.path.name, "sha256": key["parent_sha256"]} if start.parent else None,
+        "head": {name: value for name, value in start.head.used().items() if name in _SHAPE},
+        "n_parameters": sum(outcome.n_trainable),
+        "n_trainable": {"backbone": outcome.n_trainable[0], "head": outcome.n_trainable[1]},
+        "epoch": epoch,
+        "metrics": after.metrics(chose),
+        "before": {"metrics": before.metrics(chose), **_point("operating_point", before, rule)},
+        "gain": _gain(task, protocol, before, after),
+        "temperature": after.temperature,
+        **_point("operating_point", after, rule),
+        "baselines": _baselines(task, protocol),
+        "notes": _notes(start, outcome, after),
+        "left_out": parent["left_out"] if parent else protocol.left_out,
+        "feature_rms": start.feature_rms,
+        "images_sha256": images["sha256"],
+        "identity_sha256": digest_json(identity),
+        "store": {"name": parent["store"]["name"] if parent else "", "identity": identity, "weights": source},
+        "environment": environment,
+        "seconds": round(seconds, 3),
+    }
+    kept = {"split.json": division, "images.json": images}
+    files = {name: (json.dumps(value) + "\n").encode() for name, value in kept.items()}
+    files[WEIGHTS] = packed(backbone)
+    found = tables(after, points)
+    names, rows = found["history.csv"]
+    history = [dict(zip(names, row, strict=True)) for row in rows]
+    ringed = epoch if len(outcome.histories) == 1 and epoch in [point["epoch"] for point in history] else None
+    files["curves.png"] = figures.curves(history, _title(start, key), ringed)  # type: ignore[arg-type]
+    return runs.save(run_path, record, outcome.tensors, found, files)
+
+
+def _said(task: Task, protocol: Protocol, sides: Sided, rule: str | None) -> Said:
+    """The numbers of some logits; a temperature and a threshold are of their validation rows."""
+    parsed = calibration.parse_rule(rule) if rule else None
+    return Said(task, protocol, sides, chosen(task, *sides[VAL], parsed))
+
+
+def _point(name: str, said: Said, rule: str | None) -> Json:
+    return {name: said.at_operating_point(calibration.parse_rule(rule)) if rule else None}
+
+
+def _gain(task: Task, protocol: Protocol, before: Said, after: Said) -> Json:
+    """By side, what the numbers have gained, with intervals: at 0.5, and at each its own operating point."""
+    found: dict[str, Any] = {}
+    for side in (VAL, TEST):
+        if side not in after.sides:
+            continue
+        rows, z = after.sides[side]
+        told: dict[str, Any] = selection.change(task, protocol, rows, before.sides[side][1], z)
+        if after.threshold is not None:
+            at = before.threshold, after.threshold
+            told["at_operating_point"] = selection.change(task, protocol, rows, before.sides[side][1], z, at)
+        found[side] = told
+    return found
+
+
+def _baselines(task: Task, protocol: Protocol) -> Json:
+    on_test = len(protocol.test) > 0
+    held = np.unique(np.concatenate([fold.held for fold in protocol.folds]))
+    train = protocol.folds[0].train if protocol.is_hold_out else protocol.rows
+    rows = protocol.test if on_test else held
+    return {"on": TEST if on_test else VAL, "majority": baselines.majority(task, train, rows)}
+
+
+def _notes(start: Start, outcome: Outcome, after: Said) -> list[str]:
+    parent = start.parent
+    sources = {start.backbone.weights_source, parent.record["store"].get("weights") if parent else None}
+    told = about_network(checkpoints.RUN if checkpoints.RUN in sources else None)
+    if parent and parent.record.get("n_trainable"):  # its network learnt from the rows that are learnt from here
+        told = [note for note in told if note in parent.record["notes"]]
+    notes = [*told, *after.notes()]
+    if parent and parent.record["asked"].get("average_views"):
+        name = parent.path.name
+        notes.insert(0, f"{name} was scored by means over augmented views; here nothing is, before or after")
+    if outcome.epoch == 0:
+        of = f"those of {parent.path.name}" if parent else "the first"
+        notes.insert(0, f"no epoch was better on the validation rows: the weights that are kept are {of}")
+    return [*start.task.notes, *start.protocol.notes, *start.notes, *notes]
+
+
+def _history(parent: Run | None, outcome: Outcome) -> tuple[list[list[dict[str, float]]], int | None]:
+    """Of each fold the points of all phases, those of the parent first, and the epoch of the weights."""
+    earlier = parent.history() if parent else []
+    phase = max((int(point.get("phase", 1)) for point in earlier), default=1 if parent else 0)
+    n = int(max((point["epoch"] for point in earlier), default=0))
+    found = []
+    for history in outcome.histories:
+        points = [{"phase": 1.0, **point} for point in earlier]
+        for point in history:
+            rest = {name: value for name, value in point.items() if name not in ("epoch", "stage")}
+            points.append({"phase": phase + point["stage"], "epoch": n + point["epoch"], **rest})
+        found.append(points)
+    if outcome.epoch == 0 and parent:
+        return found, parent.record["epoch"]
+    return found, n + outcome.epoch
+
+
+def _title(start: Start, key: Json) -> str:
+    stages = ", ".join(
+        f"{stage['unfreeze']} for {stage['epochs']} epoch{'s' * (stage['epochs'] != 1)}"
+        for stage in key["recipe"]["stages"]
+    )
+    over = f", mean of {len(start.protocol.folds)} folds" if not start.protocol.is_hold_out else ""
+    return f"{start.backbone.name}, {stages}, lr {key['recipe']['lr']:g}{over}"

@@ -1,0 +1,92 @@
+"""The vectors of a store that heads work on: of each image as it is and, where asked for, of augmented views of it.
+
+With views they are one (n, 1 + K, d) array in which the image as it is comes first, so that all that may stand for a
+row lies side by side. Knows nothing of labels, and not what a head does with them.
+Letters: n rows, K views of each, d features.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from featcache.errors import UsageError
+from featcache.heads.spec import HeadSpec
+from featcache.store import GRID, POOLED, VIEWS, Store
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_TAPS = {"flatten-mlp": GRID}
+_BLOCK = 1024  # rows
+
+
+def tap_of(spec: HeadSpec) -> str:
+    """The feature array a kind of head works on."""
+    return _TAPS.get(spec.kind, POOLED)
+
+
+def need_views(specs: Sequence[HeadSpec], average_views: bool) -> bool:
+    """Whether views are learnt from or scored."""
+    return average_views or any(spec.views for spec in specs)
+
+
+def check(store: Store, specs: Sequence[HeadSpec], average_views: bool) -> None:
+    """Before anything is trained: the store has what the heads work on.
+
+    Raises:
+        UsageError: it lacks a feature array or views, or views are to be averaged for a head that works on feature
+            maps, of which there are none.
+    """
+    for spec in specs:
+        if (tap := tap_of(spec)) not in store.taps:
+            raise UsageError(
+                f"{store.path} has no {tap!r} features, which a {spec.kind} head works on; it has "
+                f"{', '.join(store.taps)}. Make one with them: featcache embed --tap pooled --tap grid."
+            )
+        if average_views and tap != POOLED:
+            raise UsageError(f"a {spec.kind} head works on {tap} features, which have no views to average.")
+    if need_views(specs, average_views):
+        _check_views(store)
+
+
+def _check_views(store: Store) -> None:
+    if VIEWS not in store.taps:
+        raise UsageError(f"{store.path} has no augmented views. Make a store with them: featcache embed --views K.")
+    (held, _), (pooled, _) = store.shape(f"features/{VIEWS}"), store.shape(f"features/{POOLED}")
+    if len(held) != 3 or held[1] < 1 or held[2:] != pooled[1:]:
+        raise UsageError(
+            f"{store.path}: features/{VIEWS} of shape {held} are no views of features/{POOLED} of shape {pooled}."
+        )
+
+
+def load(store: Store, specs: Sequence[HeadSpec], average_views: bool, device: str) -> "dict[str, Tensor]":
+    """By name the feature arrays that some heads work on, (n, d) float32 with feature maps flattened; pooled vectors as
+    (n, 1 + K, d) where views are needed."""
+    import torch
+
+    found = {}
+    for tap in dict.fromkeys(map(tap_of, specs)):
+        with_views = tap == POOLED and need_views(specs, average_views)
+        x = _with_views(store) if with_views else store.features(tap).reshape(len(store), -1)
+        found[tap] = torch.from_numpy(x).to(device)
+    return found
+
+
+def _with_views(store: Store) -> "np.ndarray[tuple[int, int, int], np.dtype[np.float32]]":
+    n, n_views, d = store.shape(f"features/{VIEWS}")[0]
+    x = np.empty((n, 1 + n_views, d), dtype=np.float32)
+    for start in range(0, n, _BLOCK):
+        rows = slice(start, start + _BLOCK)
+        x[rows, 0], x[rows, 1:] = store.features(POOLED, rows), store.features(VIEWS, rows)
+    return x
+
+
+def clean(x: "Tensor") -> "Tensor":
+    """(n, d): of the images as they are, not copied."""
+    return x if x.ndim == 2 else x[:, 0]
+
+
+def scored(x: "Tensor", average_views: bool) -> "Tensor":
+    """What rows are scored by: (n, d), or (n, 1 + K, d) where the logits of all are averaged."""
+    return x if average_views else clean(x)

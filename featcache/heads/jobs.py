@@ -1,0 +1,211 @@
+"""What heads are to be made, what came of them, and which of them are trained together.
+
+Heads of one shape that draw batches from the same rows are one stack, as far as memory allows; fits that differ in
+their epochs alone are one training, looked at more than once. Trains nothing.
+Letters: k heads, n rows, m rows of the pool, c classes.
+"""
+
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from featcache.heads import mlp
+from featcache.heads.objective import Targets
+from featcache.heads.spec import HeadSpec
+from featcache.heads.stacks import n_outputs, n_parameters
+
+Array = np.ndarray[Any, Any]
+History = list[dict[str, float]]
+
+_NONE = np.array([], dtype=np.int64)
+_VIEW_STREAM = 1  # of a pool's seed
+
+
+@dataclass(frozen=True, eq=False)
+class Pool:
+    """Rows that batches are drawn from, in an order that heads share.
+
+    Attributes:
+        rows: (m,) row numbers.
+        share: the share of them that a head learns from: 1 for a hold-out, (k - 1) / k in k folds.
+        seed: of the order.
+    """
+
+    rows: Array
+    share: float = 1.0
+    seed: int = 0
+
+    def batches(self, batch_rows: int) -> Iterator[Iterator[Tensor]]:
+        """Epoch by epoch, the batches: positions in the pool. A batch has so many rows that `batch_rows` of them are a
+        head's own on average; the batches of an epoch differ by at most one row."""
+        generator = torch.Generator().manual_seed(self.seed)
+        m = len(self.rows)
+        n_batches = max(1, math.ceil(m * self.share / batch_rows))
+        while True:
+            order = torch.randperm(m, generator=generator)
+            yield iter(torch.tensor_split(order, n_batches))
+
+    def views(self, n_vectors: int) -> Iterator[Tensor]:
+        """Epoch by epoch (m,) numbers from 0 to `n_vectors` - 1, each as likely: which of its vectors stands for a row.
+        As the order, they are the same for every head that draws from the pool."""
+        generator = np.random.default_rng((self.seed, _VIEW_STREAM))
+        while True:
+            yield torch.from_numpy(generator.integers(n_vectors, size=len(self.rows)))
+
+
+@dataclass(frozen=True, eq=False)
+class Fit:
+    """One head to be made.
+
+    Attributes:
+        spec: the head.
+        pool: where its batches come from.
+        train: rows it learns from, all of them in the pool.
+        held: rows whose logits are wanted.
+        watch: training rows kept aside for early stopping and "plateau"; neither learnt from nor reported.
+        labelling: number of the labelling it learns.
+    """
+
+    spec: HeadSpec
+    pool: Pool
+    train: Array
+    held: Array
+    watch: Array = field(default_factory=lambda: _NONE)
+    labelling: int = 0
+
+    def is_wide(self, n_features: int, device: torch.device) -> bool:
+        """Whether its first layer is trained in pieces, see `wide`."""
+        return device.type == "cpu" and mlp.is_wide(self.spec, n_features)
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """What came of a `Fit`.
+
+    Attributes:
+        fit: what was asked.
+        tensors: float32 arrays that act on features as they are stored; none where only the logits were wanted.
+        logits: (len(held), c) of the rows asked for.
+        epoch: the weights are those after this epoch.
+        n_parameters: trainable numbers.
+        history: a mapping per epoch, where curves were asked for.
+        is_finite: whether all its weights are finite numbers.
+    """
+
+    fit: Fit
+    tensors: dict[str, Array]
+    logits: Array
+    epoch: int
+    n_parameters: int
+    history: History = field(default_factory=list)
+    is_finite: bool = True
+
+    @property
+    def diverged(self) -> bool:
+        """Whether a number of it is not finite."""
+        return not (self.is_finite and np.isfinite(self.logits).all())
+
+
+# --- what goes together -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectory:
+    """One training, and the fits that are its state after some epoch."""
+
+    fit: Fit
+    snapshots: dict[int, list[int]]  # epoch -> numbers of fits
+    fits: Sequence[Fit]
+
+    @property
+    def epochs(self) -> int:
+        return max(self.snapshots)
+
+
+def trajectories(fits: Sequence[Fit]) -> list[Trajectory]:
+    """The trainings of which all fits are states."""
+    found: dict[Any, Trajectory] = {}
+    for i, fit in enumerate(fits):
+        spec = fit.spec if fit.spec.schedule == "cosine" else replace(fit.spec, epochs=1)
+        key = (spec, id(fit.pool), fit.train.tobytes(), fit.watch.tobytes(), fit.held.tobytes(), fit.labelling)
+        trajectory = found.setdefault(key, Trajectory(fit, {}, fits))
+        trajectory.snapshots.setdefault(fit.spec.epochs, []).append(i)
+    return list(found.values())
+
+
+def stacks_abreast(members: Sequence[Trajectory], x: Tensor, targets: Targets, limit: int) -> int:
+    """How many stacks are trained side by side: one on a GPU, otherwise one per core, as far as memory has room for a
+    head in each of them."""
+    if x.device.type == "cuda" or not members:
+        return 1
+    largest = max(bytes_of_one(each.fit, x, targets) for each in members)
+    return max(1, min(torch.get_num_threads(), len(members), limit // largest))
+
+
+def stacked(
+    members: Sequence[Trajectory], x: Tensor, targets: Targets, limit: int, abreast: int
+) -> Iterator[list[Trajectory]]:
+    """Trajectories of one shape and pool, in stacks that fit into memory, at least `abreast` of them. Within a stack
+    those of equal rates stand side by side, so that one call of the optimizer serves them.
+
+    Args:
+        members: all of them.
+        x: the features.
+        targets: labels.
+        limit: bytes that a stack may take.
+        abreast: stacks that are trained side by side.
+    """
+
+    def shape(trajectory: Trajectory) -> Any:
+        s = trajectory.fit.spec
+        layers = (s.kind, s.widths, s.activation, s.norm, s.output, s.scale)
+        training = (s.optimizer, s.momentum, s.batch_rows, s.early_stopping > 0, s.views)
+        return layers, training, id(trajectory.fit.pool)
+
+    groups: dict[Any, list[Trajectory]] = {}
+    for trajectory in members:
+        groups.setdefault(shape(trajectory), []).append(trajectory)
+    for group in groups.values():
+        group.sort(key=lambda t: (t.fit.spec.lr, t.fit.spec.weight_decay))
+        fit = group[0].fit
+        size = min(max(1, limit // bytes_of_one(fit, x, targets)), math.ceil(len(group) / abreast))
+        size = min(size, mlp.HEADS) if fit.is_wide(x.shape[-1], x.device) else size
+        for start in range(0, len(group), size):
+            yield group[start : start + size]
+
+
+def bytes_of_one(fit: Fit, x: Tensor, targets: Targets) -> int:
+    """Roughly what one head takes while it trains: parameters, gradients, two moments, the best so far and a scratch
+    copy; a dozen activations of a batch; its mask and its logits of the pool. A wide one has no gradient, and a best
+    only where it may stop early."""
+    spec = fit.spec
+    c = n_outputs(spec, targets.n_classes, targets.has_findings)
+    batch_rows = _batch_rows(fit)
+    copies = 4 + (spec.early_stopping > 0) if fit.is_wide(x.shape[-1], x.device) else 6
+    floats = copies * n_parameters(spec, x.shape[-1], c) + 12 * batch_rows * (sum(spec.widths) + c)
+    return int(4 * (floats + len(fit.pool.rows) * (2 + 2 * c + sum(spec.widths[:1]) / 8)))
+
+
+def work(members: Sequence[Trajectory], x: Tensor, targets: Targets) -> int:
+    """Multiplications of a step of a stack, forward."""
+    fit = members[0].fit
+    outputs = n_outputs(fit.spec, targets.n_classes, targets.has_findings)
+    return int(len(members) * n_parameters(fit.spec, x.shape[-1], outputs) * _batch_rows(fit))
+
+
+def _batch_rows(fit: Fit) -> float:
+    """Of the pool, in a batch."""
+    return min(len(fit.pool.rows), fit.spec.batch_rows / fit.pool.share)
+
+
+def memory_for(device: torch.device) -> int:
+    """Bytes: half of what a GPU has free, a quarter of the machine's memory otherwise."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0]) // 2
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4

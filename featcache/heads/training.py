@@ -1,0 +1,327 @@
+"""Many heads are trained at once: the loop over epochs and batches, with everything that is each head's own.
+
+Heads of one shape that draw batches from the same rows are one stack. A fold is a mask: batches run over all rows, and
+a head learns from those that are not held out for it. So head i is what it would be alone, whatever stands beside it.
+On a CPU the stacks are trained side by side, each on a core of its own: nobody waits for anybody within a step.
+What ends a training or lowers its rate is the loss on `watch` rows, taken from the training rows; the `held` rows are
+only asked for their logits, in the end. A row may have vectors of augmented views beside its own: which one is learnt
+from is drawn epoch by epoch, with the order of the batches.
+Letters: k heads, n rows, m rows of the pool, b rows of a batch, d features, c classes.
+"""
+
+import itertools
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from featcache.heads import mlp
+from featcache.heads.features import clean, scored
+from featcache.heads.jobs import (
+    Fit,
+    Fitted,
+    History,
+    Trajectory,
+    memory_for,
+    stacked,
+    stacks_abreast,
+    trajectories,
+    work,
+)
+from featcache.heads.objective import Objective, Targets
+from featcache.heads.optim import Step, Watcher, moments_of, optimizer
+from featcache.heads.stacks import Stack, feature_scale, n_outputs
+
+Array = np.ndarray[Any, Any]
+Progress = Callable[[int, int], None]
+
+_DROPOUT_STREAM = 1 << 40  # seeds of dropout are not those of initial weights
+# Below this many multiplications a step, threads that share it wait for each other longer than they work: on two cores
+# shared with other processes a linear head took 48 s with two threads and 2.4 s with one.
+_WORTH_THREADS = 50_000_000
+
+
+def fit_all(
+    fits: Sequence[Fit],
+    x: Tensor,
+    targets: Targets,
+    *,
+    average_views: bool = False,
+    curves: bool = False,
+    weights: bool = True,
+    memory_bytes: int | None = None,
+    on_progress: Progress = lambda done, total: None,
+) -> list[Fitted]:
+    """Trains heads of any shapes, those of one shape together.
+
+    Args:
+        fits: what is wanted, all of trained kinds.
+        x: float32 features, on the device to train on: (n, d), or (n, 1 + K, d) with K views of each row after the
+            vector of the image as it is.
+        targets: labels.
+        average_views: whatever a head says of a row, also of one that is watched, is the mean of its logits of all
+            1 + K vectors, as in `scoring.averaged`; otherwise what it says of the image as it is.
+        curves: evaluate training and held rows after every epoch: costs more than the training of a large sweep.
+        weights: return those of every head; without, only what it says of its held rows. A sweep of 270 heads on
+            flattened feature maps has 7 GB of them.
+        memory_bytes: what the stacks that are trained side by side may take; a larger one is cut into several. None
+            for half of what a GPU has free, or a quarter of the machine's memory.
+        on_progress: called with (heads and epochs done, heads and epochs in all).
+
+    Returns:
+        In the order of `fits`. Specs that differ in `epochs` alone are snapshots of one training.
+    """
+    limit = memory_bytes or memory_for(x.device)
+    trainings = trajectories(fits)
+    abreast = stacks_abreast(trainings, x, targets, limit)
+    stacks = list(stacked(trainings, x, targets, limit // abreast, abreast))
+    done, total = dict.fromkeys(range(len(stacks)), 0), sum(t.epochs for t in trainings)
+    results: dict[int, Fitted] = {}
+    stop = threading.Event()
+
+    def train(number: int) -> None:
+        members = stacks[number]
+        for finished in _Training(members, x, targets, average_views, curves, weights).run(results, stop):
+            done[number] = finished
+            on_progress(sum(done.values()), total)
+        done[number] = sum(t.epochs for t in members)  # heads that stopped early are done, too
+
+    most = max((work(members, x, targets) for members in stacks), default=0)
+    has_all_cores = abreast == 1 and most >= _WORTH_THREADS
+    with _threads(None if has_all_cores else 1), ThreadPoolExecutor(abreast) as pool:
+        try:
+            list(pool.map(train, range(len(stacks))))
+        except BaseException:
+            stop.set()
+            raise
+    return [results[i] for i in range(len(fits))]
+
+
+# --- one stack --------------------------------------------------------------------------------------------------------
+
+
+class _Training:
+    """A stack from its first epoch to its last. Heads leave it when they have finished."""
+
+    def __init__(
+        self,
+        members: list[Trajectory],
+        x: Tensor,
+        targets: Targets,
+        average_views: bool,
+        curves: bool,
+        weights: bool,
+    ) -> None:
+        self._members, self._targets, self._curves, self._wanted = members, targets, curves, weights
+        fit = members[0].fit
+        self._is_wide = fit.is_wide(x.shape[-1], x.device)
+        self._learnt = x if fit.spec.views else clean(x)
+        self._scored = scored(x, average_views)
+        self._spec, self._pool, self._device = fit.spec, fit.pool, x.device
+        self._pool_rows = torch.from_numpy(fit.pool.rows).to(x.device)
+        train = [torch.from_numpy(t.fit.train).to(x.device) for t in members]
+        scale = feature_scale(self._learnt, train, self._spec.scale)
+        outputs = n_outputs(self._spec, targets.n_classes, targets.has_findings)
+        self.stack = Stack.fresh([t.fit.spec for t in members], scale, x.shape[-1], outputs).trainable()
+        self._objective = Objective.of(
+            [t.fit.spec for t in members],
+            [t.fit.train for t in members],
+            [t.fit.labelling for t in members],
+            fit.pool.rows,
+            targets,
+            self._device,
+        )
+        self._moments = {name: moments_of(t, self._spec.optimizer) for name, t in self.stack.parameters.items()}
+        self._watchers = [Watcher(t.fit.spec) for t in members]
+        self._best = self.stack[self._all()] if self._spec.early_stopping else None
+        self._histories: list[History] = [[] for _ in members]
+        self._generators = {seed: torch.Generator().manual_seed(_DROPOUT_STREAM + seed) for seed in self._seeds()}
+        self._drops = any(t.fit.spec.dropout > 0 for t in members)
+        self._n_steps = 0
+
+    def run(self, results: dict[int, Fitted], stop: threading.Event) -> Iterator[int]:
+        """Trains, puts what is finished into `results`, and yields the number of (head, epoch) pairs done."""
+        done = 0
+        views = self._pool.views(self._learnt.shape[1]) if self._spec.views else None
+        for epoch, batches in enumerate(self._pool.batches(self._spec.batch_rows), start=1):
+            steps, drawn = self._steps(epoch), next(views).to(self._device) if views else None
+            for positions in batches:
+                if stop.is_set():
+                    return
+                self._learn(positions.to(self._device), drawn, steps)
+            with torch.no_grad():
+                self._look(epoch)
+                done += len(self._members)
+                self._release(epoch, results)
+            yield done
+            if not self._members:
+                return
+
+    def _learn(self, positions: Tensor, drawn: Tensor | None, steps: Sequence[Step]) -> None:
+        rows = self._pool_rows[positions]
+        x = self._learnt[rows] if drawn is None else self._learnt[rows, drawn[positions]]  # (b, d)
+        taking = self._objective.mask[positions].T
+        (self._step_in_pieces if self._is_wide else self._step)(x, rows, taking, steps)
+        self._n_steps += 1
+
+    def _step(self, x: Tensor, rows: Tensor, taking: Tensor, steps: Sequence[Step]) -> None:
+        z = self.stack(x, taking, self._draws(len(rows)))
+        gradients = self._gradients(z, rows, taking, list(self.stack.parameters.values()))
+        with torch.no_grad():
+            for step in steps:
+                step.take(gradients)
+
+    def _step_in_pieces(self, x: Tensor, rows: Tensor, taking: Tensor, steps: Sequence[Step]) -> None:
+        """The same where the first layer is wide."""
+        first, *others = self.stack.parameters.values()
+        own = mlp.own_rows(x, taking)
+        product = mlp.products(first, own, len(rows)).requires_grad_()
+        z = self.stack.onward(self.stack.scaled(product), taking, self._draws(len(rows)))
+        of_product, *gradients = self._gradients(z, rows, taking, [product, *others])
+        mlp.take(steps, own, of_product)
+        with torch.no_grad():
+            for step in steps:
+                step.take(gradients, skipped=1)
+
+    def _gradients(self, z: Tensor, rows: Tensor, taking: Tensor, by: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        loss = self._objective.loss(self._logits(z), rows, taking)
+        return torch.autograd.grad(loss, by, materialize_grads=True)
+
+    def _steps(self, epoch: int) -> list[Step]:
+        """Runs of neighbouring heads with the same rate and decay in this epoch."""
+        each = [
+            (t.fit.spec.lr * watcher.factor(epoch), t.fit.spec.weight_decay)
+            for t, watcher in zip(self._members, self._watchers, strict=True)
+        ]
+        found, start = [], 0
+        for (lr, weight_decay), run in itertools.groupby(each):
+            heads = slice(start, start + len(list(run)))
+            parameters = [t.detach()[heads] for t in self.stack.parameters.values()]
+            moments = [[t[heads] for t in tensors] for tensors in zip(*self._moments.values(), strict=True)]
+            n_steps = [torch.tensor(float(self._n_steps), device=self._device) for _ in parameters]
+            how = optimizer(self._spec, lr, weight_decay)
+            found.append(Step(how, heads, parameters, moments, n_steps))
+            start = heads.stop
+        return found
+
+    def _draws(self, n_rows: int) -> list[Tensor]:
+        """Uniform numbers for dropout: heads of one seed share them, whatever their rates."""
+        if not self._drops:
+            return []
+        seeds = [t.fit.spec.seed for t in self._members]
+        draws = []
+        for width in self._spec.widths:
+            of_seed = {s: torch.rand(n_rows, width, generator=self._generators[s]) for s in self._seeds()}
+            draws.append(torch.stack([of_seed[seed] for seed in seeds]).to(self._device))
+        return draws
+
+    def _look(self, epoch: int) -> None:
+        """After an epoch: what the watch rows say, and the curves."""
+        watching = [i for i, t in enumerate(self._members) if t.fit.spec.needs_watch]
+        for heads, rows in self._by_rows(watching, lambda fit: fit.watch):
+            z = self._said(self.stack, heads, rows)
+            losses = self._objective.plain_loss(z, rows, heads)
+            improved = [i for i, loss in zip(heads.tolist(), losses, strict=True) if self._watchers[i].see(loss, epoch)]
+            if self._best is not None and improved:
+                for some in improved if self._is_wide else [torch.tensor(improved, device=self._device)]:
+                    self._best.put(some, self.stack)
+        if self._curves:
+            for i, history in enumerate(self._histories):
+                history.append({"epoch": float(epoch), **self._curve_point(i)})
+
+    def _curve_point(self, i: int) -> dict[str, float]:
+        fit, point, head = self._members[i].fit, {}, self.stack.one(i)
+        for side, rows in (("train", fit.train), ("val", fit.held)):
+            if len(rows):
+                logits = self._answer(head, torch.from_numpy(rows).to(self._device))[0].cpu().numpy()
+                values = self._targets.curve_point(fit.labelling, rows, logits)
+                point.update({f"{side}_{name}": value for name, value in values.items()})
+        return point
+
+    def _release(self, epoch: int, results: dict[int, Fitted]) -> None:
+        """Takes the snapshots due, and drops the heads that have finished."""
+        stopped = [
+            watcher.stopped or epoch == t.epochs for t, watcher in zip(self._members, self._watchers, strict=True)
+        ]
+        due = [i for i, t in enumerate(self._members) if stopped[i] or epoch in t.snapshots]
+        kept = self._best or self.stack  # the best so far where training stops early, the last otherwise
+        for heads, rows in self._by_rows(due, lambda fit: fit.held):
+            logits = self._said(kept, heads, rows).cpu().numpy()
+            for j, i in enumerate(heads.tolist()):
+                self._snapshot(i, kept, logits[j], epoch, stopped[i], results)
+        if any(stopped):
+            self._keep([i for i, over in enumerate(stopped) if not over])
+
+    def _snapshot(
+        self, i: int, kept: Stack, logits: Array, epoch: int, stopped: bool, results: dict[int, Fitted]
+    ) -> None:
+        trajectory, watcher = self._members[i], self._watchers[i]
+        numbers = [n for e, fits in trajectory.snapshots.items() if e == epoch or (stopped and e > epoch) for n in fits]
+        tensors = kept.folded(i) if self._wanted else {}
+        is_finite = all(np.isfinite(t).all() for t in tensors.values()) if self._wanted else kept.is_finite(i)
+        at = watcher.best_epoch if trajectory.fit.spec.early_stopping else epoch
+        n, history = sum(t[0].numel() for t in self.stack.parameters.values()), list(self._histories[i])
+        for number in numbers:
+            results[number] = Fitted(trajectory.fits[number], tensors, logits, at, n, history, is_finite)
+
+    def _keep(self, numbers: list[int]) -> None:
+        heads = torch.tensor(numbers, dtype=torch.long, device=self._device)
+        self._members = [self._members[i] for i in numbers]
+        self._watchers = [self._watchers[i] for i in numbers]
+        self._histories = [self._histories[i] for i in numbers]
+        self._moments = {name: tuple(t[heads] for t in moments) for name, moments in self._moments.items()}
+        self._objective = self._objective[heads]
+        self._best = self._best[heads] if self._best is not None else None
+        self.stack = self.stack[heads].trainable()
+
+    def _by_rows(self, heads: Sequence[int], rows_of: Callable[[Fit], Array]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Heads that are asked for the same rows, and the rows: one product for all heads of a fold."""
+        groups: dict[bytes, list[int]] = {}
+        for i in heads:
+            groups.setdefault(rows_of(self._members[i].fit).tobytes(), []).append(i)
+        for members in groups.values():
+            rows = rows_of(self._members[members[0]].fit)
+            yield torch.tensor(members, device=self._device), torch.from_numpy(rows).to(self._device)
+
+    def _said(self, stack: Stack, heads: Tensor, rows: Tensor) -> Tensor:
+        """(k, r, c) logits of r rows by these heads of a stack: in one product, or where they are wide one by one, as a
+        copy of them would take longer."""
+        if self._is_wide:
+            return torch.cat([self._answer(stack.one(i), rows) for i in heads.tolist()])
+        return self._answer(stack[heads], rows)
+
+    def _answer(self, stack: Stack, rows: Tensor) -> Tensor:
+        """(k, r, c) logits of r rows."""
+        if self._scored.ndim == 2:
+            return self._logits(stack(self._scored[rows]))
+        each = [self._logits(stack(self._scored[rows, i])) for i in range(self._scored.shape[1])]
+        return torch.stack(each).mean(0)
+
+    def _logits(self, z: Tensor) -> Tensor:
+        """(k, b, c) of outputs: a single one z becomes the two logits 0 and z, z of the positive class."""
+        if self._targets.has_findings or z.shape[2] == self._targets.n_classes:
+            return z
+        pair = (torch.zeros_like(z), z) if self._targets.positive == 1 else (z, torch.zeros_like(z))
+        return torch.cat(pair, dim=2)
+
+    def _all(self) -> Tensor:
+        return torch.arange(len(self._members), device=self._device)
+
+    def _seeds(self) -> list[int]:
+        return sorted({t.fit.spec.seed for t in self._members})
+
+
+@contextmanager
+def _threads(n: int | None) -> Iterator[None]:
+    """Threads of a single operation; None leaves them as they are."""
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(n or n_threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(n_threads)

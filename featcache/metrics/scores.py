@@ -1,0 +1,304 @@
+"""Predictions in, numbers out. scikit-learn does the ranking; this module fixes the conventions.
+
+Two classes: precision, recall, specificity, F1, AUROC and AUPRC are those of the positive class. More classes: the
+macro average, one class against the rest. Findings (several yes-or-no labels per row, some of them unknown): each one
+is a two-class problem on the rows where it is known, and the summary is their macro average.
+
+A class without a true row has no precision, recall and F1, and takes no part in the macro average: its classes are
+those that scikit-learn's balanced accuracy averages over, whatever is called. The precision of a class that is there
+and never called counts as 0. A number that does not exist is None, never NaN. Knows nothing of how the predictions were
+made.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from scipy.special import expit, log_softmax, logsumexp, softmax
+from sklearn import metrics as sk
+
+Array = np.ndarray[Any, Any]
+Metrics = dict[str, Any]
+
+SCALARS = (
+    "loss", "accuracy", "precision", "recall", "f1", "balanced_accuracy", "specificity", "auroc", "auprc", "brier",
+    "ece",
+)  # fmt: skip
+N_BINS = 15
+
+
+def per_epoch(labels: Array, logits: Array, positive: int) -> dict[str, float]:
+    """The five numbers of a training curve: loss, accuracy, precision, recall, F1.
+
+    Args:
+        labels: (n,) class indices.
+        logits: (n, c) scores before the softmax.
+        positive: the class that counts as positive when c = 2; ignored otherwise.
+
+    Returns:
+        `loss` is the mean cross entropy in nats, unweighted, whatever the weights of the training. The last three are
+        those of `evaluate`, 0 for its None.
+    """
+    loss = np.mean(cross_entropies(labels, logits))
+    predicted = logits.argmax(axis=1)
+    precision, recall, f1 = _precision_recall_f1(labels, predicted, logits.shape[1], positive)
+    accuracy = float(np.mean(predicted == labels))
+    return {"loss": float(loss), "accuracy": accuracy, "precision": precision, "recall": recall, "f1": f1}
+
+
+def per_epoch_findings(labels: Array, logits: Array) -> dict[str, float]:
+    """The five numbers of a training curve over findings, as `evaluate_findings` gives them, without a loop.
+
+    Args:
+        labels: (n, c) of 0.0, 1.0 and NaN for unknown.
+        logits: (n, c) scores before independent sigmoids.
+
+    Returns:
+        loss, accuracy, precision, recall, f1. The last three are 0 where no finding has a known positive.
+
+    Raises:
+        ValueError: every entry is unknown.
+    """
+    known, present = ~np.isnan(labels), labels == 1
+    if not known.any():
+        raise ValueError("every entry of the labels is unknown (NaN): nothing to compare the predictions with")
+    called = known & (expit(logits.astype(np.float64)) >= 0.5)
+    n_known, n_present, n_called = known.sum(axis=0), present.sum(axis=0), called.sum(axis=0)  # (c,) each
+    hits, right = (called & present).sum(axis=0), (known & (called == present)).sum(axis=0)
+    occurs = n_present > 0
+    return {
+        "loss": float(np.mean(np.logaddexp(0.0, np.where(present, -logits, logits)[known].astype(np.float64)))),
+        "accuracy": _mean_share(right, n_known, n_known > 0),
+        "precision": _mean_share(hits, n_called, occurs),
+        "recall": _mean_share(hits, n_present, occurs),
+        "f1": _mean_share(2 * hits, n_called + n_present, occurs),
+    }
+
+
+def evaluate(labels: Array, logits: Array, positive: int, threshold: float | None = None) -> Metrics:
+    """Everything said about one split: the five of `per_epoch` and what needs the whole ranking.
+
+    Args:
+        labels: (n,) class indices; n may not be 0.
+        logits: (n, c).
+        positive: as in `per_epoch`.
+        threshold: as in `decisions`. It moves everything that is counted from decisions, and nothing else.
+
+    Returns:
+        n, support (rows per class), loss, accuracy, balanced_accuracy (mean recall of the classes present), precision,
+        recall, specificity, f1, auroc, auprc (average precision), brier (see `squared_errors`), ece (see
+        `reliability`), confusion ((c, c) nested lists, rows are the truth) and, where c > 2, per_class: c dicts of
+        support, precision, recall, specificity, f1, auroc, auprc, of which the macro averages are the means, each over
+        the classes that have the number. So recall is balanced_accuracy there, and precision and f1 are scikit-learn's
+        with `labels` the classes that have true rows.
+
+    Raises:
+        ValueError: a threshold for more than two classes.
+    """
+    n_classes = logits.shape[1]
+    predicted = decisions(logits, positive, threshold)
+    per_class = [
+        _one_against_rest(labels == c, predicted == c, log_odds(logits, c)) for c in counted(n_classes, positive)
+    ]
+    confusion = sk.confusion_matrix(labels, predicted, labels=np.arange(n_classes))
+    support = confusion.sum(axis=1)
+    recalls = confusion.diagonal()[support > 0] / support[support > 0]
+    found = {
+        "n": len(labels),
+        "support": support.tolist(),
+        "loss": float(np.mean(cross_entropies(labels, logits))),
+        "accuracy": float(np.mean(predicted == labels)),
+        **{name: _macro(per_class, name) for name in ("precision", "recall", "f1")},
+        "balanced_accuracy": float(recalls.mean()),
+        **{name: _macro(per_class, name) for name in ("specificity", "auroc", "auprc")},
+        "brier": float(np.mean(squared_errors(labels, logits, positive))),
+        "ece": _expected_calibration_error(reliability(labels, logits, positive)),
+        "confusion": confusion.tolist(),
+    }
+    return found if n_classes == 2 else {**found, "per_class": per_class}
+
+
+def evaluate_findings(labels: Array, logits: Array, thresholds: Sequence[float] | Array | None = None) -> Metrics:
+    """Everything said about one split of a task with several findings per row.
+
+    Args:
+        labels: (n, c) of 0.0, 1.0 and NaN for unknown; an unknown entry is as if it were not there.
+        logits: (n, c) scores before independent sigmoids.
+        thresholds: (c,) probabilities from which on a finding is called present; None is 0.5 for all.
+
+    Returns:
+        n (rows), loss (mean binary cross entropy of the known entries, in nats); the other `SCALARS`, each the mean
+        over the findings that have it; per_class: c dicts of n (known), support (present) and the `SCALARS` of one
+        finding. As a class without a true row, a finding that is never present has no precision, recall and F1, rather
+        than zeros that would pull the average down for what the split cannot say anything about.
+    """
+    cuts = np.full(logits.shape[1], 0.5) if thresholds is None else np.asarray(thresholds, dtype=np.float64)
+    per_class = [_finding(y, z, float(cut)) for y, z, cut in zip(labels.T, logits.T, cuts, strict=True)]
+    n_known = sum(each["n"] for each in per_class)
+    total = sum(each["n"] * each["loss"] for each in per_class if each["n"])
+    return {
+        "n": len(labels),
+        "loss": total / n_known if n_known else None,
+        **{name: _macro(per_class, name) for name in SCALARS if name != "loss"},
+        "per_class": per_class,
+    }
+
+
+def reliability(labels: Array, logits: Array, positive: int) -> list[Metrics]:
+    """The points of a reliability diagram: what was promised and what was found, by bin of what was promised.
+
+    The expected calibration error is the mean of |frequency - confidence| over these, by n (Guo et al., "On
+    Calibration of Modern Neural Networks", 2017, section 2). 15 bins of equal width; a bin holds its upper edge, the
+    first one also 0.
+
+    Returns:
+        One dict per bin that is not empty, ascending: low and high (its edges), n, confidence and frequency (means of
+        the two arrays of `confidences`).
+    """
+    confidence, right = confidences(labels, logits, positive)
+    bins = bin_numbers(confidence)
+    return [_bin(b, confidence[bins == b], right[bins == b]) for b in np.unique(bins).tolist()]
+
+
+# --- conventions: one row at a time, shared with whatever else counts rows --------------------------------------------
+
+
+def probabilities(logits: Array) -> Array:
+    """(n, c) float64 softmax. Two columns (0, z) give exactly what the sigmoid gives for z."""
+    logits = logits.astype(np.float64)
+    if logits.shape[1] == 2:
+        return np.asarray(expit(logits - logits[:, ::-1]))
+    return np.asarray(softmax(logits, axis=1))
+
+
+def two_columns(logits: Array) -> Array:
+    """(n,) logits of a sigmoid as (n, 2) logits of a softmax with the same probabilities; class 1 is "present"."""
+    return np.stack([np.zeros_like(logits), logits], axis=1)
+
+
+def decisions(logits: Array, positive: int, threshold: float | None = None) -> Array:
+    """(n,) class each row is called.
+
+    Args:
+        logits: (n, c).
+        positive: the class the threshold is about.
+        threshold: only where c = 2: a row is called positive when that class has at least this probability. None is
+            the class with the highest logit.
+
+    Raises:
+        ValueError: a threshold for more than two classes.
+    """
+    if threshold is None:
+        return np.asarray(logits.argmax(axis=1))
+    if logits.shape[1] != 2:
+        raise ValueError(f"a threshold needs two classes, got {logits.shape[1]}")
+    return np.where(probabilities(logits)[:, positive] >= threshold, positive, 1 - positive)
+
+
+def cross_entropies(labels: Array, logits: Array) -> Array:
+    """(n,) minus log probability of the true class, in nats."""
+    return np.asarray(-log_softmax(logits.astype(np.float64), axis=1)[np.arange(len(labels)), labels])
+
+
+def squared_errors(labels: Array, logits: Array, positive: int) -> Array:
+    """(n,) the terms of the Brier score.
+
+    Two classes: of the positive class's probability, between 0 and 1, as sklearn.metrics.brier_score_loss. More:
+    summed over the classes, between 0 and 2, as in Brier, "Verification of Forecasts Expressed in Terms of
+    Probability", 1950.
+    """
+    truth = labels[:, None] == np.arange(logits.shape[1])
+    squared = (probabilities(logits) - truth) ** 2  # (n, c)
+    return np.asarray(squared[:, positive] if logits.shape[1] == 2 else squared.sum(axis=1))
+
+
+def confidences(labels: Array, logits: Array, positive: int) -> tuple[Array, Array]:
+    """What each row was promised and whether it came: (n,) probabilities and (n,) bools.
+
+    Two classes: the probability of the positive class, and whether the row is of it. More: the highest probability,
+    and whether that class is the true one.
+    """
+    p = probabilities(logits)
+    if logits.shape[1] == 2:
+        return p[:, positive], labels == positive
+    return p.max(axis=1), logits.argmax(axis=1) == labels
+
+
+def bin_numbers(confidence: Array) -> Array:
+    """(n,) numbers from 0 to 14 of the bins of `reliability`."""
+    return np.digitize(confidence, _edges()[1:-1], right=True)
+
+
+def log_odds(logits: Array, c: int) -> Array:
+    """(n,) log odds of class c: ranks like its probability, without the ties that float gives near 0 and 1."""
+    logits = logits.astype(np.float64)
+    return np.asarray(logits[:, c] - logsumexp(np.delete(logits, c, axis=1), axis=1))
+
+
+def counted(n_classes: int, positive: int) -> list[int]:
+    """The classes over which precision and its like are averaged: of two only the positive one, else all."""
+    return [positive] if n_classes == 2 else list(range(n_classes))
+
+
+# --- the parts of the summaries ---------------------------------------------------------------------------------------
+
+
+def _precision_recall_f1(labels: Array, predicted: Array, n_classes: int, positive: int) -> tuple[float, float, float]:
+    right = labels[predicted == labels]
+    hits, called, present = (
+        np.bincount(rows, minlength=n_classes)[counted(n_classes, positive)] for rows in (right, predicted, labels)
+    )
+    shares = ((hits, called), (hits, present), (2 * hits, called + present))
+    precision, recall, f1 = (_mean_share(part, whole, present > 0) for part, whole in shares)
+    return precision, recall, f1
+
+
+def _one_against_rest(truth: Array, called: Array, scores: Array) -> Metrics:
+    """What is said of one class, from (n,) bools and (n,) scores that rank."""
+    n_present, n_called, hits = int(truth.sum()), int(called.sum()), int(np.sum(truth & called))
+    n_absent = len(truth) - n_present
+    ranks = n_present > 0 and n_absent > 0
+    return {
+        "support": n_present,
+        "precision": hits / max(n_called, 1) if n_present else None,
+        "recall": hits / n_present if n_present else None,
+        "specificity": 1.0 - (n_called - hits) / n_absent if n_absent else None,
+        "f1": 2 * hits / (n_called + n_present) if n_present else None,
+        "auroc": float(sk.roc_auc_score(truth, scores)) if ranks else None,
+        "auprc": float(sk.average_precision_score(truth, scores)) if ranks else None,
+    }
+
+
+def _finding(labels: Array, logits: Array, threshold: float) -> Metrics:
+    """One column of `evaluate_findings`, from (n,) labels with NaN and (n,) logits."""
+    known = ~np.isnan(labels)
+    if not known.any():
+        return {"n": 0, "support": 0, **dict.fromkeys(SCALARS)}
+    found = evaluate(labels[known].astype(np.int64), two_columns(logits[known]), 1, threshold)
+    return {"n": found["n"], "support": found["support"][1], **{name: found[name] for name in SCALARS}}
+
+
+def _macro(per_class: Iterable[Metrics], name: str) -> float | None:
+    values = [each[name] for each in per_class if each[name] is not None]
+    return float(np.mean(values)) if values else None
+
+
+def _mean_share(part: Array, whole: Array, where: Array) -> float:
+    """Mean of part / whole over the chosen columns, 0/0 being 0; 0 if none is chosen."""
+    shares = part[where] / np.maximum(whole[where], 1)
+    return float(shares.mean()) if where.any() else 0.0
+
+
+def _edges() -> Array:
+    return np.linspace(0.0, 1.0, N_BINS + 1)
+
+
+def _bin(number: int, confidence: Array, right: Array) -> Metrics:
+    low, high = _edges()[number : number + 2].tolist()
+    mean, frequency = float(confidence.mean()), float(right.mean())
+    return {"low": low, "high": high, "n": len(right), "confidence": mean, "frequency": frequency}
+
+
+def _expected_calibration_error(bins: list[Metrics]) -> float:
+    gap = sum(each["n"] * abs(each["frequency"] - each["confidence"]) for each in bins)
+    return float(gap / sum(each["n"] for each in bins))

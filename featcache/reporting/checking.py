@@ -1,0 +1,314 @@
+"""What a Run's record has to say so that a page can be made of it, each value by its kind and its range.
+
+A record is a file that somebody may have edited, or a disk have damaged: a share above 1, a NaN or a list in the place
+of a number is found here, by its name, before anything of it is shown. Knows how a record is built, and nothing of
+where its values stand on a page. A rule takes a value and returns where in it something is wrong ("" for the value
+itself, ".name" or "[2]" for a part of it), or None where nothing is.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+
+from featcache import metrics
+from featcache.errors import CorruptStore
+from featcache.identity import Json
+from featcache.names import printable
+from featcache.runs import Run
+from featcache.runs.evaluation import FORMAT, RECORD
+from featcache.training.results import EXTERNAL, OUTER, TEST, TRAIN, VAL
+
+Rule = Callable[[Json], str | None]
+
+_SIDES = (TRAIN, VAL, OUTER, TEST, EXTERNAL)
+_PER_CLASS = ("auroc", "auprc", "precision", "recall", "specificity", "f1")
+_MOST = {"loss": math.inf, "brier": 2.0}  # of the others 1
+
+
+def check(run: Run) -> None:
+    """Raises CorruptStore where the record does not say what a page shows, or says what cannot be."""
+    wrong = _of_task(run.record)
+    if wrong is None:
+        c, has_findings = len(run.record["classes"]), run.record["task"] == "findings"
+        wrong = _record(c, has_findings)(run.record) or _together(run.record)
+    _check_said(run, wrong)
+
+
+def check_evaluation(run: Run) -> None:
+    """The same, of the record of an evaluation."""
+    wrong = _of_task(run.record)
+    if wrong is None:
+        c, has_findings = len(run.record["classes"]), run.record["task"] == "findings"
+        wrong = _evaluation(c, has_findings)(run.record) or _of_numbers(run.record)
+    _check_said(run, wrong)
+
+
+def _check_said(run: Run, wrong: str | None) -> None:
+    if wrong is not None:
+        raise damaged(run, f"it does not say {printable(wrong.removeprefix('.'))}")
+    try:
+        _ = run.spec
+    except (TypeError, ValueError) as error:
+        raise damaged(run, f"its head is none ({printable(str(error))})") from error
+
+
+def check_vectors(run: Run) -> None:
+    """The same, of what the record says about the vectors that a page describes."""
+    if (wrong := _identity()(run.record["store"]["identity"])) is not None:
+        raise damaged(run, f"it does not say store.identity{printable(wrong)}")
+
+
+def damaged(run: Run, reason: str) -> CorruptStore:
+    """What is raised of a record."""
+    name, what = (RECORD, "evaluation") if run.record.get("format") == FORMAT else ("run.json", "Run")
+    return CorruptStore(f"{run.path / name} is damaged: {reason}. Make the {what} again.")
+
+
+# --- rules ------------------------------------------------------------------------------------------------------------
+
+
+def _is(test: Callable[[Json], bool]) -> Rule:
+    return lambda value: None if test(value) else ""
+
+
+def _or_none(rule: Rule) -> Rule:
+    return lambda value: None if value is None else rule(value)
+
+
+def _fields(must: Mapping[str, Rule], may: Mapping[str, Rule] | None = None) -> Rule:
+    """A mapping that has all of some names, and perhaps others."""
+
+    def rule(value: Json) -> str | None:
+        if not isinstance(value, dict):
+            return ""
+        of = {**must, **{name: each for name, each in (may or {}).items() if name in value}}
+        lacking = (f".{name}" for name in of if name not in value)
+        return next(lacking, None) or _first((f".{name}", each(value[name])) for name, each in of.items())
+
+    return rule
+
+
+def _values(each: Rule) -> Rule:
+    """A mapping of whatever names to values of one kind."""
+
+    def rule(value: Json) -> str | None:
+        if not isinstance(value, dict):
+            return ""
+        return _first((f".{name}", each(held)) for name, held in value.items())
+
+    return rule
+
+
+def _list(each: Rule, n: int | None = None) -> Rule:
+    """A list of values of one kind, of n where n is given."""
+
+    def rule(value: Json) -> str | None:
+        if not isinstance(value, list) or (n is not None and len(value) != n):
+            return ""
+        return _first((f"[{i}]", each(held)) for i, held in enumerate(value))
+
+    return rule
+
+
+def _first(found: Iterable[tuple[str, str | None]]) -> str | None:
+    return next((name + wrong for name, wrong in found if wrong is not None), None)
+
+
+def _number(low: float = -math.inf, high: float = math.inf) -> Rule:
+    """A finite number within two ends."""
+    return _is(lambda v: isinstance(v, int | float) and not isinstance(v, bool) and _is_finite(v) and low <= v <= high)
+
+
+def _is_finite(value: float) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+_TEXT = _is(lambda value: isinstance(value, str))
+_BOOL = _is(lambda value: isinstance(value, bool))
+_COUNT = _is(lambda value: type(value) is int and 0 <= value < 2**63)
+_SHARE = _number(0.0, 1.0)
+_ANY_DICT = _values(_is(lambda value: True))
+_INTERVALS = _fields({}, {name: _list(_number(0.0, _MOST.get(name, 1.0)), 2) for name in metrics.SCALARS})
+
+
+# --- a record ---------------------------------------------------------------------------------------------------------
+
+
+def _of_task(record: Json) -> str | None:
+    """What everything else is read by: the classes."""
+    is_texts = _list(_TEXT)
+    wrong = _fields({"task": _is(lambda v: v in ("classes", "findings")), "classes": is_texts, "positive": _TEXT})
+    found = wrong(record)
+    if found is None:
+        classes = record["classes"]
+        if len(set(classes)) < max(2, len(classes)):
+            return ".classes"
+        if record["positive"] not in classes:
+            return ".positive"
+    return found
+
+
+def _record(c: int, has_findings: bool) -> Rule:
+    scores = _scores(c, has_findings)
+    split = _fields({"seed": _COUNT, "group_by": _or_none(_TEXT)})
+    asked = _fields({"split": split, "average_views": _BOOL}, {"refit_all": _BOOL})
+    store = _fields({"name": _TEXT, "identity": _ANY_DICT}, {"weights": _or_none(_TEXT), "weights_file": _TEXT})
+    must = {
+        "asked": asked,
+        "head": _fields({"kind": _TEXT}),
+        "heads": _list(_ANY_DICT),
+        "metrics": _fields({TRAIN: scores, VAL: scores}, {OUTER: _or_none(scores), TEST: _or_none(scores)}),
+        "baselines": _baselines(),
+        "notes": _list(_TEXT),
+        "left_out": _values(_COUNT),
+        "store": store,
+        "environment": _values(_TEXT),
+        "n_parameters": _COUNT,
+        "epoch": _or_none(_COUNT),
+        "seconds": _number(0.0),
+        "temperature": _or_none(_number(1e-12)),
+        "operating_point": _or_none(_point(scores)),
+        **{f"{name}_sha256": _TEXT for name in ("identity", "content", "split")},
+    }
+    return _fields(must, _of_pixels(scores))
+
+
+def _evaluation(c: int, has_findings: bool) -> Rule:
+    scores = _scores(c, has_findings)
+    texts = _values(_TEXT)
+    counts = ("found", "scored", "failed", "n_groups")
+    about = {"source": _TEXT, **dict.fromkeys(counts, _COUNT), "respelled": texts, "mapped": texts}
+    split = _fields({"seed": _COUNT, "group_by": _or_none(_TEXT)})
+    point = _fields({"threshold": _number(0.0, 1.0 + 1e-9), EXTERNAL: scores})
+    return _fields(
+        {
+            "run": _fields({"name": _TEXT, "is_bundle": _BOOL}),
+            "set": _fields({**about, "unknown_labels": _values(_COUNT)}),
+            "asked": _fields({"split": split, "average_views": _BOOL}),
+            "head": _fields({"kind": _TEXT}),
+            "metrics": _fields({EXTERNAL: scores}),
+            "baselines": _baselines(),
+            "comparison": _compared(scores),
+            "subgroups": _values(_list(_subgroup(scores, c))),
+            "without_training_images": _or_none(_subgroup(scores, c)),
+            "notes": _list(_TEXT),
+            "left_out": _values(_COUNT),
+            "store": _fields({"name": _TEXT, "identity": _ANY_DICT}, {"weights": _or_none(_TEXT)}),
+            "environment": _values(_TEXT),
+            "n_parameters": _COUNT,
+            "seconds": _number(0.0),
+            "temperature": _or_none(_number(1e-12)),
+            "operating_point": _or_none(point),
+            **{f"{name}_sha256": _TEXT for name in ("identity", "content")},
+        }
+    )
+
+
+def _subgroup(scores: Rule, c: int) -> Rule:
+    must = {"value": _TEXT, "n": _COUNT, "n_units": _COUNT, "support": _list(_COUNT, c), "metrics": scores}
+    return _fields({**must, "at_operating_point": _or_none(scores), "reasons": _list(_TEXT)})
+
+
+def _compared(scores: Rule) -> Rule:
+    own = _fields({"n": _COUNT, "intervals": _INTERVALS})
+    differences = _values(_list(_number(), 3))
+    must = {"subset": _is(lambda value: value in _SIDES), "own": own, "own_at_operating_point": _or_none(own)}
+    more = {"differences": differences, "differences_at_operating_point": _or_none(differences)}
+    return _fields({**must, **more, "reason": _or_none(_TEXT)})
+
+
+def _together(record: Json) -> str | None:
+    """What has to be there because of something else."""
+    if wrong := _of_numbers(record):
+        return wrong
+    pixels = [name for name in ("gain", "before", "recipe", "n_trainable") if record.get(name)]
+    if pixels and len(pixels) < 4:
+        return f".{next(name for name in ('gain', 'before', 'recipe', 'n_trainable') if name not in pixels)}"
+    return _of_gain(record) if pixels else None
+
+
+def _of_numbers(record: Json) -> str | None:
+    """That calibrated numbers have a temperature, decisions their rows, and baselines theirs."""
+    sides = [side for side in _SIDES if record["metrics"].get(side)]
+    if record["temperature"] is None and any("calibrated" in record["metrics"][side] for side in sides):
+        return ".temperature"
+    for side in (TEST, EXTERNAL):
+        if record["operating_point"] and side in sides and side not in record["operating_point"]:
+            return f".operating_point.{side}"
+    return None if record["baselines"]["on"] in sides else ".baselines.on"
+
+
+def _of_gain(record: Json) -> str | None:
+    """That a difference is of numbers that there are."""
+    for side, gained in record["gain"].items():
+        for key, names in (("metrics", gained), ("operating_point", gained.get("at_operating_point", {}))):
+            told = [(place[key] or {}).get(side) or {} for place in (record["before"], record)]
+            names = [name for name in names if name != "at_operating_point"]
+            if lacking := [name for name in names if any(each.get(name) is None for each in told)]:
+                return f".before.{key}.{side}.{lacking[0]}"
+    return None
+
+
+def _identity() -> Rule:
+    """Of the vectors; what is computed with it is checked by those who do."""
+    backbone = _fields({"name": _TEXT, "weights_sha256": _TEXT})
+    values = _list(_number(), 3)
+    sides = _list(_is(lambda value: type(value) is int and 0 < value < 2**16), 2)
+    transform = {"input_size": sides, "crop_pct": _number(0.0), "interpolation": _TEXT, "mean": values, "std": values}
+    must = {"backbone": backbone, "transform": _fields(transform), "decode": _ANY_DICT}
+    return _fields({**must, "precision": _TEXT, "stored_dtype": _TEXT})
+
+
+def _scores(c: int, has_findings: bool) -> Rule:
+    """The numbers of a side."""
+    each = {name: _or_none(_number(0.0, _MOST.get(name, 1.0))) for name in metrics.SCALARS}
+    support = {"n": _COUNT, "support": _COUNT} if has_findings else {"support": _COUNT}
+    per_class = _list(_fields({**support, **{name: each[name] for name in _PER_CLASS}}), c)
+    must = {"n": _COUNT, **each}
+    must |= {} if has_findings else {"confusion": _list(_list(_COUNT, c), c)}
+    must |= {"per_class": per_class} if has_findings or c > 2 else {}
+    point = _fields({"n": _COUNT, **dict.fromkeys(("low", "high", "confidence", "frequency"), _SHARE)})
+    calibrated = _fields({"ece": each["ece"], "reliability": _list(point)})
+    may = {"intervals": _INTERVALS, "chose": _list(_TEXT), "calibrated": calibrated}
+    return _fields(must, may)
+
+
+def _point(scores: Rule) -> Rule:
+    """The operating point, whose threshold may be the first number above 1."""
+    return _fields({"threshold": _number(0.0, 1.0 + 1e-9), VAL: scores}, {TEST: scores})
+
+
+def _baselines() -> Rule:
+    may = {name: _or_none(_SHARE) for name in ("auroc", "accuracy")} | {"intervals": _INTERVALS}
+    permuted = _fields({"n_permutations": _COUNT}, may)
+    other = _fields({"store": _TEXT, "backbone": _fields({}, {"name": _TEXT})}, may)
+    must = {"on": _is(lambda value: value in _SIDES), "majority": _fields({}, may)}
+    return _fields(must, {"permuted_labels": permuted, "other_stores": _list(other)})
+
+
+def _of_pixels(scores: Rule) -> dict[str, Rule]:
+    """What a training on the pixels says besides."""
+    stage = _fields({"unfreeze": _TEXT, "epochs": _COUNT})
+    triple = _list(_number(), 3)
+    gained = _gained(triple)
+    point = _or_none(_point(scores))
+    before = _fields({"metrics": _values(_or_none(scores)), "operating_point": point})
+    return {
+        "n_trainable": _or_none(_fields({"backbone": _COUNT, "head": _COUNT})),
+        "recipe": _or_none(_fields({"stages": _list(stage)}, {"augment": _or_none(_ANY_DICT)})),
+        "parent": _or_none(_fields({"run": _TEXT})),
+        "gain": _or_none(_values(gained)),
+        "before": before,
+    }
+
+
+def _gained(triple: Rule) -> Rule:
+    """Differences by number, and once more at the operating points."""
+
+    def rule(value: Json) -> str | None:
+        if not isinstance(value, dict):
+            return ""
+        at = {name: each for name, each in value.items() if name == "at_operating_point"}
+        rest = {name: each for name, each in value.items() if name not in at}
+        return _values(_values(triple))(at) or _values(triple)(rest)
+
+    return rule

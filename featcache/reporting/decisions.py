@@ -1,0 +1,195 @@
+"""Decisions of a Run in tables: confusion, classes, and the values of any column, view by view or site by site.
+
+Only the numbers of groups are computed here, from the Run's predictions, in the way in which the record's were.
+Letters: n rows, c classes.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from featcache.figures import charts
+from featcache.figures.charts import Estimate
+from featcache.names import printable
+from featcache.reporting.document import (
+    Abreast,
+    Block,
+    Cell,
+    Figure,
+    Table,
+    Words,
+    count,
+    head,
+    interval_of,
+    listed,
+    missing,
+    name_of,
+    number,
+    shown,
+)
+from featcache.reporting.materials import Vectors
+from featcache.reporting.run_view import CALLED, Subject
+from featcache.training import selection
+
+Array = np.ndarray[Any, Any]
+
+FOLDER = "folder"  # of image_id: a column that every Run has
+_PER_CLASS = ("auroc", "auprc", "precision", "recall", "specificity", "f1")
+_PER_GROUP = ("auroc", "accuracy", "recall", "specificity")
+_MOST_GROUPS = 20
+
+
+def confusions(subject: Subject) -> list[Block]:
+    """On the reported side: at 0.5, and at the operating point."""
+    side = subject.reported
+    if subject.task.has_findings:
+        return [_finding_counts(subject, side)]
+    found = [(subject.scores(side), "0.5" if subject.is_binary else "the likeliest class", "half")]
+    if at := subject.scores(side, True):
+        found.append((at, f"p ≥ {subject.threshold:.3f}, the operating point", "point"))
+    return [Abreast([_confusion(subject, each["confusion"], at, name) for each, at, name in found])]
+
+
+def _confusion(subject: Subject, matrix: Sequence[Sequence[int]], at: str, name: str) -> Table:
+    counts, classes = np.array(matrix), subject.classes
+    rows = []
+    for label, row in zip(classes, counts.tolist(), strict=True):
+        of = max(sum(row), 1)
+        cells = [Cell(f"{n:,}", n, f"{n / of:.1%}", shade=round(10 * n / of)) for n in row]
+        rows.append([head(label, f"{sum(row):,}"), *cells])
+    data = (["true", *classes], [[label, *row] for label, row in zip(classes, counts.tolist(), strict=True)])
+    header = ["true", *(f"called {label}" for label in classes)]
+    png = charts.matrix(counts, classes)
+    caption = f"Called at {at}" if subject.is_binary else f"Called {at}"
+    return Table(f"{subject.slug}-confusion-{name}", caption, header, rows, "", "matrix", data, png)
+
+
+def _finding_counts(subject: Subject, side: str) -> Table:
+    """Of each finding: found, missed, false alarms, rightly absent."""
+    labels, called = subject.labels(side), subject.sides[side].called
+    rows, data = [], []
+    for c, name in enumerate(subject.classes):
+        truth, said = labels[:, c], called[:, c]
+        n = [int(np.sum((truth == t) & (said == s))) for t, s in ((1, 1), (1, 0), (0, 1), (0, 0))]
+        rows.append([head(name), *map(count, n), count(int(np.isnan(truth).sum()))])
+        data.append([name, *n, int(np.isnan(truth).sum())])
+    header = ["finding", "found", "missed", "false alarms", "rightly absent", "unknown"]
+    return Table(f"{subject.slug}-confusion", "Findings, called from 0.5 on", header, rows, data=(header, data))
+
+
+def per_class(subject: Subject) -> list[Block]:
+    """The numbers of each class, or finding, on the reported side."""
+    side = subject.reported
+    scores_ = subject.scores(side)
+    if "per_class" not in scores_:
+        return [_two_classes(subject, side)]
+    names = ("n", "support", *_PER_CLASS) if subject.task.has_findings else ("support", *_PER_CLASS)
+    rows = [
+        [head(name), *(count(each[s]) if s in ("n", "support") else number(each[s]) for s in names)]
+        for name, each in zip(subject.classes, scores_["per_class"], strict=True)
+    ]
+    data = [
+        [name, *("" if each[s] is None else each[s] for s in names)]
+        for name, each in zip(subject.classes, scores_["per_class"], strict=True)
+    ]
+    called = {"n": "known", "support": "present" if subject.task.has_findings else "images"}
+    header = ["", *(called.get(name) or name_of(name) for name in names)]
+    caption = f"{'Findings' if subject.task.has_findings else 'Classes, each against the rest'}, on {CALLED[side]} rows"
+    return [Table(f"{subject.slug}-classes", caption, header, rows, data=(["class", *names], data))]
+
+
+def _two_classes(subject: Subject, side: str) -> Table:
+    """Of each of two classes how much of it is found, and how often its name is right, where is decided."""
+    scores_ = subject.scores(side, subject.threshold is not None)
+    matrix = np.array(scores_["confusion"], dtype=np.float64)
+    of, called = matrix.sum(axis=1), matrix.sum(axis=0)
+    rows, data = [], []
+    for c, name in enumerate(subject.classes):
+        found = matrix[c, c] / of[c] if of[c] else None
+        right = matrix[c, c] / called[c] if called[c] else None
+        names = ("sensitivity", "PPV (precision)") if c == subject.task.positive else ("specificity", "NPV")
+        cells = [Cell(shown(value), value, small) for value, small in zip((found, right), names, strict=True)]
+        rows.append([head(name), count(int(of[c])), *cells])
+        data.append([name, int(of[c]), *("" if value is None else value for value in (found, right))])
+    at = f"p ≥ {0.5 if subject.threshold is None else subject.threshold:.3f}"
+    header = ["", "images", "found (of the class)", "right (of those called so)"]
+    csv = (["class", "n", "recall", "precision"], data)
+    return Table(f"{subject.slug}-classes", f"Classes on {CALLED[side]} rows, at {at}", header, rows, data=csv)
+
+
+# --- groups -----------------------------------------------------------------------------------------------------------
+
+
+def per_group(subject: Subject, by: Sequence[str], vectors: Vectors | None, no_vectors: str) -> list[Block]:
+    """The numbers of the reported side for each value of a column."""
+    if not by:
+        columns = sorted(set(vectors.store.columns if vectors else ()) | {FOLDER})
+        words = f"--by COLUMN gives the numbers of each view, folder or site; here: {printable(listed(columns))}."
+        return [Words(words, "hint")]
+    found: list[Block] = []
+    for column in by:
+        values = column_of(subject, column, vectors)
+        if values is None:
+            found.append(missing(f"For the numbers by “{printable(column)}” the store is needed: {no_vectors}."))
+        else:
+            found += _by(subject, column, values)
+    return found
+
+
+def column_of(subject: Subject, name: str, vectors: Vectors | None) -> list[str] | None:
+    """A text for each row of the task; None where only the store would say. A folder is that of the name, whether a
+    store is at hand or not."""
+    if name == FOLDER:
+        return [image_id.rpartition("/")[0] for image_id in subject.task.image_ids]
+    return vectors.column(name) if vectors else None
+
+
+def _by(subject: Subject, column: str, values: Sequence[str]) -> list[Block]:
+    side = subject.reported
+    of_row = np.array([values[i] for i in subject.sides[side].rows.tolist()], dtype=object)
+    names, n = np.unique(of_row.astype(str), return_counts=True)
+    order = sorted(range(len(names)), key=lambda i: (-n[i], names[i]))
+    rows, data, estimates = [], [], []
+    for i in order[:_MOST_GROUPS]:
+        name, told = printable(str(names[i])) or "(empty)", _numbers_of(subject, side, of_row == names[i])
+        cells = [number(told["scores"].get(s), told["spread"].get(s)) for s in _PER_GROUP]
+        rows.append([head(name), count(int(n[i])), *map(count, told["counts"]), *cells])
+        for s in _PER_GROUP:
+            value = told["scores"].get(s)
+            data.append([name, int(n[i]), s, "" if value is None else value, *told["spread"].get(s, ["", ""])])
+        if (value := told["scores"].get("auroc")) is not None:
+            low, high = told["spread"].get("auroc", (value, value))
+            estimates.append(Estimate(f"{name[:36]} ({n[i]:,})", value, (low, high)))
+    classes = subject.classes if len(subject.classes) <= 3 else []
+    rows = rows if classes else [[*row[:2], *row[2 + len(subject.classes) :]] for row in rows]
+    rest = f" The {_MOST_GROUPS} largest of {len(names):,}." if len(names) > _MOST_GROUPS else ""
+    at = "" if subject.threshold is None else f" Called at p ≥ {subject.threshold:.3f}."
+    header = [printable(column), "images", *classes, *map(name_of, _PER_GROUP)]
+    slug = "".join(c if c.isascii() and c.isalnum() else "_" for c in column)[:40]
+    csv = (["value", "n", "number", "estimate", "low", "high"], data)
+    caption = f"By “{printable(column)}”, {CALLED[side]} rows"
+    note = f"In brackets 95 % intervals.{at}{rest}"
+    found: list[Block] = [Table(f"{subject.slug}-by-{slug}", caption, header, rows, note, data=csv)]
+    if len(estimates) > 1:
+        found.append(Abreast([_group_figure(subject, column, slug, estimates)]))
+    return found
+
+
+def _numbers_of(subject: Subject, side: str, mask: Array) -> dict[str, Any]:
+    rows, logits = subject.sides[side].rows[mask], subject.sides[side].logits[mask]
+    at = (rows, logits, subject.threshold)
+    found = selection.numbers(subject.task, *at)
+    spread = selection.spread(subject.task, subject.protocol, *at)
+    counts = subject.task.counts(rows).tolist()
+    return {"scores": found, "spread": spread, "counts": counts}
+
+
+def _group_figure(subject: Subject, column: str, slug: str, estimates: Sequence[Estimate]) -> Figure:
+    whole = subject.scores(subject.reported)["auroc"]
+    said = "; ".join(f"{each.label} {shown(each.value)} {interval_of(each.interval)}" for each in estimates)
+    chart = charts.forest(estimates, "AUROC", whole, f"AUROC by {printable(column)}: {said}.")
+    rows = [[each.label, each.value, *(each.interval or ("", ""))] for each in estimates]
+    caption = f"The dotted line is the AUROC of all, {shown(whole)}."
+    name = f"{subject.slug}-by-{slug}-auroc"
+    return Figure(name, f"AUROC by {printable(column)}", caption, chart, ["value", "auroc", "low", "high"], rows)

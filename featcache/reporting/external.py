@@ -1,0 +1,235 @@
+"""What a page says of an evaluation and of no Run: which Run on which set, its numbers beside those of the Run's own
+rows, and the subgroups.
+
+Computes nothing: every number is the record's.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from featcache.figures import charts
+from featcache.figures.charts import Estimate
+from featcache.identity import Json
+from featcache.names import printable
+from featcache.reporting.document import (
+    Abreast,
+    Block,
+    Cell,
+    Facts,
+    Figure,
+    Table,
+    Words,
+    count,
+    head,
+    interval_of,
+    listed,
+    name_of,
+    number,
+    shown,
+    with_sign,
+)
+from featcache.reporting.run_view import Subject
+from featcache.reporting.tables import MOVED, SCORES
+from featcache.runs.backbone import identity_of, said_by
+from featcache.training.results import EXTERNAL, OUTER, TEST, VAL
+
+_OWN = {TEST: "test", OUTER: "outer folds", VAL: "validation"}
+_PER_SUBGROUP = ("auroc", "accuracy", "recall", "specificity")
+_MOST_SUBGROUPS = 20
+
+
+def lead(subject: Subject, kind: str) -> str:
+    """What was evaluated on what, in a sentence."""
+    record = subject.record
+    backbone = printable(str(identity_of(subject.run)["backbone"]["name"]))
+    run = f"The {'bundle' if record['run']['is_bundle'] else 'Run'} {printable(record['run']['name'])}"
+    has_learnt = bool(record["asked"].get("with_training_images"))
+    learnt = "some of which it may have learnt from" if has_learnt else "none of which it is known to have learnt from"
+    n_images = f"{record['set']['scored']:,} images of {_source(record)}"
+    return f"{run}, {kind} on the vectors of {backbone}: {n_images}, {learnt}."
+
+
+def _source(record: Json) -> str:
+    """The last part of the name of the set."""
+    return printable(str(record["set"]["source"]).rstrip("/").rpartition("/")[2]) or "a set"
+
+
+# --- what was evaluated -----------------------------------------------------------------------------------------------
+
+
+def what(subject: Subject) -> list[Block]:
+    """The Run, the set, who takes part, and how labels became classes."""
+    with said_by(subject.run):
+        return [Words(_counts_in_words(subject)), _counts(subject), Facts(list(_facts(subject)))]
+
+
+def _counts_in_words(subject: Subject) -> str:
+    about, left_out = subject.record["set"], subject.record["left_out"]
+    n_groups, n = about["n_groups"], about["scored"]
+    reasons = ", ".join(f"{m:,} with {printable(reason)}" for reason, m in left_out.items())
+    groups = (
+        "No patients are known in the set: each image counts as its own."
+        if n_groups == n
+        else f"They are {n_groups:,} groups (patients, identical images), each of which is one witness in intervals."
+    )
+    out = f"; left out are {reasons}" if left_out else ""
+    failed = f"; {about['failed']:,} could not be read" if about["failed"] else ""
+    return (
+        f"Of {about['found']:,} images {n:,} are scored{out}{failed}. {groups} Head, temperature, positive class and "
+        f"operating point are the Run's: nothing was chosen on these images."
+    )
+
+
+def _counts(subject: Subject) -> Table:
+    n, total = subject.task.counts(subject.sides[EXTERNAL].rows).tolist(), len(subject.sides[EXTERNAL])
+    cells = [Cell(f"{each:,}", each, f"{each / total:.1%}") for each in n]
+    data = (["subset", "images", *subject.classes], [[EXTERNAL, total, *n]])
+    header = ["", "images", *subject.classes]
+    return Table(
+        f"{subject.slug}-counts", "Images by class", header, [[head("external"), count(total), *cells]], data=data
+    )
+
+
+def _facts(subject: Subject) -> Iterator[tuple[str, str]]:
+    record, held = subject.record, identity_of(subject.run)
+    about, asked, backbone, transform = record["set"], record["asked"], held["backbone"], held["transform"]
+    yield "Run", printable(record["run"]["name"]) + (", a bundle" if record["run"]["is_bundle"] else "")
+    yield "Head", f"{record['head']['kind']}, {record['n_parameters']:,} parameters that learnt"
+    yield "Set", printable(str(about["source"]))
+    columns = printable(listed(asked.get("label_columns") or ["label"]))
+    yield "Labels", f"column {columns}" + (f" of {printable(str(asked['labels']))}" if asked.get("labels") else "")
+    for title, pairs in (("Read by spelling", about["respelled"]), ("Read as asked", about["mapped"])):
+        if pairs:
+            yield title, printable("; ".join(f"{text} as {name}" for text, name in pairs.items()))
+    if about["unknown_labels"]:
+        unknown = "; ".join(f"{text} ({n:,})" for text, n in about["unknown_labels"].items())
+        yield "Labels that the Run does not know", printable(unknown)
+    yield "Patients", printable(f"column {asked['split']['group_by']}") if asked["split"]["group_by"] else "not known"
+    yield "Backbone", printable(str(backbone["name"]))
+    yield "Weights (sha256)", f"`{backbone['weights_sha256']}"
+    yield "Images seen at", f"{' × '.join(map(str, transform['input_size']))} pixels, {transform['interpolation']}"
+    yield "Vectors (identity)", f"`{record['identity_sha256']}"
+    environment = record["environment"]
+    yield (
+        "Computed with",
+        ", ".join(
+            f"{name} {environment[name]}" for name in ("featcache", "torch", "timm", "numpy") if name in environment
+        ),
+    )
+
+
+# --- beside the Run's own rows ----------------------------------------------------------------------------------------
+
+
+def comparison(subject: Subject) -> list[Block]:
+    """The numbers of the set, those of the Run's own rows, and the difference with its interval."""
+    found = subject.record["comparison"]
+    where = _OWN.get(found["subset"], found["subset"])
+    header = ["", "external", f"the Run's own {where} rows", "difference"]
+    rows, data = [], []
+    for name, key, own, external in _pairs(subject):
+        value, *ends = (found[f"differences{key}"] or {}).get(name) or (None,)
+        at = "at the operating point" if key else ""
+        change = Cell("–") if value is None else Cell(with_sign(value), value, interval_of(ends, signed=True))
+        cells = [number(each.get(name), each.get("intervals", {}).get(name)) for each in (external, own)]
+        rows.append([head(name_of(name), at), *cells, change])
+        data.append([name, at or "0.5", external.get(name), own.get(name), value, *(ends or (None, None))])
+    csv = ["number", "called_from", "external", "own", "difference", "low", "high"]
+    note = found["reason"] or (
+        "The two are of different images, so intervals of differences are unpaired (MOVER). One that does not hold 0 "
+        "says that the difference is more than chance explains."
+    )
+    empty = [["" if value is None else value for value in row] for row in data]
+    table = Table(f"{subject.slug}-own", "Beside the Run's own rows", header, rows, note, data=(csv, empty))
+    return [table, *_without_training_images(subject)]
+
+
+def _pairs(subject: Subject) -> Iterator[tuple[str, str, Mapping[str, Any], Mapping[str, Any]]]:
+    """(number, key of the record, own numbers, those of the set), decisions where is decided."""
+    found = subject.record["comparison"]
+    at_point = found["own_at_operating_point"] and subject.threshold is not None
+    for name in ("auroc", "accuracy", "balanced_accuracy", "recall", "specificity"):
+        if at_point and name in MOVED:
+            yield name, "_at_operating_point", found["own_at_operating_point"], subject.scores(EXTERNAL, True)
+        else:
+            yield name, "", found["own"], subject.scores(EXTERNAL)
+
+
+def _without_training_images(subject: Subject) -> list[Block]:
+    """Where images that the Run learnt from are scored too: the numbers of the others."""
+    unseen = subject.record["without_training_images"]
+    if not unseen:
+        return []
+    columns = [subject.scores(EXTERNAL), unseen["metrics"]]
+    rows = [
+        [head(name_of(name)), *(number(each.get(name), each.get("intervals", {}).get(name)) for each in columns)]
+        for name in SCORES
+    ]
+    header = ["", "all images", f"the {unseen['n']:,} that it has not learnt from"]
+    data = [[name, *("" if each.get(name) is None else each[name] for each in columns)] for name in SCORES]
+    csv = (["number", "all", "not_learnt_from"], data)
+    return [Table(f"{subject.slug}-unseen", "Without images that the Run learnt from", header, rows, data=csv)]
+
+
+# --- subgroups --------------------------------------------------------------------------------------------------------
+
+
+def subgroups(subject: Subject) -> list[Block]:
+    """A table and a forest for each column that the evaluation was asked for."""
+    found = subject.record["subgroups"]
+    if not found:
+        return [Words("featcache evaluate --by COLUMN gives the numbers of each site, view or folder.", "hint")]
+    blocks: list[Block] = []
+    for i, (column, members) in enumerate(found.items(), start=1):
+        blocks += _column(subject, f"{subject.slug}-subgroups-{i}", column, members)
+    return blocks
+
+
+def _column(subject: Subject, name: str, column: str, members: Sequence[Mapping[str, Any]]) -> list[Block]:
+    classes = subject.classes if len(subject.classes) <= 3 else []
+    rows, data = [], []
+    for member in members:
+        scores = [_numbers(member, each) for each in _PER_SUBGROUP]
+        cells = [
+            number(each.get(of), each.get("intervals", {}).get(of))
+            for of, each in zip(_PER_SUBGROUP, scores, strict=True)
+        ]
+        support = [count(n) for n in member["support"]] if classes else []
+        label = printable(member["value"]) or "(empty)"
+        rows.append([head(label, " ".join(map(printable, member["reasons"]))), count(member["n"]), *support, *cells])
+        for of, each in zip(_PER_SUBGROUP, scores, strict=True):
+            low, high = each.get("intervals", {}).get(of) or ("", "")
+            data.append([label, member["n"], of, "" if each.get(of) is None else each[of], low, high])
+    at = "" if subject.threshold is None else f" Called at p ≥ {subject.threshold:.3f}."
+    rest = f" The {_MOST_SUBGROUPS} largest of {len(rows):,}." if len(rows) > _MOST_SUBGROUPS else ""
+    header = [printable(column), "images", *classes, *map(name_of, _PER_SUBGROUP)]
+    csv = (["value", "n", "number", "estimate", "low", "high"], data)
+    note = f"In brackets 95 % intervals.{at}{rest}"
+    caption = f"By “{printable(column)}”"
+    blocks: list[Block] = [Table(name, caption, header, rows[:_MOST_SUBGROUPS], note, data=csv)]
+    if figure := _forest(subject, name, column, members[:_MOST_SUBGROUPS]):
+        blocks.append(Abreast([figure]))
+    return blocks
+
+
+def _numbers(member: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    """Where a number of a subgroup is: decisions at the operating point, where there is one."""
+    scores: Mapping[str, Any] = (member["at_operating_point"] if name in MOVED else None) or member["metrics"]
+    return scores
+
+
+def _forest(subject: Subject, name: str, column: str, members: Sequence[Mapping[str, Any]]) -> Figure | None:
+    whole, estimates, rows = subject.scores(EXTERNAL)["auroc"], [], []
+    for member in members:
+        value, interval = member["metrics"]["auroc"], member["metrics"]["intervals"].get("auroc")
+        if value is not None and interval:
+            label = f"{printable(member['value'])[:36] or '(empty)'} ({member['n']:,})"
+            estimates.append(Estimate(label, value, tuple(interval)))
+            rows.append([label, value, *interval])
+    if len(estimates) < 2 or whole is None:
+        return None
+    title = f"AUROC by {printable(column)}"
+    alt = "; ".join(f"{each.label} {shown(each.value)} {interval_of(each.interval)}" for each in estimates)
+    chart = charts.forest(estimates, "AUROC", whole, f"{title}: {alt}.")
+    caption = f"The dotted line is the AUROC of all, {shown(whole)}."
+    return Figure(f"{name}-auroc", title, caption, chart, ["value", "auroc", "low", "high"], rows)

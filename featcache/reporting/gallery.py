@@ -1,0 +1,261 @@
+"""Images that the head called wrong, the surest errors first, and some that it called right; beside each what the head
+learnt nearby, and where on the image it found what it says.
+
+Of two classes the missed positives come first: they are what a reader fears most. Of more, errors by how little was
+given to the true class; of findings, missed ones and false alarms, each of one finding.
+Letters: n rows, d features, k neighbours.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from featcache.heads import inference
+from featcache.reporting import cam, pictures
+from featcache.reporting.document import Block, Card, Cards, Neighbour, Words, missing
+from featcache.reporting.materials import Material, Pictures, Vectors
+from featcache.reporting.run_view import CALLED, Subject
+from featcache.store import GRID
+from featcache.training.results import TRAIN
+
+Array = np.ndarray[Any, Any]
+
+N_ERRORS, N_RIGHT, N_NEIGHBOURS = 12, 6, 3  # of each kind
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Rows of one kind: which, and the class, or finding, that is told of each.
+
+    Attributes:
+        key: in the file's name.
+        title: the heading.
+        words: of how many these are.
+        places: numbers within the side.
+        of: class numbers.
+    """
+
+    key: str
+    title: str
+    words: str
+    places: Array
+    of: Array
+
+
+def gallery(subject: Subject, material: Material) -> list[Block]:
+    """Cards of the reported side, with what is missing said first."""
+    kinds = choose(subject)
+    rows = subject.sides[subject.reported].rows
+    shown = np.unique(np.concatenate([rows[kind.places] for kind in kinds])) if kinds else np.zeros(0, dtype=np.int64)
+    near = neighbours(subject, material.vectors, shown) if material.vectors and TRAIN in subject.sides else {}
+    if material.pictures:
+        taught = [row for found in near.values() for row, _ in found]
+        material.pictures.load([*shown.tolist(), *taught])
+    maps, about = ({}, "") if subject.is_external else _evidence(subject, material, kinds)
+    found: list[Block] = [Words(_about(subject, near, maps))]
+    found += _missing(subject, material, about)
+    if subject.is_binary and not any(kind.key == "missed" for kind in kinds):
+        found.append(Words(f"No {subject.positive} was missed."))
+    for kind in kinds:
+        cards = [
+            _card(subject, material.pictures, int(place), int(of), near, maps)
+            for place, of in zip(kind.places, kind.of, strict=True)
+        ]
+        found.append(Cards(f"{subject.slug}-{kind.key}", kind.title, kind.words, cards))
+    return found
+
+
+def _about(subject: Subject, near: dict[int, list[tuple[int, float]]], maps: dict[tuple[int, int], Array]) -> str:
+    text = f"{CALLED[subject.reported].capitalize()} images, the surest first, as the network saw them."
+    if near:
+        text += f" Below each its {N_NEIGHBOURS} nearest training images by the cosine of their vectors."
+    if maps:
+        what = "the finding" if subject.task.has_findings else "the class called"
+        text += f" Beside each where the head found it: red speaks for {what}, blue against it, each on its own scale."
+    return text
+
+
+def _missing(subject: Subject, material: Material, about: str) -> list[Words]:
+    found = []
+    if material.no_pictures:
+        found.append(Words(material.no_pictures, "gone" if material.pictures else "missing"))
+    if material.pictures and (changed := sorted(material.pictures.changed)):
+        more = f" and {len(changed) - 3:,} more" if len(changed) > 3 else ""
+        text = f"Not shown, since they are not the images of the Run any more: {', '.join(changed[:3])}{more}."
+        found.append(Words(text, "gone"))
+    if not material.vectors and not subject.is_external:
+        found.append(missing(f"For the nearest training images the store is needed: {material.no_vectors}."))
+    return found + ([missing(about)] if about else [])
+
+
+# --- which images -----------------------------------------------------------------------------------------------------
+
+
+def choose(subject: Subject) -> list[Chosen]:
+    """The kinds there are, errors before successes; none that would be empty."""
+    if subject.task.has_findings:
+        found = _of_findings(subject)
+    elif subject.is_binary:
+        found = _of_two(subject)
+    else:
+        found = _of_classes(subject)
+    return [kind for kind in found if len(kind.places)]
+
+
+def _of_two(subject: Subject) -> list[Chosen]:
+    side, labels, positive = subject.sides[subject.reported], subject.labels(subject.reported), subject.task.positive
+    p, name, other = side.p[:, positive], subject.positive, subject.classes[1 - positive]
+    kinds = (
+        ("missed", f"Missed {name}", (positive, 1 - positive), p, N_ERRORS),
+        ("false-alarms", f"{other} called {name}", (1 - positive, positive), -p, N_ERRORS),
+        ("found", f"{name}, found", (positive, positive), -p, N_RIGHT),
+        ("rightly-absent", f"{other}, rightly called", (1 - positive, 1 - positive), p, N_RIGHT),
+    )
+    found = []
+    for key, title, (label, called), order, most in kinds:
+        places = np.flatnonzero((labels == label) & (side.called == called))
+        found.append(_first(key, title, places, order, np.full(len(labels), called), most))
+    return found
+
+
+def _of_classes(subject: Subject) -> list[Chosen]:
+    side, labels = subject.sides[subject.reported], subject.labels(subject.reported)
+    p_true, p_called = (side.p[np.arange(len(labels)), of] for of in (labels, side.called))
+    wrong, right = np.flatnonzero(side.called != labels), np.flatnonzero(side.called == labels)
+    return [
+        _first("errors", "Errors", wrong, p_true, side.called, 2 * N_ERRORS),
+        _first("right", "Rightly called", right, -p_called, side.called, 2 * N_RIGHT),
+    ]
+
+
+def _of_findings(subject: Subject) -> list[Chosen]:
+    side, labels = subject.sides[subject.reported], subject.labels(subject.reported)
+    n, c = labels.shape
+    order, of = side.p.reshape(-1), np.tile(np.arange(c), n)  # a place for each image and finding
+    kinds = (
+        ("missed", "Missed findings", (1, 0), order, N_ERRORS),
+        ("false-alarms", "False alarms", (0, 1), -order, N_ERRORS),
+        ("found", "Findings found", (1, 1), -order, N_RIGHT),
+    )
+    found = []
+    for key, title, (label, called), by, most in kinds:
+        pairs = np.flatnonzero(((labels == label) & (side.called == called)).reshape(-1))
+        kind = _first(key, title, pairs, by, of, most)
+        found.append(Chosen(kind.key, kind.title, kind.words, kind.places // c, kind.of))
+    return found
+
+
+def _first(key: str, title: str, places: Array, order: Array, of: Array, most: int) -> Chosen:
+    """The first of some places in an order; of equals those that stand first."""
+    kept = places[np.argsort(order[places], kind="stable")][:most]
+    words = f"{len(places):,}" if len(places) <= most else f"the {most} surest of {len(places):,}"
+    return Chosen(key, title, words, kept, of[kept])
+
+
+# --- what is said of them ---------------------------------------------------------------------------------------------
+
+
+def neighbours(subject: Subject, vectors: Vectors, rows: Array) -> dict[int, list[tuple[int, float]]]:
+    """For each row the k training rows with the largest cosine, nearest first, and the cosine. Training rows are those
+    of the head that scored it."""
+    found: dict[int, list[tuple[int, float]]] = {}
+    by_taught: dict[bytes, tuple[Array, list[int]]] = {}
+    for row in rows.tolist():
+        taught = subject.taught(subject.reported, row)
+        by_taught.setdefault(taught.tobytes(), (taught, []))[1].append(row)
+    for taught, members in by_taught.values():
+        units = inference.unit_rows(vectors.features[taught])
+        wanted = vectors.features[members]
+        near = inference.nearest(units, wanted, N_NEIGHBOURS)
+        cosines = np.einsum("nd,nkd->nk", inference.unit_rows(wanted), units[near])
+        for row, each, similar in zip(members, near, cosines, strict=True):
+            found[row] = list(zip(taught[each].tolist(), similar.tolist(), strict=True))
+    return found
+
+
+def _evidence(
+    subject: Subject, material: Material, kinds: Sequence[Chosen]
+) -> tuple[dict[tuple[int, int], Array], str]:
+    """(row, class) -> (h, w), and why there is none."""
+    why = evidence_missing(subject, material.vectors)
+    if why or material.vectors is None or not kinds:
+        return {}, why
+    rows = subject.sides[subject.reported].rows
+    wanted = sorted({(int(rows[p]), int(of)) for kind in kinds for p, of in zip(kind.places, kind.of, strict=True)})
+    numbers = np.array([row for row, _ in wanted])
+    places = material.vectors.places[numbers]
+    held = material.vectors.store.rows(GRID, places)
+    grid = cam.channels_first(held, material.vectors.features.shape[1])
+    if subject.run.spec.kind != "flatten-mlp" and not cam.is_mean(grid, material.vectors.features[numbers]):
+        return {}, (
+            "Where on the image the head finds what it says cannot be shown: the vectors of this backbone are not the "
+            "mean of its feature map."
+        )
+    of, found = np.array([each for _, each in wanted]), np.empty((len(wanted), *grid.shape[2:]))
+    for here, head in subject.heads(numbers):
+        found[here] = cam.maps(subject.run.spec, head, grid[here], subject.task, of[here])
+    return dict(zip(wanted, found, strict=True)), ""
+
+
+def evidence_missing(subject: Subject, vectors: Vectors | None) -> str:
+    """Why no feature map can be read; empty where one can."""
+    what = "Where on the image the head finds what it says"
+    if subject.run.spec.kind == "knn":
+        return f"{what} cannot be shown of a knn head, which has no weights."
+    if vectors is None:
+        return f"{what} needs a store with feature maps (featcache embed --tap pooled --tap grid)."
+    shape = vectors.store.row_shape(GRID) if GRID in vectors.store.taps else ()
+    if not shape:
+        return f"{what} needs feature maps: featcache embed --tap pooled --tap grid, and give that --store."
+    if len(shape) != 3:
+        return f"{what} cannot be shown: this backbone has no map of rows and columns."
+    scored = subject.sides[subject.reported].rows
+    return (
+        "" if subject.heads(scored[:1]) else f"{what} cannot be shown: the heads that scored the images were not kept."
+    )
+
+
+def _card(
+    subject: Subject,
+    images: Pictures | None,
+    place: int,
+    of: int,
+    near: dict[int, list[tuple[int, float]]],
+    maps: dict[tuple[int, int], Array],
+) -> Card:
+    side = subject.sides[subject.reported]
+    row = int(side.rows[place])
+    image, map_ = images.get(row) if images else None, maps.get((row, of))
+    evident = pictures.overlaid(image, map_) if image is not None and map_ is not None else None
+    label, called, p_of = _told(subject, place, row, of)
+    return Card(
+        subject.shown[row],
+        pictures.embedded(image, pictures.LARGE) if image is not None else "",
+        pictures.embedded(evident, pictures.LARGE) if evident is not None else "",
+        label,
+        called,
+        float(side.p[place, p_of]),
+        subject.classes[p_of],
+        [_neighbour(subject, images, row, other, cosine, of) for other, cosine in near.get(row, ())],
+    )
+
+
+def _told(subject: Subject, place: int, row: int, of: int) -> tuple[str, str, int]:
+    """The true label, what it was called, and whose probability is told."""
+    side = subject.sides[subject.reported]
+    if subject.task.has_findings:
+        name = subject.classes[of]
+        label, called = subject.task.labels[row, of], side.called[place, of]
+        return (name if label else f"no {name}"), (name if called else f"no {name}"), of
+    called = int(side.called[place])
+    return subject.label_of(row), subject.classes[called], subject.task.positive if subject.is_binary else called
+
+
+def _neighbour(subject: Subject, images: Pictures | None, row: int, other: int, cosine: float, of: int) -> Neighbour:
+    image = images.get(other) if images else None
+    picture = pictures.embedded(image, pictures.SMALL) if image is not None else ""
+    labels = subject.task.labels[:, of] if subject.task.has_findings else subject.task.labels
+    differs = bool(labels[other] != labels[row] and np.isfinite(labels[other]))  # an unknown one says nothing
+    return Neighbour(subject.shown[other], subject.label_of(other), cosine, picture, not differs)

@@ -1,0 +1,104 @@
+"""Chapters in, one HTML page out, that needs nothing but itself: the only user of Jinja2.
+
+Every text is escaped by the template, and data for the script stand in the page as JSON that can end no element. The
+page allows itself its own style and script, by their sha256, and images within itself; nothing is fetched from
+anywhere. The same chapters give the same bytes.
+"""
+
+import base64
+import hashlib
+import itertools
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined, Template
+from markupsafe import Markup
+
+from featcache.reporting.document import Card, Cards, Chapter, probability
+
+_NAMED = re.compile(r'((?: id="| href="#|url\(#))f[0-9a-f]{8}-')  # as `charts` has names of the parts of an SVG
+GENERATOR = "featcache report"  # by which a page is known to be one of ours
+_POLICY = (
+    "default-src 'none'; img-src data:; style-src 'sha256-{style}'; script-src 'sha256-{script}'; base-uri 'none'; "
+    "form-action 'none'"
+)
+
+
+@dataclass(frozen=True)
+class Page:
+    """Everything that a page shows.
+
+    Attributes:
+        title: of the window, and of the page.
+        about: which Runs.
+        lead: what it is about.
+        chapters: of each Run, the comparison of several first.
+        images: what the points of maps stand for, as the script reads it.
+        files: names of what is kept beside it.
+        folder: where, from the page's own folder.
+        made_by: version of featcache.
+    """
+
+    title: str
+    about: str
+    lead: str
+    chapters: Sequence[Chapter]
+    images: Sequence[Any]
+    files: Sequence[str]
+    folder: str
+    made_by: str
+
+    @property
+    def has_neighbours(self) -> bool:
+        """Whether beside some image stand those that lie nearest."""
+        return any(card.neighbours for card in self._cards())
+
+    @property
+    def has_evidence(self) -> bool:
+        """Whether on some image is shown where something was found."""
+        return any(card.evidence for card in self._cards())
+
+    def _cards(self) -> Iterator[Card]:
+        for chapter in self.chapters:
+            for section in chapter.sections:
+                for block in section.blocks:
+                    yield from block.cards if isinstance(block, Cards) else ()
+
+
+def render(page: Page) -> str:
+    """The page as HTML."""
+    style, script = _text("page.css"), _text("page.js")
+    policy = _POLICY.format(style=_sha256(style), script=_sha256(script))
+    ours = {"style": Markup(style), "script": Markup(script)}  # noqa: S704  files of this package
+    return _template().render(page=page, policy=policy, generator=GENERATOR, own_svg=_numbered(), **ours)
+
+
+def _numbered() -> Callable[[str], Markup]:
+    """Gives each chart of a page names of its own: two that are alike would have the same."""
+    number = itertools.count(1)
+
+    def own(svg: str) -> Markup:
+        prefix = f"f{next(number)}-"
+        named = re.sub(r"<[^<>]+>", lambda tag: _NAMED.sub(rf"\g<1>{prefix}", tag[0]), svg)  # texts are left alone
+        return Markup(named)  # noqa: S704  of `charts`, where every text of it was escaped
+
+    return own
+
+
+@cache
+def _template() -> Template:
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["probability"] = probability
+    return environment.from_string(_text("page.html"))
+
+
+def _text(name: str) -> str:
+    return resources.files("featcache.reporting").joinpath(name).read_text("utf-8")
+
+
+def _sha256(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode("utf-8")).digest()).decode("ascii")

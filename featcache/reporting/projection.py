@@ -1,0 +1,291 @@
+"""Maps: the images of a Run on a plane, near to each other where their vectors are. t-SNE, or UMAP where asked for.
+
+The map is of a sample: all errors of the reported side as far as there is room, others of it, and training images, so
+that a side that lies apart is seen. Vectors are first reduced to 50 principal components, as van der Maaten and Hinton
+("Visualizing Data using t-SNE", 2008, section 4.2) do. Distances between clusters mean nothing, and neither do axes.
+The same Run gives the same map: seeds are fixed, and one thread sums in one order.
+Letters: n rows of the sample, d features.
+"""
+
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from featcache.errors import UsageError
+from featcache.figures import FAINT, RULE, charts
+from featcache.figures.charts import CLASSES
+from featcache.heads import inference
+from featcache.reporting import pictures
+from featcache.reporting.document import Block, Map, Maps, Point, Words, missing, probability
+from featcache.reporting.materials import Material
+from featcache.reporting.run_view import CALLED, Subject
+from featcache.threads import one_thread
+from featcache.training.results import TRAIN as TAUGHT
+
+Array = np.ndarray[Any, Any]
+
+N_REPORTED, N_ERRORS, N_TAUGHT = 400, 150, 200
+N_COMPONENTS = 50
+_PERPLEXITY = 30.0
+_FEWEST = 8  # images below which a map says nothing
+_FAINT, _RIGHT, _MISSED, _ALARM = 9, 8, 1, 0  # colours by error
+
+
+@dataclass
+class Shown:
+    """The images that the maps of a page show, each once.
+
+    Attributes:
+        entries: what a point says: name, side, label, what it was called, the probability, and a picture.
+    """
+
+    entries: list[dict[str, Any]]
+
+    def add(self, subject: Subject, material: Material, row: int, side: str, place: int) -> int:
+        """The number of an image among those of the page."""
+        image = material.pictures.get(row) if material.pictures else None
+        said = subject.sides[side]
+        called = said.called[place]
+        if subject.task.has_findings:
+            told = ", ".join(name for name, value in zip(subject.classes, called, strict=True) if value) or "none"
+            p = ""
+        else:
+            told = subject.classes[int(called)]
+            of = subject.task.positive if subject.is_binary else int(called)
+            p = f"p({subject.classes[of]}) {probability(float(said.p[place, of]))}"
+        self.entries.append(
+            {
+                "name": subject.shown[row],
+                "side": CALLED[side],
+                "label": subject.label_of(row),
+                "called": told,
+                "p": p,
+                "picture": pictures.embedded(image, pictures.TINY) if image is not None else "",
+            }
+        )
+        return len(self.entries) - 1
+
+
+@dataclass(frozen=True)
+class Sample:
+    """n rows that are mapped, with the side each is of, its place there, and whether it was called wrong."""
+
+    rows: Array
+    sides: list[str]
+    places: Array
+    wrong: Array
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+def maps(subject: Subject, material: Material, umap: bool, shown: Shown, on_note: Callable[[str], None]) -> list[Block]:
+    """A map of the vectors, and one of the last hidden layer where there is one, each by class and by error.
+
+    Args:
+        subject: the Run.
+        material: its vectors, and its images if they are at hand.
+        umap: UMAP in place of t-SNE.
+        shown: takes the images of the points.
+        on_note: called with what takes a while.
+
+    Raises:
+        UsageError: UMAP is asked for and not installed.
+    """
+    if material.vectors is None:
+        return [missing(f"For a map of the vectors the store is needed: {material.no_vectors}.")]
+    found = sample(subject)
+    if len(found) < _FEWEST:
+        return [Words(f"{len(found)} images are too few for a map.", "gone")]
+    if material.pictures:
+        material.pictures.load(found.rows.tolist())
+    numbers = [
+        shown.add(subject, material, int(row), side, int(place))
+        for row, side, place in zip(found.rows, found.sides, found.places, strict=True)
+    ]
+    blocks: list[Block] = [Words(_about(subject, found, umap))]
+    for key, title, x in spaces(subject, material.vectors.features[found.rows]):
+        on_note(f"mapping {len(found):,} images of {subject.name} by {title}")
+        plane = project(x, umap)
+        blocks.append(Maps(_pair(subject, found, plane, key, title, numbers)))
+    return blocks
+
+
+def _about(subject: Subject, found: Sample, umap: bool) -> str:
+    by = "UMAP (McInnes et al., 2018)" if umap else "t-SNE (van der Maaten and Hinton, 2008)"
+    n_taught = found.sides.count(TAUGHT)
+    side = CALLED[subject.reported]
+    n_side, n_wrong = len(found) - n_taught, int(found.wrong[[s != TAUGHT for s in found.sides]].sum())
+    total = int(subject.is_error(subject.reported).sum())
+    text = f"{by} of {n_side:,} of {len(subject.sides[subject.reported]):,} {side} images"
+    text += f", with {n_wrong:,} of {total:,} errors" if total else ""
+    if n_taught:
+        text += f", and of {n_taught:,} of {len(subject.sides[TAUGHT]):,} training images, which are small"
+    return (
+        f"{text}. Images that lie together look alike to the network; distances between clusters, and directions, mean "
+        f"nothing. Point at an image to see it, or choose a map and use the arrow keys."
+    )
+
+
+def sample(subject: Subject) -> Sample:
+    """Which rows are mapped: errors first, then others drawn with a fixed seed, then training rows."""
+    rng = np.random.default_rng(0)
+    side = subject.reported
+    wrong = subject.is_error(side)
+    errors = _drawn(rng, np.flatnonzero(wrong), N_ERRORS)
+    others = _drawn(rng, np.flatnonzero(~wrong), N_REPORTED - len(errors))
+    places = np.sort(np.concatenate([errors, others]))
+    rows = subject.sides[side].rows[places]
+    if TAUGHT not in subject.sides:
+        return Sample(rows, [side] * len(places), places, wrong[places])
+    apart = np.flatnonzero(~np.isin(subject.sides[TAUGHT].rows, subject.sides[side].rows))
+    taught = _drawn(rng, apart, N_TAUGHT)
+    return Sample(
+        np.concatenate([subject.sides[TAUGHT].rows[taught], rows]),
+        [TAUGHT] * len(taught) + [side] * len(places),
+        np.concatenate([taught, places]),
+        np.concatenate([subject.is_error(TAUGHT)[taught], wrong[places]]),
+    )
+
+
+def _drawn(rng: np.random.Generator, of: Array, most: int) -> Array:
+    return np.sort(rng.permutation(of)[: max(0, most)])
+
+
+def spaces(subject: Subject, x: Array) -> list[tuple[str, str, Array]]:
+    """(key, title, (n, …)) of the vectors, and of what the head makes of them before its last layer."""
+    found = [("vectors", "the vectors", x)]
+    spec = subject.run.spec
+    if spec.kind == "mlp" and not subject.is_external:
+        found.append(("hidden", f"the head's hidden layer ({spec.widths[-1]} units)", hidden(subject, x)))
+    return found
+
+
+def hidden(subject: Subject, x: Array) -> Array:
+    """(n, h) activations of the last hidden layer, from (n, d) vectors."""
+    return inference.hidden(subject.run.spec, subject.run.weights(), x)
+
+
+@one_thread()
+def project(x: Array, umap: bool) -> Array:
+    """(n, 2) on a plane.
+
+    Raises:
+        UsageError: UMAP is asked for and not installed.
+    """
+    from sklearn.decomposition import PCA
+
+    x = x.astype(np.float64)
+    n_components = min(N_COMPONENTS, len(x) - 1, x.shape[1])
+    reduced = PCA(n_components, svd_solver="full").fit_transform(x) if n_components < x.shape[1] else x
+    if not np.ptp(reduced, axis=0).any():
+        return np.zeros((len(x), 2))  # all alike: nothing to unfold
+    return _umap(reduced) if umap else _tsne(reduced)
+
+
+def _tsne(x: Array) -> Array:
+    from sklearn.manifold import TSNE
+
+    perplexity = min(_PERPLEXITY, (len(x) - 1) / 3)
+    return np.asarray(TSNE(init="pca", learning_rate="auto", perplexity=perplexity, random_state=0).fit_transform(x))
+
+
+def check_umap() -> None:
+    """Raises UsageError where UMAP is not installed."""
+    try:
+        importlib.import_module("umap")
+    except ImportError as error:
+        raise UsageError("--umap needs the extra umap: pip install 'featcache[umap]'.") from error
+
+
+def _umap(x: Array) -> Array:
+    check_umap()
+    made = importlib.import_module("umap").UMAP(n_neighbors=min(15, len(x) - 1), random_state=0, n_jobs=1)
+    return np.asarray(made.fit_transform(x))
+
+
+# --- blocks -----------------------------------------------------------------------------------------------------------
+
+
+def _pair(subject: Subject, found: Sample, plane: Array, key: str, title: str, numbers: Sequence[int]) -> list[Map]:
+    at = _scaled(plane)
+    is_taught = np.array([side == TAUGHT for side in found.sides])
+    by_class, class_names = _classes_of(subject, found)
+    by_error, error_names = _errors_of(subject, found, is_taught)
+    pair = []
+    for what, colors, names in (("class", by_class, class_names), ("error", by_error, error_names)):
+        names = [(number, name) for number, name in names if (colors == number).any()]
+        points = [
+            Point(x, y, int(color), bool(what == "class" and wrong and not taught), number, bool(taught))
+            for (x, y), color, wrong, taught, number in zip(
+                at.tolist(), colors, found.wrong, is_taught, numbers, strict=True
+            )
+        ]
+        ringed = ", errors ringed" if what == "class" and (found.wrong & ~is_taught).any() else ""
+        name = f"{subject.slug}-map-{key}-{what}"
+        kinds = [(label, _color(number), colors == number) for number, label in names]
+        png = charts.scatter(at * [1, -1], kinds, found.wrong & ~is_taught & (what == "class"))
+        alt = f"Map of {len(found):,} images by {title}, coloured by {what}{ringed}."
+        data = _data(subject, found, plane) if what == "class" else ((), ())
+        called = f"{title[0].upper()}{title[1:]}, by {what}{ringed}"
+        top = float(at[:, 1].min()) - 3
+        pair.append(Map(name, called, alt, names, top, 2 * (50 - top), points, png, data))
+    return pair
+
+
+def _classes_of(subject: Subject, found: Sample) -> tuple[Array, list[tuple[int, str]]]:
+    """(n,) colours, and what they stand for; of findings the first that an image has."""
+    labels, n = subject.task.labels[found.rows], len(CLASSES)
+    if subject.task.has_findings:
+        present = labels == 1
+        first = np.where(present.any(axis=1), present.argmax(axis=1) % n, _FAINT)
+        names = [(c, name) for c, name in enumerate(subject.classes[:n])]
+        return first, [*names, (_FAINT, "none")]
+    if subject.is_binary:
+        colors = np.where(labels == subject.task.positive, 1, 0)
+        return colors, [(1 if c == subject.task.positive else 0, name) for c, name in enumerate(subject.classes)]
+    return labels % n, [(c % n, name) for c, name in enumerate(subject.classes[:n])]
+
+
+def _errors_of(subject: Subject, found: Sample, is_taught: Array) -> tuple[Array, list[tuple[int, str]]]:
+    """(n,) colours, and what they stand for; of two classes missed ones apart from false alarms."""
+    wrong: Array = np.full(len(found), _MISSED)
+    names = [(_MISSED, "called wrong")]
+    if subject.is_binary:
+        is_positive = subject.task.labels[found.rows] == subject.task.positive
+        wrong = np.where(is_positive, _MISSED, _ALARM)
+        names = [(_MISSED, f"missed {subject.positive}"), (_ALARM, f"called {subject.positive}, and is not")]
+    colors = np.where(is_taught, _FAINT, np.where(found.wrong, wrong, _RIGHT))
+    return colors, [*names, (_RIGHT, "called right"), (_FAINT, "training")]
+
+
+def _color(number: int) -> str:
+    return {_FAINT: FAINT, _RIGHT: RULE}.get(number) or CLASSES[number % len(CLASSES)]
+
+
+def _scaled(plane: Array) -> Array:
+    """(n, 2) from 2 to 98 across, the shorter side around 50, to a tenth. Directions mean nothing, so the plane is
+    turned: what it is longest in lies across."""
+    centred = plane - plane.mean(axis=0)
+    axes = np.linalg.svd(centred, full_matrices=False)[2]
+    axes *= np.where(axes[np.arange(2), np.abs(axes).argmax(axis=1)] < 0, -1, 1)[:, None]  # either sign fits
+    plane = centred @ axes.T
+    if np.ptp(plane[:, 1]) > np.ptp(plane[:, 0]):
+        plane = plane[:, ::-1]
+    low, high = plane.min(axis=0), plane.max(axis=0)
+    longest = float((high - low).max()) or 1.0
+    return np.asarray(np.round(50 + 96 * (plane - (low + high) / 2) / longest, 1))
+
+
+def _data(subject: Subject, found: Sample, plane: Array) -> tuple[list[str], list[list[object]]]:
+    rows: list[list[object]] = []
+    for row, side, place, wrong, (x, y) in zip(
+        found.rows.tolist(), found.sides, found.places.tolist(), found.wrong.tolist(), plane.tolist(), strict=True
+    ):
+        p = " ".join(f"{value:.6g}" for value in subject.sides[side].p[place])
+        name = subject.task.image_ids[row]
+        rows.append([name, side, subject.label_of(row), int(wrong), p, f"{x:.6g}", f"{y:.6g}"])
+    return ["image_id", "split", "label", "is_error", "probabilities", "x", "y"], rows

@@ -1,0 +1,367 @@
+"""`train_head`: from a store to a Run. Heads are trained on vectors that fit in memory, in seconds.
+
+The story: labels become a task, rows are divided, specs are ranked on held rows, the winner is trained on what it may
+learn from, an operating point is chosen on predictions of rows that their heads had not seen, and only then are the
+rows of `test` read. What chooses is never what is reported: numbers that chose something are marked so.
+Letters: n rows, d features, c classes.
+"""
+
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from featcache import devices, figures, runs
+from featcache.auditing.shortcuts import in_store, worth_saying
+from featcache.bounds import check_number
+from featcache.errors import UsageError
+from featcache.heads import HeadSpec, features, inference
+from featcache.heads.jobs import Fitted
+from featcache.heads.objective import Targets
+from featcache.identity import Json, digest_json, environment
+from featcache.metrics import calibration
+from featcache.runs import Images, Run, Table
+from featcache.splits import Fold
+from featcache.splits.protocol import Protocol, SplitSpec, divide
+from featcache.splits.task import TargetSpec, Task
+from featcache.store import Store, Variety
+from featcache.tables import missing
+from featcache.training import baselines, selection
+from featcache.training.results import OUTER, TEST, TRAIN, VAL, Said, about_network, chosen, tables
+from featcache.training.selection import Bench, Candidate, out_of_fold
+
+Array = np.ndarray[Any, Any]
+Progress = Callable[[int, int], None]
+
+_NONE = np.array([], dtype=np.int64)
+_NEAR_SHOWN = 5
+_LOOKED_AT = 20_000  # rows, to see whether vectors differ
+_SHORTCUTS_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class ReportSpec:
+    """What chooses the winner, what it learns from in the end, and what is said of it besides its numbers.
+
+    Attributes:
+        select: the metric that ranks specs on held rows.
+        refit_all: after a hold-out, train the winner on the held rows too. Folds always do.
+        operating_point: a rule of `calibration.parse_rule`, for two classes.
+        permutations: how many shuffled labellings to train on, for comparison.
+        compare: other stores of the same images, for comparison.
+        average_views: every score, wherever it is used, is of the mean of the logits of an image as it is and of its
+            augmented views (see `scoring.averaged`): those of rows that were not learnt from, and for the sake of one
+            measure those of training rows, of watched ones and of the curves.
+    """
+
+    select: str = "auroc"
+    refit_all: bool = False
+    operating_point: str | None = None
+    permutations: int = 0
+    compare: tuple[Path, ...] = field(default=())
+    average_views: bool = False
+
+    def __post_init__(self) -> None:
+        if self.select not in selection.SELECT:
+            raise ValueError(f"select must be one of {', '.join(selection.SELECT)}, got {self.select!r}")
+        check_number("permutations", self.permutations, 0, 1000, whole=True)
+
+
+def train_head(
+    store: Store,
+    specs: HeadSpec | Sequence[HeadSpec] = (),
+    run_path: Path | str | None = None,
+    *,
+    target: TargetSpec = TargetSpec(),
+    split: SplitSpec = SplitSpec(),
+    report: ReportSpec = ReportSpec(),
+    device: str = "cpu",
+    on_progress: Progress = lambda done, total: None,
+    on_note: Callable[[str], None] = lambda text: None,
+) -> Run:
+    """Trains heads on a store, and writes a Run of the best.
+
+    Args:
+        store: the vectors. Rows without a label are left out and counted.
+        specs: one head, or several of which the held rows choose; the default is the linear probe.
+        run_path: the folder to write; None for `runs/STORE-KIND-DIGEST` in the current folder. The same training of the
+            same store may be repeated at its path; another is never overwritten.
+        target: the labels.
+        split: how rows are divided.
+        report: what is said of the winner.
+        device: "cpu", "cuda", "cuda:N" or "auto".
+        on_progress: called with (heads and epochs done, heads and epochs in all) of each stage.
+        on_note: called with what a person should know before it happens.
+
+    Raises:
+        UsageError: labels, groups or the given split do not allow it, with counts; the store lacks the features or the
+            views that are asked for; another Run is at `run_path`.
+        StoreLocked: another process is training at `run_path`.
+    """
+    started = time.perf_counter()
+    tried = [specs] if isinstance(specs, HeadSpec) else list(specs) or [HeadSpec()]
+    rule = calibration.parse_rule(report.operating_point) if report.operating_point else None
+    device = devices.choose(device)
+    task = Task.of(store, target)
+    protocol = divide(task, split, store.features)
+    notes = [*task.notes, *protocol.notes, *_about_vectors(store), *_about_missing(store, target, split)]
+    check_held(task, protocol, rule)
+    needed = tried, report.average_views
+    features.check(store, *needed)
+    others = [baselines.identity_of(path, task, *needed) for path in report.compare]
+    for note in notes:
+        on_note(note)
+    _tell_near(task, protocol, split, on_note)
+    division = protocol.record(task.image_ids)
+    key = _key(store, tried, task, division, target, split, report, others)
+    run_path = Path(run_path or f"runs/{store.path.stem}-{tried[0].kind}-{digest_json(key)[:8]}")
+    with runs.place(run_path, key):
+        bench = Bench(task, protocol, features.load(store, *needed, device), _targets(task), report.average_views)
+        ranked = selection.rank(bench, tried, [protocol.folds], report.select, on_progress)[0] if len(tried) > 1 else []
+        spec = ranked[0].spec if ranked else tried[0]
+        nested = _nested(bench, tried, report.select, on_progress) if protocol.outer else None
+        made = _make(bench, spec, report.refit_all, on_progress)
+        choice = chosen(task, made.val_rows, made.val_logits, rule)
+
+        said = Said(task, protocol, _sides(bench, spec, made, nested), choice)
+        images, worth = Images.of(task, protocol).to_json(), _baselines(bench, spec, made, report, device)
+        record = {
+            **key,
+            "head": spec.used(),
+            "n_parameters": made.final.n_parameters,
+            "epoch": made.final.epoch,
+            "metrics": said.metrics(chose=_chose(ranked, rule)),
+            "temperature": choice.temperature,
+            "operating_point": said.at_operating_point(rule) if rule else None,
+            "baselines": worth,
+            "notes": [
+                *notes,
+                *about_network(store.weights_source),
+                *_about_others(worth),
+                *_about_shortcuts(task, protocol, target),
+                *said.notes(ranked),
+            ],
+            "left_out": protocol.left_out,
+            "feature_rms": bench.rms(made.final.fit) if spec.kind != "knn" else None,
+            "images_sha256": images["sha256"],
+            "store": {
+                "name": store.path.name,
+                "identity": store.identity,
+                "weights": store.weights_source,
+                **({"weights_file": store.weights_file} if store.weights_file else {}),
+            },
+            "environment": environment(device),
+            "seconds": round(time.perf_counter() - started, 3),
+        }
+        found = tables(said, [each.history for each in made.folds], ranked, report.select)
+        return _save(run_path, record, {"split.json": division, "images.json": images}, made, found)
+
+
+# --- the heads --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Made:
+    """The winner, trained.
+
+    Attributes:
+        folds: a head on each fold.
+        final: the head that is kept.
+        train: the rows it may learn from.
+        val_rows, val_logits: rows of the folds by heads that had not seen them.
+    """
+
+    folds: list[Fitted]
+    final: Fitted
+    train: Array
+    val_rows: Array
+    val_logits: Array
+
+
+def _make(bench: Bench, spec: HeadSpec, refit_all: bool, on_progress: Progress) -> Made:
+    task, protocol = bench.task, bench.protocol
+    fitted = bench.run(bench.fits([spec], protocol.folds), curves=True, on_progress=on_progress)
+    selection.check_finite(fitted)
+    rows, logits = out_of_fold(len(task.image_ids), fitted)
+    train, final = protocol.folds[0].train, fitted[0]
+    if refit_all or not protocol.is_hold_out:
+        train = protocol.rows
+        (final,) = bench.run(bench.fits([spec], [Fold(train, _NONE, 0, 0)]))
+        selection.check_finite([final])
+    return Made(fitted, final, train, rows, logits)
+
+
+def _nested(bench: Bench, specs: Sequence[HeadSpec], select: str, on_progress: Progress) -> tuple[Array, Array]:
+    """(rows, logits) of the outer folds, each by the spec that its own inner folds chose, trained on its own training
+    rows: nothing that is scored here has chosen anything."""
+    outer = bench.protocol.outer
+    best = [specs[0]] * len(outer)
+    if len(specs) > 1:
+        best = [
+            ranked[0].spec for ranked in selection.rank(bench, specs, [o.inner for o in outer], select, on_progress)
+        ]
+    fits = bench.fits(list(dict.fromkeys(best)), [o.fold for o in outer])
+    wanted = {(best[i], id(o.fold.held)) for i, o in enumerate(outer)}
+    found = bench.run([fit for fit in fits if (fit.spec, id(fit.held)) in wanted], weights=False)
+    selection.check_finite(found)
+    return out_of_fold(len(bench.task.image_ids), found)
+
+
+def _sides(
+    bench: Bench, spec: HeadSpec, made: Made, nested: tuple[Array, Array] | None
+) -> dict[str, tuple[Array, Array]]:
+    """Rows and logits by side. This is the moment at which the rows of `test` are read."""
+
+    def by_the_final(rows: Array) -> tuple[Array, Array]:
+        x = bench.scored(spec, rows)
+        return rows, inference.logits(spec, made.final.tensors, x, len(bench.task.classes), bench.task.positive)
+
+    found = {TRAIN: by_the_final(made.train), VAL: (made.val_rows, made.val_logits)}
+    if nested:
+        found[OUTER] = nested
+    if len(bench.protocol.test):
+        found[TEST] = by_the_final(bench.protocol.test)
+    return found
+
+
+def _targets(task: Task) -> Targets:
+    return Targets(task.labels[None], len(task.classes), task.positive)
+
+
+# --- before and after ------------------------------------------------------------------------------------------------
+
+
+def _chose(ranked: Sequence[Candidate], rule: Any) -> list[str]:
+    """What the val rows chose, so that their numbers are not those of rows that chose nothing."""
+    return [*(["head"] if len(ranked) > 1 else []), *(["operating_point"] if rule else [])]
+
+
+def _baselines(bench: Bench, spec: HeadSpec, made: Made, report: ReportSpec, device: str) -> dict[str, Any]:
+    """Scored on test where there is one, on val otherwise."""
+    protocol = bench.protocol
+    on_test = len(protocol.test) > 0
+    rows = protocol.test if on_test else made.val_rows
+    folds = [Fold(made.train, rows, 0, 0)] if on_test else protocol.folds
+    final = Fold(made.train, protocol.test, 0, 0)
+    found: dict[str, Any] = {
+        "on": TEST if on_test else VAL,
+        "majority": baselines.majority(bench.task, made.train, rows),
+    }
+    if report.permutations:
+        found["permuted_labels"] = baselines.permuted(bench, spec, folds, report.permutations)
+    for path in report.compare:
+        told = baselines.other_store(path, bench, spec, final, device)
+        found.setdefault("other_stores", []).append(told)
+    return found
+
+
+def _about_others(worth: Mapping[str, Any]) -> list[str]:
+    """Where a store that is compared with is of a network that has learnt from images."""
+    return [
+        f"{each['store']}: {note}" for each in worth.get("other_stores", ()) for note in about_network(each["weights"])
+    ]
+
+
+def _about_shortcuts(task: Task, protocol: Protocol, target: TargetSpec) -> list[str]:
+    """What tells a class without a look at an image, from names and columns of the store."""
+    if task.has_findings:
+        words = {1.0: "1", 0.0: "0"}
+        labels = {
+            name: [words.get(value, "") for value in column]
+            for name, column in zip(task.classes, task.labels.T.tolist(), strict=True)
+        }
+    else:
+        labels = {"": [task.classes[number] if number >= 0 else "" for number in task.labels.tolist()]}
+    shortcuts = in_store(task.image_ids, task.columns, labels, protocol.groups, target.columns)
+    return [
+        f"shortcut: {shortcut}, without a look at an image. A head may have learnt that, and not what is to be seen; "
+        f"audit the store for more"
+        for shortcut in worth_saying(shortcuts)[:_SHORTCUTS_SHOWN]
+    ]
+
+
+def check_held(task: Task, protocol: Protocol, rule: Any) -> None:
+    """Before anything is trained: a threshold needs two classes, and held rows of both."""
+    if rule and (task.has_findings or len(task.classes) > 2):
+        raise UsageError("--operating-point is for two classes.")
+    held = np.concatenate([fold.held for fold in protocol.folds])
+    if rule:
+        n = task.counts(held).tolist()
+        if 0 in n:
+            raise UsageError(
+                f"an operating point is chosen on held rows, and those are {n[0]} {task.classes[0]} and {n[1]} "
+                f"{task.classes[1]}. Choose others with --val-fraction or --folds."
+            )
+
+
+def _about_vectors(store: Store) -> list[str]:
+    """What is known of the weights that made them, and whether those of different images differ."""
+    return [*store.weights_notes, *Variety.of(store, _LOOKED_AT).notes()]
+
+
+def _about_missing(store: Store, target: TargetSpec, split: SplitSpec) -> list[str]:
+    """A note on the words for missing values in those columns of a store that the training reads."""
+    read = {split.group_by or "group", "split", *(() if target.file else target.columns), target.on}
+    return missing.notes(store.path, {name: words for name, words in store.missing_words.items() if name in read})
+
+
+def _tell_near(task: Task, protocol: Protocol, split: SplitSpec, on_note: Callable[[str], None]) -> None:
+    if split.near_duplicates is None:
+        return
+    pairs, cosines = protocol.near
+    shown = "; ".join(
+        f"{task.image_ids[i]} and {task.image_ids[j]} ({cosine:.4f})"
+        for (i, j), cosine in list(zip(pairs.tolist(), cosines.tolist(), strict=True))[:_NEAR_SHOWN]
+    )
+    first = f" The first: {shown}." if len(pairs) else ""
+    on_note(f"{len(pairs):,} pair(s) of vectors have a cosine of {split.near_duplicates:g} or more.{first}")
+
+
+def _key(
+    store: Store,
+    specs: Sequence[HeadSpec],
+    task: Task,
+    division: Json,
+    target: TargetSpec,
+    split: SplitSpec,
+    report: ReportSpec,
+    others: list[str],
+) -> Json:
+    """Everything that decides the result of a training: two with the same key are the same Run."""
+    known = [(task.image_ids[i], task.labels[i].tolist()) for i in task.known]
+    labels = [
+        (name, [None if v != v else v for v in label] if isinstance(label, list) else label) for name, label in known
+    ]
+    names = [path.name for path in report.compare]
+    asked = {**asdict(report), "compare": dict(zip(names, others, strict=True))}
+    drawn = {name: getattr(split, name) for name in ("nested", "group_by", "near_duplicates", "seed")}
+    return {
+        "heads": [spec.used() for spec in specs],
+        "classes": task.classes,
+        "task": "findings" if task.has_findings else "classes",
+        "positive": task.classes[task.positive],
+        "asked": {**asked, "labels": target.as_json(), "split": drawn},
+        "identity_sha256": store.identity_sha256,
+        "content_sha256": digest_json(task.content),
+        "split_sha256": division["sha256"],
+        "labels_sha256": digest_json(labels),
+    }
+
+
+def _save(run_path: Path, record: Json, others: dict[str, Json], made: Made, tables: dict[str, Table]) -> Run:
+    spec, n_folds = record["head"], len(made.folds)
+    files = {name: (json.dumps(value) + "\n").encode() for name, value in others.items()}
+    if "history.csv" in tables:
+        names, points = tables["history.csv"]
+        history = [dict(zip(names, point, strict=True)) for point in points]
+        how = f", lr {spec['lr']:g}, class weights {spec['class_weights']}"
+        over = f", mean of {n_folds} folds" if n_folds > 1 else ""
+        title = f"{spec['kind']} head on {record['store']['name']}{how}{over}"
+        kept = record["epoch"] if n_folds == 1 else None if spec["early_stopping"] else len(history)
+        files["curves.png"] = figures.curves(history, title, kept)  # type: ignore[arg-type]
+    folds = [each.tensors for each in made.folds] if n_folds > 1 and spec["kind"] != "knn" else []
+    return runs.save(run_path, record, made.final.tensors, tables, files, folds)
