@@ -127,15 +127,15 @@ def forward(images: Path, n: int, backbone: str, compiled: str = "off", precisio
     at_work = Forward(loaded, compiled, n, print_note)
     height, width = loaded.transform.input_size
     rng = np.random.default_rng(0)
-    batch = [rng.integers(0, 256, (height, width), dtype=np.uint8) for _ in range(at_work.batch_rows)]
-    n_batches = max(8, n // at_work.batch_rows)
+    batch = [rng.integers(0, 256, (height, width), dtype=np.uint8) for _ in range(at_work.batch_size)]
+    n_batches = max(8, n // at_work.batch_size)
     with Streams() as streams:
         for future in [streams.submit(at_work, at_work.vectors, batch) for _ in range(2 * at_work.n_streams)]:
             future.result()
         started = time.perf_counter()
         for future in [streams.submit(at_work, at_work.vectors, batch) for _ in range(n_batches)]:
             future.result()
-        return {"rate": n_batches * at_work.batch_rows / (time.perf_counter() - started)}
+        return {"rate": n_batches * at_work.batch_size / (time.perf_counter() - started)}
 
 
 def whole(

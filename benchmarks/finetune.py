@@ -66,7 +66,7 @@ def _manifest(folder: Path) -> Manifest:
 
 def _recipe(unfreeze: str, augment: bool) -> Recipe:
     spec = AugmentSpec() if augment else None
-    return Recipe(stages=(Stage(unfreeze, EPOCHS),), augment=spec, class_weights="none", schedule="constant")
+    return Recipe(stages=(Stage(unfreeze, EPOCHS),), augment=spec, class_weight="none", schedule="constant")
 
 
 def ours(folder: Path, unfreeze: str, weights: str, source: str, compiled: str, augment: str = "on") -> Measured:

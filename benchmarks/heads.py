@@ -66,10 +66,10 @@ def plain(fit: Fit, x: torch.Tensor, y: torch.Tensor, loader: bool) -> torch.Ten
     optimizer = torch.optim.Adam(head.parameters(), lr=spec.lr, weight_decay=spec.weight_decay)
     loss_of = torch.nn.CrossEntropyLoss() if spec.kind != "flatten-mlp" else torch.nn.BCEWithLogitsLoss()
     x_train, y_train = x[fit.train], y[fit.train] if spec.kind != "flatten-mlp" else y[fit.train, None].float()
-    data = DataLoader(TensorDataset(x_train, y_train), spec.batch_rows, shuffle=True) if loader else None
+    data = DataLoader(TensorDataset(x_train, y_train), spec.batch_size, shuffle=True) if loader else None
     head.train()
     for _ in range(spec.epochs):
-        slices = ((x_train[rows], y_train[rows]) for rows in torch.randperm(len(x_train)).split(spec.batch_rows))
+        slices = ((x_train[rows], y_train[rows]) for rows in torch.randperm(len(x_train)).split(spec.batch_size))
         for batch_x, batch_y in data or slices:
             optimizer.zero_grad()
             loss_of(head(batch_x), batch_y).backward()
@@ -79,14 +79,14 @@ def plain(fit: Fit, x: torch.Tensor, y: torch.Tensor, loader: bool) -> torch.Ten
 
 
 def mlp(spec: HeadSpec, d: int) -> torch.nn.Sequential:
-    (width,) = spec.widths
+    (width,) = spec.hidden_sizes
     inner = (torch.nn.BatchNorm1d(width), torch.nn.ReLU(), torch.nn.Dropout(spec.dropout))
     return torch.nn.Sequential(torch.nn.Linear(d, width), *inner, torch.nn.Linear(width, 2))
 
 
 def dense(spec: HeadSpec, d: int) -> torch.nn.Sequential:
     """One output for two classes."""
-    (width,), activation = spec.widths, {"relu": torch.nn.ReLU, "sigmoid": torch.nn.Sigmoid}[spec.activation]
+    (width,), activation = spec.hidden_sizes, {"relu": torch.nn.ReLU, "sigmoid": torch.nn.Sigmoid}[spec.activation]
     layers = (torch.nn.Linear(d, width), activation(), torch.nn.Dropout(spec.dropout), torch.nn.Linear(width, 1))
     return torch.nn.Sequential(*layers)
 

@@ -16,7 +16,7 @@ _HOME = {
     "FeatcacheError": "featcache.errors",
     "HeadSpec": "featcache.heads",
     "Manifest": "featcache.manifest",
-    "ReportSpec": "featcache.training.train_head",
+    "SelectionSpec": "featcache.training.train_head",
     "Run": "featcache.runs",
     "SplitSpec": "featcache.splits.protocol",
     "Store": "featcache.store",
@@ -39,8 +39,8 @@ __all__ = [
     "FeatcacheError",
     "HeadSpec",
     "Manifest",
-    "ReportSpec",
     "Run",
+    "SelectionSpec",
     "SplitSpec",
     "Store",
     "TargetSpec",
@@ -76,7 +76,7 @@ if TYPE_CHECKING:
     from featcache.splits.task import TargetSpec
     from featcache.store import Store
     from featcache.store.export import export
-    from featcache.training.train_head import ReportSpec, train_head
+    from featcache.training.train_head import SelectionSpec, train_head
 
 
 def __getattr__(name: str) -> Any:

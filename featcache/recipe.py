@@ -12,8 +12,8 @@ _MOST_IMAGES = 1 << 16  # of a step
 _CHOICES = {
     "optimizer": ("adam", "adamw", "sgd"),
     "schedule": ("plateau", "constant", "cosine"),
-    "class_weights": ("none", "balanced"),
-    "norms": ("auto", "learn", "frozen"),
+    "class_weight": ("none", "balanced"),
+    "freeze_bn": ("auto", "yes", "no"),
     "precision": ("float32", "tf32", "float16", "bfloat16"),
     "select": ("auroc", "loss", "accuracy", "balanced_accuracy", "f1", "auprc"),
 }
@@ -25,19 +25,20 @@ class AugmentSpec:
 
     Attributes:
         rotation: degrees, 0 to 180; the angle is uniform from -rotation to rotation.
-        jitter: 0 to 0.9; the factors of brightness, contrast and saturation are uniform from 1 - jitter to 1 + jitter.
-        flip: the probability that an image is mirrored, left to right.
-        crop: the smallest share of the image's area that is shown, 0.01 to 1; the share is uniform from crop to 1, its
-            place in the image as well. 1 shows the centre, as the transform does.
+        color_jitter: 0 to 0.9; the factors of brightness, contrast and saturation are uniform from 1 - color_jitter
+            to 1 + color_jitter.
+        hflip: the probability that an image is mirrored, left to right.
+        scale: the smallest share of the image's area that is shown, 0.01 to 1; the share is uniform from scale to 1,
+            its place in the image as well. 1 shows the centre, as the transform does.
     """
 
     rotation: float = 25.0
-    jitter: float = 0.2
-    flip: float = 0.5
-    crop: float = 1.0
+    color_jitter: float = 0.2
+    hflip: float = 0.5
+    scale: float = 1.0
 
     def __post_init__(self) -> None:
-        for name, low, high in (("rotation", 0, 180), ("jitter", 0, 0.9), ("flip", 0, 1), ("crop", 0.01, 1)):
+        for name, low, high in (("rotation", 0, 180), ("color_jitter", 0, 0.9), ("hflip", 0, 1), ("scale", 0.01, 1)):
             check_number(name, getattr(self, name), low, high)
 
 
@@ -71,18 +72,18 @@ class Recipe:
         weight_decay: of all that learns, as torch.optim applies it.
         momentum: of sgd.
         schedule: "plateau", a tenth of the rates when the loss on validation rows has not improved for more than
-            `patience` epochs; "constant"; "cosine", to 0 over each stage.
-        patience: of "plateau".
-        early_stopping: epochs without a better validation loss after which a stage ends; 0 trains all.
-        class_weights: "balanced" weighs each class of the loss by n / (c n_class), as scikit-learn does.
+            `lr_patience` epochs; "constant"; "cosine", to 0 over each stage.
+        lr_patience: of "plateau".
+        patience: epochs without a better validation loss after which a stage ends; 0 trains all.
+        class_weight: "balanced" weighs each class of the loss by n / (c n_class), as scikit-learn does.
         label_smoothing: share of the target spread evenly over the classes.
         dropout: of the head's hidden layers; None for what the head has.
-        norms: the batch norms of what learns. "learn": their weights, by the statistics of each batch; "frozen": they
-            stay as they are, as those below do; "auto" freezes those of loaded weights that hold no statistics (mean 0
-            and variance 1 throughout, as where norms were folded into the convolutions before them): by the statistics
-            of a batch such a network is another one.
-        batch_rows: images per step, within half a batch; of all processes together.
-        accumulate: pieces in which a batch goes through the network, for less memory: gradients are added up,
+        freeze_bn: whether batch norms of the trained part keep their weights and statistics: "no" trains their weights
+            with the statistics of each batch; "yes" keeps them; "auto" freezes those of loaded weights that hold no
+            statistics (mean 0 and variance 1 throughout, as where norms were folded into the convolutions before
+            them), because the statistics of a batch would make another network of it.
+        batch_size: images per step, within half a batch; of all processes together.
+        grad_accumulation: pieces in which a batch goes through the network, for less memory: gradients are added up,
             and norms that learn see a piece at a time.
         augment: of training images; None shows them as they are, in every epoch.
         precision: of the arithmetic that learns; "float16" and "bfloat16" are torch's autocast, weights stay float32.
@@ -97,14 +98,14 @@ class Recipe:
     weight_decay: float = 0.0
     momentum: float = 0.9
     schedule: str = "plateau"
-    patience: int = 3
-    early_stopping: int = 0
-    class_weights: str = "balanced"
+    lr_patience: int = 3
+    patience: int = 0
+    class_weight: str = "balanced"
     label_smoothing: float = 0.0
     dropout: float | None = None
-    norms: str = "auto"
-    batch_rows: int = 32
-    accumulate: int = 1
+    freeze_bn: str = "auto"
+    batch_size: int = 32
+    grad_accumulation: int = 1
     augment: AugmentSpec | None = field(default_factory=AugmentSpec)
     precision: str = "float32"
     select: str = "auroc"
@@ -124,12 +125,14 @@ class Recipe:
         check_number("label_smoothing", self.label_smoothing, 0, 1, below=True)
         if self.dropout is not None:
             check_number("dropout", self.dropout, 0, 1, below=True)
-        check_number("patience", self.patience, 1, MOST_EPOCHS, whole=True)
-        check_number("early_stopping", self.early_stopping, 0, MOST_EPOCHS, whole=True)
-        check_number("batch_rows", self.batch_rows, 1, _MOST_IMAGES, whole=True, why="images in memory at once")
-        check_number("accumulate", self.accumulate, 1, _MOST_IMAGES, whole=True)
-        if self.accumulate > self.batch_rows:
-            raise ValueError(f"accumulate must be at most batch_rows, got {self.accumulate} of {self.batch_rows}")
+        check_number("lr_patience", self.lr_patience, 1, MOST_EPOCHS, whole=True)
+        check_number("patience", self.patience, 0, MOST_EPOCHS, whole=True)
+        check_number("batch_size", self.batch_size, 1, _MOST_IMAGES, whole=True, why="images in memory at once")
+        check_number("grad_accumulation", self.grad_accumulation, 1, _MOST_IMAGES, whole=True)
+        if self.grad_accumulation > self.batch_size:
+            raise ValueError(
+                f"grad_accumulation must be at most batch_size, got {self.grad_accumulation} of {self.batch_size}"
+            )
         check_seed("seed", self.seed)
         check_number("epochs", self.epochs, 1, MOST_EPOCHS, whole=True, why="of all stages")
 
@@ -148,10 +151,10 @@ class Recipe:
 PRESETS: dict[str, Recipe] = {
     # Indiana chest X-rays: 15 epochs of an MLP on frozen features, then 25 of MLP and last block together. Adam 0.001,
     # weighted cross entropy, reduction on plateau, augmentation.
-    "cnn-mlp": Recipe(stages=(Stage("last-block", 25),), lr=0.001, backbone_lr=0.001, dropout=0.5, patience=10),
+    "cnn-mlp": Recipe(stages=(Stage("last-block", 25),), lr=0.001, backbone_lr=0.001, dropout=0.5, lr_patience=10),
     # Kermany's pneumonia images: a pretrained ResNet18, everything unfrozen. Adam 0.0001, batches of 32, 5 epochs.
     "pneumonia-pretrained": Recipe(
-        stages=(Stage("all", 5),), lr=0.0001, backbone_lr=0.0001, schedule="constant", class_weights="none"
+        stages=(Stage("all", 5),), lr=0.0001, backbone_lr=0.0001, schedule="constant", class_weight="none"
     ),
     # The same from random weights: Adam 0.001, weight decay 0.0001.
     "pneumonia-scratch": Recipe(
@@ -160,7 +163,7 @@ PRESETS: dict[str, Recipe] = {
         backbone_lr=0.001,
         weight_decay=0.0001,
         schedule="constant",
-        class_weights="none",
+        class_weight="none",
     ),
 }
 

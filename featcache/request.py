@@ -77,13 +77,13 @@ class Request:
         backbone: the network.
         decode: how files become pixels.
         dtype: what vectors are stored as, float32 or float16.
-        views: augmentation views beside the clean image; None for none.
+        augmentations: augmentation views beside the clean image; None for none.
     """
 
     backbone: BackboneSpec
     decode: DecodeSpec = field(default_factory=DecodeSpec)
     dtype: str = "float32"
-    views: ViewSpec | None = None
+    augmentations: ViewSpec | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in STORED_DTYPES:
@@ -93,6 +93,6 @@ class Request:
         """Under which its answer is remembered, with the versions of the libraries that gave it."""
         weights = self.backbone.weights_path
         asked = {**asdict(self.backbone), "weights": str(weights) if weights else self.backbone.weights}
-        views = self.views.identity() if self.views else None
+        views = self.augmentations.identity() if self.augmentations else None
         rest = {"decode": self.decode.identity(), "dtype": self.dtype, "views": views, "by": libraries}
         return digest_json({"backbone": asked, **rest})

@@ -51,7 +51,7 @@ class Study:
 STUDY = Study(
     BackboneSpec("efficientnet_b1.ft_in1k", taps=("pooled", "boundary")),
     ViewSpec(4),
-    HeadSpec.of("mlp", epochs=15, class_weights="balanced", schedule="plateau", views=True),
+    HeadSpec.of("mlp", epochs=15, class_weight="balanced", schedule="plateau", augmentations=True),
     PRESETS["cnn-mlp"],
     folds=5,
 )
@@ -84,7 +84,7 @@ def main(given: Sequence[str] | None = None) -> None:
     showing.embedded(images, store_path, study.backbone, study.views)
     with Store.open(store_path) as store:
         once = both_phases(study, SplitSpec(val_fraction=0.2), asked.folder / "hold-out", store, images)
-        folds = both_phases(study, SplitSpec(folds=study.folds), asked.folder / "folds", store)
+        folds = both_phases(study, SplitSpec(n_splits=study.folds), asked.folder / "folds", store)
     report([*once, *folds], asked.folder / "report.html", store_path, images)
     here = {"hold-out": numbers(*once), f"{study.folds} folds": numbers(*folds)}
     compared = {"Validation:": showing.beside(PUBLISHED, here), "Epochs of the hold-out:": showing.epochs(once[1])}
@@ -97,7 +97,7 @@ def both_phases(
     """The Run of the head, and that of head and last block: from the images, or without them from the store."""
     first = train_head(store, study.head, folder.with_name(f"{folder.name}-head"), target=TARGET, split=split)
     made_of = study, *(first.record[name] for name in ("identity_sha256", "split_sha256", "labels_sha256"))
-    inputs: dict[str, Any] = {"images": images} if images else {"store": store, "views": True}
+    inputs: dict[str, Any] = {"images": images} if images else {"store": store, "augmentations": True}
 
     def tune(run_path: Path) -> Run:
         with training() as (telling, _):

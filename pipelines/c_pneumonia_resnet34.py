@@ -38,7 +38,7 @@ SPLIT = SplitSpec(val_fraction=0.1)
 TARGET = TargetSpec(positive="PNEUMONIA")
 SCRATCH = replace(PRESETS["pneumonia-scratch"], weight_decay=0.0, augment=None, select="loss")
 PRETRAINED = replace(
-    PRESETS["pneumonia-pretrained"], stages=(Stage("all", 3),), augment=None, norms="learn", select="loss"
+    PRESETS["pneumonia-pretrained"], stages=(Stage("all", 3),), augment=None, freeze_bn="no", select="loss"
 )
 MODELS = (
     Model("simple CNN", BackboneSpec("simple-cnn", "random:0"), replace(SCRATCH, stages=(Stage("all", 3),))),

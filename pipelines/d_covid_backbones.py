@@ -41,7 +41,7 @@ from featcache.recipe import Recipe, Stage
 from featcache.reporting.projection import project
 from featcache.reporting.report import report
 from featcache.splits.protocol import SplitSpec
-from featcache.training.train_head import ReportSpec, train_head
+from featcache.training.train_head import SelectionSpec, train_head
 
 TASKS, OWN = ("binary", "four"), "own CNN"
 NETWORKS = {  # and the numbers of trainable parameters that are published, for two classes and for four
@@ -60,11 +60,11 @@ UNITS = (128, 64)  # of the own CNN's dense layers
 TRIED: dict[str, Any] = {"activation": ("sigmoid", "relu"), "dropout": (0.15, 0.20, 0.25)}
 GRIDS: dict[str, dict[str, Any]] = {
     "binary": {"lr": (0.001, 0.005, 0.01, 0.05, 0.1), "epochs": (40, 80, 120), **TRIED},
-    "four": {"lr": (1e-3, 1e-4, 1e-5), "epochs": (100,), "early_stopping": (10,), **TRIED},
-    OWN: {"lr": (1e-3, 1e-4, 1e-5), "epochs": (100,), "widths": ((128, 32), UNITS), **TRIED},
+    "four": {"lr": (1e-3, 1e-4, 1e-5), "epochs": (100,), "patience": (10,), **TRIED},
+    OWN: {"lr": (1e-3, 1e-4, 1e-5), "epochs": (100,), "hidden_sizes": ((128, 32), UNITS), **TRIED},
 }
-RECIPE = Recipe(schedule="constant", class_weights="none", augment=None, select="loss", early_stopping=10)
-LOSS, FOLDS = ReportSpec(select="loss"), SplitSpec(folds=3)
+RECIPE = Recipe(schedule="constant", class_weight="none", augment=None, select="loss", patience=10)
+LOSS, FOLDS = SelectionSpec(select="loss"), SplitSpec(n_splits=3)
 PUBLISHED = {  # accuracy on validation and on test
     "binary": {"VGG16": (0.90, None), "VGG19": (0.95, None), "ResNet50": (0.50, None), "VGG16 tuned": (1.0, None)},
     "four": {
@@ -91,7 +91,7 @@ def main(given: Sequence[str] | None = None) -> None:
         for name in specs:
             runs[task, name] = on_maps(folder, name, name, smaller(asked, [HEADS[task]]), SplitSpec())
         runs[task, "VGG16 tuned"] = on_maps(folder, "VGG16", "VGG16 tuned", tried(asked, task), FOLDS)
-        runs[task, OWN] = on_pixels(asked, images, folder, replace(HEADS[task], widths=UNITS), SplitSpec())
+        runs[task, OWN] = on_pixels(asked, images, folder, replace(HEADS[task], hidden_sizes=UNITS), SplitSpec())
     tuned = [on_pixels(asked, images, folder, spec, FOLDS) for spec in tried(asked, OWN)]
     runs["four", f"{OWN} tuned"] = min(tuned, key=lambda run: run.record["metrics"]["val"]["loss"])
     for task in TASKS:
@@ -126,7 +126,7 @@ def tried(asked: showing.Asked, what: str) -> list[HeadSpec]:
     """A grid; of the own CNN only the units where it is not the published form."""
     options = GRIDS[what]
     if what == OWN and (asked.quick or asked.weights):
-        options = {"lr": (HEADS["four"].lr,), "widths": options["widths"]}
+        options = {"lr": (HEADS["four"].lr,), "hidden_sizes": options["hidden_sizes"]}
     return smaller(asked, grid(["flatten-mlp"], options))
 
 
@@ -149,7 +149,7 @@ def on_pixels(asked: showing.Asked, images: Manifest, folder: Path, head: HeadSp
 
     def make(run_path: Path) -> Run:
         with training() as (telling, _):
-            telling.on_note(f"{folder.name}, {OWN}, {head.widths[1]} units: {run_path}")
+            telling.on_note(f"{folder.name}, {OWN}, {head.hidden_sizes[1]} units: {run_path}")
             return train(images, backbone, head, recipe, run_path, split=split, telling=telling)
 
     return showing.once(folder, OWN, (backbone, head, recipe, split, images.image_ids, images.columns), make)
@@ -170,7 +170,7 @@ def counted() -> str:
     for name, (arch, *published) in NETWORKS.items():
         _, module, _ = backbones.sketch(arch)
         shape = module.forward_features(torch.zeros(1, 3, 224, 224, device="meta")).shape[1:]
-        head = HeadSpec.of("flatten-mlp", **({"widths": UNITS} if name == OWN else {}))
+        head = HeadSpec.of("flatten-mlp", **({"hidden_sizes": UNITS} if name == OWN else {}))
         below = sum(parameter.numel() for parameter in module.parameters()) if name == OWN else 0
         ours = [below + n_parameters(head, prod(shape), n_outputs) for n_outputs in (1, 4)]
         rows.append((name, prod(shape), ours[0], published[0], ours[1], published[1]))

@@ -39,7 +39,7 @@ LOOK = {"crop_pct": 1.0, "mean": (0.5303,) * 3, "std": (0.1944,) * 3}
 FRESH = BackboneSpec("resnet18.tv_in1k", "random:0", **LOOK)
 IMAGENET = BackboneSpec("resnet18.tv_in1k", **LOOK)
 SCRATCH = replace(PRESETS["pneumonia-scratch"], select="loss")
-PRETRAINED = replace(PRESETS["pneumonia-pretrained"], norms="learn", select="loss")
+PRETRAINED = replace(PRESETS["pneumonia-pretrained"], freeze_bn="no", select="loss")
 MODELS = (
     Model("ResNet18 from scratch", FRESH, replace(SCRATCH, weight_decay=0.0, augment=None)),
     Model("ResNet18 from scratch, augmented", FRESH, SCRATCH),

@@ -37,8 +37,8 @@ from featcache.tables.table import read_table
 from featcache.training.train_head import train_head
 
 BACKBONE = BackboneSpec("efficientnet_b1.ft_in1k")
-HEAD = HeadSpec(class_weights="balanced")
-SPLIT = SplitSpec(folds=5)
+HEAD = HeadSpec(class_weight="balanced")
+SPLIT = SplitSpec(n_splits=5)
 TARGET = TargetSpec(positive="abnormal")
 STUDIES = FusionSpec("group", ("findings", "impression"), on="uid", reports=Path("indiana_reports.csv"))
 TEST_FRACTION = 0.2

@@ -177,7 +177,7 @@ class Model:
 def embedded(images: Manifest, store_path: Path, spec: BackboneSpec, views: ViewSpec | None = None) -> None:
     """`embed.embed`, and what became of each image."""
     with progress("embedding") as (on_progress, on_note):
-        done = embed(images, store_path, spec, views=views, on_progress=on_progress, on_note=on_note)
+        done = embed(images, store_path, spec, augmentations=views, on_progress=on_progress, on_note=on_note)
     print_embedded(console(False), done)
 
 

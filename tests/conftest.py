@@ -120,13 +120,13 @@ def begin_phase_two(folder: Path) -> Path:
     if not (folder / "net.safetensors").exists():
         make_network(folder / "net.safetensors", manifest.paths[:24])
     spec = BackboneSpec(NET, str(folder / "net.safetensors"), input_size=32, taps=("pooled", "boundary"))
-    embed(manifest, folder / "tail.h5", spec, views=ViewSpec(2))
+    embed(manifest, folder / "tail.h5", spec, augmentations=ViewSpec(2))
     linear, hold_out = HeadSpec(epochs=2, lr=1e-4), SplitSpec(val_fraction=0.25)
-    mlp = HeadSpec.of("mlp", widths=(8,), epochs=2, lr=1e-4)
+    mlp = HeadSpec.of("mlp", hidden_sizes=(8,), epochs=2, lr=1e-4)
     with Store.open(folder / "tail.h5") as store:
         for name, head in (("linear", linear), ("mlp", mlp), ("bare", replace(mlp, norm="none"))):
             train_head(store, head, folder / name, split=hold_out)
-        train_head(store, linear, folder / "folds", split=SplitSpec(folds=3))
+        train_head(store, linear, folder / "folds", split=SplitSpec(n_splits=3))
         rows = enumerate(zip(store.image_ids, store.columns["label"], strict=True))
         kept = [f"{name},{label}" for i, (name, label) in rows if label == "normal" or i % 3]
         (folder / "labels.csv").write_text("\n".join(["image_id,label", *kept]) + "\n")

@@ -18,7 +18,7 @@ NEUTRAL = (0.0, 1.0, 1.0, 1.0, 0.0)
 digests = st.binary(max_size=8).map(digest_bytes)
 specs = st.builds(
     ViewSpec, n=st.integers(1, 8), seed=st.integers(0, 2**32 - 1), rotation=st.floats(0, 180),
-    jitter=st.floats(0, 0.9), flip=st.floats(0, 1),
+    color_jitter=st.floats(0, 0.9), hflip=st.floats(0, 1),
 )  # fmt: skip
 factor = st.floats(0.125, 1.875, width=32)
 rows = st.tuples(st.floats(-180, 180, width=32), factor, factor, factor, st.sampled_from([0.0, 1.0]))
@@ -59,7 +59,7 @@ def test_parameters_are_the_same_each_time_and_lie_in_their_ranges(spec: ViewSpe
     assert rows.dtype == np.float32
     assert rows.tobytes() == spec.parameters(digest).tobytes()
     assert (np.abs(rows[:, 0]) <= np.float32(spec.rotation)).all()
-    assert (np.abs(rows[:, 1:4] - 1) <= spec.jitter + 1e-6).all()  # float32 has steps of 1.2e-7 there
+    assert (np.abs(rows[:, 1:4] - 1) <= spec.color_jitter + 1e-6).all()  # float32 has steps of 1.2e-7 there
     assert set(rows[:, 4]) <= {0.0, 1.0}
 
 
@@ -74,8 +74,8 @@ def test_more_views_keep_the_first_ones(spec: ViewSpec, digest: str, n: int) -> 
 def test_a_change_of_one_option_moves_only_its_parameters(spec: ViewSpec, digest: str) -> None:
     before = spec.parameters(digest)
     assert np.array_equal(replace(spec, rotation=7.0).parameters(digest)[:, 1:], before[:, 1:])
-    assert np.array_equal(replace(spec, jitter=0.3).parameters(digest)[:, [0, 4]], before[:, [0, 4]])
-    assert np.array_equal(replace(spec, flip=0.1).parameters(digest)[:, :4], before[:, :4])
+    assert np.array_equal(replace(spec, color_jitter=0.3).parameters(digest)[:, [0, 4]], before[:, [0, 4]])
+    assert np.array_equal(replace(spec, hflip=0.1).parameters(digest)[:, :4], before[:, :4])
 
 
 def test_every_image_seed_and_view_has_parameters_of_its_own() -> None:
@@ -85,7 +85,7 @@ def test_every_image_seed_and_view_has_parameters_of_its_own() -> None:
 
 def test_parameters_fill_their_ranges_evenly() -> None:
     """Of 3,200 draws the mean and the share of mirrored views are within 4 standard errors of what is asked."""
-    rows = np.concatenate([ViewSpec(32, flip=0.25).parameters(digest_bytes(bytes([i]))) for i in range(100)])
+    rows = np.concatenate([ViewSpec(32, hflip=0.25).parameters(digest_bytes(bytes([i]))) for i in range(100)])
     assert np.allclose(rows[:, :4].min(axis=0), [-25, 0.8, 0.8, 0.8], rtol=0.01)
     assert np.allclose(rows[:, :4].max(axis=0), [25, 1.2, 1.2, 1.2], rtol=0.01)
     spread = np.array([50, 0.4, 0.4, 0.4]) / np.sqrt(12 * len(rows))
@@ -104,8 +104,8 @@ def test_parameters_fill_their_ranges_evenly() -> None:
         ("seed", -1, "seed must be from 0 to 2\\^32 - 1, got -1"),
         ("rotation", 180.1, "rotation must be from 0 to 180, got 180.1"),
         ("rotation", float("nan"), "rotation must be from 0 to 180, got nan"),
-        ("jitter", 0.91, "jitter must be from 0 to 0.9, got 0.91"),
-        ("flip", -0.1, "flip must be from 0 to 1, got -0.1"),
+        ("color_jitter", 0.91, "color_jitter must be from 0 to 0.9, got 0.91"),
+        ("hflip", -0.1, "hflip must be from 0 to 1, got -0.1"),
     ],
 )
 def test_impossible_views_are_refused_at_birth(field: str, value: object, message: str) -> None:
@@ -119,8 +119,8 @@ def test_the_identity_is_all_that_makes_a_view(spec: ViewSpec) -> None:
     rule = identity.pop("rule")
     assert from_json(ViewSpec, identity) == spec
     assert "before the crop" in rule
-    assert canonical_json(ViewSpec(2, rotation=25, flip=1).identity()) == canonical_json(
-        ViewSpec(2, rotation=25.0, flip=1.0).identity()
+    assert canonical_json(ViewSpec(2, rotation=25, hflip=1).identity()) == canonical_json(
+        ViewSpec(2, rotation=25.0, hflip=1.0).identity()
     )
 
 
@@ -193,7 +193,7 @@ def test_saturation_moves_colours_from_their_gray_and_is_clipped() -> None:
 @pytest.mark.parametrize("mode", ["L", "RGB"])
 def test_views_of_nothing_but_neutral_parameters_are_the_image_as_it_is_transformed(mode: str) -> None:
     image = noise(90, 70, mode)
-    still = views(image, TRANSFORM, ViewSpec(2, rotation=0.0, jitter=0.0, flip=0.0), DIGEST)
+    still = views(image, TRANSFORM, ViewSpec(2, rotation=0.0, color_jitter=0.0, hflip=0.0), DIGEST)
     assert still.dtype == np.uint8
     assert np.array_equal(still, np.stack([TRANSFORM(image)] * 2))
 
@@ -217,13 +217,13 @@ def test_more_views_keep_the_pixels_of_the_first_ones() -> None:
 def test_a_view_shows_what_lies_beside_the_crop_instead_of_black_corners() -> None:
     """A crop of 0.8 of the side, turned by 10 degrees, lies within the image: 0.8 * (cos 10 + sin 10) = 0.93."""
     white = Image.new("L", (200, 200), 255)
-    spec = ViewSpec(8, rotation=10.0, jitter=0.0)
+    spec = ViewSpec(8, rotation=10.0, color_jitter=0.0)
     assert views(white, TRANSFORM, spec, DIGEST).min() == 255
 
 
 def test_shortcuts_reach_the_views() -> None:
     image = noise(400, 400, "L")
     exact, fast = (views(image, TRANSFORM, ViewSpec(2), DIGEST, fast) for fast in (False, True))
-    still = ViewSpec(1, rotation=0.0, jitter=0.0, flip=0.0)
+    still = ViewSpec(1, rotation=0.0, color_jitter=0.0, hflip=0.0)
     assert not np.array_equal(exact, fast)
     assert np.array_equal(views(image, TRANSFORM, still, DIGEST, fast=True)[0], TRANSFORM(image, fast=True))

@@ -16,7 +16,7 @@ from featcache.request import BackboneSpec
 
 SMALL = "resnet18"  # with the tensors and the tags of a network people use
 
-WIDTHS = {
+HIDDEN_SIZES = {
     "efficientnet_b1": 1280,
     "resnet18": 512,
     "resnet34": 512,
@@ -37,15 +37,16 @@ def state() -> dict[str, torch.Tensor]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=pytest.mark.long if name in LARGE_OR_ALIKE else ()) for name in sorted(WIDTHS)]
+    "name",
+    [pytest.param(name, marks=pytest.mark.long if name in LARGE_OR_ALIKE else ()) for name in sorted(HIDDEN_SIZES)],
 )
 def test_backbone_embeds_to_its_width(name: str) -> None:
     backbone = load(BackboneSpec(name, "random:0", input_size=96))
     pixels = torch.randint(0, 256, (2, 3, 96, 96), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     vectors = backbone(pixels)["pooled"]
-    assert vectors.shape == (2, WIDTHS[name])
+    assert vectors.shape == (2, HIDDEN_SIZES[name])
     assert vectors.dtype == torch.float32
-    assert backbone.n_features == WIDTHS[name]
+    assert backbone.n_features == HIDDEN_SIZES[name]
     assert torch.isfinite(vectors).all()
 
 
@@ -103,7 +104,7 @@ def test_listing_names_parameters_width_size_and_licence() -> None:
     assert row["licence"] == "apache-2.0"
     by_name = {row["name"]: row["n_features"] for row in listing()}
     assert {
-        name.replace("xception", "legacy_xception"): width for name, width in WIDTHS.items()
+        name.replace("xception", "legacy_xception"): width for name, width in HIDDEN_SIZES.items()
     }.items() <= by_name.items()
 
 

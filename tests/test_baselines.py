@@ -29,7 +29,7 @@ def bench_of(
 ) -> Bench:
     store = Store.open(make_store(tmp_path / "s.h5", X, {"label": labels, **columns}))
     task = Task.of(store, target)
-    protocol = divide(task, SplitSpec(folds=3), lambda: X)
+    protocol = divide(task, SplitSpec(n_splits=3), lambda: X)
     return Bench(task, protocol, {"pooled": torch.from_numpy(X.astype(np.float32))}, _targets(task))
 
 
@@ -49,7 +49,7 @@ def test_the_majority_of_findings_is_that_of_each(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "spec", [HeadSpec(epochs=3), HeadSpec(early_stopping=2, schedule="plateau", epochs=3), HeadSpec.of("knn")]
+    "spec", [HeadSpec(epochs=3), HeadSpec(patience=2, schedule="plateau", epochs=3), HeadSpec.of("knn")]
 )
 def test_shuffled_labels_teach_nothing(tmp_path: Path, spec: HeadSpec) -> None:
     bench = bench_of(tmp_path)

@@ -61,7 +61,7 @@ def manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
 def small(manifest: Manifest) -> Path:
     """A store with boundaries of images and of views. To be copied, never to be changed."""
     path = manifest.source.parent / "small.h5"
-    embed(manifest, path, SPEC, views=VIEWS)
+    embed(manifest, path, SPEC, augmentations=VIEWS)
     return path
 
 
@@ -82,7 +82,7 @@ def pooled_by(tail: torch.nn.Module, boundary: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("name", long_but(QUICK))
 def test_the_tail_makes_the_vector_of_the_boundary_also_of_views(name: str, manifest: Manifest, tmp_path: Path) -> None:
     spec = BackboneSpec(name, "random:0", input_size=NETWORKS[name][0], taps=BOTH)
-    embed(manifest, tmp_path / "s.h5", spec, views=VIEWS)
+    embed(manifest, tmp_path / "s.h5", spec, augmentations=VIEWS)
     tail = tail_of(spec)
     with Store.open(tmp_path / "s.h5") as store:
         pooled, boundary = store.features(), store.features("boundary")
@@ -129,7 +129,7 @@ def test_the_boundary_of_a_usual_network_has_this_shape(name: str, shape: tuple[
 def test_the_boundary_beside_it_leaves_vectors_and_views_as_they_are(
     small: Path, manifest: Manifest, tmp_path: Path
 ) -> None:
-    embed(manifest, tmp_path / "s.h5", replace(SPEC, taps=("pooled",)), views=VIEWS)
+    embed(manifest, tmp_path / "s.h5", replace(SPEC, taps=("pooled",)), augmentations=VIEWS)
     with Store.open(small) as beside, Store.open(tmp_path / "s.h5") as alone:
         assert alone.taps == ["pooled", "view_parameters", "views"]
         assert beside.taps == sorted([*alone.taps, "boundary", "boundary_views"])
@@ -139,7 +139,7 @@ def test_the_boundary_beside_it_leaves_vectors_and_views_as_they_are(
 @pytest.mark.long
 def test_a_compiled_network_gives_the_boundary_of_torch_to_five_digits(manifest: Manifest, tmp_path: Path) -> None:
     for compile_ in ("on", "off"):
-        embed(manifest, tmp_path / f"{compile_}.h5", SPEC, views=VIEWS, compile=compile_)
+        embed(manifest, tmp_path / f"{compile_}.h5", SPEC, augmentations=VIEWS, compile=compile_)
     with Store.open(tmp_path / "on.h5") as one, Store.open(tmp_path / "off.h5") as other:
         assert one.environments[0]["compiled"] == "inductor"
         for tap in ("pooled", "boundary", "boundary_views"):
@@ -175,7 +175,7 @@ def test_another_last_stage_is_another_identity(
     monkeypatch.setattr(registry, "groups", fewer)
     (tmp_path / ".s.h5.seen").unlink(missing_ok=True)
     with pytest.raises(IdentityMismatch, match=r"backbone\.boundary: layer4\.0\.\S+ here, layer3\.\S+ asked"):
-        embed(manifest, tmp_path / "s.h5", SPEC, views=VIEWS)
+        embed(manifest, tmp_path / "s.h5", SPEC, augmentations=VIEWS)
 
 
 def test_a_network_without_anything_before_its_last_stage_has_no_boundary(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -247,7 +247,7 @@ def test_info_and_verify_know_it(small: Path, tmp_path: Path) -> None:
 def test_people_are_told_its_shape(manifest: Manifest, small: Path, tmp_path: Path) -> None:
     shutil.copy(small, tmp_path / "s.h5")
     arguments = ("-o", "s.h5", "--backbone", SMALL, "--weights", "random:0", "--input-size", "32")
-    views = ("--views", VIEWS.n, "--view-seed", VIEWS.seed, "--tap", "pooled", "--tap", "boundary")
+    views = ("--augmentations", VIEWS.n, "--augmentation-seed", VIEWS.seed, "--tap", "pooled", "--tap", "boundary")
     done = command("embed", manifest.source, *arguments, *views, cwd=tmp_path)
     with Store.open(small) as store:
         shape = " × ".join(map(str, store.row_shape("boundary")))
@@ -255,7 +255,7 @@ def test_people_are_told_its_shape(manifest: Manifest, small: Path, tmp_path: Pa
 
 
 def test_float16_halves_it_too(small: Path, manifest: Manifest, tmp_path: Path) -> None:
-    embed(manifest, tmp_path / "s.h5", SPEC, views=VIEWS, dtype="float16")
+    embed(manifest, tmp_path / "s.h5", SPEC, augmentations=VIEWS, dtype="float16")
     with Store.open(tmp_path / "s.h5") as half, Store.open(small) as full:
         for tap in ("boundary", "boundary_views"):
             assert (half.dtype(tap), full.dtype(tap)) == ("float16", "float32")
@@ -268,7 +268,7 @@ def test_a_store_with_boundaries_grows_and_computes_only_what_is_new(
     shutil.copytree(manifest.source, tmp_path / "images")
     shutil.copy(small, tmp_path / "s.h5")
     draw(tmp_path / "images" / "normal" / "0-new.png", 77)
-    done = embed(Manifest.read(tmp_path / "images"), tmp_path / "s.h5", SPEC, views=VIEWS)
+    done = embed(Manifest.read(tmp_path / "images"), tmp_path / "s.h5", SPEC, augmentations=VIEWS)
     assert (done.counts.embedded, done.counts.reused) == (1, N)
     with Store.open(small) as before, Store.open(tmp_path / "s.h5") as after:
         rows = [after.image_ids.index(image_id) for image_id in before.image_ids]
@@ -307,9 +307,9 @@ def test_the_size_of_parts_changes_no_byte_where_rows_are_larger_than_what_hdf5_
 @pytest.mark.long
 def test_a_dry_run_tells_the_bytes_of_boundaries_and_of_their_views(manifest: Manifest, tmp_path: Path) -> None:
     spec = replace(SPEC, name="test_efficientnet", input_size=96)
-    said = forecast(manifest, {tmp_path / "s.h5": spec}, views=VIEWS).disk_bytes
+    said = forecast(manifest, {tmp_path / "s.h5": spec}, augmentations=VIEWS).disk_bytes
     assert not (tmp_path / "s.h5").exists()
-    embed(manifest, tmp_path / "s.h5", spec, views=VIEWS)
+    embed(manifest, tmp_path / "s.h5", spec, augmentations=VIEWS)
     assert said == pytest.approx((tmp_path / "s.h5").stat().st_size, rel=0.2)
 
 

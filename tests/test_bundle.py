@@ -174,7 +174,7 @@ def test_weights_that_are_not_the_runs_are_not_given_away(phase_one: Path, weigh
 
 def test_neighbours_are_given_away_with_a_word_of_warning(phase_one: Path, tmp_path: Path) -> None:
     with Store.open(phase_one / "tail.h5") as store:
-        run = train_head(store, HeadSpec.of("knn", neighbors=3), tmp_path / "run")
+        run = train_head(store, HeadSpec.of("knn", n_neighbors=3), tmp_path / "run")
         done = bundle(run, tmp_path / "m.fcb.zip", with_backbone=False)
         found, own = (load_run(path).predict(store) for path in (done.path, run.path))
     assert np.array_equal(found.probabilities, own.probabilities)

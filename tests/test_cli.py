@@ -93,7 +93,7 @@ def test_help_shows_the_defaults_of_the_head(tmp_path: Path) -> None:
     spec, mlp = HeadSpec(), HeadSpec.of("mlp")
     assert f"[default: ({spec.lr}, mlp {mlp.lr}, flatten-mlp" in text
     assert f"[default: ({spec.weight_decay}, mlp 0, flatten-mlp 0)]" in text
-    for value in (spec.epochs, spec.batch_rows, spec.class_weights, spec.scale, spec.seed):
+    for value in (spec.epochs, spec.batch_size, spec.class_weight, spec.scale, spec.seed):
         assert f"[default: ({value})]" in text
     assert f"[default: ({' '.join(f'{C:g}' for C in PATHS['logreg']['C'])})]" in text
 
@@ -153,7 +153,7 @@ def test_train_head_answers_scripts_with_one_json_object(embedded: Path, tmp_pat
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
     assert list(answer) == [
-        "run", "head", "spec", "n_parameters", "average_views", "seconds", "epoch", "operating_point", "temperature",
+        "run", "head", "spec", "n_parameters", "tta", "seconds", "epoch", "operating_point", "temperature",
         "baselines", "notes", "train", "val", "outer", "test", "sweep",
     ]  # fmt: skip
     assert answer["n_parameters"] == 194
@@ -189,7 +189,7 @@ def test_a_repeated_option_is_a_sweep(embedded: Path, tmp_path: Path) -> None:
         "linear",
         "--head",
         "knn",
-        "--neighbors",
+        "--n-neighbors",
         1,
         "--lr",
         0.001,
@@ -267,12 +267,16 @@ def test_failed_images_give_exit_code_3_and_are_named(class_folder: Path, tmp_pa
             2,
             "--label-column must be named once",
         ),
-        (("embed", "images", "-o", "s.h5", *RANDOM, "--views", "99"), 2, "--views must be from 1 to 32, got 99"),
+        (
+            ("embed", "images", "-o", "s.h5", *RANDOM, "--augmentations", "99"),
+            2,
+            "--augmentations must be from 1 to 32, got 99",
+        ),
         (("embed", "images", "-o", "s.h5", "--backbone", SMALL, "--weights", "no.pth"), 2, "--weights no.pth: no such"),
         (("predict", "images", "x", "--weights", "no.pth"), 2, "--weights no.pth: no such file"),
         (("train-head", "small.h5", "--head", "deep"), 2, "--head must be one of linear, mlp"),
         (("train-head", "small.h5", "--dropout", "0.5"), 2, "--dropout does not apply to linear heads"),
-        (("train-head", "small.h5", "--head", "mlp", "--widths", "a"), 2, "--widths 'a': whole numbers"),
+        (("train-head", "small.h5", "--head", "mlp", "--hidden-sizes", "a"), 2, "--hidden-sizes 'a': whole numbers"),
         (("train-head", "small.h5", "--operating-point", "best"), 2, "'best' is no rule for an operating point"),
         (("train-head", "small.h5", "--head", "flatten-mlp"), 2, "has no 'grid' features"),
         (("embed", "images", "-o", "s.h5", *RANDOM, "--float-range", "1"), 2, "--float-range '1': two numbers are"),

@@ -533,22 +533,22 @@ def folded(path: Path) -> Path:
 def test_frozen_norms_are_no_part_of_what_learns(which: str) -> None:
     module = sketch("resnet18")
     norms = {name for name, part in module.named_modules() if isinstance(part, NORMS)}
-    every, without = cut.unfrozen(module, which), cut.unfrozen(module, which, "frozen")
+    every, without = cut.unfrozen(module, which), cut.unfrozen(module, which, "yes")
     assert without == [name for name in every if name.rpartition(".")[0] not in norms]
     assert 0 < len(without) < len(every)
 
 
 def test_where_nothing_but_norms_would_learn_they_cannot_be_frozen() -> None:
     with pytest.raises(UsageError, match="nothing but batch norms"):
-        cut.unfrozen(sketch("resnet18"), r"layer4\.1\.bn", "frozen")
+        cut.unfrozen(sketch("resnet18"), r"layer4\.1\.bn", "yes")
 
 
 def test_norms_without_statistics_are_left_alone_unless_they_are_random_or_are_to_learn(tmp_path: Path) -> None:
     stages = (Stage("last-block", 1),)
     random = backbones.load(BackboneSpec("resnet18", "random:0", 64))
     loaded = backbones.load(BackboneSpec("resnet18", str(folded(tmp_path / "folded.safetensors")), 64))
-    assert [cut.norms_of(each, stages, "auto") for each in (random, loaded)] == ["learn", "frozen"]
-    assert [cut.norms_of(loaded, stages, asked) for asked in ("learn", "frozen")] == ["learn", "frozen"]
+    assert [cut.freeze_bn_of(each, stages, "auto") for each in (random, loaded)] == ["no", "yes"]
+    assert [cut.freeze_bn_of(loaded, stages, asked) for asked in ("no", "yes")] == ["no", "yes"]
     loaded.module.get_submodule("layer4.1.bn2").running_mean += 0.1  # those of the last block have statistics again
-    assert cut.norms_of(loaded, stages, "auto") == "learn"
-    assert cut.norms_of(loaded, (Stage("conv1", 1),), "auto") == "learn", "no norm learns"
+    assert cut.freeze_bn_of(loaded, stages, "auto") == "no"
+    assert cut.freeze_bn_of(loaded, (Stage("conv1", 1),), "auto") == "no", "no norm learns"

@@ -237,12 +237,12 @@ def test_parts_have_rows(tmp_path: Path, rows: int) -> None:
 @pytest.mark.parametrize("n_features", [1, 512, 1280, 25_088, 10**7])
 def test_default_parts_hold_whole_batches(n_features: int, n_views: int) -> None:
     rows = default_part_rows(4 * n_features, n_views)
-    batch_rows = Forward(load(SPEC), "off", 0, print).batch_rows
-    assert rows % batch_rows == 0
+    batch_size = Forward(load(SPEC), "off", 0, print).batch_size
+    assert rows % batch_size == 0
     assert rows * (1 + n_views) >= 32
     assert rows <= 256
-    if rows > batch_rows and n_views:  # no larger than it need be
-        assert (rows - batch_rows) * (1 + n_views) < 32 or rows * 4 * n_features <= 16 << 20
+    if rows > batch_size and n_views:  # no larger than it need be
+        assert (rows - batch_size) * (1 + n_views) < 32 or rows * 4 * n_features <= 16 << 20
 
 
 # --- what the machine may do ------------------------------------------------------------------------------------------
@@ -280,7 +280,7 @@ def test_decoders_stay_within_their_lead(tmp_path: Path, monkeypatch: pytest.Mon
 
     def watched(network: Network, images: list[np.ndarray]) -> dict[str, np.ndarray]:
         taken.extend(images)
-        batches = (network.forward.n_streams + 2) * network.forward.batch_rows
+        batches = (network.forward.n_streams + 2) * network.forward.batch_size
         assert len(begun) - len(taken) <= module._READ_AHEAD + 2 * 3 + batches
         return vectors(network, images)
 

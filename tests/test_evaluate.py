@@ -19,13 +19,13 @@ from featcache.runs import Run
 from featcache.runs.evaluation import Evaluation
 from featcache.splits.task import TargetSpec
 from featcache.store import Part, PartFolder, Store, publish
-from featcache.training.train_head import ReportSpec, train_head
+from featcache.training.train_head import SelectionSpec, train_head
 from tests.conftest import make_store, two_clouds
 from tests.test_training import THREE_FINDINGS, findings, three_classes
 
 N, N_TRAIN, D = 150, 90, 6
 QUICK = HeadSpec(epochs=3)
-YOUDEN = ReportSpec(operating_point="youden")
+YOUDEN = SelectionSpec(operating_point="youden")
 Columns = dict[str, list[str]]
 
 
@@ -80,9 +80,14 @@ def check_counts(done: Evaluation) -> None:
 
 TASKS = {
     "two classes": (binary, QUICK, TargetSpec(), YOUDEN),
-    "three classes": (lambda: (lambda x, y: (x, grouped(y)))(*three_classes(N, D)), QUICK, TargetSpec(), ReportSpec()),
-    "findings": (lambda: findings(N, D), QUICK, THREE_FINDINGS, ReportSpec()),
-    "knn": (binary, HeadSpec.of("knn", neighbors=5), TargetSpec(), YOUDEN),
+    "three classes": (
+        lambda: (lambda x, y: (x, grouped(y)))(*three_classes(N, D)),
+        QUICK,
+        TargetSpec(),
+        SelectionSpec(),
+    ),
+    "findings": (lambda: findings(N, D), QUICK, THREE_FINDINGS, SelectionSpec()),
+    "knn": (binary, HeadSpec.of("knn", n_neighbors=5), TargetSpec(), YOUDEN),
 }
 
 

@@ -14,7 +14,7 @@ from featcache.runs.evaluation import Evaluation
 from featcache.splits.task import TargetSpec
 from featcache.store import Store
 from featcache.store.export import Where, export
-from featcache.training.train_head import ReportSpec, train_head
+from featcache.training.train_head import SelectionSpec, train_head
 from tests.browser import chromium
 from tests.test_cli import featcache
 from tests.test_evaluate import QUICK
@@ -32,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
             export(store, folder / f"{side}.h5", where=[Where("split", side)])
     label(folder)
     with Store.open(folder / "train.h5") as store:
-        train_head(store, QUICK, folder / "run", target=SICK, report=ReportSpec(operating_point="youden"))
+        train_head(store, QUICK, folder / "run", target=SICK, report=SelectionSpec(operating_point="youden"))
         kinds = TargetSpec(("kind",), folder / "labels.csv")
         train_head(store, QUICK, folder / "kinds", target=kinds)
         findings = TargetSpec(("sick", "odd"), folder / "labels.csv")

@@ -31,7 +31,7 @@ from featcache.runs import Run
 from featcache.splits.protocol import SplitSpec
 from featcache.splits.task import TargetSpec
 from featcache.store import Store
-from featcache.training.train_head import ReportSpec, train_head
+from featcache.training.train_head import SelectionSpec, train_head
 from tests.conftest import NET, begin_phase_two, moved_away
 from tests.test_tuning import Bench
 from tests.test_tuning import run as train
@@ -43,7 +43,7 @@ STILL = Stage(r"conv_head", 3)  # nothing with statistics: at the smallest rate 
 
 def recipe(*stages: Stage, **given: Any) -> Recipe:
     """Quick to learn, and nothing augmented."""
-    how = {"stages": stages or (LAST,), "batch_rows": 8, "lr": 0.01, "augment": None, "select": "loss"}
+    how = {"stages": stages or (LAST,), "batch_size": 8, "lr": 0.01, "augment": None, "select": "loss"}
     return Recipe(**{**how, **given})
 
 
@@ -197,7 +197,7 @@ def test_phases_are_counted_through(from_store: Run, phase_one: Path, tmp_path: 
 
 @pytest.mark.parametrize("parent", ["linear", "mlp"])
 def test_images_as_they_are_and_their_store_give_the_same(phase_one: Path, tmp_path: Path, parent: str) -> None:
-    how = recipe(LAST, lr=0.001, batch_rows=7)
+    how = recipe(LAST, lr=0.001, batch_size=7)
     runs = [tuned(phase_one, how, tmp_path / f"{i}", parent, images=i == 1) for i in range(2)]
     np.testing.assert_allclose(losses(runs[0]), losses(runs[1]), atol=1e-5)
     assert len({run.record["epoch"] for run in runs}) == 1
@@ -205,19 +205,19 @@ def test_images_as_they_are_and_their_store_give_the_same(phase_one: Path, tmp_p
 
 def test_views_of_a_store_are_drawn_anew_in_each_epoch(phase_one: Path, tmp_path: Path) -> None:
     how = recipe(STILL, optimizer="sgd", lr=1e-12, schedule="constant")
-    plain, turned = (tuned(phase_one, how, tmp_path / f"{views}", views=views) for views in (False, True))
+    plain, turned = (tuned(phase_one, how, tmp_path / f"{views}", augmentations=views) for views in (False, True))
     assert np.ptp(losses(plain)[2:, 0]) < 1e-6
     assert np.ptp(losses(turned)[2:, 0]) > 1e-4
     np.testing.assert_allclose(losses(plain)[:, 1], losses(turned)[:, 1], atol=1e-6)
 
 
 def test_augmented_images_are_learnt_from_and_plain_ones_scored(phase_one: Path, tmp_path: Path) -> None:
-    how = recipe(STILL, optimizer="sgd", lr=1e-12, schedule="constant", augment=AugmentSpec(crop=0.5))
+    how = recipe(STILL, optimizer="sgd", lr=1e-12, schedule="constant", augment=AugmentSpec(scale=0.5))
     turned = tuned(phase_one, how, tmp_path / "run", images=True)
     plain = tuned(phase_one, replace(how, augment=None), tmp_path / "plain")
     assert np.ptp(losses(turned)[2:, 0]) > 1e-4
     np.testing.assert_allclose(losses(turned)[:, 1], losses(plain)[:, 1], atol=1e-5)
-    assert turned.record["recipe"]["augment"] == {"rotation": 25.0, "jitter": 0.2, "flip": 0.5, "crop": 0.5}
+    assert turned.record["recipe"]["augment"] == {"rotation": 25.0, "color_jitter": 0.2, "hflip": 0.5, "scale": 0.5}
     assert plain.record["recipe"]["augment"] is None
 
 
@@ -235,9 +235,9 @@ def test_a_store_may_hold_more_than_the_one_that_the_head_was_trained_on(phase_o
 KINDS = {
     "logreg": HeadSpec.of("logreg"),
     "ridge": HeadSpec.of("ridge"),
-    "two layers, gelu": HeadSpec.of("mlp", widths=(8, 5), activation="gelu", epochs=2),
+    "two layers, gelu": HeadSpec.of("mlp", hidden_sizes=(8, 5), activation="gelu", epochs=2),
     "standard scale": HeadSpec(epochs=2, scale="standard"),
-    "early": HeadSpec(epochs=30, lr=0.1, early_stopping=2),
+    "early": HeadSpec(epochs=30, lr=0.1, patience=2),
 }
 
 
@@ -256,12 +256,12 @@ def test_a_run_that_was_scored_over_views_is_not_compared_with_one_that_was_not(
 ) -> None:
     """What it says before is of images as they are, as what it says after; and it says so."""
     with Store.open(phase_one / "tail.h5") as store:
-        head, report = HeadSpec(epochs=2, lr=1e-4, views=True), ReportSpec(average_views=True)
+        head, report = HeadSpec(epochs=2, lr=1e-4, augmentations=True), SelectionSpec(tta=True)
         split = SplitSpec(val_fraction=0.25)
         parent = train_head(store, head, tmp_path / "parent", split=split, report=report)
     run = tuned(phase_one, recipe(Stage("last-block", 1)), tmp_path / "run", tmp_path / "parent")
     assert run.record["before"]["metrics"]["test"]["loss"] != pytest.approx(parent.metrics("test")["loss"], abs=1e-5)
-    assert run.record["asked"]["average_views"] is False
+    assert run.record["asked"]["tta"] is False
     assert "parent was scored by means over augmented views; here nothing is, before or after" in run.record["notes"]
 
 
@@ -317,9 +317,9 @@ def poisoned(phase_one: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 POISON: dict[str, tuple[str, Recipe, dict[str, Any]]] = {
     "store": ("linear", recipe(), {}),
-    "views": ("mlp", recipe(), {"views": True, "operating_point": "youden"}),
-    "augmented": ("linear", recipe(Stage("2", 2), augment=AugmentSpec(crop=0.7), schedule="cosine"), {"images": True}),
-    "folds": ("folds", recipe(LAST, early_stopping=1), {}),
+    "views": ("mlp", recipe(), {"augmentations": True, "operating_point": "youden"}),
+    "augmented": ("linear", recipe(Stage("2", 2), augment=AugmentSpec(scale=0.7), schedule="cosine"), {"images": True}),
+    "folds": ("folds", recipe(LAST, patience=1), {}),
 }
 
 
@@ -380,7 +380,7 @@ def test_folds_end_in_a_network_of_all_rows_for_the_mean_of_their_best_epochs(ph
 
 def test_the_final_network_comes_to_the_later_stages_as_the_folds_did() -> None:
     """Where stages ended early in them, it goes on to the next as early."""
-    how = recipe(Stage("last-block", 10), Stage("all", 10), early_stopping=2)
+    how = recipe(Stage("last-block", 10), Stage("all", 10), patience=2)
 
     def history(*n_epochs: int) -> list[dict[str, float]]:
         return [{"stage": float(stage)} for stage, n in enumerate(n_epochs, start=1) for _ in range(n)]
@@ -447,7 +447,7 @@ def stop_after(n: int) -> Callable[[int, int, Any], None]:
 
 CUT: dict[str, tuple[str, Recipe, dict[str, Any], int]] = {
     "images": ("mlp", recipe(LAST, Stage("2", 1), augment=AugmentSpec(), dropout=0.3), {"images": True}, 3),
-    "folds": ("folds", recipe(Stage("last-block", 1), Stage("last-stage", 2), lr=0.003), {"views": True}, 9),
+    "folds": ("folds", recipe(Stage("last-block", 1), Stage("last-stage", 2), lr=0.003), {"augmentations": True}, 9),
 }
 
 
@@ -520,13 +520,13 @@ def test_another_training_is_never_continued_nor_written_over(phase_one: Path, t
 
 def test_views_of_another_seed_are_another_training(phase_one: Path, tmp_path: Path) -> None:
     spec = BackboneSpec(NET, str(phase_one / "net.safetensors"), input_size=32, taps=("pooled", "boundary"))
-    embed(Manifest.read(phase_one / "images"), tmp_path / "other.h5", spec, views=ViewSpec(2, seed=9))
+    embed(Manifest.read(phase_one / "images"), tmp_path / "other.h5", spec, augmentations=ViewSpec(2, seed=9))
     with pytest.raises(KeyboardInterrupt):
-        tuned(phase_one, recipe(), tmp_path / "run", views=True, telling=Telling(on_epoch=stop_after(1)))
+        tuned(phase_one, recipe(), tmp_path / "run", augmentations=True, telling=Telling(on_epoch=stop_after(1)))
     run, weights = Run.open(phase_one / "linear"), str(phase_one / "net.safetensors")
     with Store.open(tmp_path / "other.h5") as store:
         with pytest.raises(UsageError, match=r"unfinished training that differs .*views"):
-            fine_tune(run, recipe(), tmp_path / "run", store=store, views=True, weights=weights)
+            fine_tune(run, recipe(), tmp_path / "run", store=store, augmentations=True, weights=weights)
         fine_tune(run, recipe(), tmp_path / "elsewhere", store=store, weights=weights)
 
 
@@ -637,7 +637,7 @@ def test_a_store_of_other_images_is_refused(phase_one: Path, moved: Path, tmp_pa
         with pytest.raises(InputsChanged, match=r"lacks 1 of the Run's 48 images, .*: train/sick/001.png"):
             fine_tune(run, recipe(), tmp_path / "run", store=store, weights=weights)
         with pytest.raises(UsageError, match="has no boundary_views"):
-            fine_tune(run, recipe(), tmp_path / "run", store=store, weights=weights, views=True)
+            fine_tune(run, recipe(), tmp_path / "run", store=store, weights=weights, augmentations=True)
 
 
 # --- findings and other tasks -----------------------------------------------------------------------------------------

@@ -15,13 +15,13 @@ from featcache.heads import HeadSpec
 from featcache.runs import Run
 from featcache.splits.protocol import SplitSpec
 from featcache.store import Store
-from featcache.training.train_head import ReportSpec, train_head
+from featcache.training.train_head import SelectionSpec, train_head
 from tests.conftest import NET
 from tests.test_checkpoints import file_size
 from tests.test_cli import Done, featcache
 
 ROOT = Path(__file__).parents[1]
-QUICK = ("--epochs", 1, "--batch-rows", 8, "--lr", 0.003)
+QUICK = ("--epochs", 1, "--batch-size", 8, "--lr", 0.003)
 
 
 @pytest.fixture
@@ -136,7 +136,7 @@ WEIGHTS = ("--weights", "net.safetensors")
 MISTAKES: list[tuple[tuple[object, ...], int, str]] = [
     ((*RUN, *WEIGHTS), 2, "fine-tune needs the images of the Run (--images), or a store of them (--from-cache)."),
     ((*RUN, *CACHE, "--images", "images"), 2, "needs the images of the Run (--images), or a store of them"),
-    ((*RUN, "--images", "images", "--views"), 2, "--views are those of a store: give it with --from-cache."),
+    ((*RUN, "--images", "images", "--augmentations"), 2, "--augmentations are those of a store: give it with"),
     ((*RUN, *CACHE, "--weights", "random:0"), 12, "backbone.weights_sha256"),
     ((*RUN, *CACHE, "--weights", "gone.pth"), 2, "--weights gone.pth: no such file"),
     ((*RUN, *CACHE, "--weights", "images"), 2, "--weights images: no such file"),
@@ -152,8 +152,8 @@ MISTAKES: list[tuple[tuple[object, ...], int, str]] = [
     ((*RUN, *CACHE, *WEIGHTS, "--precision", "float16"), 2, "--precision float16 needs a GPU"),
     ((*RUN, *CACHE, *WEIGHTS, "--device", "cuda:77"), 2, "--device cuda:77 cannot be used here"),
     ((*RUN, *CACHE, *WEIGHTS, "--operating-point", "best"), 2, "'best' is no rule for an operating point."),
-    ((*RUN, *CACHE, *WEIGHTS, "--batch-rows", 1), 2, "a batch norm that learns cannot see one image at a time"),
-    ((*RUN, *CACHE, *WEIGHTS, "--no-augment", "--flip", 0.1), 2, "--no-augment shows images as they are"),
+    ((*RUN, *CACHE, *WEIGHTS, "--batch-size", 1), 2, "a batch norm that learns cannot see one image at a time"),
+    ((*RUN, *CACHE, *WEIGHTS, "--no-augment", "--hflip", 0.1), 2, "--no-augment shows images as they are"),
     ((*RUN, *CACHE, *WEIGHTS, "-o", "mlp"), 2, "mlp holds another Run. Choose another folder with -o"),
     ((*RUN, *CACHE, *WEIGHTS, "-o", "images"), 2, "images is a folder with other files in it."),
     ((*RUN, *CACHE, *WEIGHTS, "-o", "tail.h5"), 2, "tail.h5 is an HDF5 file. Choose another place with -o."),
@@ -164,7 +164,7 @@ MISTAKES: list[tuple[tuple[object, ...], int, str]] = [
     (("train", "nowhere", "--model", NET), 2, "nowhere does not exist:"),
     (("train", "images", "--model", "resnet81"), 2, "no backbone is named 'resnet81'."),
     (("train", "images", "--model", NET, "--head", "knn"), 2, "head must be linear or mlp, got 'knn'."),
-    (("train", "images", "--model", NET, "--widths", "a"), 2, "--widths 'a': whole numbers are expected"),
+    (("train", "images", "--model", NET, "--hidden-sizes", "a"), 2, "--hidden-sizes 'a': whole numbers are expected"),
     (("train", "images", "--model", "simple-cnn"), 1, "simple-cnn has no pretrained weights."),
     (("train", "images", "--model", NET, "--weights", "random:0", "--input-size", 0), 2, "--input-size must be from 1"),
     (("train", "images", "--model", NET, "--weights", "random:0", "--folds", 99), 2, "folds"),
@@ -188,7 +188,7 @@ def test_a_mistake_gets_one_line_and_its_exit_code(
 def test_runs_that_phase_two_cannot_start_from_are_refused(here: Path, kind: str) -> None:
     with Store.open(here / "tail.h5") as store:
         head = HeadSpec.of("knn") if kind == "knn" else HeadSpec(epochs=1)
-        report = ReportSpec(refit_all=kind == "refit")
+        report = SelectionSpec(refit_all=kind == "refit")
         train_head(store, head, here / kind, split=SplitSpec(val_fraction=0.25), report=report)
     wanted = {"knn": "knn has a knn head; phase 2 needs one on vectors: linear or mlp.", "refit": "(--refit-all)"}
     check_refused(tuned(here, parent=kind), 2, wanted[kind])
@@ -269,7 +269,7 @@ class Started:
             time.sleep(0.002)
 
 
-LONGER = ("--from-cache", "tail.h5", "--weights", "net.safetensors", "--epochs", 40, "--batch-rows", 4, "-o", "run")
+LONGER = ("--from-cache", "tail.h5", "--weights", "net.safetensors", "--epochs", 40, "--batch-size", 4, "-o", "run")
 
 
 @pytest.mark.long

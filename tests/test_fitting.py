@@ -70,7 +70,7 @@ def plain_head(spec: HeadSpec, d: int, c: int) -> torch.nn.Sequential:
     torch.manual_seed(spec.seed)
     activation = {"relu": torch.nn.ReLU, "sigmoid": torch.nn.Sigmoid, "tanh": torch.nn.Tanh, "gelu": torch.nn.GELU}
     layers: list[torch.nn.Module] = []
-    for width in spec.widths:
+    for width in spec.hidden_sizes:
         layers.append(torch.nn.Linear(d, width))
         if spec.norm == "batch":
             layers.append(torch.nn.BatchNorm1d(width))
@@ -87,12 +87,12 @@ def plain_loop(fit: Fit, x: torch.Tensor, targets: Targets, rate: Any = None) ->
     more = {"momentum": spec.momentum} if spec.optimizer == "sgd" else {}
     optimizer = kinds[spec.optimizer](head.parameters(), lr=spec.lr, weight_decay=spec.weight_decay, **more)
     counts = torch.bincount(y[fit.train], minlength=targets.n_classes)
-    weight = len(fit.train) / (targets.n_classes * counts.float()) if spec.class_weights == "balanced" else None
+    weight = len(fit.train) / (targets.n_classes * counts.float()) if spec.class_weight == "balanced" else None
     loss_of = torch.nn.CrossEntropyLoss(weight=weight, label_smoothing=spec.label_smoothing)
     learnt = torch.zeros(len(x), dtype=torch.bool)
     learnt[fit.train] = True
     scale = x[fit.train].double().square().mean().sqrt().float() if spec.scale == "rms" else 1.0
-    for epoch, batches in zip(range(1, spec.epochs + 1), fit.pool.batches(spec.batch_rows), strict=False):
+    for epoch, batches in zip(range(1, spec.epochs + 1), fit.pool.batches(spec.batch_size), strict=False):
         for positions in batches:
             rows = torch.from_numpy(fit.pool.rows)[positions]
             rows = rows[learnt[rows]]
@@ -114,11 +114,11 @@ def check_equals_plain(fit: Fit, x: torch.Tensor, targets: Targets, atol: float 
 
 
 @pytest.mark.parametrize("n_classes", [2, 3])
-@pytest.mark.parametrize("class_weights", ["none", "balanced"])
+@pytest.mark.parametrize("class_weight", ["none", "balanced"])
 @pytest.mark.parametrize("optimizer", ["adam", "adamw", "sgd"])
-def test_a_linear_head_equals_a_plain_pytorch_loop(optimizer: str, class_weights: str, n_classes: int) -> None:
+def test_a_linear_head_equals_a_plain_pytorch_loop(optimizer: str, class_weight: str, n_classes: int) -> None:
     x, targets = data(n_classes)
-    how = {"optimizer": optimizer, "class_weights": class_weights, "weight_decay": 0.01, "label_smoothing": 0.1}
+    how = {"optimizer": optimizer, "class_weight": class_weight, "weight_decay": 0.01, "label_smoothing": 0.1}
     check_equals_plain(one(HeadSpec(epochs=6, seed=7, schedule="constant", **how)), x, targets)
 
 
@@ -126,7 +126,7 @@ def test_a_linear_head_equals_a_plain_pytorch_loop(optimizer: str, class_weights
 @pytest.mark.parametrize("norm", ["none", "batch"])
 def test_an_mlp_equals_a_plain_pytorch_loop(activation: str, norm: str) -> None:
     x, targets = data(3)
-    how = {"widths": (16, 8), "dropout": 0.0, "activation": activation, "norm": norm, "schedule": "constant"}
+    how = {"hidden_sizes": (16, 8), "dropout": 0.0, "activation": activation, "norm": norm, "schedule": "constant"}
     if norm == "batch":  # Adam makes steps of the rounding errors that are torch's gradient of a bias before the norm
         how |= {"optimizer": "sgd", "lr": 0.05}
     check_equals_plain(one(HeadSpec.of("mlp", epochs=5, seed=3, **how)), x, targets, atol=1e-4)
@@ -136,7 +136,7 @@ def test_a_fold_of_a_stack_equals_a_plain_loop_that_skips_its_held_rows() -> Non
     x, targets = data(2)
     held = folds(N, 3)[1]
     pool = Pool(np.arange(N), 2 / 3)
-    for spec in (HeadSpec(epochs=4), HeadSpec.of("mlp", widths=(8,), norm="none", dropout=0.0, epochs=4)):
+    for spec in (HeadSpec(epochs=4), HeadSpec.of("mlp", hidden_sizes=(8,), norm="none", dropout=0.0, epochs=4)):
         spec = replace(spec, schedule="constant")
         check_equals_plain(Fit(spec, pool, np.setdiff1d(pool.rows, held), held), x, targets, atol=1e-4)
 
@@ -156,7 +156,7 @@ def test_findings_equal_a_plain_loop_with_binary_cross_entropy_on_known_labels()
     optimizer = torch.optim.Adam(head.parameters(), lr=fit.spec.lr)
     y = torch.from_numpy(targets.values[0]).float()
     scale = x[fit.train].double().square().mean().sqrt().float()
-    for _, batches in zip(range(6), fit.pool.batches(fit.spec.batch_rows), strict=False):
+    for _, batches in zip(range(6), fit.pool.batches(fit.spec.batch_size), strict=False):
         for positions in batches:
             rows = torch.from_numpy(fit.pool.rows)[positions]
             z, known = head(x[rows] / scale), ~torch.isnan(y[rows])
@@ -171,13 +171,13 @@ def test_a_head_that_draws_views_equals_a_plain_loop_that_draws_them() -> None:
     """A row's vector of an epoch is one of its own three, divided by the root mean square of all that may be drawn."""
     x, targets = data(3)
     each = beside(x)
-    fit = one(HeadSpec(epochs=6, schedule="constant", weight_decay=0.0, views=True))
+    fit = one(HeadSpec(epochs=6, schedule="constant", weight_decay=0.0, augmentations=True))
     (ours,) = fit_all([fit], each, targets)
     head, y = plain_head(fit.spec, D, 3), torch.from_numpy(targets.values[0])
     optimizer = torch.optim.Adam(head.parameters(), lr=fit.spec.lr)
     scale = each[fit.train].double().square().mean().sqrt().float()
     rows = torch.from_numpy(fit.pool.rows)
-    for _, batches, drawn in zip(range(6), fit.pool.batches(fit.spec.batch_rows), fit.pool.views(3), strict=False):
+    for _, batches, drawn in zip(range(6), fit.pool.batches(fit.spec.batch_size), fit.pool.views(3), strict=False):
         for positions in batches:
             seen = torch.stack([each[rows[i], drawn[i]] for i in positions])
             optimizer.zero_grad()
@@ -185,7 +185,7 @@ def test_a_head_that_draws_views_equals_a_plain_loop_that_draws_them() -> None:
             optimizer.step()
     with torch.no_grad():
         np.testing.assert_allclose(ours.logits, head(x[fit.held] / scale).numpy(), atol=1e-5)
-    (averaged,) = fit_all([fit], each, targets, average_views=True)
+    (averaged,) = fit_all([fit], each, targets, tta=True)
     with torch.no_grad():
         np.testing.assert_allclose(averaged.logits, head(each[fit.held] / scale).mean(1).numpy(), atol=1e-5)
 
@@ -195,12 +195,12 @@ def test_a_head_that_draws_views_equals_a_plain_loop_that_draws_them() -> None:
 
 def mixed(kind: str) -> list[HeadSpec]:
     """Heads that differ in everything that heads of one stack may differ in."""
-    hidden = {"widths": (12,)} if kind == "mlp" else {}
+    hidden = {"hidden_sizes": (12,)} if kind == "mlp" else {}
     dropouts = [0.5, 0.0, 0.25] if kind == "mlp" else [0.0] * 3
     return [
         HeadSpec.of(
-            kind, lr=lr, weight_decay=decay, seed=seed, class_weights=weights, label_smoothing=smooth, epochs=epochs,
-            schedule=schedule, patience=2, early_stopping=3, **hidden, **({"dropout": dropout} if hidden else {}),
+            kind, lr=lr, weight_decay=decay, seed=seed, class_weight=weights, label_smoothing=smooth, epochs=epochs,
+            schedule=schedule, lr_patience=2, patience=3, **hidden, **({"dropout": dropout} if hidden else {}),
         )
         for lr, decay, seed, weights, smooth, epochs, schedule, dropout in (
             (0.003, 0.0, 0, "none", 0.0, 12, "constant", dropouts[0]),
@@ -229,19 +229,19 @@ def test_head_i_of_a_stack_equals_head_i_alone(kind: str, stops: bool, views: bo
     for i, spec in enumerate(mixed(kind)):
         for held in folds(N, 3):
             train = np.setdiff1d(pool.rows, held)
-            spec = spec if stops else replace(spec, early_stopping=0)
-            spec = replace(spec, views=views and i != 1)  # one of them stands beside, in a stack of its own
+            spec = spec if stops else replace(spec, patience=0)
+            spec = replace(spec, augmentations=views and i != 1)  # one of them stands beside, in a stack of its own
             fits.append(Fit(spec, pool, train[10:], held, train[:10]))
-    together = fit_all(fits, x, targets, average_views=views, curves=True)
+    together = fit_all(fits, x, targets, tta=views, curves=True)
     assert len({each.epoch for each in together}) > 2
     for fit, found in zip(fits, together, strict=True):
-        (alone,) = fit_all([fit], x, targets, average_views=views, curves=True)
+        (alone,) = fit_all([fit], x, targets, tta=views, curves=True)
         check_same_head(found, alone, fit.spec, x, targets)
 
 
 def test_a_stack_too_large_for_memory_is_cut_and_gives_the_same() -> None:
     x, targets = data(2)
-    fit = one(HeadSpec.of("mlp", widths=(8,), epochs=3))
+    fit = one(HeadSpec.of("mlp", hidden_sizes=(8,), epochs=3))
     fits = [replace(fit, spec=replace(fit.spec, seed=seed)) for seed in range(5)]
     whole, cut = fit_all(fits, x, targets), fit_all(fits, x, targets, memory_bytes=1)
     for a, b in zip(whole, cut, strict=True):
@@ -255,7 +255,7 @@ def test_a_stack_too_large_for_memory_is_cut_and_gives_the_same() -> None:
 
 def test_logits_without_weights_are_the_same_and_a_head_that_diverged_is_told_apart() -> None:
     x, targets = data(2)
-    fit = one(HeadSpec.of("mlp", widths=(8,), lr=0.01, epochs=4, optimizer="sgd"))
+    fit = one(HeadSpec.of("mlp", hidden_sizes=(8,), lr=0.01, epochs=4, optimizer="sgd"))
     fits = [fit, replace(fit, spec=replace(fit.spec, weight_decay=1000.0, norm="none", epochs=40))]
     for whole, bare in zip(fit_all(fits, x, targets), fit_all(fits, x, targets, weights=False), strict=True):
         assert not bare.tensors
@@ -310,7 +310,7 @@ def test_a_wide_head_equals_a_plain_pytorch_loop(optimizer: str) -> None:
     check_equals_plain(fits[1], x, targets, atol=1e-4)
 
 
-@pytest.mark.parametrize("how", [{}, {"norm": "batch", "early_stopping": 1, "epochs": 6, "schedule": "plateau"}])
+@pytest.mark.parametrize("how", [{}, {"norm": "batch", "patience": 1, "epochs": 6, "schedule": "plateau"}])
 def test_a_wide_head_of_a_stack_equals_it_alone(how: dict[str, Any]) -> None:
     fits, x, targets = wide_fits(**how)
     assert max(len(each) for each in stacked(trajectories(fits), x, targets, 1 << 40, 1)) == mlp.HEADS
@@ -335,7 +335,7 @@ def test_training_in_pieces_comes_to_what_one_product_does(monkeypatch: pytest.M
 @pytest.mark.parametrize("kind", ["linear", "mlp", "logreg", "ridge", "knn"])
 def test_held_rows_and_their_labels_change_nothing_that_is_learnt(kind: str) -> None:
     x, targets = data(2)
-    early = {"early_stopping": 2, "schedule": "plateau"} if kind in ("linear", "mlp") else {}
+    early = {"patience": 2, "schedule": "plateau"} if kind in ("linear", "mlp") else {}
     spec = HeadSpec.of(kind, **early)
     fit = one(spec)
     fit = replace(fit, train=fit.train[20:], watch=fit.train[:20]) if early else fit
@@ -372,7 +372,7 @@ def test_a_sigmoid_output_is_the_log_odds_of_the_positive_class(positive: int) -
 
 
 def test_dropout_drops_the_share_it_says_and_keeps_the_mean() -> None:
-    specs = [HeadSpec.of("mlp", widths=(400,), norm="none", dropout=rate, seed=1) for rate in (0.0, 0.5)]
+    specs = [HeadSpec.of("mlp", hidden_sizes=(400,), norm="none", dropout=rate, seed=1) for rate in (0.0, 0.5)]
     x = torch.randn(64, D, generator=torch.Generator().manual_seed(0))
     stack = Stack.fresh(specs, feature_scale(x, [torch.arange(64)] * 2, "none"), D, 2)
     draws = [torch.rand(2, 64, 400, generator=torch.Generator().manual_seed(1))]
@@ -402,7 +402,11 @@ def test_parameters_are_counted_to_the_digit(spec: HeadSpec, d: int, c: int, exp
 
 def test_the_count_is_that_of_the_parameters_trained() -> None:
     x, targets = data(2)
-    for spec in (HeadSpec(epochs=1), HeadSpec.of("mlp", epochs=1), HeadSpec.of("flatten-mlp", epochs=1, widths=(9, 4))):
+    for spec in (
+        HeadSpec(epochs=1),
+        HeadSpec.of("mlp", epochs=1),
+        HeadSpec.of("flatten-mlp", epochs=1, hidden_sizes=(9, 4)),
+    ):
         (made,) = fit_all([one(spec)], x, targets)
         outputs = 1 if spec.kind == "flatten-mlp" else 2
         assert made.n_parameters == n_parameters(spec, D, outputs)
@@ -415,14 +419,14 @@ def test_the_count_is_that_of_the_parameters_trained() -> None:
 
 def test_early_stopping_takes_the_best_epoch_of_the_watch_rows() -> None:
     x, targets = data(2, d=60)
-    fit = one(HeadSpec(lr=0.05, epochs=60, early_stopping=4, schedule="constant"))
+    fit = one(HeadSpec(lr=0.05, epochs=60, patience=4, schedule="constant"))
     fit = replace(fit, train=fit.train[:40], watch=fit.train[40:])
     (made,) = fit_all([fit], x, targets)
     assert 0 < made.epoch < 56
     y = targets.values[0]
 
     def loss(epochs: int) -> float:
-        (cut,) = fit_all([replace(fit, spec=replace(fit.spec, epochs=epochs, early_stopping=0))], x, targets)
+        (cut,) = fit_all([replace(fit, spec=replace(fit.spec, epochs=epochs, patience=0))], x, targets)
         z = inference.logits(cut.fit.spec, cut.tensors, x.numpy()[fit.watch], 2, 1)
         return float(torch.nn.functional.cross_entropy(torch.from_numpy(z), torch.from_numpy(y[fit.watch])))
 
@@ -432,7 +436,7 @@ def test_early_stopping_takes_the_best_epoch_of_the_watch_rows() -> None:
 
 def test_plateau_is_that_of_torch() -> None:
     losses = [1.0, 0.9, 0.91, 0.9, 0.95, 0.89995, 0.8, 0.8, 0.8, 0.8, 0.8, 0.7]
-    spec = HeadSpec(schedule="plateau", patience=2, lr=0.1)
+    spec = HeadSpec(schedule="plateau", lr_patience=2, lr=0.1)
     watcher = Watcher(spec)
     parameter = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([parameter], lr=0.1)
@@ -463,15 +467,15 @@ def solved(spec: HeadSpec, x: torch.Tensor, targets: Targets) -> Fitted:
 
 
 @pytest.mark.parametrize("n_classes", [2, 3])
-@pytest.mark.parametrize("class_weights", ["none", "balanced"])
+@pytest.mark.parametrize("class_weight", ["none", "balanced"])
 @pytest.mark.parametrize("d", [20, 300])
-def test_ridge_is_that_of_scikit_learn(n_classes: int, class_weights: str, d: int) -> None:
+def test_ridge_is_that_of_scikit_learn(n_classes: int, class_weight: str, d: int) -> None:
     """With more features than rows, too."""
     x, targets = data(n_classes, d=d)
     for alpha in (0.5, 50.0):
-        made = solved(HeadSpec.of("ridge", alpha=alpha, scale="none", class_weights=class_weights), x, targets)
+        made = solved(HeadSpec.of("ridge", alpha=alpha, scale="none", class_weight=class_weight), x, targets)
         fit = made.fit
-        weight = "balanced" if class_weights == "balanced" else None
+        weight = "balanced" if class_weight == "balanced" else None
         theirs = RidgeClassifier(alpha=alpha, class_weight=weight, solver="cholesky")
         theirs.fit(x[fit.train].double().numpy(), targets.values[0][fit.train])
         expected = theirs.decision_function(x[fit.held].double().numpy())
@@ -482,7 +486,7 @@ def test_ridge_is_that_of_scikit_learn(n_classes: int, class_weights: str, d: in
 @pytest.mark.parametrize("n_classes", [2, 3])
 def test_logreg_is_that_of_scikit_learn_at_every_point_of_the_path(n_classes: int) -> None:
     x, targets = data(n_classes)
-    fits = [one(HeadSpec.of("logreg", C=C, scale="none", class_weights="balanced")) for C in (1.0, 0.01, 0.1)]
+    fits = [one(HeadSpec.of("logreg", C=C, scale="none", class_weight="balanced")) for C in (1.0, 0.01, 0.1)]
     for made in solve_all(fits, x, targets):
         theirs = LogisticRegression(C=made.fit.spec.C, class_weight="balanced", max_iter=1000, tol=1e-8)
         theirs.fit(x[made.fit.train].numpy(), targets.values[0][made.fit.train])
@@ -492,11 +496,11 @@ def test_logreg_is_that_of_scikit_learn_at_every_point_of_the_path(n_classes: in
 
 def test_knn_votes_as_scikit_learn_does() -> None:
     x, targets = data(3)
-    for made in solve_all([one(HeadSpec.of("knn", neighbors=k)) for k in (1, 7)], x, targets):
-        theirs = KNeighborsClassifier(made.fit.spec.neighbors, metric="cosine", algorithm="brute")
+    for made in solve_all([one(HeadSpec.of("knn", n_neighbors=k)) for k in (1, 7)], x, targets):
+        theirs = KNeighborsClassifier(made.fit.spec.n_neighbors, metric="cosine", algorithm="brute")
         theirs.fit(x[made.fit.train].numpy(), targets.values[0][made.fit.train])
-        votes = theirs.predict_proba(x[made.fit.held].numpy()) * made.fit.spec.neighbors
-        k = made.fit.spec.neighbors
+        votes = theirs.predict_proba(x[made.fit.held].numpy()) * made.fit.spec.n_neighbors
+        k = made.fit.spec.n_neighbors
         np.testing.assert_allclose(np.exp(made.logits), (votes + 1 / 3) / (k + 1), atol=1e-5)
         again = inference.logits(made.fit.spec, made.tensors, x.numpy()[made.fit.held], 3, 2)
         np.testing.assert_allclose(again, made.logits, atol=1e-6)
@@ -529,6 +533,6 @@ def test_a_gpu_trains_the_same_heads(kind: str) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_a_gpu_draws_the_same_views() -> None:
     x, targets = data(2)
-    x, fit = beside(x), one(HeadSpec(epochs=5, views=True))
-    here, there = (fit_all([fit], each, targets, average_views=True)[0] for each in (x, x.cuda()))
+    x, fit = beside(x), one(HeadSpec(epochs=5, augmentations=True))
+    here, there = (fit_all([fit], each, targets, tta=True)[0] for each in (x, x.cuda()))
     np.testing.assert_allclose(here.logits, there.logits, atol=1e-3)

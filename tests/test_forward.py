@@ -68,7 +68,7 @@ def asked(forward: Forward, batches: Sequence[list[np.ndarray]]) -> list[np.ndar
 def test_batches_side_by_side_give_the_vectors_of_one_after_another(
     eager: Forward, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    batches = [noise(eager.batch_rows, seed) for seed in range(24)]
+    batches = [noise(eager.batch_size, seed) for seed in range(24)]
     expected = asked(eager, batches)
     monkeypatch.setattr(eager, "n_streams", 4)
     with Streams() as streams:
@@ -80,8 +80,8 @@ def test_batches_side_by_side_give_the_vectors_of_one_after_another(
 def test_a_vector_depends_neither_on_its_neighbours_nor_on_its_place_nor_on_how_full_the_batch_is(
     eager: Forward,
 ) -> None:
-    image, *others = noise(2 * eager.batch_rows)
-    n = eager.batch_rows
+    image, *others = noise(2 * eager.batch_size)
+    n = eager.batch_size
     batches = [[image], [image, *others[: n - 1]], [image, *others[-3:]]]
     batches += [[*others[:i], image, *others[i : n - 1]] for i in range(1, n)]
     places = [0, 0, 0, *range(1, n)]
@@ -94,9 +94,9 @@ def test_the_network_sees_batches_of_one_shape(monkeypatch: pytest.MonkeyPatch) 
     shapes: list[tuple[int, ...]] = []
     backbone.module.register_forward_pre_hook(lambda _, given: shapes.append(tuple(given[0].shape)))
     forward = Forward(backbone, "off", 0, print)
-    for n in (1, 3, forward.batch_rows):
+    for n in (1, 3, forward.batch_size):
         assert len(forward.vectors(noise(n))["pooled"]) == n
-    assert set(shapes) == {(forward.batch_rows, 3, 32, 32)}
+    assert set(shapes) == {(forward.batch_size, 3, 32, 32)}
 
 
 @pytest.mark.parametrize("n", [1, 3])

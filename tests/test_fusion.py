@@ -31,7 +31,7 @@ from featcache.runs import Run
 from featcache.splits.protocol import SplitSpec
 from featcache.splits.task import TargetSpec
 from featcache.store import Part, PartFolder, Store, publish, schema
-from featcache.training.train_head import ReportSpec, train_head
+from featcache.training.train_head import SelectionSpec, train_head
 from tests.conftest import make_store, two_clouds
 from tests.test_cli import featcache
 
@@ -82,7 +82,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     columns = columns_of()
     write_reports(folder / "reports.csv")
     with Store.open(make_store(folder / "s.h5", features_of(columns), columns)) as store:
-        folds = train_head(store, QUICK, folder / "folds", split=SplitSpec(folds=3))
+        folds = train_head(store, QUICK, folder / "folds", split=SplitSpec(n_splits=3))
         train_head(store, QUICK, folder / "one", split=SplitSpec(val_fraction=0.3))
         export_studies(store, folder / "f.h5", replace(SPEC, reports=folder / "reports.csv"), folds)
     return folder
@@ -385,7 +385,7 @@ def test_a_hold_out_has_logits_of_its_held_and_test_rows_alone(folder: Path, sto
 
 
 def test_a_head_trained_on_all_rows_says_only_what_test_rows_are(folder: Path, store: Store, tmp_path: Path) -> None:
-    how = {"split": SplitSpec(val_fraction=0.3), "report": ReportSpec(refit_all=True)}
+    how = {"split": SplitSpec(val_fraction=0.3), "report": SelectionSpec(refit_all=True)}
     run = train_head(store, QUICK, tmp_path / "run", **how)
     export_studies(store, tmp_path / "f.h5", asked(folder), run)
     with open_studies(tmp_path / "f.h5") as studies:
@@ -396,7 +396,7 @@ def test_folds_that_divide_a_study_leave_it_without_logits(tmp_path: Path) -> No
     """The Run knew of no studies: with three folds the images of nearly each are in several."""
     columns = {"uid": [f"s{i // 8}" for i in range(96)], "label": ["normal", "sick"] * 48}
     with Store.open(make_store(tmp_path / "s.h5", two_clouds(96, 4)[0], columns)) as store:
-        run = train_head(store, QUICK, tmp_path / "run", split=SplitSpec(folds=3))
+        run = train_head(store, QUICK, tmp_path / "run", split=SplitSpec(n_splits=3))
         done = export_studies(store, tmp_path / "f.h5", FusionSpec("uid"), run)
     assert done.coverage["logits"] == {"by_final_head": 0, "by_fold_heads": 0, "none": 12}
     with open_studies(done.path) as studies:
@@ -409,7 +409,7 @@ def test_repeated_folds_and_findings_and_views_are_averaged(tmp_path: Path) -> N
     labels = {f"f{c}": [("", "0", "1")[(i // 2 + c) % 3] for i in range(96)] for c in range(2)}
     columns = {"uid": [f"s{i // 2}" for i in range(96)], "group": [f"s{i // 2}" for i in range(96)], **labels}
     with Store.open(make_store(tmp_path / "s.h5", two_clouds(96, 4)[0], columns)) as store:
-        target, split = TargetSpec(("f0", "f1")), SplitSpec(folds=2, repeats=3)
+        target, split = TargetSpec(("f0", "f1")), SplitSpec(n_splits=2, n_repeats=3)
         run = train_head(store, QUICK, tmp_path / "run", target=target, split=split)
         export_studies(store, tmp_path / "f.h5", FusionSpec("uid"), run)
         x, row = store.features(), {name: i for i, name in enumerate(store.image_ids)}

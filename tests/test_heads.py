@@ -8,10 +8,10 @@ import pytest
 from featcache.heads import KINDS, PATHS, SOLVED, TRAINED, HeadSpec, grid, varied
 
 SET = {  # a value of each field that is nobody's default
-    "widths": (7,), "activation": "gelu", "norm": "batch", "dropout": 0.125, "output": "sigmoid", "optimizer": "sgd",
-    "lr": 0.7, "weight_decay": 0.6, "momentum": 0.4, "label_smoothing": 0.05, "epochs": 3, "batch_rows": 5,
-    "schedule": "plateau", "patience": 4, "early_stopping": 2, "class_weights": "balanced", "scale": "standard",
-    "seed": 9, "views": True, "C": 0.3, "alpha": 0.2, "neighbors": 8,
+    "hidden_sizes": (7,), "activation": "gelu", "norm": "batch", "dropout": 0.125, "output": "sigmoid",
+    "optimizer": "sgd", "lr": 0.7, "weight_decay": 0.6, "momentum": 0.4, "label_smoothing": 0.05, "epochs": 3,
+    "batch_size": 5, "schedule": "plateau", "lr_patience": 4, "patience": 2, "class_weight": "balanced",
+    "scale": "standard", "seed": 9, "augmentations": True, "C": 0.3, "alpha": 0.2, "n_neighbors": 8,
 }  # fmt: skip
 
 
@@ -22,14 +22,15 @@ def applies(kind: str, name: str) -> bool:
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_kind_has_its_defaults(kind: str) -> None:
     spec = HeadSpec.of(kind)
-    said = {name: getattr(spec, name) for name in ("widths", "dropout", "norm", "lr", "weight_decay", "schedule")}
+    said = {name: getattr(spec, name) for name in ("hidden_sizes", "dropout", "norm", "lr", "weight_decay", "schedule")}
     assert {name: value for name, value in said.items() if applies(kind, name)} == {
         "linear": {"lr": 0.003, "weight_decay": 0.03, "schedule": "cosine"},
         "mlp": {
-            "widths": (256,), "dropout": 0.5, "norm": "batch", "lr": 0.001, "weight_decay": 0.0, "schedule": "cosine",
+            "hidden_sizes": (256,), "dropout": 0.5, "norm": "batch", "lr": 0.001, "weight_decay": 0.0,
+            "schedule": "cosine",
         },
         "flatten-mlp": {
-            "widths": (256,), "dropout": 0.25, "norm": "none", "lr": 0.0001, "weight_decay": 0.0,
+            "hidden_sizes": (256,), "dropout": 0.25, "norm": "none", "lr": 0.0001, "weight_decay": 0.0,
             "schedule": "constant",
         },
         "logreg": {},
@@ -70,26 +71,26 @@ def test_a_field_is_taken_by_the_kinds_it_applies_to_and_refused_by_the_others(k
         ("linear", "momentum", 1.0, "momentum must be at least 0 and below 1, got 1.0"),
         ("linear", "label_smoothing", 1.0, "label_smoothing must be at least 0 and below 1, got 1.0"),
         ("linear", "epochs", 0, "epochs must be from 1 to 100000, got 0"),
-        ("linear", "batch_rows", 0, "batch_rows must be from 1 to 1048576, got 0"),
-        ("linear", "patience", 0, "patience must be from 1 to 100000, got 0"),
-        ("linear", "early_stopping", -1, "early_stopping must be from 0 to 100000, got -1"),
+        ("linear", "batch_size", 0, "batch_size must be from 1 to 1048576, got 0"),
+        ("linear", "lr_patience", 0, "lr_patience must be from 1 to 100000, got 0"),
+        ("linear", "patience", -1, "patience must be from 0 to 100000, got -1"),
         ("linear", "seed", -1, "seed must be from 0 to 2^32 - 1, got -1"),
         ("linear", "seed", 2**32, "seed must be from 0 to 2^32 - 1, got 4294967296"),
         ("linear", "optimizer", "lion", "optimizer must be one of adam, adamw, sgd, got 'lion'"),
         ("linear", "schedule", "step", "schedule must be one of constant, plateau, cosine, got 'step'"),
-        ("linear", "class_weights", "heavy", "class_weights must be one of none, balanced, got 'heavy'"),
+        ("linear", "class_weight", "heavy", "class_weight must be one of none, balanced, got 'heavy'"),
         ("linear", "scale", "big", "scale must be one of rms, none, standard, got 'big'"),
         ("mlp", "dropout", 1.0, "dropout must be at least 0 and below 1, got 1.0"),
         ("mlp", "activation", "swish", "activation must be one of relu, sigmoid, tanh, gelu, got 'swish'"),
         ("mlp", "norm", "layer", "norm must be one of none, batch, got 'layer'"),
-        ("mlp", "widths", (256, 0), "widths must be from 1 to 65536, got 0"),
-        ("mlp", "widths", (65537,), "widths must be from 1 to 65536, got 65537"),
-        ("mlp", "widths", (), "mlp needs widths, as in widths=(256,)"),
+        ("mlp", "hidden_sizes", (256, 0), "hidden_sizes must be from 1 to 65536, got 0"),
+        ("mlp", "hidden_sizes", (65537,), "hidden_sizes must be from 1 to 65536, got 65537"),
+        ("mlp", "hidden_sizes", (), "mlp needs hidden_sizes, as in hidden_sizes=(256,)"),
         ("flatten-mlp", "output", "tanh", "output must be one of softmax, sigmoid, got 'tanh'"),
         ("logreg", "C", 0.0, "C must be > 0 and at most 1e+12, got 0.0"),
         ("ridge", "alpha", 1e13, "alpha must be > 0 and at most 1e+12, got 10000000000000.0"),
         ("ridge", "alpha", -1.0, "alpha must be > 0 and at most 1e+12, got -1.0"),
-        ("knn", "neighbors", 0, "neighbors must be from 1 to 1048576, got 0"),
+        ("knn", "n_neighbors", 0, "n_neighbors must be from 1 to 1048576, got 0"),
     ],
 )
 def test_an_impossible_head_is_refused_at_birth(kind: str, field: str, value: object, message: str) -> None:
@@ -115,7 +116,7 @@ def test_a_head_prints_as_itself_and_is_made_again_of_the_fields_it_uses(kind: s
 
 def test_rows_are_kept_aside_where_something_is_watched() -> None:
     assert not HeadSpec().needs_watch
-    assert HeadSpec(early_stopping=1).needs_watch
+    assert HeadSpec(patience=1).needs_watch
     assert HeadSpec(schedule="plateau").needs_watch
 
 

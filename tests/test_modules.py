@@ -10,7 +10,7 @@ from featcache.errors import UsageError
 from featcache.heads import HeadSpec, inference
 from featcache.heads.jobs import Fit, Fitted, Pool
 from featcache.heads.modules import fresh, head_module, tensors_of
-from featcache.heads.objective import Targets, class_weights
+from featcache.heads.objective import Targets, class_weight
 from featcache.heads.solvers import solve_all
 from featcache.heads.stacks import feature_scale, n_outputs, n_parameters
 from featcache.heads.training import fit_all
@@ -19,13 +19,13 @@ from tests.conftest import two_clouds
 Array = np.ndarray[Any, Any]
 N, D = 60, 12
 ROWS = np.arange(N)
-MLP = {"widths": (9, 5), "epochs": 3, "dropout": 0.3}
+MLP = {"hidden_sizes": (9, 5), "epochs": 3, "dropout": 0.3}
 SPECS = {
     "linear": HeadSpec(epochs=3),
     "standard": HeadSpec(epochs=3, scale="standard"),
     "mlp": HeadSpec.of("mlp", **MLP, activation="gelu"),
     "mlp-plain": HeadSpec.of("mlp", **MLP, norm="none", activation="tanh"),
-    "flatten-mlp": HeadSpec.of("flatten-mlp", widths=(7,), epochs=3, activation="sigmoid"),
+    "flatten-mlp": HeadSpec.of("flatten-mlp", hidden_sizes=(7,), epochs=3, activation="sigmoid"),
     "logreg": HeadSpec.of("logreg"),
     "ridge": HeadSpec.of("ridge", alpha=10.0),
 }
@@ -115,13 +115,13 @@ def test_the_mlp_of_the_design_has_its_parameters() -> None:
 
 # --- training goes on -------------------------------------------------------------------------------------------------
 
-EVERY = {"lr": 0.01, "epochs": 4, "batch_rows": 16, "schedule": "constant", "weight_decay": 0.1, "seed": 3}
+EVERY = {"lr": 0.01, "epochs": 4, "batch_size": 16, "schedule": "constant", "weight_decay": 0.1, "seed": 3}
 STEPS = {
     "linear": HeadSpec.of("linear", **EVERY),
-    "balanced": HeadSpec.of("linear", **EVERY, class_weights="balanced", label_smoothing=0.1),
-    "batch norm": HeadSpec.of("mlp", widths=(9, 5), **EVERY, dropout=0.4),
-    "no norm": HeadSpec.of("mlp", widths=(9,), **EVERY, norm="none", dropout=0.0),
-    "one output": HeadSpec.of("flatten-mlp", widths=(9,), **EVERY, dropout=0.4),
+    "balanced": HeadSpec.of("linear", **EVERY, class_weight="balanced", label_smoothing=0.1),
+    "batch norm": HeadSpec.of("mlp", hidden_sizes=(9, 5), **EVERY, dropout=0.4),
+    "no norm": HeadSpec.of("mlp", hidden_sizes=(9,), **EVERY, norm="none", dropout=0.0),
+    "one output": HeadSpec.of("flatten-mlp", hidden_sizes=(9,), **EVERY, dropout=0.4),
 }
 
 
@@ -133,13 +133,13 @@ def test_steps_of_adam_on_a_module_are_those_of_a_stack(name: str) -> None:
     tensors = fresh(spec, D, n_outputs(spec, 2, False), scale)
     module = head_module(spec, tensors, scale, 2, 1, False)
     labels = torch.from_numpy(y.values[0])
-    weights = torch.from_numpy(class_weights(y.values[0], 2, spec.class_weights)).float()
+    weights = torch.from_numpy(class_weight(y.values[0], 2, spec.class_weight)).float()
     loss = torch.nn.CrossEntropyLoss(weights, label_smoothing=spec.label_smoothing)
     adam = torch.optim.Adam(module.parameters(), lr=spec.lr, weight_decay=spec.weight_decay)
     generator = torch.Generator().manual_seed((1 << 40) + spec.seed)
-    for _, batches in zip(range(spec.epochs), pool.batches(spec.batch_rows), strict=False):
+    for _, batches in zip(range(spec.epochs), pool.batches(spec.batch_size), strict=False):
         for rows in batches:
-            draws = [torch.rand(len(rows), width, generator=generator) for width in spec.widths]
+            draws = [torch.rand(len(rows), width, generator=generator) for width in spec.hidden_sizes]
             adam.zero_grad()
             loss(module(torch.from_numpy(x)[rows], draws), labels[rows]).backward()
             adam.step()
@@ -164,12 +164,12 @@ def test_a_fresh_head_has_the_numbers_with_which_a_training_begins(name: str) ->
         if "running" not in key:
             np.testing.assert_allclose(tensor, wanted[key], rtol=1e-5, atol=1e-9, err_msg=key)
     unscaled = fresh(spec, D, 3)
-    first = "hidden.0.weight" if spec.widths else "weight"
+    first = "hidden.0.weight" if spec.hidden_sizes else "weight"
     np.testing.assert_allclose(unscaled[first] / rms(x), wanted[first], rtol=1e-5)
 
 
 def test_the_numbers_drawn_decide_which_units_are_dropped() -> None:
-    spec = HeadSpec.of("mlp", widths=(200,), norm="none", dropout=0.5)
+    spec = HeadSpec.of("mlp", hidden_sizes=(200,), norm="none", dropout=0.5)
     module = head_module(spec, fresh(spec, D, 2), 1.0, 2, 1, False)
     x = torch.from_numpy(vectors(1.0))
     draws = [torch.rand(N, 200, generator=torch.Generator().manual_seed(0))]
@@ -185,7 +185,7 @@ def test_the_numbers_drawn_decide_which_units_are_dropped() -> None:
 
 def test_a_batch_of_one_row_is_its_own_mean() -> None:
     """torch refuses it; a stack does not, and a module does what the stack does."""
-    spec = HeadSpec.of("mlp", widths=(4,), batch_rows=1, epochs=2, dropout=0.0, schedule="constant")
+    spec = HeadSpec.of("mlp", hidden_sizes=(4,), batch_size=1, epochs=2, dropout=0.0, schedule="constant")
     x, y, pool = vectors(), targets("two"), Pool(ROWS[:6])
     scale = rms(x[:6])
     module = head_module(spec, fresh(spec, D, 2, scale), scale, 2, 1, False)

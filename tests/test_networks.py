@@ -14,12 +14,12 @@ from featcache.heads import HeadSpec, stacks
 from featcache.images import DecodeSpec
 from featcache.request import BackboneSpec
 
-WIDTHS = {"simple-cnn": 1_568, "covid-cnn": 186_624}
+HIDDEN_SIZES = {"simple-cnn": 1_568, "covid-cnn": 186_624}
 
 
 def n_with_dense(name: str, n_classes: int) -> int:
     backbone = load(BackboneSpec(name, "random:0"))
-    spec = HeadSpec.of("flatten-mlp", widths=networks.DENSE[name])
+    spec = HeadSpec.of("flatten-mlp", hidden_sizes=networks.DENSE[name])
     n_outputs = stacks.n_outputs(spec, n_classes, False)
     n_own = sum(parameter.numel() for parameter in backbone.module.parameters())
     return n_own + stacks.n_parameters(spec, backbone.n_features, n_outputs)
@@ -34,10 +34,10 @@ def test_simple_cnn_is_small() -> None:
     assert n_with_dense("simple-cnn", 2) == 212_577
 
 
-@pytest.mark.parametrize("name", sorted(WIDTHS))
+@pytest.mark.parametrize("name", sorted(HIDDEN_SIZES))
 def test_an_own_network_loads_like_any_other(name: str) -> None:
     backbone = load(BackboneSpec(name, "random:0"))
-    assert (backbone.name, backbone.weights_source, backbone.n_features) == (name, "random:0", WIDTHS[name])
+    assert (backbone.name, backbone.weights_source, backbone.n_features) == (name, "random:0", HIDDEN_SIZES[name])
     transform = backbone.transform
     assert (transform.input_size, transform.crop_pct, transform.mean, transform.std) == (
         (224, 224),
@@ -58,7 +58,7 @@ def by_hand(name: str, x: Tensor, weights: dict[str, Tensor]) -> Tensor:
     return (functional.avg_pool2d(x, 8) if name == "simple-cnn" else x).flatten(1)
 
 
-@pytest.mark.parametrize("name", sorted(WIDTHS))
+@pytest.mark.parametrize("name", sorted(HIDDEN_SIZES))
 def test_vectors_are_the_flattened_map_of_two_convolutions(name: str) -> None:
     backbone = load(BackboneSpec(name, "random:0", taps=("pooled", "grid")))
     pixels = torch.randint(0, 256, (2, 3, 224, 224), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
@@ -66,7 +66,7 @@ def test_vectors_are_the_flattened_map_of_two_convolutions(name: str) -> None:
     expected = by_hand(name, pixels.float() / 127.5 - 1, backbone.module.state_dict())
     torch.testing.assert_close(found["pooled"], expected, rtol=1e-4, atol=1e-5)
     assert torch.equal(found["grid"].flatten(1), found["pooled"])
-    assert found["pooled"].shape == (2, WIDTHS[name])
+    assert found["pooled"].shape == (2, HIDDEN_SIZES[name])
 
 
 def test_weights_come_from_a_file_with_exactly_these_tensors(tmp_path: Path) -> None:
@@ -97,7 +97,7 @@ def test_weights_come_from_a_file_with_exactly_these_tensors(tmp_path: Path) -> 
 
 
 def test_there_are_no_pretrained_weights_and_none_are_invented() -> None:
-    for name in WIDTHS:
+    for name in HIDDEN_SIZES:
         with pytest.raises(WeightsUnavailable, match=rf"{name} has no pretrained weights.*FILE.*random:0"):
             load(BackboneSpec(name))
         with pytest.raises(UsageError, match=f"{name} has no weights tagged 'in1k'. There are: none"):
@@ -106,7 +106,7 @@ def test_there_are_no_pretrained_weights_and_none_are_invented() -> None:
 
 def test_they_are_listed_and_near_to_their_misspellings() -> None:
     rows = {row["name"]: row for row in listing()}
-    assert {name: rows[name]["n_features"] for name in WIDTHS} == WIDTHS
+    assert {name: rows[name]["n_features"] for name in HIDDEN_SIZES} == HIDDEN_SIZES
     assert [row["name"] for row in listing("*-cnn")] == list(networks.DENSE)
     assert rows["covid-cnn"]["n_parameters"] == 38_720
     with pytest.raises(UsageError, match="Near it: covid-cnn"):

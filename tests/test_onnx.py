@@ -30,7 +30,7 @@ from tests.conftest import draw_classes
 from tests.test_cli import featcache
 
 QUICK = HeadSpec(epochs=2)
-MLP = HeadSpec.of("mlp", widths=(5,), epochs=2)
+MLP = HeadSpec.of("mlp", hidden_sizes=(5,), epochs=2)
 HELD = SplitSpec(val_fraction=0.25)
 
 
@@ -90,7 +90,7 @@ def test_onnxruntime_says_what_the_run_says(made: tuple[Run, bytes], folder: Pat
     onnx.checker.check_model(onnx.load_from_string(made[1]))
 
 
-FLATTENED = HeadSpec.of("flatten-mlp", widths=(4,), epochs=2)
+FLATTENED = HeadSpec.of("flatten-mlp", hidden_sizes=(4,), epochs=2)
 CASES = [  # beside the tiny EfficientNet of `made`
     ("test_resnet", QUICK, 32),
     ("mobilenetv2_035", HeadSpec.of("logreg"), 32),
@@ -175,7 +175,7 @@ def test_a_file_that_disagrees_is_not_left(
 
 
 def test_what_is_no_network_is_refused(folder: Path, tmp_path: Path) -> None:
-    run = run_of(folder, "test_efficientnet", HeadSpec.of("knn", neighbors=3))
+    run = run_of(folder, "test_efficientnet", HeadSpec.of("knn", n_neighbors=3))
     with pytest.raises(UsageError, match="a knn head, which is a search and no network"):
         onnx_model(run, tmp_path / "m.onnx")
 
@@ -196,10 +196,10 @@ def test_a_missing_extra_is_named(made: tuple[Run, bytes], tmp_path: Path, monke
 def test_what_the_graph_leaves_out_is_said(made: tuple[Run, bytes]) -> None:
     run = made[0]
     identity = {**run.record["store"]["identity"], "precision": "tf32", "stored_dtype": "float16"}
-    asked = {**run.record["asked"], "average_views": True}
+    asked = {**run.record["asked"], "tta": True}
     other = replace(run, record={**run.record, "asked": asked, "store": {**run.record["store"], "identity": identity}})
     model = load_run(run.path).model
-    notes = onnx_export._notes(replace(model, average_views=True), other)
+    notes = onnx_export._notes(replace(model, tta=True), other)
     assert [note.split(";")[0] for note in notes] == [
         "the Run averages over augmented views",
         "the Run's vectors are of tf32",

@@ -25,11 +25,15 @@ from featcache.store import Store
 from tests.conftest import NET, draw
 
 TRANSFORM = TransformSpec((32, 32), 0.8, "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-OFF = AugmentSpec(rotation=0.0, jitter=0.0, flip=0.0, crop=1.0)
+OFF = AugmentSpec(rotation=0.0, color_jitter=0.0, hflip=0.0, scale=1.0)
 DIGEST = "0123456789abcdef" * 4
 digests = st.binary(max_size=8).map(digest_bytes)
 specs = st.builds(
-    AugmentSpec, rotation=st.floats(0, 180), jitter=st.floats(0, 0.9), flip=st.floats(0, 1), crop=st.floats(0.01, 1)
+    AugmentSpec,
+    rotation=st.floats(0, 180),
+    color_jitter=st.floats(0, 0.9),
+    hflip=st.floats(0, 1),
+    scale=st.floats(0.01, 1),
 )
 seeds, epochs = st.integers(0, 2**32 - 1), st.integers(1, 10_000)
 
@@ -58,7 +62,7 @@ def test_the_same_bytes_seed_and_epoch_show_the_same(
 
 
 def test_another_epoch_seed_or_image_shows_another() -> None:
-    image, spec = noise(60, 50), AugmentSpec(crop=0.5)
+    image, spec = noise(60, 50), AugmentSpec(scale=0.5)
     found = {shown(image, spec, digest_bytes(bytes([i])), seed, epoch).tobytes()
              for i in range(3) for seed in range(3) for epoch in range(1, 4)}  # fmt: skip
     assert len(found) == 27
@@ -75,13 +79,13 @@ def test_with_everything_off_the_image_is_what_the_network_sees_in_a_pass(mode: 
 def test_each_option_does_what_it_says() -> None:
     image = noise(60, 50, "L")
     clean = TRANSFORM(image)
-    flipped = [np.array_equal(shown(image, replace(OFF, flip=0.3), epoch=e), clean[:, ::-1]) for e in range(1, 201)]
+    flipped = [np.array_equal(shown(image, replace(OFF, hflip=0.3), epoch=e), clean[:, ::-1]) for e in range(1, 201)]
     assert all(
-        flipped[e] or np.array_equal(shown(image, replace(OFF, flip=0.3), epoch=e + 1), clean) for e in range(200)
+        flipped[e] or np.array_equal(shown(image, replace(OFF, hflip=0.3), epoch=e + 1), clean) for e in range(200)
     )
     assert 35 < sum(flipped) < 85  # four standard errors around 60
-    np.testing.assert_array_equal(shown(image, replace(OFF, flip=1.0)), clean[:, ::-1])
-    brighter = [shown(image, replace(OFF, jitter=0.5), epoch=e).mean() / clean.mean() for e in range(1, 60)]
+    np.testing.assert_array_equal(shown(image, replace(OFF, hflip=1.0)), clean[:, ::-1])
+    brighter = [shown(image, replace(OFF, color_jitter=0.5), epoch=e).mean() / clean.mean() for e in range(1, 60)]
     assert min(brighter) < 0.7 < 1.2 < max(brighter)
 
 
@@ -92,7 +96,7 @@ def test_a_crop_lies_in_the_image(crop: float, digest: str, width: int, height: 
     places = np.linspace(20, 220, 64)
     for image in (np.tile(places, (64, 1)), np.tile(places[:, None], (1, 64))):
         resized = TRANSFORM.resize(Image.fromarray(image.round().astype(np.uint8)).resize((width, height)))
-        found = augment.show(resized, replace(OFF, crop=crop), TRANSFORM, digest, 0, 1)
+        found = augment.show(resized, replace(OFF, scale=crop), TRANSFORM, digest, 0, 1)
         whole = np.asarray(resized)
         assert int(whole.min()) - 2 <= int(found.min())
         assert int(found.max()) <= int(whole.max()) + 2
@@ -104,7 +108,7 @@ def test_a_crop_takes_the_share_of_the_area_that_was_asked() -> None:
     transform = replace(TRANSFORM, input_size=(256, 256), crop_pct=1.0, interpolation="bilinear")
     sides = []
     for epoch in range(1, 120):
-        found = augment.show(ramp, replace(OFF, crop=0.25), transform, DIGEST, 0, epoch)
+        found = augment.show(ramp, replace(OFF, scale=0.25), transform, DIGEST, 0, epoch)
         sides.append((int(found.max()) - int(found.min())) / 255)
     shares = np.square(sides)
     assert shares.min() > 0.23
@@ -130,7 +134,7 @@ def pixels(files: Sequence[Path], memory_bytes: int, opened: ExitStack) -> Pixel
 
 def test_what_is_shown_does_not_depend_on_what_is_kept(files: list[Path]) -> None:
     """All in memory, some, none, or in another order."""
-    spec = AugmentSpec(crop=0.6)
+    spec = AugmentSpec(scale=0.6)
     with ExitStack() as opened:
         several = [pixels(files, memory, opened) for memory in (0, 4000, 1 << 20)]
         turned = pixels(files[::-1], 4000, opened)

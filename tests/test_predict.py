@@ -31,7 +31,7 @@ from featcache.runs import Run
 from featcache.splits.protocol import SplitSpec
 from featcache.splits.task import TargetSpec
 from featcache.store import EMBEDDED, FAILED, Part, PartFolder, Store, publish
-from featcache.training.train_head import ReportSpec, train_head
+from featcache.training.train_head import SelectionSpec, train_head
 from tests.conftest import NET, SMALL, draw, make_store, moved_away, save_others, shared, two_clouds
 from tests.test_cli import Done, featcache
 from tests.test_training import THREE_FINDINGS, findings
@@ -100,10 +100,10 @@ def said(phase_one: Path, weights: str) -> Predictions:
 
 SPECS = [
     QUICK,
-    HeadSpec.of("mlp", widths=(5, 4), epochs=2, activation="gelu"),
+    HeadSpec.of("mlp", hidden_sizes=(5, 4), epochs=2, activation="gelu"),
     HeadSpec.of("logreg"),
     HeadSpec.of("ridge"),
-    HeadSpec.of("knn", neighbors=3),
+    HeadSpec.of("knn", n_neighbors=3),
 ]
 
 
@@ -114,7 +114,7 @@ def clouds(n_classes: int = 2) -> dict[str, list[str]]:
 
 @pytest.mark.parametrize("spec", SPECS, ids=[spec.kind for spec in SPECS])
 def test_a_store_is_told_what_the_run_told_its_own_rows(tmp_path: Path, spec: HeadSpec) -> None:
-    report = ReportSpec(operating_point="youden")
+    report = SelectionSpec(operating_point="youden")
     with Store.open(make_store(tmp_path / "s.h5", two_clouds(N, D)[0], clouds())) as store:
         run = train_head(store, spec, tmp_path / "run", report=report)
         found = load_run(run.path).predict(store)
@@ -143,7 +143,7 @@ def test_several_classes_and_findings_are_told_as_the_run_told_them(tmp_path: Pa
 
 def test_means_over_views_are_those_of_the_run(phase_one: Path, tmp_path: Path) -> None:
     with Store.open(phase_one / "tail.h5") as store:
-        run = train_head(store, QUICK, tmp_path / "run", report=ReportSpec(average_views=True))
+        run = train_head(store, QUICK, tmp_path / "run", report=SelectionSpec(tta=True))
         found, plain = load_run(run.path).predict(store), run.logits(store.features())
     check_as_own(run, found)
     assert np.abs(found.logits - plain).max() > 1e-3
@@ -152,7 +152,7 @@ def test_means_over_views_are_those_of_the_run(phase_one: Path, tmp_path: Path) 
 @pytest.mark.long
 def test_views_of_files_are_made_again(phase_one: Path, weights: str, tmp_path: Path) -> None:
     with Store.open(phase_one / "tail.h5") as store:
-        run = train_head(store, QUICK, tmp_path / "run", report=ReportSpec(average_views=True))
+        run = train_head(store, QUICK, tmp_path / "run", report=SelectionSpec(tta=True))
     predictor = load_run(run.path, weights=weights, device="cpu")
     found = predictor.predict(phase_one / "images")
     check_as_own(run, found, 1e-5)
@@ -261,7 +261,7 @@ def test_a_feature_map_is_worked_on_as_it_was(phase_one: Path, weights: str, tmp
     images = phase_one / "images" / "test"
     embed(Manifest.read(images), tmp_path / "maps.h5", spec, device="cpu")
     with Store.open(tmp_path / "maps.h5") as store:
-        head = HeadSpec.of("flatten-mlp", widths=(4,), epochs=2)
+        head = HeadSpec.of("flatten-mlp", hidden_sizes=(4,), epochs=2)
         run = train_head(store, head, tmp_path / "run")
         from_store = load_run(run.path).predict(store)
     check_val = own(run, "val")
@@ -279,12 +279,12 @@ def test_a_feature_map_is_worked_on_as_it_was(phase_one: Path, weights: str, tmp
 def test_a_run_of_phase_two_or_from_scratch_needs_no_weights(phase_one: Path, weights: str, tmp_path: Path) -> None:
     """Fine-tuned, and trained from scratch; the vector of a small network of ours is its flattened map."""
     with Store.open(phase_one / "tail.h5") as store:
-        recipe = Recipe(stages=(Stage("last-stage", 1),), batch_rows=8, lr=0.003)
+        recipe = Recipe(stages=(Stage("last-stage", 1),), batch_size=8, lr=0.003)
         tuned = fine_tune(Run.open(phase_one / "linear"), recipe, tmp_path / "tuned", store=store, weights=weights)
     check_as_own(tuned, load_run(tuned.path, device="cpu").predict(phase_one / "images"), 1e-5)
     images = Manifest.read(phase_one / "images")
-    recipe = Recipe(stages=(Stage("all", 1),), batch_rows=8)
-    head = HeadSpec.of("flatten-mlp", widths=(4,))
+    recipe = Recipe(stages=(Stage("all", 1),), batch_size=8)
+    head = HeadSpec.of("flatten-mlp", hidden_sizes=(4,))
     made = train(images, BackboneSpec("simple-cnn", "random:0", input_size=64), head, recipe, tmp_path / "scratch")
     check_as_own(made, load_run(made.path, device="cpu").predict(images), 1e-5)
 
@@ -363,7 +363,7 @@ def test_predict_answers_scripts_with_one_json_object(
     assert list(answer) == [
         "run", "output", "store", "found", "skipped", "skipped_by_reason", "predicted", "failed", "failures",
         "learnt_from", "trained_on", "chosen_by", "classes", "called", "operating_point", "temperature",
-        "average_views", "seconds", "notes",
+        "tta", "seconds", "notes",
     ]  # fmt: skip
     assert (answer["found"], answer["predicted"], answer["failed"]) == (48, 48, 0)
     assert sum(answer["called"].values()) == 48
@@ -608,7 +608,7 @@ DAMAGE: dict[str, Callable[[dict[str, Any]], Any]] = {
     "no number": lambda r: r.update(temperature="warm"),
     "point": lambda r: r.update(operating_point={"rule": "youden"}),
     "head": lambda r: r.update(head={"kind": "other"}),
-    "wider": lambda r: r.update(head={"kind": "mlp", "widths": [3]}),
+    "wider": lambda r: r.update(head={"kind": "mlp", "hidden_sizes": [3]}),
     "no head": lambda r: r.update(head=None),
     "asked": lambda r: r.update(asked=7),
     "store": lambda r: r.pop("store"),

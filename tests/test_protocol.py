@@ -33,12 +33,12 @@ def words(value: object) -> str:
 SPECS = [
     SplitSpec(),
     SplitSpec(val_fraction=0.4, seed=3),
-    SplitSpec(repeats=3),
-    SplitSpec(folds=4),
-    SplitSpec(folds=3, repeats=2, seed=2**32 - 1),
-    SplitSpec(folds=3, nested=True),
+    SplitSpec(n_repeats=3),
+    SplitSpec(n_splits=4),
+    SplitSpec(n_splits=3, n_repeats=2, seed=2**32 - 1),
+    SplitSpec(n_splits=3, nested=True),
     SplitSpec(group_by="site"),
-    SplitSpec(folds=3, nested=True, group_by="site"),
+    SplitSpec(n_splits=3, nested=True, group_by="site"),
 ]
 
 
@@ -82,7 +82,7 @@ def check_nothing_crosses(task: Task, spec: SplitSpec, keys: list[list[str]]) ->
         for key in keys:
             on = [{key[i] for i in rows} - {""} for rows in sides]
             assert len(set().union(*on)) == sum(map(len, on))
-    if spec.folds:
+    if spec.n_splits:
         for repeat in repeats:
             held = np.concatenate([fold.held for fold in protocol.folds if fold.repeat == repeat])
             assert np.array_equal(np.sort(held), protocol.rows)
@@ -159,14 +159,14 @@ def test_given_validation_rows_are_used_unless_a_fraction_or_folds_are_asked_for
     (drawn,) = divide(task, SplitSpec(val_fraction=0.25), no_vectors).folds
     assert len(drawn.held) in range(18, 25)
     assert sorted([*drawn.train, *drawn.held]) == list(range(84))
-    folds = divide(task, SplitSpec(folds=4), no_vectors).folds
+    folds = divide(task, SplitSpec(n_splits=4), no_vectors).folds
     assert sorted(np.concatenate([fold.held for fold in folds])) == list(range(84))
 
 
 def test_given_validation_rows_cannot_be_drawn_anew(tmp_path: Path) -> None:
     task = plain(tmp_path, ["train"] * 50 + ["val"] * 50)
     with pytest.raises(UsageError, match=r"cannot be drawn anew. Give --val-fraction or --folds"):
-        divide(task, SplitSpec(repeats=2), no_vectors)
+        divide(task, SplitSpec(n_repeats=2), no_vectors)
 
 
 def test_a_store_of_validation_rows_alone_needs_a_fraction(tmp_path: Path) -> None:
@@ -183,7 +183,7 @@ def test_an_empty_split_column_is_no_split(tmp_path: Path) -> None:
 
 def test_rows_without_a_side_are_left_out_and_counted(tmp_path: Path) -> None:
     task = plain(tmp_path, ["train"] * 60 + ["test"] * 20 + [""] * 15 + ["later"] * 5)
-    protocol = divide(task, SplitSpec(folds=3), no_vectors)
+    protocol = divide(task, SplitSpec(n_splits=3), no_vectors)
     assert protocol.left_out == {"no split": 20}
     assert protocol.rows.max() == 59
 
@@ -322,10 +322,16 @@ def test_an_impossible_spec_is_refused_at_birth(given: dict[str, object], messag
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        (SplitSpec(folds=60), r"class normal has 50 row\(s\) in 50 group\(s\), .*too few for 60 folds: use at most 50"),
-        (SplitSpec(folds=50, nested=True), r"has 49 row\(s\) in 49 group\(s\), too few for 50 folds: use at most 49"),
+        (
+            SplitSpec(n_splits=60),
+            r"class normal has 50 row\(s\) in 50 group\(s\), .*too few for 60 folds: use at most 50",
+        ),
+        (
+            SplitSpec(n_splits=50, nested=True),
+            r"has 49 row\(s\) in 49 group\(s\), too few for 50 folds: use at most 49",
+        ),
         (SplitSpec(near_duplicates=1.0), r"class normal has 50 image\(s\), all of one group"),
-        (SplitSpec(near_duplicates=1.0, folds=2), r"has 50 row\(s\) in 1 group\(s\), too few for 2 folds"),
+        (SplitSpec(near_duplicates=1.0, n_splits=2), r"has 50 row\(s\) in 1 group\(s\), too few for 2 folds"),
     ],
     ids=words,
 )

@@ -23,7 +23,7 @@ def test_public_names_are_exactly_these() -> None:
             "FeatcacheError",
             "HeadSpec",
             "Manifest",
-            "ReportSpec",
+            "SelectionSpec",
             "Run",
             "SplitSpec",
             "Store",

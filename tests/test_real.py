@@ -61,7 +61,7 @@ def test_vectors_equal_a_plain_timm_loop(kermany: tuple[Path, dict[str, object]]
 
 def test_a_linear_head_scores_as_it_should(kermany: tuple[Path, dict[str, object]]) -> None:
     path, _ = kermany
-    how = ("--folds", 5, "--group-by", "group", "--class-weights", "balanced", "--operating-point", "youden")
+    how = ("--folds", 5, "--group-by", "group", "--class-weight", "balanced", "--operating-point", "youden")
     answer = featcache("train-head", path, "--head", "linear", *how, cwd=path.parent)
     assert answer["n_parameters"] == 2562
     at_point = answer["operating_point"]["test"]

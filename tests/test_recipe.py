@@ -33,15 +33,15 @@ NONE: dict[str, Any] = {}
         (lambda: Recipe(momentum=1.0), "momentum must be at least 0 and below 1, got 1.0"),
         (lambda: Recipe(dropout=1.0), "dropout must be at least 0 and below 1, got 1.0"),
         (lambda: Recipe(label_smoothing=-0.1), "label_smoothing must be at least 0 and below 1, got -0.1"),
-        (lambda: Recipe(patience=0), "patience must be from 1 to 100000, got 0"),
-        (lambda: Recipe(early_stopping=-1), "early_stopping must be from 0 to 100000, got -1"),
-        (lambda: Recipe(batch_rows=0), "batch_rows must be from 1 to 65536"),
-        (lambda: Recipe(accumulate=33), "accumulate must be at most batch_rows, got 33 of 32"),
+        (lambda: Recipe(lr_patience=0), "lr_patience must be from 1 to 100000, got 0"),
+        (lambda: Recipe(patience=-1), "patience must be from 0 to 100000, got -1"),
+        (lambda: Recipe(batch_size=0), "batch_size must be from 1 to 65536"),
+        (lambda: Recipe(grad_accumulation=33), "grad_accumulation must be at most batch_size, got 33 of 32"),
         (lambda: Recipe(seed=2**32), r"seed must be from 0 to 2\^32 - 1"),
         (lambda: AugmentSpec(rotation=181.0), "rotation must be from 0 to 180, got 181.0"),
-        (lambda: AugmentSpec(jitter=1.0), "jitter must be from 0 to 0.9, got 1.0"),
-        (lambda: AugmentSpec(flip=float("nan")), "flip must be from 0 to 1, got nan"),
-        (lambda: AugmentSpec(crop=0.0), "crop must be from 0.01 to 1, got 0.0"),
+        (lambda: AugmentSpec(color_jitter=1.0), "color_jitter must be from 0 to 0.9, got 1.0"),
+        (lambda: AugmentSpec(hflip=float("nan")), "flip must be from 0 to 1, got nan"),
+        (lambda: AugmentSpec(scale=0.0), "crop must be from 0.01 to 1, got 0.0"),
         (lambda: recipe("best"), "preset must be one of cnn-mlp, .*, got 'best'"),
     ],
 )
@@ -58,8 +58,8 @@ def test_the_backbone_goes_at_a_tenth_of_the_rate_unless_it_is_given() -> None:
 def test_presets_are_as_they_were_published() -> None:
     """Rates, epochs and batches of the projects they are named after."""
     mlp, pretrained, scratch = (PRESETS[name] for name in ("cnn-mlp", "pneumonia-pretrained", "pneumonia-scratch"))
-    assert (mlp.rates, mlp.epochs, mlp.class_weights, mlp.schedule) == ((0.001, 0.001), 25, "balanced", "plateau")
-    assert (pretrained.rates, pretrained.epochs, pretrained.batch_rows) == ((1e-4, 1e-4), 5, 32)
+    assert (mlp.rates, mlp.epochs, mlp.class_weight, mlp.schedule) == ((0.001, 0.001), 25, "balanced", "plateau")
+    assert (pretrained.rates, pretrained.epochs, pretrained.batch_size) == ((1e-4, 1e-4), 5, 32)
     assert (scratch.rates, scratch.epochs, scratch.weight_decay) == ((0.001, 0.001), 5, 1e-4)
     for preset in PRESETS.values():
         assert (preset.optimizer, preset.augment) == ("adam", AugmentSpec())
@@ -78,7 +78,7 @@ def test_what_is_given_takes_the_place_of_what_is_held(preset: str | None) -> No
 
 def of(*unfreeze: str, epochs: tuple[int, ...] = (), preset: str | None = None, **asked: Any) -> Recipe:
     augment = asked.pop("augment", True)
-    shown = {name: asked.pop(name, None) for name in ("rotation", "jitter", "flip", "crop")}
+    shown = {name: asked.pop(name, None) for name in ("rotation", "color_jitter", "flip", "crop")}
     return recipe_of(preset, list(unfreeze), list(epochs), asked, shown, augment)
 
 
@@ -106,7 +106,7 @@ def test_stages_and_epochs_go_in_pairs() -> None:
 @pytest.mark.parametrize("preset", [None, "pneumonia-scratch"])
 def test_no_augment_shows_images_as_they_are(preset: str | None) -> None:
     assert of(preset=preset, augment=False).augment is None
-    assert of(preset=preset, flip=0.0, crop=0.7).augment == AugmentSpec(flip=0.0, crop=0.7)
+    assert of(preset=preset, hflip=0.0, scale=0.7).augment == AugmentSpec(hflip=0.0, scale=0.7)
     with pytest.raises(UsageError, match="--no-augment shows images as they are"):
         of(preset=preset, augment=False, rotation=3.0)
 
@@ -115,7 +115,7 @@ def test_a_wrong_value_is_one_line() -> None:
     with pytest.raises(UsageError, match=r"^--lr must be > 0 and at most 1000, got 0\.0\.$"):
         of(lr=0.0)
     with pytest.raises(UsageError, match=r"^--crop must be from 0\.01 to 1, got 2\.0\.$"):
-        of(crop=2.0)
+        of(scale=2.0)
 
 
 def test_recipes_need_no_torch() -> None:

@@ -44,7 +44,7 @@ from featcache.splits.protocol import SplitSpec
 from featcache.splits.task import TargetSpec
 from featcache.store import Part, PartFolder, Store, Where, publish
 from featcache.store.export import export
-from featcache.training.train_head import ReportSpec, train_head
+from featcache.training.train_head import SelectionSpec, train_head
 from tests.browser import chromium
 from tests.conftest import make_store, two_clouds
 from tests.test_cli import featcache
@@ -134,13 +134,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     three, two = TargetSpec(("kind",), folder / "labels.csv"), TargetSpec(positive="sick")
     found = TargetSpec(("sick", "odd"), folder / "labels.csv")
     held = SplitSpec(val_fraction=0.3)
-    youden = ReportSpec(operating_point="youden")
+    youden = SelectionSpec(operating_point="youden")
     with Store.open(path) as store:
         train_head(store, linear, folder / "two", target=two, split=held, report=youden)
-        train_head(store, HeadSpec.of("mlp", widths=(6,), epochs=3), folder / "mlp", target=two, split=held)
+        train_head(store, HeadSpec.of("mlp", hidden_sizes=(6,), epochs=3), folder / "mlp", target=two, split=held)
         train_head(store, linear, folder / "three", target=three, split=held)
         train_head(store, linear, folder / "findings", target=found, split=held)
-        flat = HeadSpec.of("flatten-mlp", widths=(5,), epochs=2, lr=0.01)
+        flat = HeadSpec.of("flatten-mlp", hidden_sizes=(5,), epochs=2, lr=0.01)
         train_head(store, flat, folder / "flat", target=two, split=held)
     return folder
 
@@ -411,7 +411,7 @@ def test_a_row_has_no_neighbour_that_taught_another_head(tmp_path: Path) -> None
     x, labels = two_clouds(40, 6)
     path = make_store(tmp_path / "s.h5", x, {"label": labels})
     with Store.open(path) as store:
-        train_head(store, HeadSpec(epochs=2), tmp_path / "run", split=SplitSpec(folds=3))
+        train_head(store, HeadSpec(epochs=2), tmp_path / "run", split=SplitSpec(n_splits=3))
         train_head(store, HeadSpec.of("knn"), tmp_path / "knn")
     subject = subject_of(tmp_path / "run")
     assert subject.reported == "val"
@@ -468,8 +468,8 @@ def untested(folder: Path) -> Path:
     with Store.open(path / "s.h5") as store:
         held, target = SplitSpec(val_fraction=0.3), TargetSpec(positive="sick")
         head = HeadSpec(epochs=6, lr=0.01)
-        train_head(store, head, path / "folds", target=target, split=SplitSpec(folds=3))
-        train_head(store, head, path / "refitted", target=target, split=held, report=ReportSpec(refit_all=True))
+        train_head(store, head, path / "folds", target=target, split=SplitSpec(n_splits=3))
+        train_head(store, head, path / "refitted", target=target, split=held, report=SelectionSpec(refit_all=True))
         train_head(store, head, path / "anew", target=target, split=replace(held, repeats=3))
     return path
 
@@ -964,8 +964,8 @@ def test_folds_around_folds_are_told_where_they_are_decided(folder: Path, tmp_pa
         rows = [[name, i % 2] for i, name in enumerate(names()) if i % 3 != 1]
         csv.writer(file).writerows([["image_id", "kind"], *rows])
     with Store.open(folder / "s.h5") as store:
-        target, split = TargetSpec(("kind",), tmp_path / "kind.csv"), SplitSpec(folds=2, nested=True)
-        youden = ReportSpec(operating_point="youden")
+        target, split = TargetSpec(("kind",), tmp_path / "kind.csv"), SplitSpec(n_splits=2, nested=True)
+        youden = SelectionSpec(operating_point="youden")
         train_head(store, HeadSpec(epochs=2), tmp_path / "n", target=target, split=split, report=youden)
     subject, record = subject_of(tmp_path / "n"), Run.open(tmp_path / "n").record
     assert (subject.reported, subject.threshold) == ("outer", None)

@@ -46,17 +46,17 @@ def images_of(run: Run) -> dict[str, Any]:
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
     with store_of(tmp_path / "s.h5", {**columns_of(), "split": ["train"] * 120}) as store:
-        return train_head(store, QUICK, tmp_path / "run", split=SplitSpec(folds=3))
+        return train_head(store, QUICK, tmp_path / "run", split=SplitSpec(n_splits=3))
 
 
 # --- the rows ---------------------------------------------------------------------------------------------------------
 
 SPLITS = {
     "hold-out": SplitSpec(),
-    "folds": SplitSpec(folds=3, seed=5),
-    "repeats": SplitSpec(folds=2, repeats=2),
-    "hold-outs": SplitSpec(repeats=2, val_fraction=0.3),
-    "nested": SplitSpec(folds=3, nested=True),
+    "folds": SplitSpec(n_splits=3, seed=5),
+    "repeats": SplitSpec(n_splits=2, n_repeats=2),
+    "hold-outs": SplitSpec(n_repeats=2, val_fraction=0.3),
+    "nested": SplitSpec(n_splits=3, nested=True),
 }
 
 
@@ -194,7 +194,7 @@ def test_a_run_of_an_earlier_release_says_what_to_do(run: Run, tmp_path: Path) -
         with pytest.raises(UsageError, match=r"an earlier featcache made it\. Run the same featcache train-head"):
             read()
     with Store.open(tmp_path / "s.h5") as store:
-        again = train_head(store, QUICK, run.path, split=SplitSpec(folds=3))
+        again = train_head(store, QUICK, run.path, split=SplitSpec(n_splits=3))
     assert images_of(again) == before
     assert again.record == {**run.record, "seconds": again.record["seconds"]}
 
@@ -266,13 +266,18 @@ def test_a_record_holds_finite_numbers(run: Run, value: str) -> None:
 
 # --- the heads --------------------------------------------------------------------------------------------------------
 
-KINDS = [HeadSpec(epochs=2), HeadSpec.of("mlp", widths=(4,), epochs=2), HeadSpec.of("ridge"), HeadSpec.of("logreg")]
+KINDS = [
+    HeadSpec(epochs=2),
+    HeadSpec.of("mlp", hidden_sizes=(4,), epochs=2),
+    HeadSpec.of("ridge"),
+    HeadSpec.of("logreg"),
+]
 
 
 @pytest.mark.parametrize("spec", KINDS, ids=[spec.kind for spec in KINDS])
 def test_the_heads_of_the_folds_say_what_the_val_rows_were_told(tmp_path: Path, spec: HeadSpec) -> None:
     with store_of(tmp_path / "s.h5", columns_of()) as store:
-        run = train_head(store, spec, tmp_path / "run", split=SplitSpec(folds=3))
+        run = train_head(store, spec, tmp_path / "run", split=SplitSpec(n_splits=3))
         row_of = {name: i for i, name in enumerate(store.image_ids)}
         x = store.features()
     heads, images, folds = run.fold_weights(), run.images(), run.protocol().folds
@@ -289,7 +294,7 @@ def test_the_heads_of_the_folds_say_what_the_val_rows_were_told(tmp_path: Path, 
 def test_one_fold_and_neighbours_have_no_heads_of_folds(tmp_path: Path) -> None:
     with store_of(tmp_path / "s.h5", columns_of()) as store:
         one = train_head(store, QUICK, tmp_path / "one")
-        knn = train_head(store, HeadSpec.of("knn"), tmp_path / "knn", split=SplitSpec(folds=3))
+        knn = train_head(store, HeadSpec.of("knn"), tmp_path / "knn", split=SplitSpec(n_splits=3))
     for run in (one, knn):
         assert run.fold_weights() == []
         assert not (run.path / "folds.safetensors").exists()
@@ -318,7 +323,7 @@ def test_what_a_killed_training_left_is_no_part_of_the_next_one(run: Run, tmp_pa
     before = {path.name for path in run.path.iterdir()}
     (run.path / "run.json").unlink()
     with store_of(tmp_path / "s.h5", {**columns_of(), "split": ["train"] * 120}) as store:
-        other = train_head(store, HeadSpec.of("knn"), run.path, split=SplitSpec(folds=3))
+        other = train_head(store, HeadSpec.of("knn"), run.path, split=SplitSpec(n_splits=3))
     left = before - {path.name for path in other.path.iterdir()}
     assert {"folds.safetensors", "history.csv", "curves.png"} <= left
     assert other.fold_weights() == []
@@ -341,7 +346,7 @@ def test_damaged_weights_are_said_in_one_line(run: Run) -> None:
 @pytest.mark.parametrize("scale", ["rms", "none", "standard"])
 def test_the_scale_of_the_features_is_that_of_the_rows_learnt_from(tmp_path: Path, scale: str) -> None:
     """Whatever the head was scaled by; a tenth of the rows that is watched is not learnt from."""
-    spec = HeadSpec(epochs=2, scale=scale, early_stopping=2)
+    spec = HeadSpec(epochs=2, scale=scale, patience=2)
     with store_of(tmp_path / "s.h5", columns_of()) as store:
         run = train_head(store, spec, tmp_path / "run")
         row_of = {name: i for i, name in enumerate(store.image_ids)}

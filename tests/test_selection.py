@@ -30,7 +30,7 @@ from featcache.training.train_head import _targets
 from tests.conftest import make_store, two_clouds
 
 N, D = 120, 8
-FOLDS = SplitSpec(folds=3)
+FOLDS = SplitSpec(n_splits=3)
 NONE = np.array([], dtype=int)
 
 
@@ -74,8 +74,8 @@ def test_the_best_mean_over_the_folds_is_first(tmp_path: Path, select: str) -> N
 
 
 def test_groups_of_folds_are_ranked_each_by_itself(tmp_path: Path) -> None:
-    bench = bench_of(tmp_path, SplitSpec(folds=3, repeats=2))
-    specs = grid(["ridge", "knn"], {"alpha": [1.0, 1e6], "neighbors": [1, 30]})
+    bench = bench_of(tmp_path, SplitSpec(n_splits=3, n_repeats=2))
+    specs = grid(["ridge", "knn"], {"alpha": [1.0, 1e6], "n_neighbors": [1, 30]})
     groups = [bench.protocol.folds[:3], bench.protocol.folds[3:5], bench.protocol.folds[5:]]
     together = rank(bench, specs, groups, "accuracy")
     assert together == [rank(bench, specs, [group], "accuracy")[0] for group in groups]
@@ -88,7 +88,7 @@ def test_the_held_rows_of_a_fold_change_nothing_of_its_head(tmp_path: Path, kind
     bench = bench_of(tmp_path)
     spec = HeadSpec.of(kind)
     if spec.is_trained:
-        spec = HeadSpec.of(kind, epochs=8, lr=0.05, early_stopping=2, schedule="plateau", patience=1)
+        spec = HeadSpec.of(kind, epochs=8, lr=0.05, patience=2, schedule="plateau", lr_patience=1)
     for fold in bench.protocol.folds:
         x, labels = bench.x["pooled"].clone(), bench.task.labels.copy()
         x[fold.held], labels[fold.held] = 1e3, 1 - labels[fold.held]
@@ -102,7 +102,7 @@ def test_the_held_rows_of_a_fold_change_nothing_of_its_head(tmp_path: Path, kind
 
 def test_of_equals_the_first_wins(tmp_path: Path) -> None:
     bench = bench_of(tmp_path, x=np.zeros((N, D)))
-    specs = grid(["knn"], {"neighbors": [7, 3, 5]})
+    specs = grid(["knn"], {"n_neighbors": [7, 3, 5]})
     for order in (specs, specs[::-1]):
         assert [each.spec for each in ranked(bench, order)] == order
 
@@ -161,7 +161,7 @@ def test_progress_ends_with_everything_done(tmp_path: Path) -> None:
 
 def test_every_row_is_scored_by_heads_that_have_not_seen_it(tmp_path: Path) -> None:
     """Of repeats the mean."""
-    bench = bench_of(tmp_path, SplitSpec(folds=3, repeats=2))
+    bench = bench_of(tmp_path, SplitSpec(n_splits=3, n_repeats=2))
     fitted = bench.run(bench.fits([HeadSpec.of("ridge")], bench.protocol.folds))
     rows, logits = out_of_fold(N, fitted)
     assert rows.tolist() == list(range(N))
@@ -175,11 +175,11 @@ def test_every_row_is_scored_by_heads_that_have_not_seen_it(tmp_path: Path) -> N
 
 def test_watched_rows_are_training_rows_that_nothing_is_learnt_from(tmp_path: Path) -> None:
     group = [f"p{i // 4}" for i in range(N)]
-    bench = bench_of(tmp_path, SplitSpec(folds=3))
+    bench = bench_of(tmp_path, SplitSpec(n_splits=3))
     bench.task.columns["group"] = group
-    protocol = divide(bench.task, SplitSpec(folds=3), lambda: None)
+    protocol = divide(bench.task, SplitSpec(n_splits=3), lambda: None)
     bench = Bench(bench.task, protocol, bench.x, bench.targets)
-    specs = [HeadSpec(epochs=2), HeadSpec(early_stopping=2), HeadSpec(schedule="plateau")]
+    specs = [HeadSpec(epochs=2), HeadSpec(patience=2), HeadSpec(schedule="plateau")]
     fits = bench.fits(specs, protocol.folds)
     assert [fit.spec for fit in fits] == [spec for spec in specs for _ in protocol.folds]
     for fit, fold in zip(fits, protocol.folds * 3, strict=True):

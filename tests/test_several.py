@@ -78,7 +78,7 @@ def alone(manifest: Manifest) -> Mapping[str, Path]:
     """The stores of undisturbed passes, one for each of A, B and C. To be copied, never to be changed."""
     folder = manifest.source.parent
     for name, spec in (("A", A), ("B", B), ("C", C)):
-        embed(manifest, folder / f"{name}.h5", spec, views=VIEWS, part_rows=PART_ROWS)
+        embed(manifest, folder / f"{name}.h5", spec, augmentations=VIEWS, part_rows=PART_ROWS)
     return {name: folder / f"{name}.h5" for name in "ABC"}
 
 
@@ -128,7 +128,7 @@ def test_each_store_is_byte_for_byte_that_of_a_pass_of_its_own_and_every_image_i
     decoded: Counter[str],
 ) -> None:
     specs = {tmp_path / "a.h5": A, tmp_path / "b.h5": B, tmp_path / "c.h5": C}
-    done = embed_all(manifest, specs, views=VIEWS, part_rows=PART_ROWS)
+    done = embed_all(manifest, specs, augmentations=VIEWS, part_rows=PART_ROWS)
     assert [each.store for each in done] == list(specs)
     for name, path in zip("ABC", specs, strict=True):
         assert path.read_bytes() == alone[name].read_bytes()
@@ -145,7 +145,7 @@ def test_each_store_is_byte_for_byte_that_of_a_pass_of_its_own_and_every_image_i
 def in_one_part(manifest: Manifest, tmp_path: Path) -> list[Path]:
     """The stores of A and B, of a pass with parts of the default size."""
     specs = {tmp_path / "a.h5": A, tmp_path / "b.h5": B}
-    embed_all(manifest, specs, views=VIEWS)
+    embed_all(manifest, specs, augmentations=VIEWS)
     return list(specs)
 
 
@@ -174,7 +174,7 @@ def test_a_store_that_is_there_already_costs_nothing(
     if is_remembered:
         shutil.copy(alone["A"].with_name(".A.h5.seen"), tmp_path / ".a.h5.seen")
     specs = {tmp_path / "a.h5": A, tmp_path / "b.h5": B}
-    first, second = embed_all(manifest, specs, views=VIEWS, part_rows=PART_ROWS)
+    first, second = embed_all(manifest, specs, augmentations=VIEWS, part_rows=PART_ROWS)
     assert (first.counts.embedded, first.counts.reused, first.counts.failed) == (0, N - 1, 1)
     assert (second.counts.embedded, second.counts.reused, second.counts.failed) == (N - 1, 0, 1)
     assert computed == {"test_efficientnet": 3 * N_DISTINCT}
@@ -192,11 +192,11 @@ def test_where_all_is_there_no_decoder_is_asked(
         shutil.copy(path, tmp_path / "images")
     time.sleep(0.15)
     few, specs = Manifest.read(tmp_path / "images"), {tmp_path / "a.h5": A, tmp_path / "b.h5": B}
-    embed_all(few, specs, views=VIEWS)
+    embed_all(few, specs, augmentations=VIEWS)
     before = [path.read_bytes() for path in specs]
     computed.clear()
     decoded.clear()
-    done = embed_all(few, specs, views=VIEWS)
+    done = embed_all(few, specs, augmentations=VIEWS)
     assert [each.counts.reused for each in done] == [len(good)] * 2
     assert not computed
     assert not decoded
@@ -211,10 +211,17 @@ def test_of_stores_that_are_done_to_different_parts_each_gets_what_it_lacks(
     for n_parts, (path, spec) in enumerate(specs.items()):
         if n_parts:
             with pytest.raises(Stop):
-                embed(manifest, path, spec, views=VIEWS, part_rows=PART_ROWS, on_progress=stop_at(n_parts * PART_ROWS))
+                embed(
+                    manifest,
+                    path,
+                    spec,
+                    augmentations=VIEWS,
+                    part_rows=PART_ROWS,
+                    on_progress=stop_at(n_parts * PART_ROWS),
+                )
     computed.clear()
     decoded.clear()
-    done = embed_all(manifest, specs, views=VIEWS, part_rows=PART_ROWS)
+    done = embed_all(manifest, specs, augmentations=VIEWS, part_rows=PART_ROWS)
     assert [each.n_resumed for each in done] == [0, 16, 32]
     # By rows: 16 with one twin; 16 with one failure and a twin of the first 16; 8 with a twin of the first 16.
     assert computed == {SMALL: 3 * (15 + 14 + 7), "test_efficientnet": 3 * (14 + 7), "test_byobnet": 3 * 7}
@@ -229,11 +236,11 @@ def test_a_pass_with_everything_on_that_was_stopped_goes_on_to_the_same_bytes(
     """Two backbones, a feature map, a boundary and views."""
     specs = {tmp_path / "a.h5": A, tmp_path / "b.h5": B}
     with pytest.raises(Stop):
-        embed_all(manifest, specs, views=VIEWS, part_rows=PART_ROWS, on_progress=stop_at(rows))
+        embed_all(manifest, specs, augmentations=VIEWS, part_rows=PART_ROWS, on_progress=stop_at(rows))
     assert not any(path.exists() for path in specs)
     computed.clear()
     notes: list[str] = []
-    done = embed_all(manifest, specs, views=VIEWS, part_rows=PART_ROWS, on_note=notes.append)
+    done = embed_all(manifest, specs, augmentations=VIEWS, part_rows=PART_ROWS, on_note=notes.append)
     assert [each.n_resumed for each in done] == [rows] * 2
     assert notes == [f"resuming: {-(-rows // PART_ROWS)} of 3 parts are done"] * 2
     n_left = {16: 14 + 7, 32: 7, 40: 0}[rows]
@@ -252,7 +259,7 @@ def test_twins_in_neighbouring_parts_are_computed_once_while_the_first_is_being_
     real = PartFolder.write
     monkeypatch.setattr(PartFolder, "write", lambda self, part: time.sleep(0.1) or real(self, part))
     specs = {tmp_path / "a.h5": A, tmp_path / "b.h5": B}
-    done = embed_all(Manifest.read(tmp_path / "images"), specs, views=VIEWS, part_rows=4)
+    done = embed_all(Manifest.read(tmp_path / "images"), specs, augmentations=VIEWS, part_rows=4)
     assert [(each.counts.embedded, each.n_duplicates) for each in done] == [(12, 2)] * 2
     assert computed == {SMALL: 3 * 10, "test_efficientnet": 3 * 10}
     for path in specs:
@@ -285,7 +292,7 @@ def test_another_identity_at_one_of_the_paths_refuses_all_before_anything_is_com
     if is_first:
         specs = dict(reversed(specs.items()))
     with pytest.raises(IdentityMismatch, match=r"(?s)b\.h5 holds other vectors than .*\n  transform\.crop_pct: "):
-        embed_all(manifest, specs, views=VIEWS)
+        embed_all(manifest, specs, augmentations=VIEWS)
     assert not decoded
     assert [path.name for path in tmp_path.iterdir()] == ["b.h5"]
     assert (tmp_path / "b.h5").read_bytes() == alone["B"].read_bytes()
@@ -399,7 +406,7 @@ def test_float16_halves_the_feature_map_too(mapped: Mapping[str, Path]) -> None:
 
 @pytest.mark.slow
 def test_a_head_is_trained_on_feature_maps(mapped: Mapping[str, Path], tmp_path: Path) -> None:
-    arguments = ("--head", "flatten-mlp", "--epochs", "2", "--widths", "4", "--json", "-o", "run")
+    arguments = ("--head", "flatten-mlp", "--epochs", "2", "--hidden-sizes", "4", "--json", "-o", "run")
     done = featcache("train-head", mapped["resnet18"], *arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)
@@ -471,7 +478,7 @@ def test_twins_have_the_same_views(manifest: Manifest, alone: Mapping[str, Path]
 
 
 def test_parameters_stay_float32_in_a_store_of_float16(manifest: Manifest, tmp_path: Path) -> None:
-    done = embed(manifest, tmp_path / "s.h5", A, views=VIEWS, dtype="float16")
+    done = embed(manifest, tmp_path / "s.h5", A, augmentations=VIEWS, dtype="float16")
     with Store.open(tmp_path / "s.h5") as store:
         kinds = {tap: store.dtype(tap) for tap in store.taps}
         assert kinds == {"pooled": "float16", "grid": "float16", "views": "float16", "view_parameters": "float32"}
@@ -479,7 +486,7 @@ def test_parameters_stay_float32_in_a_store_of_float16(manifest: Manifest, tmp_p
         assert np.array_equal(store.features("view_parameters"), expected)
     before = (tmp_path / "s.h5").read_bytes()
     (tmp_path / "s.h5.failures.csv").unlink()
-    again = embed(manifest, tmp_path / "s.h5", A, views=VIEWS, dtype="float16", rehash=True)
+    again = embed(manifest, tmp_path / "s.h5", A, augmentations=VIEWS, dtype="float16", rehash=True)
     assert (done.counts.embedded, again.counts.reused) == (N - 1, N - 1)
     assert (tmp_path / "s.h5").read_bytes() == before
 
@@ -493,7 +500,7 @@ def test_images_renamed_added_and_reordered_keep_their_vectors_views_and_paramet
     old, specs = Manifest.read(tmp_path / "images"), {tmp_path / "a.h5": A, tmp_path / "b.h5": B}
     if is_stopped:
         with pytest.raises(Stop):
-            embed_all(old, specs, views=VIEWS, part_rows=PART_ROWS, on_progress=stop_at(32))
+            embed_all(old, specs, augmentations=VIEWS, part_rows=PART_ROWS, on_progress=stop_at(32))
     else:
         for path, name in zip(specs, "AB", strict=True):
             shutil.copy(alone[name], path)
@@ -501,7 +508,7 @@ def test_images_renamed_added_and_reordered_keep_their_vectors_views_and_paramet
         path.rename(path.with_name(f"{N - i:04d}-again.png"))
     draw(tmp_path / "images" / "0018-new.png", 1001, mode="RGB")
     computed.clear()
-    done = embed_all(Manifest.read(tmp_path / "images"), specs, views=VIEWS, part_rows=PART_ROWS)
+    done = embed_all(Manifest.read(tmp_path / "images"), specs, augmentations=VIEWS, part_rows=PART_ROWS)
     n_lost = 7 if is_stopped else 0  # the last part, but for its twin
     assert computed == {SMALL: 3 * (1 + n_lost), "test_efficientnet": 3 * (1 + n_lost)}
     assert [(each.counts.embedded, each.counts.reused) for each in done] == [(1 + n_lost, N - 1 - n_lost)] * 2
@@ -524,14 +531,14 @@ def test_other_views_are_other_vectors(manifest: Manifest, alone: Mapping[str, P
     shutil.copy(alone["A"], tmp_path / "s.h5")
     arguments = ("-o", "s.h5", "--backbone", SMALL, *ARGUMENTS, "--tap", "pooled", "--tap", "grid")
     for views, field in (
-        (("--views", "2", "--view-seed", "8"), "views.seed: 7 here, 8 asked"),
-        (("--views", "3", "--view-seed", "7"), "views.n: 2 here, 3 asked"),
+        (("--augmentations", "2", "--augmentation-seed", "8"), "views.seed: 7 here, 8 asked"),
+        (("--augmentations", "3", "--augmentation-seed", "7"), "views.n: 2 here, 3 asked"),
         ((), "views.n: 2 here, absent asked"),
     ):
         done = featcache("embed", manifest.source, *arguments, *views, cwd=tmp_path)
         assert done.returncode == 12
         assert f"\n  {field}\n" in done.stderr
-    same = ("--views", "2", "--view-seed", "7", "--part-rows", PART_ROWS)
+    same = ("--augmentations", "2", "--augmentation-seed", "7", "--part-rows", PART_ROWS)
     again = featcache("embed", manifest.source, *arguments, *same, cwd=tmp_path)
     assert f"embedded 0 + reused {N - 1} + failed 1" in again.stdout
     assert (tmp_path / "s.h5").read_bytes() == alone["A"].read_bytes()
@@ -539,10 +546,10 @@ def test_other_views_are_other_vectors(manifest: Manifest, alone: Mapping[str, P
 
 def test_impossible_views_are_a_usage_error(manifest: Manifest, tmp_path: Path) -> None:
     done = featcache(
-        "embed", manifest.source, "-o", "s.h5", "--backbone", SMALL, *ARGUMENTS, "--views", "33", cwd=tmp_path
+        "embed", manifest.source, "-o", "s.h5", "--backbone", SMALL, *ARGUMENTS, "--augmentations", "33", cwd=tmp_path
     )
     assert done.returncode == 2
-    assert "--views must be from 1 to 32, got 33" in done.stderr
+    assert "--augmentations must be from 1 to 32, got 33" in done.stderr
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------

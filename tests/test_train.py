@@ -42,7 +42,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def recipe(*stages: Stage, **given: Any) -> Recipe:
-    how = {"stages": stages or (Stage("all", 2),), "batch_rows": 8, "lr": 0.003, "augment": None, "select": "loss"}
+    how = {"stages": stages or (Stage("all", 2),), "batch_size": 8, "lr": 0.003, "augment": None, "select": "loss"}
     return Recipe(**{**how, **given})
 
 
@@ -62,12 +62,12 @@ def test_norms_without_statistics_stay_as_they_are_and_it_says_so(images: Path, 
     notes: list[str] = []
     asked = {"weights": str(tmp_path / "folded.safetensors"), "telling": Telling(on_note=notes.append)}
     run = trained(images, tmp_path / "run", recipe(Stage("last-block", 2)), **asked)
-    assert run.record["recipe"]["norms"] == "frozen"
-    assert [note for note in notes if "hold no statistics" in note and "--norms learn" in note]
+    assert run.record["recipe"]["freeze_bn"] == "yes"
+    assert [note for note in notes if "hold no statistics" in note and "--freeze-bn no" in note]
     after = load_file(run.path / "backbone.safetensors")
     statistics = [name for name in state if name.endswith(("running_mean", "running_var"))]
     assert all(np.array_equal(after[name], state[name].numpy()) for name in statistics)
-    assert trained(images, tmp_path / "other", recipe(Stage("last-block", 1))).record["recipe"]["norms"] == "learn"
+    assert trained(images, tmp_path / "other", recipe(Stage("last-block", 1))).record["recipe"]["freeze_bn"] == "no"
 
 
 def table(run: Run) -> list[dict[str, str]]:
@@ -115,12 +115,14 @@ def test_what_was_trained_embeds_and_is_fine_tuned_on(images: Path, tmp_path: Pa
 def test_a_part_of_a_network_may_be_trained_with_a_fresh_head(images: Path, phase_one: Path, tmp_path: Path) -> None:
     weights = str(phase_one / "net.safetensors")
     how = recipe(Stage("last-block", 3), lr=0.01)
-    run = trained(images, tmp_path / "run", how, weights=weights, head=HeadSpec.of("mlp", widths=(6,), dropout=0.2))
+    run = trained(
+        images, tmp_path / "run", how, weights=weights, head=HeadSpec.of("mlp", hidden_sizes=(6,), dropout=0.2)
+    )
     before, after = load_file(phase_one / "net.safetensors"), load_file(run.path / "backbone.safetensors")
     assert run.record["epoch"] > 0
     moved = {name for name in before if before[name].tobytes() != after[name].tobytes()}
     assert moved == {name for name in before if name.startswith(("blocks.4.", "conv_head.", "bn2."))}
-    assert run.record["head"]["widths"] == [6]
+    assert run.record["head"]["hidden_sizes"] == [6]
 
 
 def test_a_start_that_no_epoch_improves_is_kept_and_said(images: Path, tmp_path: Path) -> None:
@@ -137,17 +139,17 @@ def test_a_start_that_no_epoch_improves_is_kept_and_said(images: Path, tmp_path:
 @pytest.mark.long
 @pytest.mark.long
 def test_folds_train_a_network_each_and_one_of_all_rows(images: Path, tmp_path: Path) -> None:
-    run = trained(images, tmp_path / "run", split=SplitSpec(folds=3))
+    run = trained(images, tmp_path / "run", split=SplitSpec(n_splits=3))
     assert run.metrics("val")["n"] == run.metrics("train")["n"] == 32
     assert {row["fold"] for row in table(run) if row["split"] == "val"} == {"0", "1", "2"}
 
 
 def test_two_trainings_of_one_seed_are_the_same_and_of_another_not(images: Path, tmp_path: Path) -> None:
-    how = recipe(Stage("all", 1), augment=AugmentSpec(crop=0.7))
+    how = recipe(Stage("all", 1), augment=AugmentSpec(scale=0.7))
     one, two = (trained(images, tmp_path / name, how) for name in ("one", "two"))
     for name in ("history.csv", "predictions.csv", "backbone.safetensors", "head.safetensors"):
         assert (one.path / name).read_bytes() == (two.path / name).read_bytes()
-    other = trained(images, tmp_path / "other", recipe(Stage("all", 1), augment=AugmentSpec(crop=0.7), seed=1))
+    other = trained(images, tmp_path / "other", recipe(Stage("all", 1), augment=AugmentSpec(scale=0.7), seed=1))
     assert one.history() != other.history()
 
 
@@ -174,17 +176,19 @@ def test_the_larger_small_network_has_the_parameters_it_was_published_with(n_cla
     made = modules.head_module(head, tensors, 1.0, n_classes, n_classes - 1, has_findings=False)
     count = sum(p.numel() for module in (backbone.module, made) for p in module.parameters())
     assert count == wanted
-    assert head.widths == DENSE["covid-cnn"]
+    assert head.hidden_sizes == DENSE["covid-cnn"]
 
 
 def test_heads_are_those_of_the_network_or_what_was_asked() -> None:
     assert head_for(NET) == HeadSpec.of("linear")
-    assert head_for("simple-cnn") == HeadSpec.of("flatten-mlp", widths=(120, 84))
+    assert head_for("simple-cnn") == HeadSpec.of("flatten-mlp", hidden_sizes=(120, 84))
     assert head_for("simple-cnn", "linear") == HeadSpec.of("linear")
-    assert head_for(NET, "mlp", widths=(4,), dropout=None, seed=3) == HeadSpec.of("mlp", widths=(4,), seed=3)
+    assert head_for(NET, "mlp", hidden_sizes=(4,), dropout=None, seed=3) == HeadSpec.of(
+        "mlp", hidden_sizes=(4,), seed=3
+    )
     for kind, given, message in (
         ("knn", {}, "head must be linear or mlp, got 'knn'"),
-        (None, {"widths": (4,)}, "widths does not apply to linear heads"),
+        (None, {"hidden_sizes": (4,)}, "hidden_sizes does not apply to linear heads"),
     ):
         with pytest.raises(ValueError, match=message):
             head_for(NET, kind, **given)
@@ -300,7 +304,7 @@ def test_images_that_were_added_since_are_another_training(images: Path, tmp_pat
         ({"how": recipe(Stage("layer9", 1))}, UsageError, "'layer9' is in the name of no parameter"),
         ({"how": recipe(precision="tf32")}, UsageError, "--precision tf32 needs a GPU"),
         ({"how": recipe(precision="float16")}, UsageError, "--precision float16 needs a GPU"),
-        ({"how": recipe(batch_rows=1)}, UsageError, "a batch norm that learns cannot see one image at a time"),
+        ({"how": recipe(batch_size=1)}, UsageError, "a batch norm that learns cannot see one image at a time"),
         ({"how": recipe(optimizer="sgd", lr=1000.0, backbone_lr=1000.0)}, UsageError, "the training diverged in epoch"),
         ({"operating_point": "best"}, UsageError, "is no rule for an operating point"),
         ({"target": TargetSpec(("height",))}, UsageError, "height"),

@@ -22,7 +22,7 @@ from featcache.runs import Run
 from featcache.splits.protocol import SplitSpec
 from featcache.splits.task import TargetSpec
 from featcache.store import Store
-from featcache.training.train_head import ReportSpec, train_head
+from featcache.training.train_head import SelectionSpec, train_head
 from tests.conftest import make_store, two_clouds
 from tests.test_baselines import write_store
 
@@ -71,16 +71,18 @@ THREE_FINDINGS = TargetSpec(("f0", "f1", "f2"))
 
 # --- what chooses is not what is reported -----------------------------------------------------------------------------
 
-EARLY = [
-    HeadSpec(epochs=8, lr=lr, early_stopping=2, schedule=how) for lr in (0.01, 0.1) for how in ("plateau", "cosine")
-]
+EARLY = [HeadSpec(epochs=8, lr=lr, patience=2, schedule=how) for lr in (0.01, 0.1) for how in ("plateau", "cosine")]
 POISONED = {
-    "folds": (EARLY[1:3], SplitSpec(folds=3), ReportSpec(operating_point="youden")),
-    "hold-out": (EARLY[::2], SplitSpec(), ReportSpec(operating_point="sensitivity=0.9", refit_all=True)),
-    "mlp": (grid(["mlp"], {"widths": [(8,), (4, 4)], "epochs": [4]}), SplitSpec(repeats=2), ReportSpec(select="loss")),
-    "solved": (grid(["logreg", "ridge", "knn"], {}), SplitSpec(folds=3), ReportSpec(operating_point="f1")),
-    "nested": (grid(["ridge"], {}), SplitSpec(folds=3, nested=True), ReportSpec(select="f1")),
-    "one": (EARLY[0], SplitSpec(val_fraction=0.3), ReportSpec(operating_point="youden")),
+    "folds": (EARLY[1:3], SplitSpec(n_splits=3), SelectionSpec(operating_point="youden")),
+    "hold-out": (EARLY[::2], SplitSpec(), SelectionSpec(operating_point="sensitivity=0.9", refit_all=True)),
+    "mlp": (
+        grid(["mlp"], {"hidden_sizes": [(8,), (4, 4)], "epochs": [4]}),
+        SplitSpec(n_repeats=2),
+        SelectionSpec(select="loss"),
+    ),
+    "solved": (grid(["logreg", "ridge", "knn"], {}), SplitSpec(n_splits=3), SelectionSpec(operating_point="f1")),
+    "nested": (grid(["ridge"], {}), SplitSpec(n_splits=3, nested=True), SelectionSpec(select="f1")),
+    "one": (EARLY[0], SplitSpec(val_fraction=0.3), SelectionSpec(operating_point="youden")),
 }
 
 
@@ -134,9 +136,9 @@ def contains(interval: list[float], value: float) -> bool:
 def test_folds_find_nothing_in_noise(tmp_path: Path) -> None:
     """Also where the best of many epochs is taken: it is the best of other rows than those reported."""
     x, columns = noise(400, 40, 0)
-    spec = HeadSpec(lr=0.05, epochs=12, early_stopping=12, schedule="constant")
+    spec = HeadSpec(lr=0.05, epochs=12, patience=12, schedule="constant")
     for name, head in (("early", spec), ("ridge", HeadSpec.of("ridge", alpha=100.0))):
-        run = train(tmp_path / name, x, columns, head, split=SplitSpec(folds=4))
+        run = train(tmp_path / name, x, columns, head, split=SplitSpec(n_splits=4))
         assert contains(run.metrics("val")["intervals"]["auroc"], 0.5)
     assert run.metrics("train")["auroc"] > 0.6
 
@@ -144,9 +146,9 @@ def test_folds_find_nothing_in_noise(tmp_path: Path) -> None:
 def test_the_outer_folds_of_a_sweep_find_nothing_in_noise(tmp_path: Path) -> None:
     """While the best candidate looks better than chance: it was chosen for that."""
     x, columns = noise(120, 6, 1)
-    options = {"neighbors": list(range(1, 40, 2)), "alpha": [1.0, 1e3], "epochs": [2], "lr": [0.001, 0.1]}
+    options = {"n_neighbors": list(range(1, 40, 2)), "alpha": [1.0, 1e3], "epochs": [2], "lr": [0.001, 0.1]}
     specs = grid(["knn", "ridge", "linear"], {**options, "scale": ["rms", "standard"]})
-    run = train(tmp_path, x, columns, specs, split=SplitSpec(folds=3, nested=True))
+    run = train(tmp_path, x, columns, specs, split=SplitSpec(n_splits=3, nested=True))
     outer = run.metrics("outer")
     assert contains(outer["intervals"]["auroc"], 0.5)
     assert float(run.sweep()[0]["auroc_mean"]) > max(0.53, outer["auroc"])
@@ -158,7 +160,11 @@ def test_shuffled_labels_are_chance_where_the_head_is_good(tmp_path: Path) -> No
     for split in ([""] * 160, ["train"] * 100 + ["test"] * 60):
         columns = {"label": labels, "split": split}
         run = train(
-            tmp_path / f"{split[0]}-", x, columns, HeadSpec.of("ridge", alpha=100.0), report=ReportSpec(permutations=20)
+            tmp_path / f"{split[0]}-",
+            x,
+            columns,
+            HeadSpec.of("ridge", alpha=100.0),
+            report=SelectionSpec(n_permutations=20),
         )
         found = run.record["baselines"]
         assert contains(found["permuted_labels"]["intervals"]["auroc"], 0.5)
@@ -174,7 +180,7 @@ DIVERGING = HeadSpec(optimizer="sgd", lr=1000.0, weight_decay=1000.0, epochs=20,
 def test_the_best_of_a_sweep_is_trained_and_all_are_listed(tmp_path: Path) -> None:
     x, labels = two_clouds(120, 8)
     specs = [DIVERGING, *grid(["linear"], {"lr": [1e-6, 0.03], "epochs": [4], "seed": [0, 1]})]
-    run = train(tmp_path, x, {"label": labels}, specs, split=SplitSpec(folds=3))
+    run = train(tmp_path, x, {"label": labels}, specs, split=SplitSpec(n_splits=3))
     sweep = run.sweep()
     assert list(sweep[0])[:7] == ["rank", "optimizer", "lr", "weight_decay", "epochs", "schedule", "n_fits"]
     assert [row["rank"] for row in sweep] == ["1", "2", "3"]
@@ -193,7 +199,7 @@ def test_the_winner_is_the_best_by_what_was_asked(tmp_path: Path, select: str) -
     """Which is not the same: a weak penalty ranks well with probabilities that are much too sure."""
     x, labels = two_clouds(160, 40, apart=1.5)
     specs = grid(["logreg"], {"C": [1e-7, 1e-3, 0.1, 1e5]})
-    run = train(tmp_path, x, {"label": labels}, specs, report=ReportSpec(select=select), split=SplitSpec(folds=2))
+    run = train(tmp_path, x, {"label": labels}, specs, report=SelectionSpec(select=select), split=SplitSpec(n_splits=2))
     score = {float(row["C"]): float(row[f"{select}_mean"]) for row in run.sweep()}
     best = min if select == "loss" else max
     assert best(score, key=score.__getitem__) == run.spec.C
@@ -204,10 +210,10 @@ def test_the_winner_is_the_best_by_what_was_asked(tmp_path: Path, select: str) -
 
 def test_of_equal_specs_the_first_wins(tmp_path: Path) -> None:
     x, labels = np.ones((60, 3)), two_clouds(60, 3)[1]
-    specs = grid(["knn"], {"neighbors": [9, 1, 5]})
+    specs = grid(["knn"], {"n_neighbors": [9, 1, 5]})
     run = train(tmp_path, x, {"label": labels}, specs)
-    assert run.spec.neighbors == 9
-    assert [row["neighbors"] for row in run.sweep()] == ["9", "1", "5"]
+    assert run.spec.n_neighbors == 9
+    assert [row["n_neighbors"] for row in run.sweep()] == ["9", "1", "5"]
 
 
 def test_a_training_that_diverges_says_so(tmp_path: Path) -> None:
@@ -224,9 +230,9 @@ def test_a_training_that_diverges_says_so(tmp_path: Path) -> None:
 def test_a_hold_out_head_may_be_trained_on_the_held_rows_in_the_end(tmp_path: Path) -> None:
     x, labels = two_clouds(120, 6)
     columns = {"label": labels, "split": ["train"] * 80 + ["test"] * 40}
-    said = ReportSpec(operating_point="youden")
+    said = SelectionSpec(operating_point="youden")
     kept = train(tmp_path / "kept", x, columns, report=said)
-    all_of_it = train(tmp_path / "all", x, columns, report=ReportSpec(operating_point="youden", refit_all=True))
+    all_of_it = train(tmp_path / "all", x, columns, report=SelectionSpec(operating_point="youden", refit_all=True))
     assert [run.metrics("train")["n"] for run in (kept, all_of_it)] == [64, 80]
     assert kept.metrics("val") == all_of_it.metrics("val")
     assert kept.record["operating_point"]["threshold"] == all_of_it.record["operating_point"]["threshold"]
@@ -239,24 +245,24 @@ def test_folds_end_in_a_head_of_all_rows_and_a_prediction_of_each_by_one_that_ha
 ) -> None:
     x, labels = two_clouds(90, 6)
     columns = {"label": labels, "split": ["train"] * 60 + ["val"] * 12 + ["test"] * 18}
-    run = train(tmp_path, x, columns, HeadSpec.of("ridge"), split=SplitSpec(folds=4, repeats=repeats))
+    run = train(tmp_path, x, columns, HeadSpec.of("ridge"), split=SplitSpec(n_splits=4, n_repeats=repeats))
     named = [row["image_id"] for row in side(run, "val")]
     assert named == [row["image_id"] for row in side(run, "train")] == [f"image{i:05d}" for i in range(72)]
     numbers = {"0", "1", "2", "3"} if repeats == 1 else {""}  # a row of several repeats is in no one fold
     assert {row["fold"] for row in side(run, "val")} == numbers
     unseen, seen = ([float(row["p_sick"]) for row in side(run, name)] for name in ("val", "train"))
     assert np.abs(np.subtract(unseen, seen)).min() > 1e-6
-    whole = train(tmp_path / "whole", x[:72], {"label": labels[:72]}, HeadSpec.of("ridge"), split=SplitSpec(folds=2))
+    whole = train(tmp_path / "whole", x[:72], {"label": labels[:72]}, HeadSpec.of("ridge"), split=SplitSpec(n_splits=2))
     for name, tensor in whole.weights().items():
         np.testing.assert_allclose(run.weights()[name], tensor, atol=1e-6)
 
 
 KIND_SPECS = [
     HeadSpec(epochs=3),
-    HeadSpec.of("mlp", widths=(8, 5), epochs=3, activation="gelu", scale="standard"),
+    HeadSpec.of("mlp", hidden_sizes=(8, 5), epochs=3, activation="gelu", scale="standard"),
     HeadSpec.of("logreg"),
-    HeadSpec.of("ridge", class_weights="balanced"),
-    HeadSpec.of("knn", neighbors=3),
+    HeadSpec.of("ridge", class_weight="balanced"),
+    HeadSpec.of("knn", n_neighbors=3),
 ]
 
 
@@ -293,7 +299,7 @@ def test_a_feature_map_head_works_on_the_feature_map(tmp_path: Path) -> None:
     maps = np.random.default_rng(0).standard_normal((60, 3, 2, 2))
     maps[:, 0, 0, 0] += [3.0 if label == "sick" else -3.0 for label in labels]
     ids = [f"image{i:05d}" for i in range(60)]
-    spec = HeadSpec.of("flatten-mlp", widths=(8,), epochs=10, lr=0.01)
+    spec = HeadSpec.of("flatten-mlp", hidden_sizes=(8,), epochs=10, lr=0.01)
     with Store.open(write_store(tmp_path / "s.h5", {"pooled": x, "grid": maps}, ids, {"label": labels})) as store:
         run = train_head(store, [spec, HeadSpec(epochs=2)], tmp_path / "run")
     assert run.spec == spec
@@ -347,7 +353,7 @@ def test_classes_are_told_apart_one_by_one(tmp_path: Path) -> None:
 def test_findings_are_told_apart_one_by_one(tmp_path: Path) -> None:
     x, columns = findings(200, 8)
     columns["split"] = ["train"] * 140 + ["test"] * 60
-    run = train(tmp_path, x, columns, grid(["ridge"], {}), target=THREE_FINDINGS, split=SplitSpec(folds=3))
+    run = train(tmp_path, x, columns, grid(["ridge"], {}), target=THREE_FINDINGS, split=SplitSpec(n_splits=3))
     test = run.metrics("test")
     for c, each in enumerate(test["per_class"]):
         said = columns[f"f{c}"][140:]
@@ -367,7 +373,7 @@ def test_an_operating_point_is_of_two_classes(tmp_path: Path, what: str) -> None
     if what == "findings":
         (x, columns), target = findings(60, 4), THREE_FINDINGS
     with pytest.raises(UsageError, match=r"--operating-point is for two classes\."):
-        train(tmp_path, x, columns, target=target, report=ReportSpec(operating_point="youden"))
+        train(tmp_path, x, columns, target=target, report=SelectionSpec(operating_point="youden"))
 
 
 @pytest.mark.parametrize("positive", ["normal", "sick"])
@@ -375,8 +381,8 @@ def test_an_operating_point_is_of_two_classes(tmp_path: Path, what: str) -> None
 def test_the_operating_point_is_chosen_on_val_and_counted_on_test(tmp_path: Path, rule: str, positive: str) -> None:
     x, labels = two_clouds(300, 8)
     columns = {"label": labels, "split": ["train"] * 200 + ["test"] * 100}
-    asked = {"report": ReportSpec(operating_point=rule), "target": TargetSpec(positive=positive)}
-    run = train(tmp_path, x, columns, HeadSpec.of("ridge"), split=SplitSpec(folds=4), **asked)
+    asked = {"report": SelectionSpec(operating_point=rule), "target": TargetSpec(positive=positive)}
+    run = train(tmp_path, x, columns, HeadSpec.of("ridge"), split=SplitSpec(n_splits=4), **asked)
     point = run.record["operating_point"]
     assert (point["rule"], point["chosen_on"]) == (rule, "val")
     name, _, value = rule.partition("=")
@@ -400,7 +406,7 @@ def test_an_operating_point_without_a_row_of_each_class_is_refused(tmp_path: Pat
     x, labels = two_clouds(80, 4)
     where = ["train"] * 40 + ["val" if i % 2 else "train" for i in range(40)]
     with pytest.raises(UsageError, match="held rows, and those are 0 normal and 20 sick"):
-        train(tmp_path, x, {"label": labels, "split": where}, report=ReportSpec(operating_point="youden"))
+        train(tmp_path, x, {"label": labels, "split": where}, report=SelectionSpec(operating_point="youden"))
 
 
 def test_the_temperature_makes_val_no_worse_and_changes_no_ranking(tmp_path: Path) -> None:
@@ -421,7 +427,7 @@ def test_the_notes_say_what_the_val_rows_chose(tmp_path: Path) -> None:
     assert "the val rows chose the best of 3 specs, so their numbers are too good" in note
     assert notes_of(train(tmp_path / "2", x, whole, specs[0])) == []
     assert notes_of(train(tmp_path / "3", x, with_test, specs)) == []
-    assert notes_of(train(tmp_path / "4", x, whole, specs, split=SplitSpec(folds=3, nested=True))) == []
+    assert notes_of(train(tmp_path / "4", x, whole, specs, split=SplitSpec(n_splits=3, nested=True))) == []
 
 
 def test_a_note_says_that_test_images_are_unlike_the_others(tmp_path: Path) -> None:
@@ -445,7 +451,7 @@ def test_the_note_names_what_disagrees_where_is_decided(tmp_path: Path, rule: st
     direction = x[1::2].mean(axis=0) - x[::2].mean(axis=0)
     x[120:] += direction
     columns = {"label": labels, "split": ["train"] * 120 + ["test"] * 120}
-    how = {"split": SplitSpec(folds=3), "report": ReportSpec(operating_point=rule)}
+    how = {"split": SplitSpec(n_splits=3), "report": SelectionSpec(operating_point=rule)}
     run = train(tmp_path, x, columns, HeadSpec.of("ridge"), **how)
     (note,) = notes_of(run)
     sides = run.record["operating_point"] if rule else run.record["metrics"]
@@ -466,11 +472,11 @@ def printed(run: Run) -> str:
 def test_what_looks_like_a_contradiction_is_explained(tmp_path: Path) -> None:
     x, labels = two_clouds(60, 6)
     one = HeadSpec.of("ridge")
-    text = printed(train(tmp_path / "1", x, {"label": labels}, one, split=SplitSpec(folds=3, nested=True)))
+    text = printed(train(tmp_path / "1", x, {"label": labels}, one, split=SplitSpec(n_splits=3, nested=True)))
     assert "train and val are the same rows: val by heads that have not seen them, train by the one that has" in text
     assert "outer is val: there was one head, and nothing to choose" in text
     seeds = [replace(QUICK, seed=seed, lr=lr) for seed in (0, 1) for lr in (0.003, 0.01)]
-    text = printed(train(tmp_path / "2", x, {"label": labels}, seeds, split=SplitSpec(folds=3)))
+    text = printed(train(tmp_path / "2", x, {"label": labels}, seeds, split=SplitSpec(n_splits=3)))
     assert "4 heads have 2 ranks: those that differ in nothing but the seed share one" in text
     assert "ranks are by the mean over folds and seeds; val, below, is of the rows of all folds at once" in text
     assert "best of 4 heads" in text
@@ -481,7 +487,7 @@ def test_what_looks_like_a_contradiction_is_explained(tmp_path: Path) -> None:
 def test_two_test_classes_of_which_one_is_missing_are_reported_without_a_ranking(tmp_path: Path) -> None:
     x, labels = two_clouds(120, 6)
     where = ["train"] * 80 + ["test" if i % 2 else "" for i in range(40)]
-    run = train(tmp_path, x, {"label": labels, "split": where}, report=ReportSpec(permutations=2))
+    run = train(tmp_path, x, {"label": labels, "split": where}, report=SelectionSpec(n_permutations=2))
     test = run.metrics("test")
     assert (test["auroc"], test["specificity"], test["support"]) == (None, None, [0, 20])
     assert "auroc" not in test["intervals"]
@@ -495,7 +501,7 @@ def test_another_store_is_compared_by_the_names_of_its_rows(tmp_path: Path, spli
     order = np.random.default_rng(0).permutation(120)
     ids = [f"image{i:05d}" for i in order]
     other = write_store(tmp_path / "other" / "o.h5", {"pooled": x[order]}, ids, {})
-    run = train(tmp_path, x, {"label": labels, "split": split}, report=ReportSpec(compare=(other,)))
+    run = train(tmp_path, x, {"label": labels, "split": split}, report=SelectionSpec(compare=(other,)))
     (found,) = run.record["baselines"]["other_stores"]
     own = run.metrics(run.record["baselines"]["on"])
     assert found["store"] == "o.h5"
@@ -504,7 +510,7 @@ def test_another_store_is_compared_by_the_names_of_its_rows(tmp_path: Path, spli
         assert found["intervals"][name] == pytest.approx(own["intervals"][name])
     lacking = write_store(tmp_path / "other" / "less.h5", {"pooled": x[:100]}, ids[:100], {})
     with pytest.raises(UsageError, match=r"less\.h5 has not all images of this store: 20 lack"):
-        train(tmp_path / "2", x, {"label": labels}, report=ReportSpec(compare=(lacking,)))
+        train(tmp_path / "2", x, {"label": labels}, report=SelectionSpec(compare=(lacking,)))
 
 
 # --- the Run ----------------------------------------------------------------------------------------------------------
@@ -554,7 +560,7 @@ def test_a_run_may_be_repeated_in_its_place_and_no_other_may_take_it(run: Run, t
         assert contents(again) == before
         assert {**again.record, "seconds": 0} == {**record, "seconds": 0}
         for other in (
-            {"specs": HeadSpec(epochs=7)}, {"split": SplitSpec(seed=1)}, {"report": ReportSpec(refit_all=True)},
+            {"specs": HeadSpec(epochs=7)}, {"split": SplitSpec(seed=1)}, {"report": SelectionSpec(refit_all=True)},
             {"target": TargetSpec(positive="normal")}, {"split": SplitSpec(val_fraction=0.3)},
         ):  # fmt: skip
             with pytest.raises(UsageError, match="holds another Run"):
@@ -622,9 +628,9 @@ def test_run_json_has_no_nan(tmp_path: Path) -> None:
     columns["f2"][45:] = ["0"] * 15
     runs = [
         train(tmp_path / "1", x, {"label": ["a", "b"] * 22 + ["a"] * 16, "split": where}),
-        train(tmp_path / "2", y, {**columns, "split": where}, target=THREE_FINDINGS, split=SplitSpec(folds=3)),
-        train(tmp_path / "3", np.zeros((60, 4)), {"label": labels}, report=ReportSpec(operating_point="youden")),
-        train(tmp_path / "4", x, {"label": labels}, [DIVERGING, QUICK], report=ReportSpec(permutations=2)),
+        train(tmp_path / "2", y, {**columns, "split": where}, target=THREE_FINDINGS, split=SplitSpec(n_splits=3)),
+        train(tmp_path / "3", np.zeros((60, 4)), {"label": labels}, report=SelectionSpec(operating_point="youden")),
+        train(tmp_path / "4", x, {"label": labels}, [DIVERGING, QUICK], report=SelectionSpec(n_permutations=2)),
     ]
     for run in runs:
         text = (run.path / "run.json").read_text("utf-8")
@@ -639,21 +645,21 @@ def test_run_json_has_no_nan(tmp_path: Path) -> None:
     ("n", "specs", "split"),
     [
         (4, QUICK, SplitSpec()),
-        (6, HeadSpec(epochs=1, batch_rows=10**6), SplitSpec()),
-        (6, HeadSpec.of("mlp", epochs=2, batch_rows=1), SplitSpec(folds=2)),
-        (6, HeadSpec(epochs=2, early_stopping=1), SplitSpec(folds=3)),
-        (12, HeadSpec(epochs=2, early_stopping=1, schedule="plateau"), SplitSpec(folds=3, repeats=2)),
-        (12, HeadSpec.of("knn", neighbors=1000), SplitSpec(folds=6)),
-        (12, grid(["logreg", "ridge", "knn"], {}), SplitSpec(folds=2, nested=True)),
+        (6, HeadSpec(epochs=1, batch_size=10**6), SplitSpec()),
+        (6, HeadSpec.of("mlp", epochs=2, batch_size=1), SplitSpec(n_splits=2)),
+        (6, HeadSpec(epochs=2, patience=1), SplitSpec(n_splits=3)),
+        (12, HeadSpec(epochs=2, patience=1, schedule="plateau"), SplitSpec(n_splits=3, n_repeats=2)),
+        (12, HeadSpec.of("knn", n_neighbors=1000), SplitSpec(n_splits=6)),
+        (12, grid(["logreg", "ridge", "knn"], {}), SplitSpec(n_splits=2, nested=True)),
         (20, QUICK, SplitSpec(val_fraction=0.95)),
-        (20, QUICK, SplitSpec(repeats=3, seed=2**32 - 1)),
+        (20, QUICK, SplitSpec(n_repeats=3, seed=2**32 - 1)),
     ],
     ids=["4", "one-batch", "batches-of-one", "watch-1", "watch-2", "knn", "nested", "most-held", "last-seed"],
 )
 def test_very_few_rows_are_enough(tmp_path: Path, n: int, specs: Any, split: SplitSpec) -> None:
     x, labels = two_clouds(n, 3)
-    run = train(tmp_path, x, {"label": labels}, specs, split=split, report=ReportSpec(permutations=1))
-    assert run.metrics("train")["n"] + (run.metrics("val")["n"] if split.folds is None else 0) >= n
+    run = train(tmp_path, x, {"label": labels}, specs, split=split, report=SelectionSpec(n_permutations=1))
+    assert run.metrics("train")["n"] + (run.metrics("val")["n"] if split.n_splits is None else 0) >= n
 
 
 @pytest.mark.parametrize(
@@ -684,7 +690,7 @@ def test_one_large_group_is_no_fold(tmp_path: Path) -> None:
     x, labels = two_clouds(80, 3)
     columns = {"label": labels, "group": ["p"] * 70 + [f"q{i}" for i in range(10)]}
     with pytest.raises(UsageError, match=r"the largest group has 70 rows, more than one of 3 folds of 80 rows holds"):
-        train(tmp_path, x, columns, split=SplitSpec(folds=3))
+        train(tmp_path, x, columns, split=SplitSpec(n_splits=3))
 
 
 def test_rows_without_a_label_or_a_side_are_left_out_and_counted(tmp_path: Path) -> None:
@@ -710,7 +716,7 @@ def test_near_duplicates_are_told_and_listed(tmp_path: Path) -> None:
     x, labels = two_clouds(60, 4)
     x[40] = x[0] * 2
     notes: list[str] = []
-    split = SplitSpec(near_duplicates=0.99999, folds=3)
+    split = SplitSpec(near_duplicates=0.99999, n_splits=3)
     run = train(tmp_path, x, {"label": labels}, split=split, on_note=notes.append)
     assert notes[1:] == [
         "1 pair(s) of vectors have a cosine of 0.99999 or more. The first: image00000 and image00040 (1.0000)."
@@ -741,18 +747,18 @@ def test_names_that_would_be_formulas_or_line_ends_survive(tmp_path: Path) -> No
             {"select": "recall"},
             "select must be one of auroc, f1, balanced_accuracy, accuracy, auprc, loss, got 'recall'",
         ),
-        ({"permutations": -1}, "permutations must be from 0 to 1000, got -1"),
+        ({"n_permutations": -1}, "n_permutations must be from 0 to 1000, got -1"),
     ],
 )
 def test_an_impossible_report_is_refused_at_birth(given: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        ReportSpec(**given)
+        SelectionSpec(**given)
 
 
 def test_an_unknown_operating_rule_is_refused_before_anything_is_trained(tmp_path: Path) -> None:
     x, labels = two_clouds(40, 4)
     with pytest.raises(UsageError, match="'best' is no rule for an operating point"):
-        train(tmp_path, x, {"label": labels}, report=ReportSpec(operating_point="best"))
+        train(tmp_path, x, {"label": labels}, report=SelectionSpec(operating_point="best"))
 
 
 def test_options_that_change_numbers_make_another_run(tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ Point = Mapping[str, float]
 
 def recipe(*stages: Stage, **given: Any) -> Recipe:
     """Quick to learn, and nothing augmented."""
-    return Recipe(**{"stages": stages or (LAST,), "batch_rows": 8, "lr": 0.01, "augment": None, **given})
+    return Recipe(**{"stages": stages or (LAST,), "batch_size": 8, "lr": 0.01, "augment": None, **given})
 
 
 class Bench:
@@ -154,7 +154,7 @@ def plain_loop(bench: Bench, how: Recipe, parent: str) -> tuple[np.ndarray, dict
     x, y = all_pixels(bench, start), torch.from_numpy(start.task.labels)
     fold, rms = start.protocol.folds[0], start.feature_rms
     weight = torch.ones(2)
-    if how.class_weights == "balanced":
+    if how.class_weight == "balanced":
         balanced = compute_class_weight("balanced", classes=np.arange(2), y=y[fold.train].numpy())
         weight = torch.from_numpy(balanced).float()
     found, epoch = [], 0
@@ -192,17 +192,17 @@ def plain_loop(bench: Bench, how: Recipe, parent: str) -> tuple[np.ndarray, dict
 
 def batches(train: np.ndarray, how: Recipe, epoch: int) -> list[np.ndarray]:
     order = np.random.default_rng((how.seed, epoch)).permutation(len(train))
-    return np.array_split(train[order], math.ceil(len(train) / how.batch_rows))
+    return np.array_split(train[order], math.ceil(len(train) / how.batch_size))
 
 
 def plain_head(start: Start) -> nn.Module:
     """torch's own layers with the Run's weights, for features that were divided by their root mean square. A bias
     before a batch norm stays: it has no effect, and a gradient of rounding errors."""
     tensors = {name: torch.from_numpy(array).clone() for name, array in start.tensors.items()}
-    first = "hidden.0.weight" if start.head.widths else "weight"
+    first = "hidden.0.weight" if start.head.hidden_sizes else "weight"
     tensors[first] *= start.feature_rms
     layers: list[nn.Module] = []
-    for i, width in enumerate(start.head.widths):
+    for i, width in enumerate(start.head.hidden_sizes):
         affine = linear(tensors[f"hidden.{i}.weight"], tensors[f"hidden.{i}.bias"])
         affine.bias.requires_grad_(False)
         norm = nn.BatchNorm1d(width)
@@ -234,8 +234,8 @@ def all_pixels(bench: Bench, start: Start) -> torch.Tensor:
     [
         ("uneven", recipe(lr=0.001)),
         ("mlp", recipe(Stage("all", 2), lr=0.001, dropout=0.0, label_smoothing=0.1)),
-        ("linear", recipe(EARLIER, LAST, lr=0.001, weight_decay=0.01, class_weights="none", schedule="constant")),
-        ("mlp", recipe(Stage(CONVOLUTIONS, 3), lr=0.001, dropout=0.0, batch_rows=5, seed=3)),
+        ("linear", recipe(EARLIER, LAST, lr=0.001, weight_decay=0.01, class_weight="none", schedule="constant")),
+        ("mlp", recipe(Stage(CONVOLUTIONS, 3), lr=0.001, dropout=0.0, batch_size=5, seed=3)),
     ],
 )
 def test_losses_are_those_of_a_plain_loop_in_torch(bench: Bench, tmp_path: Path, parent: str, how: Recipe) -> None:
@@ -279,7 +279,7 @@ def best_at(evaluation: int) -> Score:
 
 @pytest.mark.parametrize("images", [True, False])
 def test_nothing_moves_but_what_learns(bench: Bench, tmp_path: Path, images: bool) -> None:
-    """Norms of the part that learns move with their statistics, all others by no bit."""
+    """FreezeBn of the part that learns move with their statistics, all others by no bit."""
     tuner, start = bench.tuner(recipe(), images=images, score=rising())
     run(tuner, tmp_path / "run")
     state = start.backbone.module.state_dict()
@@ -296,7 +296,7 @@ def test_convolutions_learn_while_the_norms_between_them_stay(bench: Bench, tmp_
 
 
 def test_frozen_norms_do_not_move_while_all_else_of_the_block_learns(bench: Bench, tmp_path: Path) -> None:
-    tuner, start = bench.tuner(recipe(norms="frozen"), score=rising())
+    tuner, start = bench.tuner(recipe(freeze_bn="yes"), score=rising())
     run(tuner, tmp_path / "run")
     norms = {name for name, part in start.backbone.module.named_modules() if isinstance(part, nn.BatchNorm2d)}
     parameters = [name for name, _ in start.backbone.module.named_parameters() if name.startswith(OF_LAST)]
@@ -378,9 +378,11 @@ def test_the_logits_before_and_after_are_those_of_what_is_kept(bench: Bench, tmp
 def test_a_batch_in_pieces_is_the_batch_where_no_norm_learns(bench: Bench, tmp_path: Path, parent: str) -> None:
     """Gradients are added up; dropout drops the same units, whatever piece a row is in."""
     found = []
-    for accumulate in (1, 3, 4, 8):
-        how = recipe(Stage(CONVOLUTIONS, 2), accumulate=accumulate, dropout=0.4, optimizer="sgd", backbone_lr=0.01)
-        found.append(losses(run(bench.tuner(how, parent)[0], tmp_path / f"{accumulate}").history))
+    for grad_accumulation in (1, 3, 4, 8):
+        how = recipe(
+            Stage(CONVOLUTIONS, 2), grad_accumulation=grad_accumulation, dropout=0.4, optimizer="sgd", backbone_lr=0.01
+        )
+        found.append(losses(run(bench.tuner(how, parent)[0], tmp_path / f"{grad_accumulation}").history))
     for each in found[1:]:
         np.testing.assert_allclose(each, found[0], rtol=1e-5, atol=1e-5)
 
@@ -393,7 +395,7 @@ def test_dropout_changes_the_training_and_not_the_scores(bench: Bench, tmp_path:
 
 
 def test_a_piece_too_small_for_the_norms_is_refused_with_the_way_out(bench: Bench, tmp_path: Path) -> None:
-    for how in (recipe(batch_rows=1), recipe(batch_rows=8, accumulate=8)):
+    for how in (recipe(batch_size=1), recipe(batch_size=8, grad_accumulation=8)):
         with pytest.raises(UsageError, match=r"a batch norm that learns cannot see one image at a time: .*batch-rows"):
             run(bench.tuner(how)[0], tmp_path / "run")
 
@@ -412,7 +414,7 @@ def test_bfloat16_learns_nearly_the_same_and_keeps_float32(bench: Bench, tmp_pat
     [
         ({"schedule": "constant"}, [1, 1, 1, 1]),
         ({"schedule": "cosine"}, [1, 0.5, 1, 0.5]),
-        ({"schedule": "plateau", "patience": 1}, [1, 1, 1, 1]),
+        ({"schedule": "plateau", "lr_patience": 1}, [1, 1, 1, 1]),
     ],
 )
 def test_rates_follow_the_schedule_of_each_stage_anew(
@@ -426,7 +428,7 @@ def test_rates_follow_the_schedule_of_each_stage_anew(
             found.append(self.param_groups[1]["lr"])
             return super().step(*arguments, **named)
 
-    how = recipe(LAST, Stage(CONVOLUTIONS, 2), optimizer="sgd", momentum=0.0, batch_rows=64, lr=1e-3, **given)
+    how = recipe(LAST, Stage(CONVOLUTIONS, 2), optimizer="sgd", momentum=0.0, batch_size=64, lr=1e-3, **given)
     tuner, _ = bench.tuner(how)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(learning._OPTIMIZERS, "sgd", Noting)
@@ -437,10 +439,10 @@ def test_rates_follow_the_schedule_of_each_stage_anew(
 # --- a training that goes wrong ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("batch_rows", [8, 64])
-def test_a_training_that_diverges_says_so(bench: Bench, tmp_path: Path, batch_rows: int) -> None:
+@pytest.mark.parametrize("batch_size", [8, 64])
+def test_a_training_that_diverges_says_so(bench: Bench, tmp_path: Path, batch_size: int) -> None:
     """Whether the losses are the first to show it, or with a single batch the validation rows."""
-    how = recipe(Stage("last-block", 9), optimizer="sgd", lr=1000.0, weight_decay=1000.0, batch_rows=batch_rows)
+    how = recipe(Stage("last-block", 9), optimizer="sgd", lr=1000.0, weight_decay=1000.0, batch_size=batch_size)
     with pytest.raises(UsageError, match=r"the training diverged in epoch \d: lower --lr and --backbone-lr\."):
         run(bench.tuner(how)[0], tmp_path / "run")
 
@@ -452,13 +454,13 @@ RISING = Stage("last-block", 6)
 STOPPED = {
     "adam": recipe(*TWO_STAGES, lr=0.02),
     "adamw, cosine": recipe(*TWO_STAGES, optimizer="adamw", weight_decay=0.1, schedule="cosine"),
-    "sgd, plateau": recipe(RISING, optimizer="sgd", schedule="plateau", patience=1, lr=3.0),
+    "sgd, plateau": recipe(RISING, optimizer="sgd", schedule="plateau", lr_patience=1, lr=3.0),
     "sgd without momentum, plateau": recipe(
-        RISING, optimizer="sgd", momentum=0.0, schedule="plateau", patience=1, lr=3.0
+        RISING, optimizer="sgd", momentum=0.0, schedule="plateau", lr_patience=1, lr=3.0
     ),
-    "early stopping": recipe(RISING, TWO_STAGES[1], lr=0.3, early_stopping=2),
+    "early stopping": recipe(RISING, TWO_STAGES[1], lr=0.3, patience=2),
     "early stopping without momentum": recipe(
-        RISING, TWO_STAGES[1], lr=3.0, optimizer="sgd", momentum=0.0, early_stopping=2, schedule="constant"
+        RISING, TWO_STAGES[1], lr=3.0, optimizer="sgd", momentum=0.0, patience=2, schedule="constant"
     ),
 }
 

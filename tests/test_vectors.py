@@ -21,14 +21,14 @@ from featcache.runs import Run
 from featcache.splits.protocol import SplitSpec
 from featcache.splits.task import TargetSpec
 from featcache.store import Store
-from featcache.training.train_head import ReportSpec, train_head
+from featcache.training.train_head import SelectionSpec, train_head
 from tests.conftest import two_clouds
 from tests.test_baselines import write_store
 from tests.test_cli import featcache
 
 N, D, K = 120, 8, 2
-DRAWN = HeadSpec(epochs=5, views=True)
-AVERAGED = ReportSpec(average_views=True)
+DRAWN = HeadSpec(epochs=5, augmentations=True)
+AVERAGED = SelectionSpec(tta=True)
 Columns = dict[str, list[str]]
 
 
@@ -84,8 +84,8 @@ def close(a: Mapping[str, Any], b: Mapping[str, Any]) -> None:
     "spec",
     [
         HeadSpec(epochs=5),
-        HeadSpec(epochs=8, lr=0.03, early_stopping=2, schedule="plateau", patience=1, scale="standard"),
-        HeadSpec.of("mlp", widths=(8,), epochs=4),
+        HeadSpec(epochs=8, lr=0.03, patience=2, schedule="plateau", lr_patience=1, scale="standard"),
+        HeadSpec.of("mlp", hidden_sizes=(8,), epochs=4),
         HeadSpec.of("logreg"),
         HeadSpec.of("ridge"),
         HeadSpec.of("knn"),
@@ -95,8 +95,8 @@ def close(a: Mapping[str, Any], b: Mapping[str, Any]) -> None:
 def test_views_that_are_copies_change_nothing(tmp_path: Path, spec: HeadSpec, average: bool) -> None:
     x, columns = data()
     plain = train(tmp_path / "plain", x, None, columns, spec)
-    drawn = replace(spec, views=True) if spec.is_trained else spec
-    same = train(tmp_path / "same", x, np.stack([x] * K, 1), columns, drawn, report=ReportSpec(average_views=average))
+    drawn = replace(spec, augmentations=True) if spec.is_trained else spec
+    same = train(tmp_path / "same", x, np.stack([x] * K, 1), columns, drawn, report=SelectionSpec(tta=average))
     for name, tensor in plain.weights().items():
         np.testing.assert_allclose(same.weights()[name], tensor, atol=1e-6)
     for ours, theirs in zip(table(same), table(plain), strict=True):
@@ -114,9 +114,9 @@ def test_what_the_views_contradict_is_not_learnt(tmp_path: Path, kind: str) -> N
     x[:, 0], x[:, 1] = 2 * sign, x[:, 1] + sign
     views = x[:, None].copy()
     views[:, :, 0] *= -1
-    spec = HeadSpec.of(kind, **({"widths": (8,), "dropout": 0.0} if kind == "mlp" else {}))
+    spec = HeadSpec.of(kind, **({"hidden_sizes": (8,), "dropout": 0.0} if kind == "mlp" else {}))
     plain, drawn = (
-        train(tmp_path / str(views_too), x, views, columns, replace(spec, views=views_too))
+        train(tmp_path / str(views_too), x, views, columns, replace(spec, augmentations=views_too))
         for views_too in (False, True)
     )
     assert plain.metrics("test")["accuracy"] > 0.98
@@ -147,8 +147,8 @@ def test_the_draw_belongs_to_the_split_and_not_to_the_head(tmp_path: Path) -> No
     x, columns = data()
     views = noisy(x)
     alone = train(tmp_path / "1", x, views, columns, DRAWN)
-    specs = [replace(DRAWN, lr=1e-9), replace(DRAWN, views=False, lr=1e-9), DRAWN]
-    best = train(tmp_path / "2", x, views, columns, specs, report=ReportSpec(select="loss"))
+    specs = [replace(DRAWN, lr=1e-9), replace(DRAWN, augmentations=False, lr=1e-9), DRAWN]
+    best = train(tmp_path / "2", x, views, columns, specs, report=SelectionSpec(select="loss"))
     assert best.spec == DRAWN
     for name, tensor in alone.weights().items():
         np.testing.assert_allclose(best.weights()[name], tensor, atol=1e-6)
@@ -159,37 +159,37 @@ def test_the_draw_belongs_to_the_split_and_not_to_the_head(tmp_path: Path) -> No
 def test_heads_with_and_without_views_are_a_sweep(tmp_path: Path) -> None:
     x, columns = data()
     specs = grid(["linear", "ridge"], {"views": [False, True], "epochs": [3], "alpha": [1.0]})
-    run = train(tmp_path, x, noisy(x), columns, specs, split=SplitSpec(folds=3))
+    run = train(tmp_path, x, noisy(x), columns, specs, split=SplitSpec(n_splits=3))
     assert sorted(row["views"] for row in run.sweep()) == ["", "False", "True"]
 
 
 # --- what scores ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("spec", [HeadSpec(views=True), HeadSpec(), HeadSpec.of("ridge"), HeadSpec.of("knn")])
+@pytest.mark.parametrize("spec", [HeadSpec(augmentations=True), HeadSpec(), HeadSpec.of("ridge"), HeadSpec.of("knn")])
 def test_the_mean_over_views_errs_less_where_each_of_them_is_noisy(tmp_path: Path, spec: HeadSpec) -> None:
     """And it is of the same head: averaging changes what is said of it, not what it learns."""
     x, columns = data(400, apart=4.0)
     single, mean = (
         train(tmp_path / str(average), noisy(x, 1, 4.0, 7)[:, 0], noisy(x, 8, 4.0), columns, spec, report=report)
-        for average, report in ((False, ReportSpec()), (True, AVERAGED))
+        for average, report in ((False, SelectionSpec()), (True, AVERAGED))
     )
     weights = [(run.path / "head.safetensors").read_bytes() for run in (single, mean)]
     assert weights[0] == weights[1]
     for side in ("val", "test"):
         assert mean.metrics(side)["auroc"] > single.metrics(side)["auroc"] + 0.03
         assert 1 - mean.metrics(side)["accuracy"] < 0.8 * (1 - single.metrics(side)["accuracy"])
-    assert (single.record["asked"]["average_views"], mean.record["asked"]["average_views"]) == (False, True)
+    assert (single.record["asked"]["tta"], mean.record["asked"]["tta"]) == (False, True)
 
 
 FINDINGS = TargetSpec(("f0", "f1"))
 CASES = {
     "linear": (DRAWN, SplitSpec(), 2),
-    "folds": (DRAWN, SplitSpec(folds=3), 2),
-    "nested": ([DRAWN, HeadSpec.of("ridge")], SplitSpec(folds=3, nested=True), 2),
-    "mlp": (HeadSpec.of("mlp", widths=(8,), epochs=4, views=True, early_stopping=2), SplitSpec(), 3),
+    "folds": (DRAWN, SplitSpec(n_splits=3), 2),
+    "nested": ([DRAWN, HeadSpec.of("ridge")], SplitSpec(n_splits=3, nested=True), 2),
+    "mlp": (HeadSpec.of("mlp", hidden_sizes=(8,), epochs=4, augmentations=True, patience=2), SplitSpec(), 3),
     "knn": (HeadSpec.of("knn"), SplitSpec(), 3),
-    "ridge": (HeadSpec.of("ridge"), SplitSpec(repeats=2), 3),
+    "ridge": (HeadSpec.of("ridge"), SplitSpec(n_repeats=2), 3),
     "findings": (DRAWN, SplitSpec(), 0),
     "knn findings": (HeadSpec.of("knn"), SplitSpec(), 0),
 }
@@ -208,7 +208,7 @@ def test_a_saved_run_says_of_all_vectors_of_a_row_what_its_predictions_say(tmp_p
         columns |= {f"f{c}": [str(int(v > 0)) if v > -1.5 else "" for v in x[:, c]] for c in range(2)}
     views = noisy(x).astype(np.float32)
     rule = "youden" if n_classes == 2 else None
-    report = replace(AVERAGED, permutations=2, refit_all=case == "linear", operating_point=rule)
+    report = replace(AVERAGED, n_permutations=2, refit_all=case == "linear", operating_point=rule)
     target = FINDINGS if n_classes == 0 else TargetSpec()
     run = train(tmp_path, x, views, columns, spec, split=split, report=report, target=target)
 
@@ -259,8 +259,8 @@ def test_curves_and_watched_rows_are_scored_as_all_others(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("specs", "split"),
     [
-        ([DRAWN, replace(DRAWN, lr=0.1, early_stopping=2)], SplitSpec()),
-        ([DRAWN, HeadSpec.of("ridge"), HeadSpec.of("knn")], SplitSpec(folds=3)),
+        ([DRAWN, replace(DRAWN, lr=0.1, patience=2)], SplitSpec()),
+        ([DRAWN, HeadSpec.of("ridge"), HeadSpec.of("knn")], SplitSpec(n_splits=3)),
     ],
     ids=["hold-out", "folds"],
 )
@@ -272,7 +272,7 @@ def test_the_views_of_test_rows_change_at_most_their_own_numbers(
     views = noisy(x)
     poisoned = views.copy()
     poisoned[N * 3 // 4 :] = np.random.default_rng(9).standard_normal(poisoned[N * 3 // 4 :].shape) * 1e3
-    report = ReportSpec(average_views=average, operating_point="f1", refit_all=True)
+    report = SelectionSpec(tta=average, operating_point="f1", refit_all=True)
     before, after = (
         train(tmp_path / str(i), x, each, columns, specs, split=split, report=report)
         for i, each in enumerate((views, poisoned))
@@ -292,10 +292,10 @@ def test_the_views_of_test_rows_change_at_most_their_own_numbers(
     assert before.metrics("test")["loss"] != after.metrics("test")["loss"]
 
 
-@pytest.mark.parametrize("spec", [DRAWN, HeadSpec.of("mlp", widths=(8,), epochs=3, views=True)])
+@pytest.mark.parametrize("spec", [DRAWN, HeadSpec.of("mlp", hidden_sizes=(8,), epochs=3, augmentations=True)])
 def test_the_same_training_makes_the_same_bytes(tmp_path: Path, spec: HeadSpec) -> None:
     x, columns = data()
-    report = replace(AVERAGED, permutations=2, operating_point="youden")
+    report = replace(AVERAGED, n_permutations=2, operating_point="youden")
     first, again = (train(tmp_path / str(i), x, noisy(x), columns, spec, report=report) for i in range(2))
     assert contents(first) == contents(again)
     assert said(first) == said(again)
@@ -319,7 +319,7 @@ def test_another_setting_is_another_run(tmp_path: Path) -> None:
     x, columns = data()
     store = Store.open(store_of(tmp_path / "s.h5", x, noisy(x), columns))
     train_head(store, DRAWN, tmp_path / "run")
-    for spec, report in ((replace(DRAWN, views=False), ReportSpec()), (DRAWN, AVERAGED)):
+    for spec, report in ((replace(DRAWN, augmentations=False), SelectionSpec()), (DRAWN, AVERAGED)):
         with pytest.raises(UsageError, match="holds another Run"):
             train_head(store, spec, tmp_path / "run", report=report)
     assert Run.open(tmp_path / "run").spec == DRAWN
@@ -344,22 +344,27 @@ def test_another_store_is_compared_with_its_views(tmp_path: Path, spec: HeadSpec
 
 # --- errors -----------------------------------------------------------------------------------------------------------
 
-NEED = r"s\.h5 has no augmented views\. Make a store with them: featcache embed --views K\."
-FLAT = HeadSpec.of("flatten-mlp", widths=(4,))
+NEED = r"s\.h5 has no augmented views\. Make a store with them: featcache embed --augmentations K\."
+FLAT = HeadSpec.of("flatten-mlp", hidden_sizes=(4,))
 
 
 @pytest.mark.parametrize(
     ("tap", "specs", "report", "message"),
     [
-        (None, DRAWN, ReportSpec(), NEED),
+        (None, DRAWN, SelectionSpec(), NEED),
         (None, HeadSpec.of("ridge"), AVERAGED, NEED),
         ((N, K, D), [DRAWN, FLAT], AVERAGED, r"flatten-mlp head works on grid features, which have no views"),
-        ((N, K, D + 1), DRAWN, ReportSpec(), r"features/views of shape \(120, 2, 9\) are no views of features/pooled"),
-        ((N, D), DRAWN, ReportSpec(), r"features/views of shape \(120, 8\) are no views"),
+        (
+            (N, K, D + 1),
+            DRAWN,
+            SelectionSpec(),
+            r"features/views of shape \(120, 2, 9\) are no views of features/pooled",
+        ),
+        ((N, D), DRAWN, SelectionSpec(), r"features/views of shape \(120, 8\) are no views"),
     ],
 )
 def test_what_has_no_views_is_refused_before_anything_is_trained(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tap: Any, specs: Any, report: ReportSpec, message: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tap: Any, specs: Any, report: SelectionSpec, message: str
 ) -> None:
     monkeypatch.setattr("featcache.training.selection.fit_all", None)
     x, columns = data()
@@ -376,7 +381,7 @@ def test_a_compared_store_without_views_is_refused_before_anything_is_trained(
     monkeypatch.setattr("featcache.training.selection.fit_all", None)
     x, columns = data()
     other = store_of(tmp_path / "other" / "o.h5", x, None, columns)
-    for spec, report in ((DRAWN, ReportSpec()), (HeadSpec(), AVERAGED)):
+    for spec, report in ((DRAWN, SelectionSpec()), (HeadSpec(), AVERAGED)):
         with pytest.raises(UsageError, match=r"o\.h5 has no augmented views"):
             train(tmp_path / spec.kind, x, noisy(x), columns, spec, report=replace(report, compare=(other,)))
 
@@ -384,9 +389,9 @@ def test_a_compared_store_without_views_is_refused_before_anything_is_trained(
 @pytest.mark.parametrize("kind", ["flatten-mlp", "logreg", "ridge", "knn"])
 def test_heads_that_cannot_draw_refuse_to(kind: str) -> None:
     with pytest.raises(ValueError, match=f"^views does not apply to {kind} heads$"):
-        HeadSpec.of(kind, views=True)
+        HeadSpec.of(kind, augmentations=True)
     with pytest.raises(ValueError, match=f"^views does not apply to {kind} heads$"):
-        grid([kind], {"views": [True]})
+        grid([kind], {"augmentations": [True]})
     with pytest.raises(ValueError, match=r"^views must be true or false, got 2$"):
         HeadSpec(views=2)
 
@@ -398,25 +403,25 @@ def test_the_command_learns_from_views_and_says_so(tmp_path: Path) -> None:
     x, columns = data()
     store_of(tmp_path / "v.h5", x, noisy(x), columns)
     how = ("v.h5", "--epochs", 3, "--positive", "sick")
-    done = featcache("train-head", *how, "--views", "--average-views", "-o", "run", "--json", cwd=tmp_path)
+    done = featcache("train-head", *how, "--augmentations", "--tta", "-o", "run", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
-    assert (answer["spec"]["views"], answer["average_views"]) == (True, True)
+    assert (answer["spec"]["views"], answer["tta"]) == (True, True)
     assert "of the mean over each image and its views" in " ".join(done.stderr.split())
     record = Run.open(tmp_path / "run").record
-    assert (record["heads"][0]["views"], record["asked"]["average_views"]) == (True, True)
+    assert (record["heads"][0]["views"], record["asked"]["tta"]) == (True, True)
     plain = json.loads(featcache("train-head", *how, "--json", cwd=tmp_path).stdout)
-    assert (plain["spec"]["views"], plain["average_views"]) == (False, False)
+    assert (plain["spec"]["views"], plain["tta"]) == (False, False)
     assert plain["test"]["loss"] != answer["test"]["loss"]
 
 
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--views",), "has no augmented views. Make a store with them: featcache embed --views K."),
-        (("--average-views", "--head", "knn"), "has no augmented views."),
-        (("--views", "--head", "knn"), "views does not apply to knn heads."),
-        (("--views", "--head", "flatten-mlp"), "views does not apply to flatten-mlp heads."),
+        (("--augmentations",), "has no augmented views. Make a store with them: featcache embed --augmentations K."),
+        (("--tta", "--head", "knn"), "has no augmented views."),
+        (("--augmentations", "--head", "knn"), "views does not apply to knn heads."),
+        (("--augmentations", "--head", "flatten-mlp"), "views does not apply to flatten-mlp heads."),
     ],
 )
 def test_the_command_refuses_with_one_line(tmp_path: Path, options: tuple[str, ...], message: str) -> None:

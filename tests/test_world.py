@@ -123,7 +123,7 @@ def test_norms_over_several_processes_are_those_of_the_whole_batch(tmp_path: Pat
 @pytest.mark.long
 def test_of_several_processes_only_the_first_speaks(phase_one: Path, tmp_path: Path) -> None:
     command = ["fine-tune", phase_one / "linear", "--from-cache", phase_one / "tail.h5", "--epochs", 2, "--json",
-               "--weights", phase_one / "net.safetensors", "--batch-rows", 8, "-o", tmp_path / "run"]  # fmt: skip
+               "--weights", phase_one / "net.safetensors", "--batch-size", 8, "-o", tmp_path / "run"]  # fmt: skip
     done = together(2, "-m", "featcache", *command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count('"run":') == 1

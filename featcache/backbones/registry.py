@@ -92,14 +92,14 @@ class Backbone:
         """d, the width of the pooled vector."""
         return self.shapes[POOLED][0]
 
-    def identity(self, decode: DecodeSpec, dtype: str, views: ViewSpec | None = None) -> Json:
+    def identity(self, decode: DecodeSpec, dtype: str, augmentations: ViewSpec | None = None) -> Json:
         """Everything that changes a vector: not the origin of the weights but their digest; no paths, labels, device or
         library versions.
 
         Args:
             decode: how files become pixels.
             dtype: what the vectors are stored as.
-            views: augmentation views; the field is there only where they are made.
+            augmentations: augmentation views; the field is there only where they are made.
         """
         return {
             "pipeline": PIPELINE_VERSION,
@@ -112,8 +112,8 @@ class Backbone:
             },
             "transform": self.transform.identity(),
             "decode": decode.identity(),
-            "probe": pixels_sha256(self.transform, decode, views),
-            **({"views": views.identity()} if views else {}),
+            "probe": pixels_sha256(self.transform, decode, augmentations),
+            **({"views": augmentations.identity()} if augmentations else {}),
             "precision": self.precision,
             "stored_dtype": dtype,
         }

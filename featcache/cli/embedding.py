@@ -122,11 +122,11 @@ def embed_command(
             rich_help_panel="Vectors",
         ),
     ] = None,
-    views: Annotated[
-        int, typer.Option(help="Augmented views of each image, beside it.", rich_help_panel="Vectors")
+    augmentations: Annotated[
+        int, typer.Option(help="Augmented copies of each image, stored beside it.", rich_help_panel="Vectors")
     ] = 0,
-    view_seed: Annotated[
-        int | None, typer.Option(show_default="0", help="Of the views.", rich_help_panel="Vectors")
+    augmentation_seed: Annotated[
+        int | None, typer.Option(show_default="0", help="Seed of the augmentations.", rich_help_panel="Vectors")
     ] = None,
     precision: Annotated[
         str, typer.Option(help="auto, float32, bfloat16; tf32, float16 on a GPU.", rich_help_panel="Vectors")
@@ -176,7 +176,7 @@ def embed_command(
             on_note(f"note: {note}")
         options: dict[str, Any] = {
             "decode": spec_of(DecodeSpec, stated),
-            "views": _views(views, view_seed),
+            "augmentations": _augmentations(augmentations, augmentation_seed),
             "dtype": dtype,
             "device": device,
             "compile": compile,
@@ -202,13 +202,13 @@ def embed_command(
         raise typer.Exit(EXIT_SOME_FAILED)
 
 
-def _views(n: int, seed: int | None) -> Any:
+def _augmentations(n: int, seed: int | None) -> Any:
     """The views that were asked for; None for none."""
     from featcache.images.augment import ViewSpec
 
     if not n and seed is None:
         return None
-    views = spec_of(ViewSpec, {"n": n or 1, "seed": seed}, n="views", seed="view-seed")
+    augmentations = spec_of(ViewSpec, {"n": n or 1, "seed": seed}, n="augmentations", seed="augmentation-seed")
     if not n:
-        raise UsageError("--view-seed is the seed of --views, and there are none.")
-    return views
+        raise UsageError("--augmentation-seed is the seed of --augmentations, and there are none.")
+    return augmentations

@@ -9,33 +9,32 @@ from typing import Annotated, Any
 import typer
 
 from featcache.cli.options import (
-    Accumulate,
     AllowOutside,
     Augment,
-    BatchRows,
-    ClassWeights,
+    BatchSize,
+    ClassWeight,
+    ColorJitter,
     CompileTrunk,
-    Crop,
     CropPct,
     Device,
     DropClass,
-    EarlyStopping,
     Epochs,
-    Flip,
     Folds,
+    FreezeBn,
+    GradAccumulation,
     GroupColumn,
+    Hflip,
     IdColumn,
     InputSize,
-    Jitter,
     Json,
     LabelColumn,
     Labels,
     LabelSmoothing,
     LearningPrecision,
+    LrPatience,
     Mean,
     Merge,
     MinImages,
-    Norms,
     On,
     OperatingPoint,
     Optimizer,
@@ -44,6 +43,7 @@ from featcache.cli.options import (
     Positive,
     Preset,
     Rotation,
+    Scale,
     Schedule,
     Seed,
     SelectEpoch,
@@ -57,13 +57,13 @@ from featcache.cli.options import (
     ValFraction,
     WeightDecay,
     Where,
+    hidden_sizes_of,
     numbers_of,
     of_recipe,
     recipe_of,
     spec_of,
     target_of,
     weights_there,
-    widths_of,
 )
 from featcache.cli.progress import training
 from featcache.cli.render import tell_notes
@@ -76,7 +76,9 @@ def fine_tune_command(
     from_cache: Annotated[
         Path | None, typer.Option(help="Instead, a store with --tap boundary: no trunk, no pixels.")
     ] = None,
-    views: Annotated[bool, typer.Option("--views", help="Learn from the views of that store, too.")] = False,
+    augmentations: Annotated[
+        bool, typer.Option("--augmentations", help="Learn from the views of that store, too.")
+    ] = False,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Run folder. Default: RUN-tuned-DIGEST.")
     ] = None,
@@ -91,20 +93,20 @@ def fine_tune_command(
     optimizer: Optimizer = None,
     weight_decay: WeightDecay = None,
     schedule: Schedule = None,
+    lr_patience: LrPatience = None,
     patience: Patience = None,
-    early_stopping: EarlyStopping = None,
-    class_weights: ClassWeights = None,
+    class_weight: ClassWeight = None,
     label_smoothing: LabelSmoothing = None,
     dropout: Annotated[float | None, of_recipe("dropout", "Of the head's hidden units.", "that of the Run")] = None,
-    norms: Norms = None,
-    batch_rows: BatchRows = None,
-    accumulate: Accumulate = None,
+    freeze_bn: FreezeBn = None,
+    batch_size: BatchSize = None,
+    grad_accumulation: GradAccumulation = None,
     precision: LearningPrecision = None,
     augment: Augment = True,
     rotation: Rotation = None,
-    jitter: Jitter = None,
-    flip: Flip = None,
-    crop: Crop = None,
+    color_jitter: ColorJitter = None,
+    hflip: Hflip = None,
+    scale: Scale = None,
     seed: Seed = None,
     select: SelectEpoch = None,
     operating_point: OperatingPoint = None,
@@ -123,11 +125,11 @@ def fine_tune_command(
 
     asked = {
         "lr": lr, "backbone_lr": backbone_lr, "optimizer": optimizer, "weight_decay": weight_decay,
-        "schedule": schedule, "patience": patience, "early_stopping": early_stopping, "class_weights": class_weights,
-        "label_smoothing": label_smoothing, "norms": norms, "dropout": dropout, "batch_rows": batch_rows,
-        "accumulate": accumulate, "precision": precision, "seed": seed, "select": select,
+        "schedule": schedule, "lr_patience": lr_patience, "patience": patience, "class_weight": class_weight,
+        "label_smoothing": label_smoothing, "freeze_bn": freeze_bn, "dropout": dropout, "batch_size": batch_size,
+        "grad_accumulation": grad_accumulation, "precision": precision, "seed": seed, "select": select,
     }  # fmt: skip
-    shown = {"rotation": rotation, "jitter": jitter, "flip": flip, "crop": crop}
+    shown = {"rotation": rotation, "color_jitter": color_jitter, "hflip": hflip, "scale": scale}
     how = recipe_of(preset, unfreeze or [], epochs or [], asked, shown, augment)
     with training() as (telling, opened):
         manifest = Manifest.read(images, allow_outside=allow_outside) if images else None
@@ -138,7 +140,7 @@ def fine_tune_command(
             output,
             images=manifest,
             store=opened.enter_context(Store.open(from_cache)) if from_cache else None,
-            views=views,
+            augmentations=augmentations,
             weights=weights,
             operating_point=operating_point,
             machine=spec_of(Machine, {"device": device, "compile": compile, "timeout_s": timeout}),
@@ -162,7 +164,9 @@ def train_command(
     head: Annotated[
         str | None, typer.Option(show_default="linear; that of simple-cnn and covid-cnn", help="linear or mlp.")
     ] = None,
-    widths: Annotated[str | None, typer.Option(show_default="256", help="Hidden units of mlp: 256 or 512,256.")] = None,
+    hidden_sizes: Annotated[
+        str | None, typer.Option(show_default="256", help="Hidden units of mlp: 256 or 512,256.")
+    ] = None,
     dropout: Annotated[float | None, typer.Option(show_default="0.5", help="Of hidden units.")] = None,
     preset: Preset = None,
     unfreeze: Unfreeze = None,
@@ -172,19 +176,19 @@ def train_command(
     optimizer: Optimizer = None,
     weight_decay: WeightDecay = None,
     schedule: Schedule = None,
+    lr_patience: LrPatience = None,
     patience: Patience = None,
-    early_stopping: EarlyStopping = None,
-    class_weights: ClassWeights = None,
+    class_weight: ClassWeight = None,
     label_smoothing: LabelSmoothing = None,
-    norms: Norms = None,
-    batch_rows: BatchRows = None,
-    accumulate: Accumulate = None,
+    freeze_bn: FreezeBn = None,
+    batch_size: BatchSize = None,
+    grad_accumulation: GradAccumulation = None,
     precision: LearningPrecision = None,
     augment: Augment = True,
     rotation: Rotation = None,
-    jitter: Jitter = None,
-    flip: Flip = None,
-    crop: Crop = None,
+    color_jitter: ColorJitter = None,
+    hflip: Hflip = None,
+    scale: Scale = None,
     seed: Seed = None,
     select: SelectEpoch = None,
     operating_point: OperatingPoint = None,
@@ -229,21 +233,27 @@ def train_command(
 
     asked = {
         "lr": lr, "backbone_lr": lr if backbone_lr is None else backbone_lr, "optimizer": optimizer,
-        "weight_decay": weight_decay, "schedule": schedule, "patience": patience, "early_stopping": early_stopping,
-        "class_weights": class_weights, "label_smoothing": label_smoothing, "norms": norms, "batch_rows": batch_rows,
-        "accumulate": accumulate, "precision": precision, "seed": seed, "select": select,
+        "weight_decay": weight_decay, "schedule": schedule, "lr_patience": lr_patience, "patience": patience,
+        "class_weight": class_weight, "label_smoothing": label_smoothing, "freeze_bn": freeze_bn,
+        "batch_size": batch_size, "grad_accumulation": grad_accumulation, "precision": precision, "seed": seed,
+        "select": select,
     }  # fmt: skip
-    shown = {"rotation": rotation, "jitter": jitter, "flip": flip, "crop": crop}
+    shown = {"rotation": rotation, "color_jitter": color_jitter, "hflip": hflip, "scale": scale}
     how = recipe_of(preset, unfreeze or [], epochs or [], asked, shown, augment, SCRATCH)
     seen: dict[str, Any] = {"input_size": input_size, "crop_pct": crop_pct}
     seen |= {"mean": numbers_of("--mean", mean), "std": numbers_of("--std", std)}
     labelled = {"file": labels, "on": on, "positive": positive, "min_images": min_images}
     labelled |= {"uncertain": uncertain, "separator": separator}
     target = target_of(label_column, where, merge, drop_class, **labelled)
-    drawn = {"val_fraction": val_fraction, "folds": folds, "seed": split_seed, "file": split}
+    drawn = {"val_fraction": val_fraction, "n_splits": folds, "seed": split_seed, "file": split}
     named = {"path_column": path_column, "id_column": id_column}
     named |= {"group_column": group_column, "split_column": split_column}
-    given = {"kind": head, "widths": widths_of(widths) if widths else None, "dropout": dropout, "seed": seed}
+    given = {
+        "kind": head,
+        "hidden_sizes": hidden_sizes_of(hidden_sizes) if hidden_sizes else None,
+        "dropout": dropout,
+        "seed": seed,
+    }
     with training() as (telling, _):
         manifest = Manifest.read(images, group_pattern, allow_outside, spec_of(ColumnSpec, named))
         tell_notes(manifest, telling.on_note)
@@ -254,7 +264,7 @@ def train_command(
             how,
             output,
             target=target,
-            split=spec_of(SplitSpec, drawn, seed="split-seed"),
+            split=spec_of(SplitSpec, drawn, seed="split-seed", n_splits="folds", n_repeats="repeats"),
             operating_point=operating_point,
             machine=spec_of(Machine, {"device": device, "compile": compile, "timeout_s": timeout}),
             telling=telling,

@@ -28,10 +28,10 @@ from featcache.cli.options import (
     Uncertain,
     ValFraction,
     Where,
+    hidden_sizes_of,
     spec_of,
     target_of,
     tried,
-    widths_of,
 )
 from featcache.cli.progress import interruptible, progress
 from featcache.cli.render import answer, console
@@ -57,29 +57,27 @@ def train_head_command(
     separator: Separator = None,
     lr: Annotated[list[float] | None, tried("lr", "Learning rate.")] = None,
     epochs: Annotated[list[int] | None, tried("epochs", "Passes over the training rows.")] = None,
-    batch_rows: Annotated[list[int] | None, tried("batch_rows", "Rows per step.")] = None,
+    batch_size: Annotated[list[int] | None, tried("batch_size", "Rows per step.")] = None,
     optimizer: Annotated[list[str] | None, tried("optimizer", "adam, adamw or sgd.")] = None,
     weight_decay: Annotated[list[float] | None, tried("weight_decay", "Of all parameters.")] = None,
     momentum: Annotated[list[float] | None, tried("momentum", "Of sgd.")] = None,
     schedule: Annotated[list[str] | None, tried("schedule", "constant, plateau or cosine.")] = None,
-    patience: Annotated[list[int] | None, tried("patience", "Epochs of plateau.")] = None,
-    early_stopping: Annotated[
-        list[int] | None, tried("early_stopping", "Epochs without a better loss; 0: off.")
-    ] = None,
+    lr_patience: Annotated[list[int] | None, tried("lr_patience", "Epochs of plateau.")] = None,
+    patience: Annotated[list[int] | None, tried("patience", "Epochs without a better loss; 0: off.")] = None,
     label_smoothing: Annotated[list[float] | None, tried("label_smoothing", "Share spread over the classes.")] = None,
-    class_weights: Annotated[list[str] | None, tried("class_weights", "none or balanced.")] = None,
+    class_weight: Annotated[list[str] | None, tried("class_weight", "none or balanced.")] = None,
     scale: Annotated[list[str] | None, tried("scale", "Features divided by: rms, standard or none.")] = None,
     seed: Annotated[list[int] | None, tried("seed", "Of initial weights and dropout.")] = None,
-    views: Annotated[
-        bool, typer.Option("--views", help="Learn from augmented views, drawn per epoch.", rich_help_panel=HEAD)
+    augmentations: Annotated[
+        bool, typer.Option("--augmentations", help="Learn from augmented views, drawn per epoch.", rich_help_panel=HEAD)
     ] = False,
-    widths: Annotated[list[str] | None, tried("widths", "Hidden units of mlp: 256 or 512,256.")] = None,
+    hidden_sizes: Annotated[list[str] | None, tried("hidden_sizes", "Hidden units of mlp: 256 or 512,256.")] = None,
     activation: Annotated[list[str] | None, tried("activation", "relu, sigmoid, tanh or gelu.")] = None,
     norm: Annotated[list[str] | None, tried("norm", "none or batch.")] = None,
     dropout: Annotated[list[float] | None, tried("dropout", "Of hidden units.")] = None,
     C: Annotated[list[float] | None, tried("C", "Inverse penalty of logreg.")] = None,  # noqa: N803
     alpha: Annotated[list[float] | None, tried("alpha", "Penalty of ridge.")] = None,
-    neighbors: Annotated[list[int] | None, tried("neighbors", "Of knn.")] = None,
+    n_neighbors: Annotated[list[int] | None, tried("n_neighbors", "Of knn.")] = None,
     val_fraction: ValFraction = None,
     folds: Folds = None,
     repeats: Annotated[int, typer.Option(help="Draw the folds so often.", rich_help_panel="Split")] = 1,
@@ -98,13 +96,13 @@ def train_head_command(
     ] = "auroc",
     refit_all: Annotated[bool, typer.Option(help="Train on held rows too.", rich_help_panel="Report")] = False,
     operating_point: OperatingPoint = None,
-    permutations: Annotated[int, typer.Option(help="Baselines on shuffled labels.", rich_help_panel="Report")] = 0,
+    n_permutations: Annotated[int, typer.Option(help="Baselines on shuffled labels.", rich_help_panel="Report")] = 0,
     compare: Annotated[
         list[Path] | None, typer.Option(help="Another store, as a baseline.", rich_help_panel="Report")
     ] = None,
-    average_views: Annotated[
+    tta: Annotated[
         bool,
-        typer.Option("--average-views", help="Score by the mean logits of all views.", rich_help_panel="Report"),
+        typer.Option("--tta", help="Score by the mean logits of all views.", rich_help_panel="Report"),
     ] = False,
     device: Device = "cpu",
     as_json: Json = False,
@@ -113,14 +111,15 @@ def train_head_command(
     from featcache.heads import grid
     from featcache.splits.protocol import SplitSpec
     from featcache.store import Store
-    from featcache.training.train_head import ReportSpec, train_head
+    from featcache.training.train_head import SelectionSpec, train_head
 
     options = {
-        "lr": lr, "epochs": epochs, "batch_rows": batch_rows, "optimizer": optimizer, "weight_decay": weight_decay,
-        "momentum": momentum, "schedule": schedule, "patience": patience, "early_stopping": early_stopping,
-        "label_smoothing": label_smoothing, "class_weights": class_weights, "scale": scale, "seed": seed,
-        "views": [True] if views else [], "widths": [widths_of(text) for text in widths or []],
-        "activation": activation, "norm": norm, "dropout": dropout, "C": C, "alpha": alpha, "neighbors": neighbors,
+        "lr": lr, "epochs": epochs, "batch_size": batch_size, "optimizer": optimizer, "weight_decay": weight_decay,
+        "momentum": momentum, "schedule": schedule, "lr_patience": lr_patience, "patience": patience,
+        "label_smoothing": label_smoothing, "class_weight": class_weight, "scale": scale, "seed": seed,
+        "augmentations": [True] if augmentations else [],
+        "hidden_sizes": [hidden_sizes_of(text) for text in hidden_sizes or []],
+        "activation": activation, "norm": norm, "dropout": dropout, "C": C, "alpha": alpha, "n_neighbors": n_neighbors,
     }  # fmt: skip
     specs = spec_of(
         grid,
@@ -133,15 +132,20 @@ def train_head_command(
     target = target_of(label_column, where, merge, drop_class, **labelled)
     drawn: dict[str, Any] = {
         "val_fraction": val_fraction,
-        "folds": folds,
-        "repeats": repeats,
+        "n_splits": folds,
+        "n_repeats": repeats,
         "nested": nested,
         "group_by": group_by,
     }
     drawn |= {"near_duplicates": near_duplicates, "seed": split_seed, "file": split}
-    said = {"select": select, "refit_all": refit_all, "operating_point": operating_point, "permutations": permutations}
-    division = spec_of(SplitSpec, drawn, seed="split-seed")
-    report = spec_of(ReportSpec, {**said, "compare": tuple(compare or ()), "average_views": average_views})
+    said = {
+        "select": select,
+        "refit_all": refit_all,
+        "operating_point": operating_point,
+        "n_permutations": n_permutations,
+    }
+    division = spec_of(SplitSpec, drawn, seed="split-seed", n_splits="folds", n_repeats="repeats")
+    report = spec_of(SelectionSpec, {**said, "compare": tuple(compare or ()), "tta": tta})
     with (
         interruptible("nothing was written"),
         Store.open(store) as opened,

@@ -128,21 +128,21 @@ Epochs = Annotated[
 Optimizer = Annotated[str | None, of_recipe("optimizer", "adam, adamw or sgd.")]
 WeightDecay = Annotated[float | None, of_recipe("weight_decay", "Of all that learns.")]
 Schedule = Annotated[str | None, of_recipe("schedule", "plateau, constant or cosine.")]
-Patience = Annotated[int | None, of_recipe("patience", "Epochs of plateau.")]
-EarlyStopping = Annotated[int | None, of_recipe("early_stopping", "Epochs without a better loss; 0: off.")]
-ClassWeights = Annotated[str | None, of_recipe("class_weights", "none or balanced.")]
+LrPatience = Annotated[int | None, of_recipe("lr_patience", "Epochs of plateau.")]
+Patience = Annotated[int | None, of_recipe("patience", "Epochs without a better loss; 0: off.")]
+ClassWeight = Annotated[str | None, of_recipe("class_weight", "none or balanced.")]
 LabelSmoothing = Annotated[float | None, of_recipe("label_smoothing", "Share spread over the classes.")]
-Norms = Annotated[str | None, of_recipe("norms", "Batch norms of what learns: auto, learn, frozen.")]
-BatchRows = Annotated[int | None, of_recipe("batch_rows", "Images per step, of all processes.")]
-Accumulate = Annotated[int | None, of_recipe("accumulate", "Pieces of a batch, for less memory.")]
+FreezeBn = Annotated[str | None, of_recipe("freeze_bn", "Keep batch norms as they are: auto, yes or no.")]
+BatchSize = Annotated[int | None, of_recipe("batch_size", "Images per step, of all processes.")]
+GradAccumulation = Annotated[int | None, of_recipe("grad_accumulation", "Pieces of a batch, for less memory.")]
 LearningPrecision = Annotated[str | None, of_recipe("precision", "float32, bfloat16; tf32, float16 on a GPU.")]
 Seed = Annotated[int | None, of_recipe("seed", "Of everything that is drawn.")]
 SelectEpoch = Annotated[str | None, of_recipe("select", "Validation metric that keeps an epoch.")]
 Augment = Annotated[bool, typer.Option(help="Show images differently in each epoch.", rich_help_panel="Augmentation")]
 Rotation = Annotated[float | None, of_recipe("rotation", "Degrees, to either side.", panel="Augmentation")]
-Jitter = Annotated[float | None, of_recipe("jitter", "Of brightness and contrast.", panel="Augmentation")]
-Flip = Annotated[float | None, of_recipe("flip", "Probability of mirroring.", panel="Augmentation")]
-Crop = Annotated[float | None, of_recipe("crop", "Smallest share of the area shown.", panel="Augmentation")]
+ColorJitter = Annotated[float | None, of_recipe("color_jitter", "Of brightness and contrast.", panel="Augmentation")]
+Hflip = Annotated[float | None, of_recipe("hflip", "Probability of mirroring.", panel="Augmentation")]
+Scale = Annotated[float | None, of_recipe("scale", "Smallest share of the area shown.", panel="Augmentation")]
 Timeout = Annotated[
     float | None,
     typer.Option(min=0.1, max=86_400, show_default="60", help="Seconds per image.", rich_help_panel="Machine"),
@@ -171,12 +171,14 @@ def target_of(
     return spec_of(TargetSpec, {**asked, **given})
 
 
-def widths_of(text: str) -> tuple[int, ...]:
+def hidden_sizes_of(text: str) -> tuple[int, ...]:
     """`256`, or `512,256` for two layers."""
     try:
         return tuple(int(part) for part in text.split(","))
     except ValueError as error:
-        raise UsageError(f"--widths {text!r}: whole numbers are expected, as in --widths 512,256.") from error
+        raise UsageError(
+            f"--hidden-sizes {text!r}: whole numbers are expected, as in --hidden-sizes 512,256."
+        ) from error
 
 
 def is_fast(decode: str) -> bool:
@@ -247,7 +249,9 @@ def recipe_of(
     if 0 < len(epochs) < len(unfreeze):
         raise UsageError(f"--unfreeze {unfreeze[-1]} has no --epochs: give as many, or none.")
     if not augment and any(value is not None for value in shown.values()):
-        raise UsageError("--no-augment shows images as they are: leave --rotation, --jitter, --flip and --crop away.")
+        raise UsageError(
+            "--no-augment shows images as they are: leave --rotation, --color-jitter, --hflip and --scale away."
+        )
     held = recipe(preset) if preset in PRESETS else otherwise or Recipe()
     names = unfreeze or ([held.stages[0].unfreeze] if epochs else [])
     lengths = epochs or [held.stages[0].epochs] * len(names)

@@ -32,7 +32,7 @@ def run_answer(run: Any) -> dict[str, Any]:
         "head": run.record["head"]["kind"],
         "spec": run.record["head"],
         "n_parameters": run.n_parameters,
-        "average_views": run.record["asked"]["average_views"],
+        "tta": run.record["asked"]["tta"],
         **{name: run.record[name] for name in said},
         **{side: run.metrics(side) for side in _SIDES},
         "sweep": run.sweep(),
@@ -213,7 +213,7 @@ def _score_table(run: Any) -> Table:
     two = len(record["classes"]) == 2 and record["task"] == "classes"
     means = "macro averages" if record["task"] == "classes" else "averages over findings"
     table.caption = f"positive class: {escaped(record['positive'])}" if two else f"{means}; each is below"
-    if record["asked"]["average_views"]:
+    if record["asked"]["tta"]:
         table.caption += "; of the mean over each image and its views"
     return table
 

@@ -85,7 +85,7 @@ def forecast(
     specs: Mapping[Path, BackboneSpec],
     *,
     decode: DecodeSpec = DecodeSpec(),
-    views: ViewSpec | None = None,
+    augmentations: ViewSpec | None = None,
     dtype: str = "float32",
     device: str = "auto",
     compile: str = "auto",  # noqa: A002
@@ -100,16 +100,18 @@ def forecast(
         FeatcacheError: none of the images that were tried can be decoded; and whatever `embed_all` raises before it
             computes.
     """
-    n_decoders, n_views = n_workers or os.cpu_count() or 1, 1 + (views.n if views else 0)
+    n_decoders, n_views = n_workers or os.cpu_count() or 1, 1 + (augmentations.n if augmentations else 0)
     seen = {path: Seen.read(path) for path in specs}
     decode, manifest, _ = of_one_depth(decode, manifest, seen, n_decoders, timeout_s, on_note)
     canaries = Canaries(manifest, decode, timeout_s)
     machine = Machine(device, compile, len(manifest.paths), canaries)
     # Nothing is recalled of the networks: they are loaded to be timed.
-    networks = networks_of(specs, decode, views, dtype, machine, canaries, {path: Seen() for path in specs}, on_note)
+    networks = networks_of(
+        specs, decode, augmentations, dtype, machine, canaries, {path: Seen() for path in specs}, on_note
+    )
     n_known = min(_n_known(path, Plan.of(manifest, seen[path]), networks[path]) for path in specs)
 
-    decode_s, decoder_bytes, pixels = _decoding(canaries, list(networks.values()), views, n_decoders)
+    decode_s, decoder_bytes, pixels = _decoding(canaries, list(networks.values()), augmentations, n_decoders)
     forward_s = sum(_computing(network, images) for network, images in zip(networks.values(), pixels, strict=True))
     forward_s *= n_views
     on_gpu = any(network.environment["device"] != "cpu" for network in networks.values())
@@ -141,13 +143,13 @@ def _n_known(path: Path, plan: Plan, network: Network) -> int:
 
 
 def _decoding(
-    canaries: Canaries, networks: Sequence[Network], views: ViewSpec | None, n_decoders: int
+    canaries: Canaries, networks: Sequence[Network], augmentations: ViewSpec | None, n_decoders: int
 ) -> tuple[float, int, list[list[Array]]]:
     """(seconds per image, bytes of the decoders, pixels for each network). The first images, during which decoders
     start, are not timed, unless there are no others."""
     transforms = list(dict.fromkeys(network.transform for network in networks))
     started = time.perf_counter()
-    found, n_bytes = canaries.timed(transforms, views, N_TIMED, n_decoders)
+    found, n_bytes = canaries.timed(transforms, augmentations, N_TIMED, n_decoders)
     if not found:
         raise FeatcacheError("none of the images that were tried can be decoded: embed without --dry-run says why.")
     moments = [started] * n_decoders + sorted(when for when, _ in found)
@@ -162,7 +164,7 @@ def _computing(network: Network, images: Sequence[Array]) -> float:
     from featcache.embedding.forward import Streams
 
     forward = network.forward
-    batch = [images[i % len(images)] for i in range(forward.batch_rows)]
+    batch = [images[i % len(images)] for i in range(forward.batch_size)]
     with Streams() as streams:
 
         def run(n_batches: int) -> float:
@@ -176,7 +178,7 @@ def _computing(network: Network, images: Sequence[Array]) -> float:
         while seconds < _LEAST_S:
             n_batches *= 2
             seconds = run(n_batches)
-    return seconds / (n_batches * forward.batch_rows)
+    return seconds / (n_batches * forward.batch_size)
 
 
 def _formats(manifest: Manifest, decode: DecodeSpec, n_decoders: int, timeout_s: float) -> dict[str, int]:

@@ -45,7 +45,7 @@ class Filling:
         self,
         rows: range,
         network: Network,
-        views: ViewSpec | None,
+        augmentations: ViewSpec | None,
         dtype: str,
         submit: Submit,
         before: "Filling | None" = None,
@@ -53,12 +53,18 @@ class Filling:
         """Args:
         rows: of the plan.
         network: what computes.
-        views: of each image, beside it.
+        augmentations: of each image, beside it.
         dtype: what is stored.
         submit: starts a forward pass.
         before: the part before, if it was filled by the same pass.
         """
-        self._rows, self._network, self._views, self._dtype, self._submit = rows, network, views, dtype, submit
+        self._rows, self._network, self._augmentations, self._dtype, self._submit = (
+            rows,
+            network,
+            augmentations,
+            dtype,
+            submit,
+        )
         self._before = before
         self._features = {
             tap: np.full((len(rows), *shape), np.nan, dtype=np.float32) for tap, shape in network.shapes.items()
@@ -93,11 +99,11 @@ class Filling:
         else:
             assert pixels is not None
             self._first[image.digest] = row
-            if self._views:
-                self._features[VIEW_PARAMETERS][row] = self._views.parameters(image.digest)
+            if self._augmentations:
+                self._features[VIEW_PARAMETERS][row] = self._augmentations.parameters(image.digest)
             for view, each in enumerate(pixels):
                 self._waiting.append((row, view, each))
-                if len(self._waiting) == self._network.forward.batch_rows:
+                if len(self._waiting) == self._network.forward.batch_size:
                     self._send()
         if len(self._digests) == len(self._rows) and self._waiting:
             self._send()

@@ -44,7 +44,7 @@ class Forward:
     """A backbone at work. Calls may come from several threads, each of which was made ready by `enter_thread`.
 
     Attributes:
-        batch_rows: images per batch.
+        batch_size: images per batch.
         n_streams: batches to run side by side.
         is_compiled: whether inductor's code runs instead of torch's own kernels.
     """
@@ -58,9 +58,9 @@ class Forward:
         """
         self._backbone, self._on_note = backbone, on_note
         self._kind = backbone.device.type
-        self.batch_rows = _BATCH_ROWS.get(self._kind, _BATCH_ROWS["cuda"])
+        self.batch_size = _BATCH_ROWS.get(self._kind, _BATCH_ROWS["cuda"])
         self.n_streams, self._threads = _streams(self._kind)
-        self._micro_batch = self.batch_rows
+        self._micro_batch = self.batch_size
         self._is_asked = compile_ == "on"
         self.is_compiled = _is_to_be_compiled(backbone, compile_, n_images, on_note)
         self._network: Callable[[Tensor], dict[str, Tensor]] = _compiled(backbone) if self.is_compiled else backbone
@@ -75,7 +75,7 @@ class Forward:
             torch.cuda.set_stream(torch.cuda.Stream(self._backbone.device))  # type: ignore[no-untyped-call]
 
     def vectors(self, images: Sequence[Array]) -> dict[str, Array]:
-        """(m, …) float32 by tap of m decoded images, (h, w) or (h, w, 3) uint8, m at most `batch_rows`.
+        """(m, …) float32 by tap of m decoded images, (h, w) or (h, w, 3) uint8, m at most `batch_size`.
 
         Where the device has no memory for a batch, it sees half of it at a time, and so on.
 
@@ -109,7 +109,7 @@ class Forward:
             Forward(replace(self._backbone, precision=precision), "off", 0, self._on_note)
             for precision in ("float32", self._backbone.precision)
         )
-        n = self.batch_rows
+        n = self.batch_size
         batches = [images[i : i + n] for i in range(0, len(images), n)]
         found, wanted = (
             np.concatenate([forward.vectors(batch)[POOLED] for batch in batches]).astype(np.float64)
@@ -121,7 +121,7 @@ class Forward:
 
     def _batch(self, images: Sequence[Array]) -> Tensor:
         height, width = self._backbone.transform.input_size
-        empty = torch.zeros((self.batch_rows, height, width, 3), dtype=torch.uint8, pin_memory=self._kind == "cuda")
+        empty = torch.zeros((self.batch_size, height, width, 3), dtype=torch.uint8, pin_memory=self._kind == "cuda")
         pixels = empty.numpy()
         for i, image in enumerate(images):
             pixels[i] = image[..., None] if image.ndim == 2 else image  # gray: the same value three times

@@ -96,7 +96,7 @@ class Network:
             "precision": request.backbone.precision,
             "stored_dtype": request.dtype,
             "decode": request.decode.identity(),
-            **({"views": request.views.identity()} if request.views else {}),
+            **({"views": request.augmentations.identity()} if request.augmentations else {}),
         }
         with suppress(FeatcacheError, ValueError, TypeError, LookupError, AttributeError):  # not of our making
             if digest_json({name: answer.identity[name] for name in asked}) == digest_json(asked):
@@ -111,9 +111,12 @@ class Network:
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Array of the store -> shape of its rows; views and their parameters are among them."""
         shapes = {tap: tuple(shape) for tap, shape in self.answer.shapes.items()}
-        if views := self._request.views:
-            shapes |= {VIEWS: (views.n, self.answer.dim), VIEW_PARAMETERS: (views.n, len(augment.PARAMETERS))}
-            shapes |= {BOUNDARY_VIEWS: (views.n, *shapes[BOUNDARY])} if BOUNDARY in shapes else {}
+        if augmentations := self._request.augmentations:
+            shapes |= {
+                VIEWS: (augmentations.n, self.answer.dim),
+                VIEW_PARAMETERS: (augmentations.n, len(augment.PARAMETERS)),
+            }
+            shapes |= {BOUNDARY_VIEWS: (augmentations.n, *shapes[BOUNDARY])} if BOUNDARY in shapes else {}
         return shapes
 
     @property
@@ -165,7 +168,7 @@ class Network:
         return self._forward
 
     def vectors(self, images: Sequence[Array]) -> Mapping[str, Array]:
-        """(m, …) float32 by tap of up to `forward.batch_rows` decoded images.
+        """(m, …) float32 by tap of up to `forward.batch_size` decoded images.
 
         Raises:
             InputOutputError: the device has no memory for one image.
@@ -200,10 +203,12 @@ class Network:
             self._on_note(f"{precision}: cosine with float32 at least {self._drift:.6f} on some of the images{what}.")
 
     def _probe(self, identity: Json) -> str:
-        return pixels_sha256(from_json(TransformSpec, identity["transform"]), self._request.decode, self._request.views)
+        return pixels_sha256(
+            from_json(TransformSpec, identity["transform"]), self._request.decode, self._request.augmentations
+        )
 
     def _answer(self, backbone: "Backbone") -> Answer:
-        identity = backbone.identity(self._request.decode, self._request.dtype, self._request.views)
+        identity = backbone.identity(self._request.decode, self._request.dtype, self._request.augmentations)
         return Answer(identity, backbone.name, backbone.weights_source, dict(backbone.shapes))
 
     def _load(self) -> "Backbone":

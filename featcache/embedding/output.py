@@ -142,7 +142,7 @@ class Output:
     store_path: Path
     plan: Plan
     network: Network
-    views: ViewSpec | None
+    augmentations: ViewSpec | None
     seen: Seen
     only_add: bool = False
     folder: PartFolder = field(init=False)
@@ -178,7 +178,7 @@ class Output:
     def begin(self, rows: range, submit: Submit) -> Filling:
         """The next part."""
         self.filling = Filling(
-            rows, self.network, self.views, self.network.answer.identity["stored_dtype"], submit, self.filling
+            rows, self.network, self.augmentations, self.network.answer.identity["stored_dtype"], submit, self.filling
         )
         return self.filling
 

@@ -41,14 +41,14 @@ class Canaries:
         return [pixels[0][0] for _, pixels in self.timed([transform], None, N_CANARIES, 1)[0]]
 
     def timed(
-        self, transforms: Sequence[TransformSpec], views: ViewSpec | None, n: int, n_workers: int
+        self, transforms: Sequence[TransformSpec], augmentations: ViewSpec | None, n: int, n_workers: int
     ) -> tuple[list[tuple[float, Sequence[Array]]], int]:
         """At most n of them as `Decoders` makes them, each with the moment at which it was decoded, on the clock of
         `time.perf_counter`; and what the decoders took of memory, in bytes."""
         rows = np.unique(np.linspace(0, len(self.manifest.paths) - 1, n).astype(int)).tolist()
         paths = [self.manifest.paths[i] for i in rows if self.manifest.image_ids[i] not in self.manifest.refused]
         with (
-            Decoders(transforms, self.decode, views, self.timeout_s) as decoders,
+            Decoders(transforms, self.decode, augmentations, self.timeout_s) as decoders,
             ThreadPoolExecutor(n_workers) as pool,
         ):
 
@@ -102,7 +102,7 @@ def _fastest(spec: BackboneSpec, device: str, canaries: Canaries, on_note: Note)
     @cache
     def seconds(precision: str) -> float:
         forward = Forward(replace(backbone, precision=precision), "off", 0, on_note)
-        batch = [images[i % len(images)] for i in range(forward.batch_rows)]
+        batch = [images[i % len(images)] for i in range(forward.batch_size)]
         forward.vectors(batch)
         started = time.perf_counter()
         for _ in range(_TRIALS):

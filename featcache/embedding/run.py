@@ -71,7 +71,7 @@ def embed_all(
     specs: Mapping[Path, BackboneSpec],
     *,
     decode: DecodeSpec = DecodeSpec(),
-    views: ViewSpec | None = None,
+    augmentations: ViewSpec | None = None,
     dtype: str = "float32",
     device: str = "auto",
     compile: str = "auto",  # noqa: A002  # what it is called everywhere
@@ -91,7 +91,7 @@ def embed_all(
         manifest: what to embed.
         specs: store -> backbone.
         decode: how files become pixels.
-        views: augmentation views whose vectors are kept beside that of the clean image.
+        augmentations: augmentation views whose vectors are kept beside that of the clean image.
         dtype: what vectors are stored as, float32 or float16.
         device: "auto" (CUDA if there is one), "cpu", "cuda" or "cuda:N".
         compile: "on", "off" or "auto": whether the network is compiled before the pass, see `forward`.
@@ -135,7 +135,7 @@ def embed_all(
             return added_to(store, manifest)
 
     def attempt() -> list[Embedded]:
-        networks = networks_of(specs, decode, views, dtype, machine, canaries, seen, on_note)
+        networks = networks_of(specs, decode, augmentations, dtype, machine, canaries, seen, on_note)
         for path, network in networks.items():
             expect(path, network.answer.identity)
         if len(specs) > 1:
@@ -146,11 +146,13 @@ def embed_all(
             path: not plans[path].is_published(path, each.identity, each.weights) for path, each in answers.items()
         }
         outputs = [
-            Output(path, plans[path], networks[path], views, seen[path], only_add) for path in specs if is_new[path]
+            Output(path, plans[path], networks[path], augmentations, seen[path], only_add)
+            for path in specs
+            if is_new[path]
         ]
-        n_views = views.n if views else 0
+        n_views = augmentations.n if augmentations else 0
         rows = part_rows or min((default_part_rows(t.network.row_bytes, n_views) for t in outputs), default=1)
-        options = _Options(decode, views, rows, n_decoders, timeout_s, strict)
+        options = _Options(decode, augmentations, rows, n_decoders, timeout_s, strict)
         made = _Pass(manifest, outputs, options, on_progress, on_note).run() if outputs else {}
         return [
             made[path] if is_new[path] else nothing_new(path, plans[path], networks[path], on_note) for path in specs
@@ -186,7 +188,7 @@ def of_one_depth(
 def networks_of(
     specs: Mapping[Path, BackboneSpec],
     decode: DecodeSpec,
-    views: ViewSpec | None,
+    augmentations: ViewSpec | None,
     dtype: str,
     machine: Machine,
     canaries: Canaries,
@@ -201,7 +203,7 @@ def networks_of(
     networks = {}
     for path, spec in specs.items():
         settled = settle(spec, held_precision(path), machine.device, canaries, on_note)
-        networks[path] = Network(Request(settled, decode, dtype, views), machine, seen[path], on_note)
+        networks[path] = Network(Request(settled, decode, dtype, augmentations), machine, seen[path], on_note)
     return networks
 
 
@@ -257,7 +259,7 @@ class _Options:
     """What holds for all stores of a pass."""
 
     decode: DecodeSpec
-    views: ViewSpec | None
+    augmentations: ViewSpec | None
     part_rows: int
     n_decoders: int
     timeout_s: float
@@ -352,7 +354,7 @@ class _Pass:
         n_decoders = min(options.n_decoders, -(-len(rows) // _ROWS_WORTH_A_DECODER) or 1)
         pool = ThreadPoolExecutor(n_decoders, thread_name_prefix="decode")
         try:
-            with Decoders(self._transforms, options.decode, options.views, options.timeout_s) as decoders:
+            with Decoders(self._transforms, options.decode, options.augmentations, options.timeout_s) as decoders:
                 work = partial(self._prepare, decoders=decoders)
                 yield self._watched(rows, _in_order(pool, work, iter(rows), _READ_AHEAD + n_decoders))
         finally:

@@ -193,7 +193,7 @@ def _asked(
         "class_map": dict(source.class_map),
         "by": list(by),
         "with_training_images": with_training_images,
-        "average_views": predictor.model.average_views,
+        "tta": predictor.model.tta,
         "split": {"seed": 0, "group_by": patients},
     }
 

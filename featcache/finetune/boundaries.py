@@ -53,7 +53,7 @@ class FromImages:
         memory_bytes: for what is kept of images that are not augmented.
         """
         self._pixels, self._augment, self._trunk = pixels, augment, trunk
-        self._chunk_rows = trunk.batch_rows if trunk else 32
+        self._chunk_rows = trunk.batch_size if trunk else 32
         self._room, self._kept = memory_bytes, dict[int, Array]()
         self._open = ExitStack()
 

@@ -130,4 +130,4 @@ def shortened(recipe: Recipe, histories: Sequence[Sequence[Mapping[str, float]]]
         n = epochs if number == len(recipe.stages) else min(max(1, ran), epochs)
         stages += [replace(stage, epochs=n)] if n else []
         epochs -= n
-    return replace(recipe, stages=tuple(stages), early_stopping=0) if stages else None
+    return replace(recipe, stages=tuple(stages), patience=0) if stages else None

@@ -21,7 +21,7 @@ from featcache.errors import UsageError
 from featcache.heads import HeadSpec, stacks
 from featcache.recipe import Stage
 
-__all__ = ["Choice", "Cut", "choices", "cut", "learn", "n_trainable", "norms_of", "unfrozen"]
+__all__ = ["Choice", "Cut", "choices", "cut", "freeze_bn_of", "learn", "n_trainable", "unfrozen"]
 
 Shape = tuple[int, ...]
 
@@ -52,25 +52,25 @@ class Choice:
     with_mlp: int
 
 
-def unfrozen(module: nn.Module, which: str, norms: str = "learn") -> list[str]:
+def unfrozen(module: nn.Module, which: str, freeze_bn: str = "no") -> list[str]:
     """Names of the parameters that learn, in the network's order.
 
     Args:
         module: of a `backbones.Backbone`.
         which: "last-block", "last-stage" (what follows the last block belongs to both), "all", a whole number n for the
             last n blocks, or a regular expression that is searched in the names of the parameters.
-        norms: "frozen" leaves batch norms out, else "learn".
+        freeze_bn: "yes" leaves batch norms out, else "no".
 
     Raises:
         UsageError: it matches nothing, with the names of some blocks; or the network has no such blocks; or nothing is
             left of it without norms.
     """
-    if norms == "frozen":
+    if freeze_bn == "yes":
         every = unfrozen(module, which)
         still = {f"{owner}.{name}" for owner, norm in _norms(module) for name, _ in norm.named_parameters()}
         if left := [name for name in every if name not in still]:
             return left
-        raise UsageError(f"--norms frozen: nothing but batch norms is in --unfreeze {which}.")
+        raise UsageError(f"--freeze-bn yes: nothing but batch norms is in --unfreeze {which}.")
     names = [name for name, _ in module.named_parameters()]
     if which == "all":
         return names
@@ -83,14 +83,14 @@ def unfrozen(module: nn.Module, which: str, norms: str = "learn") -> list[str]:
     return [name for name in names if name in chosen]
 
 
-def norms_of(backbone: backbones.Backbone, stages: Sequence[Stage], norms: str) -> str:
-    """What becomes of batch norms that would learn: `norms`, "auto" resolved to "learn" or "frozen"."""
-    if norms != "auto":
-        return norms
+def freeze_bn_of(backbone: backbones.Backbone, stages: Sequence[Stage], freeze_bn: str) -> str:
+    """What becomes of batch norms that would learn: `freeze_bn`, "auto" resolved to "yes" or "no"."""
+    if freeze_bn != "auto":
+        return freeze_bn
     learning = {name.rpartition(".")[0] for each in stages for name in unfrozen(backbone.module, each.unfreeze)}
     found = [norm for owner, norm in _norms(backbone.module) if owner in learning]
     folded = bool(found) and all(_is_without_statistics(norm) for norm in found)
-    return "frozen" if folded and not backbone.weights_source.startswith("random:") else "learn"
+    return "yes" if folded and not backbone.weights_source.startswith("random:") else "no"
 
 
 def _norms(module: nn.Module) -> Iterator[tuple[str, _BatchNorm]]:
@@ -173,7 +173,7 @@ def _entering(module: nn.Module, parts: Sequence[Sequence[str]], size: Sequence[
 
 def _heads(name: str) -> tuple[HeadSpec, HeadSpec]:
     own = networks.DENSE.get(name)
-    return HeadSpec.of("linear"), HeadSpec.of("flatten-mlp", widths=own) if own else HeadSpec.of("mlp")
+    return HeadSpec.of("linear"), HeadSpec.of("flatten-mlp", hidden_sizes=own) if own else HeadSpec.of("mlp")
 
 
 def block_name(module: nn.Module, block: Sequence[str]) -> str:

@@ -66,7 +66,7 @@ def fine_tune(
     *,
     images: Manifest | None = None,
     store: Store | None = None,
-    views: bool = False,
+    augmentations: bool = False,
     weights: str | None = None,
     operating_point: str | None = None,
     machine: Machine = Machine(),
@@ -81,7 +81,7 @@ def fine_tune(
             continued at its path; another one is never overwritten.
         images: those of the Run, which go through the frozen part again.
         store: instead of them, a store of the same images with the tap `boundary`; without augmentation.
-        views: learn from the augmented views that the store holds as well, drawn per epoch.
+        augmentations: learn from the augmented views that the store holds as well, drawn per epoch.
         weights: where the backbone's weights are, if the Run's store had them from a file.
         operating_point: a rule of `calibration.parse_rule`; None for that of the Run.
         machine: where it runs.
@@ -96,8 +96,8 @@ def fine_tune(
     started = time.perf_counter()
     if (images is None) == (store is None):
         raise UsageError("fine-tune needs the images of the Run (--images), or a store of them (--from-cache).")
-    if views and store is None:
-        raise UsageError("--views are those of a store: give it with --from-cache.")
+    if augmentations and store is None:
+        raise UsageError("--augmentations are those of a store: give it with --from-cache.")
     recipe = replace(recipe, augment=None) if store is not None else recipe
     run = replace(run, path=_named(run.path))
     device = _checked(machine, recipe)
@@ -110,9 +110,9 @@ def fine_tune(
         _check_rule(start, rule)
         asked = {
             **run.record["asked"],
-            "average_views": False,
+            "tta": False,
             "operating_point": rule,
-            "views": store.identity.get("views") if store and views else None,
+            "views": store.identity.get("views") if store and augmentations else None,
             "inputs": "store" if store else "images",
         }
         key = _key(start, recipe, asked)
@@ -122,8 +122,12 @@ def fine_tune(
         checkpoints = _prepared(run_path, key, world, files, telling)
         inputs: Inputs
         if store is not None:
-            rows = rows_of(store, start.differences(store.identity), start.task.image_ids, start.task.content, views)
-            inputs = StoreInputs(start.backbone, store, FromStore(store, rows, recipe.seed, views, memory_bytes(world)))
+            rows = rows_of(
+                store, start.differences(store.identity), start.task.image_ids, start.task.content, augmentations
+            )
+            inputs = StoreInputs(
+                start.backbone, store, FromStore(store, rows, recipe.seed, augmentations, memory_bytes(world))
+            )
         else:
             assert images is not None
             picked = chosen(images, start.task.image_ids)
@@ -185,7 +189,7 @@ def train(
         _check_rule(start, operating_point)
         pixels.keep_only(used)
         drawn = {name: getattr(split, name) for name in ("nested", "group_by", "near_duplicates", "seed")}
-        asked: Json = {"average_views": False, "operating_point": operating_point, "inputs": "images"}
+        asked: Json = {"tta": False, "operating_point": operating_point, "inputs": "images"}
         asked |= {"labels": target.as_json(), "split": drawn}
         key = _key(start, recipe, asked)
         stem = f"{_named(images.source).stem}-{spec.name.replace('/', '_')}"
@@ -211,7 +215,7 @@ def head_for(model: str, kind: str | None = None, **given: Any) -> HeadSpec:
     """
     fields = {name: value for name, value in given.items() if value is not None}
     if kind is None and model in DENSE:
-        return HeadSpec.of("flatten-mlp", **{"widths": DENSE[model], **fields})
+        return HeadSpec.of("flatten-mlp", **{"hidden_sizes": DENSE[model], **fields})
     if kind not in (None, "linear", "mlp"):
         raise ValueError(f"head must be linear or mlp, got {kind!r}")
     return HeadSpec.of(kind or "linear", **fields)
@@ -234,15 +238,15 @@ def _checked(machine: Machine, recipe: Recipe) -> str:
 
 def _settled(backbone: Backbone, recipe: Recipe, telling: Telling) -> Recipe:
     """What learns is there, which is known before any image is read, and what becomes of its norms."""
-    norms = cut.norms_of(backbone, recipe.stages, recipe.norms)
+    norms = cut.freeze_bn_of(backbone, recipe.stages, recipe.freeze_bn)
     for stage in recipe.stages:
         cut.unfrozen(backbone.module, stage.unfreeze, norms)
-    if norms != recipe.norms and norms == "frozen":
+    if norms != recipe.freeze_bn and norms == "yes":
         telling.on_note(
             "the batch norms of these weights hold no statistics (mean 0, variance 1), as where they were folded into "
-            "the convolutions: they stay as they are (--norms learn has them learn)."
+            "the convolutions: they stay as they are (--freeze-bn no has them learn)."
         )
-    return replace(recipe, norms=norms)
+    return replace(recipe, freeze_bn=norms)
 
 
 def _of_one_depth(

@@ -216,7 +216,7 @@ def rows_of(
         InputsChanged: it lacks some of the images, or has others under their names.
     """
     if BOUNDARY not in store.taps or (with_views and BOUNDARY_VIEWS not in store.taps):
-        views = " --views K" if with_views else ""
+        views = " --augmentations K" if with_views else ""
         raise UsageError(
             f"{store.path} has no {BOUNDARY_VIEWS if BOUNDARY in store.taps else BOUNDARY}. Make such a store: "
             f"featcache embed IMAGES -o WITH_BOUNDARY.h5 --tap pooled --tap boundary{views} …"

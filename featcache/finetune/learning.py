@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from featcache.backbones import Backbone
 from featcache.errors import UsageError
 from featcache.heads.modules import Head
-from featcache.heads.objective import Objective, Targets, class_weights
+from featcache.heads.objective import Objective, Targets, class_weight
 from featcache.recipe import Recipe
 
 Array = np.ndarray[Any, Any]
@@ -76,13 +76,13 @@ def put_moments(optimizer: torch.optim.Optimizer, moments: Mapping[str, Tensor])
 
 def objective(targets: Targets, train: Array, recipe: Recipe, device: torch.device) -> Objective:
     """The loss of all rows, with class weights by the labels of those that are learnt from."""
-    weights = class_weights(targets.values[0][train], targets.n_classes, recipe.class_weights)
+    weights = class_weight(targets.values[0][train], targets.n_classes, recipe.class_weight)
     values = targets.values.astype(np.float32) if targets.has_findings else targets.values
     return Objective(
         mask=torch.ones(0, 1, device=device),
         values=torch.from_numpy(values).to(device),
         labelling=torch.zeros(1, dtype=torch.long, device=device),
-        class_weights=torch.from_numpy(weights[None].astype(np.float32)).to(device),
+        class_weight=torch.from_numpy(weights[None].astype(np.float32)).to(device),
         smoothing=torch.tensor([recipe.label_smoothing], device=device),
         has_findings=targets.has_findings,
     )
@@ -100,12 +100,12 @@ class OfStage:
         return self.recipe.schedule
 
     @property
-    def patience(self) -> int:
-        return self.recipe.patience
+    def lr_patience(self) -> int:
+        return self.recipe.lr_patience
 
     @property
-    def early_stopping(self) -> int:
-        return self.recipe.early_stopping
+    def patience(self) -> int:
+        return self.recipe.patience
 
 
 @contextmanager
@@ -117,6 +117,6 @@ def in_our_words() -> Iterator[None]:
         if "more than 1 value per channel" not in str(error):
             raise
         raise UsageError(
-            "a batch norm that learns cannot see one image at a time: a larger --batch-rows, a smaller --accumulate, "
-            "or an --unfreeze without such norms."
+            "a batch norm that learns cannot see one image at a time: a larger --batch-size, a smaller "
+            "--grad-accumulation, or an --unfreeze without such norms."
         ) from error

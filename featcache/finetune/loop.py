@@ -283,21 +283,21 @@ class Tuner:
 
     @property
     def _n_batches(self) -> int:
-        return max(1, math.ceil(len(self._sides.train) / self._recipe.batch_rows))
+        return max(1, math.ceil(len(self._sides.train) / self._recipe.batch_size))
 
     def _check_shares(self) -> None:
         """Every process needs two rows of every piece: they wait for one another in each, and a norm needs two."""
-        size, pieces = self._world.size, self._recipe.accumulate
+        size, pieces = self._world.size, self._recipe.grad_accumulation
         fewest = len(self._sides.train) // self._n_batches // pieces
         if size > 1 and fewest < 2 * size:
             raise UsageError(
                 f"{size} processes cannot share {fewest} images, of a batch in {pieces} piece(s), with two for each: a "
-                f"larger --batch-rows, a smaller --accumulate, or fewer processes."
+                f"larger --batch-size, a smaller --grad-accumulation, or fewer processes."
             )
 
     def _pieces(self, batch: Array) -> list[Array]:
         """This process's share of each of the pieces in which a batch goes through the network, one after another."""
-        pieces = np.array_split(batch, min(self._recipe.accumulate, len(batch)))
+        pieces = np.array_split(batch, min(self._recipe.grad_accumulation, len(batch)))
         return [self._world.share(piece) for piece in pieces]
 
     def _weight(self, batch: Array) -> Tensor:
@@ -310,7 +310,7 @@ class Tuner:
     def _draws(self, step: int, batch: Array) -> list[Array]:
         """Uniform numbers for the dropout of each hidden layer, of a whole batch."""
         generator = np.random.default_rng((self._recipe.seed, self._state.epoch, step + 1))
-        return [generator.random((len(batch), width), dtype=np.float32) for width in self.head.widths]
+        return [generator.random((len(batch), width), dtype=np.float32) for width in self.head.hidden_sizes]
 
     # --- after an epoch -----------------------------------------------------------------------------------------------
 
@@ -364,7 +364,7 @@ class Tuner:
     # --- rates, weights, checkpoints ----------------------------------------------------------------------------------
 
     def _unfrozen(self, stage: Stage) -> list[str]:
-        return cut.unfrozen(self._backbone.module, stage.unfreeze, self._recipe.norms)
+        return cut.unfrozen(self._backbone.module, stage.unfreeze, self._recipe.freeze_bn)
 
     def _up_to(self, stage: int) -> list[str]:
         """What learns in one of the first stages: all of it is in the tail, so that nothing in a trunk ever moves."""

@@ -27,7 +27,7 @@ Array = np.ndarray[Any, Any]
 Sided = Mapping[str, tuple[Array, Array]]
 
 # What a head is; how it was trained says the recipe.
-_SHAPE = ("kind", "widths", "activation", "norm", "dropout", "output", "C", "alpha")
+_SHAPE = ("kind", "hidden_sizes", "activation", "norm", "dropout", "output", "C", "alpha")
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def _notes(start: Start, outcome: Outcome, after: Said) -> list[str]:
     if parent and parent.record.get("n_trainable"):  # its network learnt from the rows that are learnt from here
         told = [note for note in told if note in parent.record["notes"]]
     notes = [*told, *after.notes()]
-    if parent and parent.record["asked"].get("average_views"):
+    if parent and parent.record["asked"].get("tta"):
         name = parent.path.name
         notes.insert(0, f"{name} was scored by means over augmented views; here nothing is, before or after")
     if outcome.epoch == 0:

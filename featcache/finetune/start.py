@@ -102,7 +102,7 @@ class Start:
 
     def made(self, tensors: Mapping[str, Array], dropout: float | None) -> Head:
         """A head with these weights, to be trained on."""
-        spec = replace(self.head, dropout=dropout) if dropout is not None and self.head.widths else self.head
+        spec = replace(self.head, dropout=dropout) if dropout is not None and self.head.hidden_sizes else self.head
         task = self.task
         return head_module(spec, tensors, self.feature_rms, len(task.classes), task.positive, task.has_findings)
 

@@ -57,7 +57,7 @@ class Learnt:
                 **{name: record[name] for name in kept},
                 "operating_point": {"rule": point["rule"], "threshold": point["threshold"]} if point else None,
                 "name": self.run.path.name,
-                "average_views": record["asked"]["average_views"],
+                "tta": record["asked"]["tta"],
                 "n_folds": len(self.folds) or 1,
             }
 
@@ -98,8 +98,8 @@ def learnt(run: Run, store: Store) -> Learnt:
     final = run.weights()  # first: a head says whether the record is its own
     with said_by(run):
         asked = run.record["asked"]
-        averages, refitted = bool(asked["average_views"]), bool(asked.get("refit_all"))
-    if lines := differences(run, store.identity, average_views=averages):
+        averages, refitted = bool(asked["tta"]), bool(asked.get("refit_all"))
+    if lines := differences(run, store.identity, tta=averages):
         fields = "\n  ".join(lines)
         raise IdentityMismatch(
             f"{run.path} was trained on other vectors than those of {store.path}:\n  {fields}\nTrain it on this store."
@@ -125,7 +125,7 @@ def said(what: Learnt, store: Store, table: StudyTable) -> Said:
         CorruptStore: the store is damaged.
     """
     spec, record = what.run.spec, what.run.record
-    average = bool(record["asked"]["average_views"])
+    average = bool(record["asked"]["tta"])
     features.check(store, [spec], average)
     x = features.scored(features.load(store, [spec], average, "cpu")[features.tap_of(spec)], average)[
         table.rows

@@ -26,12 +26,12 @@ def tap_of(spec: HeadSpec) -> str:
     return _TAPS.get(spec.kind, POOLED)
 
 
-def need_views(specs: Sequence[HeadSpec], average_views: bool) -> bool:
+def need_views(specs: Sequence[HeadSpec], tta: bool) -> bool:
     """Whether views are learnt from or scored."""
-    return average_views or any(spec.views for spec in specs)
+    return tta or any(spec.augmentations for spec in specs)
 
 
-def check(store: Store, specs: Sequence[HeadSpec], average_views: bool) -> None:
+def check(store: Store, specs: Sequence[HeadSpec], tta: bool) -> None:
     """Before anything is trained: the store has what the heads work on.
 
     Raises:
@@ -44,15 +44,17 @@ def check(store: Store, specs: Sequence[HeadSpec], average_views: bool) -> None:
                 f"{store.path} has no {tap!r} features, which a {spec.kind} head works on; it has "
                 f"{', '.join(store.taps)}. Make one with them: featcache embed --tap pooled --tap grid."
             )
-        if average_views and tap != POOLED:
+        if tta and tap != POOLED:
             raise UsageError(f"a {spec.kind} head works on {tap} features, which have no views to average.")
-    if need_views(specs, average_views):
+    if need_views(specs, tta):
         _check_views(store)
 
 
 def _check_views(store: Store) -> None:
     if VIEWS not in store.taps:
-        raise UsageError(f"{store.path} has no augmented views. Make a store with them: featcache embed --views K.")
+        raise UsageError(
+            f"{store.path} has no augmented views. Make a store with them: featcache embed --augmentations K."
+        )
     (held, _), (pooled, _) = store.shape(f"features/{VIEWS}"), store.shape(f"features/{POOLED}")
     if len(held) != 3 or held[1] < 1 or held[2:] != pooled[1:]:
         raise UsageError(
@@ -60,14 +62,14 @@ def _check_views(store: Store) -> None:
         )
 
 
-def load(store: Store, specs: Sequence[HeadSpec], average_views: bool, device: str) -> "dict[str, Tensor]":
+def load(store: Store, specs: Sequence[HeadSpec], tta: bool, device: str) -> "dict[str, Tensor]":
     """By name the feature arrays that some heads work on, (n, d) float32 with feature maps flattened; pooled vectors as
     (n, 1 + K, d) where views are needed."""
     import torch
 
     found = {}
     for tap in dict.fromkeys(map(tap_of, specs)):
-        with_views = tap == POOLED and need_views(specs, average_views)
+        with_views = tap == POOLED and need_views(specs, tta)
         x = _with_views(store) if with_views else store.features(tap).reshape(len(store), -1)
         found[tap] = torch.from_numpy(x).to(device)
     return found
@@ -87,6 +89,6 @@ def clean(x: "Tensor") -> "Tensor":
     return x if x.ndim == 2 else x[:, 0]
 
 
-def scored(x: "Tensor", average_views: bool) -> "Tensor":
+def scored(x: "Tensor", tta: bool) -> "Tensor":
     """What rows are scored by: (n, d), or (n, 1 + K, d) where the logits of all are averaged."""
-    return x if average_views else clean(x)
+    return x if tta else clean(x)

@@ -73,7 +73,7 @@ def hidden(spec: HeadSpec, tensors: Mapping[str, Array], x: Array) -> Array:
     In float64: in float32 the last digits of a row depend on how many others are multiplied along with it.
     """
     z = np.asarray(x, dtype=np.float64)
-    for i in range(len(spec.widths)):
+    for i in range(len(spec.hidden_sizes)):
         layer = {name.removeprefix(f"hidden.{i}."): t for name, t in tensors.items() if name.startswith(f"hidden.{i}.")}
         z = z @ layer["weight"].T + layer["bias"]
         if spec.norm == "batch":
@@ -117,5 +117,5 @@ def vote(labels: Array, n_classes: int) -> Array:
 
 
 def _vote(spec: HeadSpec, tensors: Mapping[str, Array], x: Array, n_classes: int) -> Array:
-    near = nearest(tensors["vectors"], x, spec.neighbors)
+    near = nearest(tensors["vectors"], x, spec.n_neighbors)
     return vote(tensors["labels"][near], n_classes)

@@ -41,12 +41,12 @@ class Pool:
     share: float = 1.0
     seed: int = 0
 
-    def batches(self, batch_rows: int) -> Iterator[Iterator[Tensor]]:
-        """Epoch by epoch, the batches: positions in the pool. A batch has so many rows that `batch_rows` of them are a
+    def batches(self, batch_size: int) -> Iterator[Iterator[Tensor]]:
+        """Epoch by epoch, the batches: positions in the pool. A batch has so many rows that `batch_size` of them are a
         head's own on average; the batches of an epoch differ by at most one row."""
         generator = torch.Generator().manual_seed(self.seed)
         m = len(self.rows)
-        n_batches = max(1, math.ceil(m * self.share / batch_rows))
+        n_batches = max(1, math.ceil(m * self.share / batch_size))
         while True:
             order = torch.randperm(m, generator=generator)
             yield iter(torch.tensor_split(order, n_batches))
@@ -164,8 +164,8 @@ def stacked(
 
     def shape(trajectory: Trajectory) -> Any:
         s = trajectory.fit.spec
-        layers = (s.kind, s.widths, s.activation, s.norm, s.output, s.scale)
-        training = (s.optimizer, s.momentum, s.batch_rows, s.early_stopping > 0, s.views)
+        layers = (s.kind, s.hidden_sizes, s.activation, s.norm, s.output, s.scale)
+        training = (s.optimizer, s.momentum, s.batch_size, s.patience > 0, s.augmentations)
         return layers, training, id(trajectory.fit.pool)
 
     groups: dict[Any, list[Trajectory]] = {}
@@ -186,10 +186,10 @@ def bytes_of_one(fit: Fit, x: Tensor, targets: Targets) -> int:
     only where it may stop early."""
     spec = fit.spec
     c = n_outputs(spec, targets.n_classes, targets.has_findings)
-    batch_rows = _batch_rows(fit)
-    copies = 4 + (spec.early_stopping > 0) if fit.is_wide(x.shape[-1], x.device) else 6
-    floats = copies * n_parameters(spec, x.shape[-1], c) + 12 * batch_rows * (sum(spec.widths) + c)
-    return int(4 * (floats + len(fit.pool.rows) * (2 + 2 * c + sum(spec.widths[:1]) / 8)))
+    batch_size = _batch_rows(fit)
+    copies = 4 + (spec.patience > 0) if fit.is_wide(x.shape[-1], x.device) else 6
+    floats = copies * n_parameters(spec, x.shape[-1], c) + 12 * batch_size * (sum(spec.hidden_sizes) + c)
+    return int(4 * (floats + len(fit.pool.rows) * (2 + 2 * c + sum(spec.hidden_sizes[:1]) / 8)))
 
 
 def work(members: Sequence[Trajectory], x: Tensor, targets: Targets) -> int:
@@ -201,7 +201,7 @@ def work(members: Sequence[Trajectory], x: Tensor, targets: Targets) -> int:
 
 def _batch_rows(fit: Fit) -> float:
     """Of the pool, in a batch."""
-    return min(len(fit.pool.rows), fit.spec.batch_rows / fit.pool.share)
+    return min(len(fit.pool.rows), fit.spec.batch_size / fit.pool.share)
 
 
 def memory_for(device: torch.device) -> int:

@@ -24,7 +24,7 @@ Own = list[tuple[Tensor, Tensor]]  # of each head which rows of a batch are its 
 
 def is_wide(spec: HeadSpec, n_features: int) -> bool:
     """Whether a head's first layer is large enough, and its features are divided by one number."""
-    return bool(spec.widths) and spec.scale != "standard" and spec.widths[0] * n_features >= _LEAST
+    return bool(spec.hidden_sizes) and spec.scale != "standard" and spec.hidden_sizes[0] * n_features >= _LEAST
 
 
 def own_rows(x: Tensor, taking: Tensor) -> Own:

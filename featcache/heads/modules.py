@@ -56,7 +56,7 @@ def head_module(
         raise UsageError("a knn head has no weights that could be trained on. Train a linear or mlp head first.")
     if not (math.isfinite(feature_rms) and feature_rms > 0):
         raise ValueError(f"feature_rms must be above 0, got {feature_rms}")
-    n_features = np.atleast_1d(tensors.get(_first(len(spec.widths)), 0.0)).shape[-1]
+    n_features = np.atleast_1d(tensors.get(_first(len(spec.hidden_sizes)), 0.0)).shape[-1]
     n_outputs = stacks.n_outputs(spec, n_classes, has_findings)
     single = positive if n_outputs < n_classes else None
     with torch.device("meta"):  # a head that is promised may be larger than its file, or than any memory
@@ -90,7 +90,7 @@ def fresh(spec: HeadSpec, n_features: int, n_outputs: int, feature_rms: float = 
     for name in [name for name in head if name.endswith("norm.weight")]:
         head[name.replace("weight", "running_mean")] = np.zeros_like(head[name])
         head[name.replace("weight", "running_var")] = np.ones_like(head[name])
-    first = _first(len(spec.widths))
+    first = _first(len(spec.hidden_sizes))
     return {**head, first: (head[first].astype(np.float64) / feature_rms).astype(np.float32)}
 
 
@@ -108,7 +108,7 @@ class Head(nn.Module):
     Attributes:
         feature_rms: a buffer, (), what features are divided by.
         hidden: the layers before the last.
-        widths: units of each of them.
+        hidden_sizes: units of each of them.
         weight, bias: of the last layer, (c, d or h) and (c,); of a single output (1, …).
     """
 
@@ -118,12 +118,12 @@ class Head(nn.Module):
         self, spec: HeadSpec, n_features: int, n_outputs: int, feature_rms: float, widened: int | None
     ) -> None:
         super().__init__()
-        sizes = (n_features, *spec.widths)
+        sizes = (n_features, *spec.hidden_sizes)
         self.register_buffer("feature_rms", torch.tensor(feature_rms, dtype=torch.float32))
         self.hidden = nn.ModuleList(_Hidden(spec, d, h) for d, h in itertools.pairwise(sizes))
         self.weight = nn.Parameter(torch.empty(n_outputs, sizes[-1]))
         self.bias = nn.Parameter(torch.empty(n_outputs))
-        self.widths, self._widened = spec.widths, widened
+        self.hidden_sizes, self._widened = spec.hidden_sizes, widened
 
     @property
     def first(self) -> str:

@@ -52,7 +52,7 @@ class Targets:
         return {name: found[name] for name in _CURVE}
 
 
-def class_weights(labels: Array, n_classes: int, kind: str) -> Array:
+def class_weight(labels: Array, n_classes: int, kind: str) -> Array:
     """Weights of the classes in the loss of a head that learns from rows with these labels.
 
     Args:
@@ -80,14 +80,14 @@ class Objective:
         mask: (m, k), 1 where a head learns from a row of the pool.
         values: (l, n) or (l, n, c), as in `Targets`.
         labelling: (k,) which of the l.
-        class_weights: (k, c), or (k, 2, c) for findings: of 0 and of 1.
+        class_weight: (k, c), or (k, 2, c) for findings: of 0 and of 1.
         smoothing: (k,).
     """
 
     mask: Tensor
     values: Tensor
     labelling: Tensor
-    class_weights: Tensor
+    class_weight: Tensor
     smoothing: Tensor
     has_findings: bool
 
@@ -114,7 +114,7 @@ class Objective:
         masks = {rows.tobytes(): np.isin(pool_rows, rows) for rows in train}
         mask = np.stack([masks[rows.tobytes()] for rows in train], axis=1).astype(np.float32)
         labels = [targets.values[which][rows] for which, rows in zip(labelling, train, strict=True)]
-        each = [class_weights(y, targets.n_classes, s.class_weights) for y, s in zip(labels, specs, strict=True)]
+        each = [class_weight(y, targets.n_classes, s.class_weight) for y, s in zip(labels, specs, strict=True)]
         values = targets.values.astype(np.float32) if targets.has_findings else targets.values
         return cls(
             torch.from_numpy(mask).to(device),
@@ -126,7 +126,7 @@ class Objective:
         )
 
     def __getitem__(self, heads: Tensor) -> Self:
-        mine = {name: getattr(self, name)[heads] for name in ("labelling", "class_weights", "smoothing")}
+        mine = {name: getattr(self, name)[heads] for name in ("labelling", "class_weight", "smoothing")}
         return replace(self, mask=self.mask[:, heads], **mine)
 
     def loss(self, z: Tensor, rows: Tensor, taking: Tensor) -> Tensor:
@@ -140,13 +140,13 @@ class Objective:
         is made of."""
         labels = self._labels(rows, torch.arange(len(z), device=z.device))
         each = self._of_findings if self.has_findings else self._of_classes
-        return each(z, labels, self.class_weights, self.smoothing, taking)
+        return each(z, labels, self.class_weight, self.smoothing, taking)
 
     @torch.no_grad()
     def plain_loss(self, z: Tensor, rows: Tensor, heads: Tensor) -> list[float]:
         """Per head, unweighted and not smoothed."""
         taking = z.new_ones(z.shape[:2])
-        weights, smoothing = torch.ones_like(self.class_weights[heads]), torch.zeros_like(self.smoothing[heads])
+        weights, smoothing = torch.ones_like(self.class_weight[heads]), torch.zeros_like(self.smoothing[heads])
         each = self._of_findings if self.has_findings else self._of_classes
         total, weight = each(z, self._labels(rows, heads), weights, smoothing, taking)
         losses: list[float] = (total / weight.clamp(min=1e-12)).tolist()

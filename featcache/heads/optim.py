@@ -27,9 +27,9 @@ class Pace(Protocol):
     @property
     def schedule(self) -> str: ...
     @property
-    def patience(self) -> int: ...
+    def lr_patience(self) -> int: ...
     @property
-    def early_stopping(self) -> int: ...
+    def patience(self) -> int: ...
     @property
     def epochs(self) -> int: ...
 
@@ -45,7 +45,7 @@ class Watcher:
 
     @property
     def stopped(self) -> bool:
-        return 0 < self._spec.early_stopping <= self._since_stop
+        return 0 < self._spec.patience <= self._since_stop
 
     def factor(self, epoch: int) -> float:
         """Of the learning rate, in an epoch."""
@@ -69,7 +69,7 @@ class Watcher:
             self._plateau_best, self._since_plateau = loss, 0
             return
         self._since_plateau += 1
-        if self._since_plateau > self._spec.patience:
+        if self._since_plateau > self._spec.lr_patience:
             self._reductions, self._since_plateau = self._reductions + 1, 0
 
 

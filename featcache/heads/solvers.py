@@ -18,7 +18,7 @@ from torch import Tensor
 from featcache.heads import inference
 from featcache.heads.features import clean, scored
 from featcache.heads.jobs import Fit, Fitted
-from featcache.heads.objective import Targets, class_weights
+from featcache.heads.objective import Targets, class_weight
 from featcache.heads.stacks import feature_scale
 from featcache.threads import one_thread
 
@@ -28,7 +28,7 @@ _LOGREG_ITERATIONS = 300
 
 
 @one_thread()
-def solve_all(fits: Sequence[Fit], x: Tensor, targets: Targets, *, average_views: bool = False) -> list[Fitted]:
+def solve_all(fits: Sequence[Fit], x: Tensor, targets: Targets, *, tta: bool = False) -> list[Fitted]:
     """Solves heads of solved kinds, on the vectors of images as they are; the arguments and the answer are those of
     `fitting.fit_all`.
 
@@ -37,25 +37,25 @@ def solve_all(fits: Sequence[Fit], x: Tensor, targets: Targets, *, average_views
     """
     groups: dict[Any, list[int]] = {}
     for i, fit in enumerate(fits):
-        shared = (fit.spec.kind, fit.spec.scale, fit.spec.class_weights, fit.train.tobytes(), fit.held.tobytes())
+        shared = (fit.spec.kind, fit.spec.scale, fit.spec.class_weight, fit.train.tobytes(), fit.held.tobytes())
         groups.setdefault((*shared, fit.labelling), []).append(i)
     results: dict[int, Fitted] = {}
     for numbers in groups.values():
         members = [fits[i] for i in numbers]
         solve = {"logreg": _logreg, "ridge": _ridge, "knn": _knn}[members[0].spec.kind]
-        results.update(zip(numbers, solve(members, x, targets, average_views), strict=True))
+        results.update(zip(numbers, solve(members, x, targets, tta), strict=True))
     return [results[i] for i in range(len(fits))]
 
 
 # --- affine heads -----------------------------------------------------------------------------------------------------
 
 
-def _logreg(fits: Sequence[Fit], x: Tensor, targets: Targets, average_views: bool) -> list[Fitted]:
+def _logreg(fits: Sequence[Fit], x: Tensor, targets: Targets, tta: bool) -> list[Fitted]:
     """L2-penalised logistic regression, from strong to weak penalty, each starting where the last ended."""
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model import LogisticRegression
 
-    problem = _Problem(fits[0], x, targets, average_views)
+    problem = _Problem(fits[0], x, targets, tta)
     model = LogisticRegression(max_iter=_LOGREG_ITERATIONS, warm_start=True)
     found: dict[int, tuple[Array, Array]] = {}
     for finding in problem.findings():
@@ -70,10 +70,10 @@ def _logreg(fits: Sequence[Fit], x: Tensor, targets: Targets, average_views: boo
     return [problem.affine(fit, *_two_sided(*found[i], problem)) for i, fit in enumerate(fits)]
 
 
-def _ridge(fits: Sequence[Fit], x: Tensor, targets: Targets, average_views: bool) -> list[Fitted]:
+def _ridge(fits: Sequence[Fit], x: Tensor, targets: Targets, tta: bool) -> list[Fitted]:
     """Weighted least squares on -1 and 1 with penalty alpha |w|^2 and a free intercept, as scikit-learn's
     RidgeClassifier: (X'WX + alpha I) w = X'W y on centred X and y. With X'WX = V S V' every alpha is a division."""
-    problem = _Problem(fits[0], x, targets, average_views)
+    problem = _Problem(fits[0], x, targets, tta)
     found: dict[int, tuple[Array, Array]] = {}
     for finding in problem.findings():
         rows, y, weights = problem.known(finding)
@@ -107,15 +107,15 @@ def _dual(a: Array, t: Array) -> Any:
 class _Problem:
     """The training rows of a fold, scaled, with labels and weights."""
 
-    def __init__(self, fit: Fit, x: Tensor, targets: Targets, average_views: bool) -> None:
+    def __init__(self, fit: Fit, x: Tensor, targets: Targets, tta: bool) -> None:
         train = torch.from_numpy(fit.train).to(x.device)
-        self._scored, x = scored(x, average_views), clean(x)
+        self._scored, x = scored(x, tta), clean(x)
         scale = feature_scale(x, [train], fit.spec.scale)
         self._offset, self._divisor = scale.offset[0].cpu().double().numpy(), scale.divisor[0].cpu().double().numpy()
         self.x: Array = ((x[train] - scale.offset[0]) / scale.divisor[0]).cpu().numpy()
         self.y = targets.values[fit.labelling][fit.train]
         self._targets = targets
-        self._class_weights = class_weights(self.y, targets.n_classes, fit.spec.class_weights)
+        self._class_weights = class_weight(self.y, targets.n_classes, fit.spec.class_weight)
 
     def findings(self) -> list[int | None]:
         """The findings one by one, or None for classes, which are learnt together."""
@@ -164,16 +164,16 @@ def _two_sided(weight: Array, bias: Array, problem: _Problem) -> tuple[Array, Ar
 # --- nearest neighbours -----------------------------------------------------------------------------------------------
 
 
-def _knn(fits: Sequence[Fit], x: Tensor, targets: Targets, average_views: bool) -> list[Fitted]:
+def _knn(fits: Sequence[Fit], x: Tensor, targets: Targets, tta: bool) -> list[Fitted]:
     """The vote of the nearest training rows, as `scoring.vote` counts it; one search serves all k."""
     fit = fits[0]
     vectors = inference.unit_rows(_rows(clean(x), fit.train))
     labels = targets.values[fit.labelling][fit.train]
-    held = _rows(scored(x, average_views), fit.held)
-    near = inference.nearest(vectors, held.reshape(-1, x.shape[-1]), max(f.spec.neighbors for f in fits))
+    held = _rows(scored(x, tta), fit.held)
+    near = inference.nearest(vectors, held.reshape(-1, x.shape[-1]), max(f.spec.n_neighbors for f in fits))
     near = near.reshape(*held.shape[:-1], near.shape[1])  # (m, k), or (m, v, k)
     tensors = {"vectors": vectors, "labels": labels.astype(np.float32)}
-    votes = (partial(_votes, labels, targets.n_classes, each.spec.neighbors) for each in fits)
+    votes = (partial(_votes, labels, targets.n_classes, each.spec.n_neighbors) for each in fits)
     return [Fitted(each, tensors, inference.averaged(vote, near), 0, 0) for each, vote in zip(fits, votes, strict=True)]
 
 

@@ -25,26 +25,26 @@ _CHOICES = {
     "output": ("softmax", "sigmoid"),
     "optimizer": ("adam", "adamw", "sgd"),
     "schedule": ("constant", "plateau", "cosine"),
-    "class_weights": ("none", "balanced"),
+    "class_weight": ("none", "balanced"),
     "scale": ("rms", "none", "standard"),
 }
-_HIDDEN = {"widths", "activation", "norm", "dropout"}
+_HIDDEN = {"hidden_sizes", "activation", "norm", "dropout"}
 _TRAINING = {
-    "optimizer", "lr", "weight_decay", "momentum", "label_smoothing", "epochs", "batch_rows", "schedule", "patience",
-    "early_stopping", "class_weights", "scale", "seed",
+    "optimizer", "lr", "weight_decay", "momentum", "label_smoothing", "epochs", "batch_size", "schedule", "lr_patience",
+    "patience", "class_weight", "scale", "seed",
 }  # fmt: skip
 _APPLIES = {
-    "linear": _TRAINING | {"views"},
-    "mlp": _TRAINING | _HIDDEN | {"views"},
+    "linear": _TRAINING | {"augmentations"},
+    "mlp": _TRAINING | _HIDDEN | {"augmentations"},
     "flatten-mlp": _TRAINING | _HIDDEN | {"output"},
-    "logreg": {"C", "class_weights", "scale"},
-    "ridge": {"alpha", "class_weights", "scale"},
-    "knn": {"neighbors"},
+    "logreg": {"C", "class_weight", "scale"},
+    "ridge": {"alpha", "class_weight", "scale"},
+    "knn": {"n_neighbors"},
 }
 _DEFAULTS: dict[str, dict[str, Any]] = {
-    "mlp": {"widths": (256,), "norm": "batch", "dropout": 0.5, "lr": 0.001, "weight_decay": 0.0},
+    "mlp": {"hidden_sizes": (256,), "norm": "batch", "dropout": 0.5, "lr": 0.001, "weight_decay": 0.0},
     "flatten-mlp": {
-        "widths": (256,),
+        "hidden_sizes": (256,),
         "dropout": 0.25,
         "output": "sigmoid",
         "lr": 0.0001,
@@ -53,23 +53,23 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     },
 }
 _COMMON: dict[str, Any] = {  # of the kinds that have no other
-    "widths": (), "norm": "none", "dropout": 0.0, "output": "softmax", "lr": 0.003, "weight_decay": 0.03,
+    "hidden_sizes": (), "norm": "none", "dropout": 0.0, "output": "softmax", "lr": 0.003, "weight_decay": 0.03,
     "schedule": "cosine",
 }  # fmt: skip
 _MOST_LAYERS, _MOST_WEIGHTS = 64, 1 << 28  # a GiB in float32, four with what Adam keeps
 _COUNTS = (
     ("epochs", 1, MOST_EPOCHS),
-    ("batch_rows", 1, MOST_ROWS),
-    ("patience", 1, MOST_EPOCHS),
-    ("early_stopping", 0, MOST_EPOCHS),
-    ("neighbors", 1, MOST_ROWS),
+    ("batch_size", 1, MOST_ROWS),
+    ("lr_patience", 1, MOST_EPOCHS),
+    ("patience", 0, MOST_EPOCHS),
+    ("n_neighbors", 1, MOST_ROWS),
 )
-_ONLY_WITH = {"momentum": ("optimizer", "sgd"), "patience": ("schedule", "plateau")}
+_ONLY_WITH = {"momentum": ("optimizer", "sgd"), "lr_patience": ("schedule", "plateau")}
 # What a solved head tries when nobody says what: one decomposition or search serves all of them.
 PATHS: dict[str, dict[str, tuple[Any, ...]]] = {
     "logreg": {"C": (0.0001, 0.001, 0.01, 0.1, 1.0)},
     "ridge": {"alpha": tuple(10.0**i for i in range(-1, 7))},
-    "knn": {"neighbors": (1, 5, 11, 21, 51)},
+    "knn": {"n_neighbors": (1, 5, 11, 21, 51)},
 }
 
 
@@ -96,7 +96,7 @@ class HeadSpec:
         kind: "linear", one affine map from d features to c classes: (d + 1) c parameters. "mlp", hidden layers before
             it. "flatten-mlp", the same on a flattened feature map. "logreg", L2-penalised logistic regression; "ridge",
             least squares on ±1; "knn", the vote of the nearest training rows by cosine: solved, not trained.
-        widths: units of each hidden layer.
+        hidden_sizes: units of each hidden layer.
         activation, norm, dropout: after each hidden layer, in the order norm, activation, dropout.
         output: "sigmoid" gives two classes one output instead of two; more classes have c in any case.
         optimizer: "adam" (weight decay as L2 in the gradient), "adamw" (decoupled), "sgd"; betas 0.9 and 0.999.
@@ -105,27 +105,27 @@ class HeadSpec:
         momentum: of sgd.
         label_smoothing: share of the target spread evenly over the classes.
         epochs: passes over the training rows.
-        batch_rows: rows per step, within half a batch; in k folds, on average over the folds.
+        batch_size: rows per step, within half a batch; in k folds, on average over the folds.
         schedule: "constant"; "plateau", a tenth of the rate when the loss on rows kept aside has not improved for more
-            than `patience` epochs; "cosine", from lr to 0 over the epochs.
-        patience: of "plateau".
-        early_stopping: epochs without a better loss on rows kept aside after which training ends, with the best weights
+            than `lr_patience` epochs; "cosine", from lr to 0 over the epochs.
+        lr_patience: of "plateau".
+        patience: epochs without a better loss on rows kept aside after which training ends, with the best weights
             taken; 0 trains all epochs and takes the last.
-        class_weights: "balanced" weighs each class of the loss by n / (c n_class), as scikit-learn does.
+        class_weight: "balanced" weighs each class of the loss by n / (c n_class), as scikit-learn does.
         scale: what features are divided by: "rms", one number, the root mean square of the training rows; "standard",
             each feature's standard deviation after its mean was taken off; "none". Numbers of the vectors that are
-            learnt from: with `views` of all of them.
+            learnt from: with `augmentations` of all of them.
         seed: of the initial weights and of dropout. The order of the batches, and which views are drawn, belong to
             the split.
-        views: learn in each epoch, instead of a row's own vector, from one drawn of it and of those of its augmented
-            views, each as likely.
+        augmentations: draw, for each row and epoch, one vector uniformly from that of the image as it is and those of
+            its augmented copies, and train on it.
         C: inverse penalty of logreg, as in scikit-learn.
         alpha: penalty of ridge, as in scikit-learn.
-        neighbors: of knn.
+        n_neighbors: of knn.
     """
 
     kind: str = "linear"
-    widths: tuple[int, ...] = _OF_KIND
+    hidden_sizes: tuple[int, ...] = _OF_KIND
     activation: str = "relu"
     norm: str = _OF_KIND
     dropout: float = _OF_KIND
@@ -136,17 +136,17 @@ class HeadSpec:
     momentum: float = 0.9
     label_smoothing: float = 0.0
     epochs: int = 40
-    batch_rows: int = 32
+    batch_size: int = 32
     schedule: str = _OF_KIND
-    patience: int = 10
-    early_stopping: int = 0
-    class_weights: str = "none"
+    lr_patience: int = 10
+    patience: int = 0
+    class_weight: str = "none"
     scale: str = "rms"
     seed: int = 0
-    views: bool = False
+    augmentations: bool = False
     C: float = 1.0
     alpha: float = 1.0
-    neighbors: int = 5
+    n_neighbors: int = 5
 
     @classmethod
     def of(cls, kind: str, **given: Any) -> Self:
@@ -174,11 +174,11 @@ class HeadSpec:
         for name, low, high in _COUNTS:
             check_number(name, getattr(self, name), low, high, whole=True)
         check_seed("seed", self.seed)
-        if not isinstance(self.views, bool):
-            raise ValueError(f"views must be true or false, got {self.views!r}")
+        if not isinstance(self.augmentations, bool):
+            raise ValueError(f"augmentations must be true or false, got {self.augmentations!r}")
         self._check_widths()
-        if self.kind.endswith("mlp") and not self.widths:
-            raise ValueError(f"{self.kind} needs widths, as in widths=(256,)")
+        if self.kind.endswith("mlp") and not self.hidden_sizes:
+            raise ValueError(f"{self.kind} needs hidden_sizes, as in hidden_sizes=(256,)")
         for name in plain:
             if name not in _APPLIES[self.kind] and getattr(self, name) != plain[name]:
                 raise ValueError(f"{name} does not apply to {self.kind} heads")
@@ -190,13 +190,13 @@ class HeadSpec:
                 object.__setattr__(self, name, value)
 
     def _check_widths(self) -> None:
-        for width in self.widths:
-            check_number("widths", width, 1, 65536, whole=True)
-        n_weights = sum(a * b for a, b in pairwise(self.widths))
-        if n_weights > _MOST_WEIGHTS or len(self.widths) > _MOST_LAYERS:
+        for width in self.hidden_sizes:
+            check_number("hidden_sizes", width, 1, 65536, whole=True)
+        n_weights = sum(a * b for a, b in pairwise(self.hidden_sizes))
+        if n_weights > _MOST_WEIGHTS or len(self.hidden_sizes) > _MOST_LAYERS:
             raise ValueError(
-                f"widths must be at most {_MOST_LAYERS} layers, with at most {_MOST_WEIGHTS:,} weights between them, "
-                f"got {len(self.widths)} and {n_weights:,}"
+                f"hidden_sizes must be at most {_MOST_LAYERS} layers, with at most {_MOST_WEIGHTS:,} weights between "
+                f"them, got {len(self.hidden_sizes)} and {n_weights:,}"
             )
 
     @property
@@ -207,7 +207,7 @@ class HeadSpec:
     @property
     def needs_watch(self) -> bool:
         """Whether some training rows have to be kept aside to end the training or to lower its rate."""
-        return self.early_stopping > 0 or self.schedule == "plateau"
+        return self.patience > 0 or self.schedule == "plateau"
 
     def used(self) -> dict[str, Any]:
         """The fields that apply to this kind, `kind` first."""

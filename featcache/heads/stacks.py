@@ -208,7 +208,7 @@ class Stack:
 def n_parameters(spec: HeadSpec, n_features: int, n_outputs: int) -> int:
     """Trainable numbers of one head."""
     total, inputs = 0, n_features
-    for width in spec.widths:
+    for width in spec.hidden_sizes:
         total += (inputs + 1) * width + (2 * width if spec.norm == "batch" else 0)
         inputs = width
     return total + (inputs + 1) * n_outputs
@@ -230,8 +230,8 @@ def initial(spec: HeadSpec, n_features: int, n_outputs: int) -> dict[str, Tensor
     """The parameters of one head before it has learnt anything, on scaled features: see `Stack.fresh`."""
     generator = torch.Generator().manual_seed(spec.seed)
     head, inputs = {}, n_features
-    for i, width in enumerate((*spec.widths, n_outputs)):
-        name = f"hidden.{i}." if i < len(spec.widths) else ""
+    for i, width in enumerate((*spec.hidden_sizes, n_outputs)):
+        name = f"hidden.{i}." if i < len(spec.hidden_sizes) else ""
         bound = 1.0 / math.sqrt(inputs)
         head[f"{name}weight"] = torch.empty(width, inputs).uniform_(-bound, bound, generator=generator)
         head[f"{name}bias"] = torch.empty(width).uniform_(-bound, bound, generator=generator)

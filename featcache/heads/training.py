@@ -51,7 +51,7 @@ def fit_all(
     x: Tensor,
     targets: Targets,
     *,
-    average_views: bool = False,
+    tta: bool = False,
     curves: bool = False,
     weights: bool = True,
     memory_bytes: int | None = None,
@@ -64,7 +64,7 @@ def fit_all(
         x: float32 features, on the device to train on: (n, d), or (n, 1 + K, d) with K views of each row after the
             vector of the image as it is.
         targets: labels.
-        average_views: whatever a head says of a row, also of one that is watched, is the mean of its logits of all
+        tta: whatever a head says of a row, also of one that is watched, is the mean of its logits of all
             1 + K vectors, as in `scoring.averaged`; otherwise what it says of the image as it is.
         curves: evaluate training and held rows after every epoch: costs more than the training of a large sweep.
         weights: return those of every head; without, only what it says of its held rows. A sweep of 270 heads on
@@ -86,7 +86,7 @@ def fit_all(
 
     def train(number: int) -> None:
         members = stacks[number]
-        for finished in _Training(members, x, targets, average_views, curves, weights).run(results, stop):
+        for finished in _Training(members, x, targets, tta, curves, weights).run(results, stop):
             done[number] = finished
             on_progress(sum(done.values()), total)
         done[number] = sum(t.epochs for t in members)  # heads that stopped early are done, too
@@ -113,15 +113,15 @@ class _Training:
         members: list[Trajectory],
         x: Tensor,
         targets: Targets,
-        average_views: bool,
+        tta: bool,
         curves: bool,
         weights: bool,
     ) -> None:
         self._members, self._targets, self._curves, self._wanted = members, targets, curves, weights
         fit = members[0].fit
         self._is_wide = fit.is_wide(x.shape[-1], x.device)
-        self._learnt = x if fit.spec.views else clean(x)
-        self._scored = scored(x, average_views)
+        self._learnt = x if fit.spec.augmentations else clean(x)
+        self._scored = scored(x, tta)
         self._spec, self._pool, self._device = fit.spec, fit.pool, x.device
         self._pool_rows = torch.from_numpy(fit.pool.rows).to(x.device)
         train = [torch.from_numpy(t.fit.train).to(x.device) for t in members]
@@ -138,7 +138,7 @@ class _Training:
         )
         self._moments = {name: moments_of(t, self._spec.optimizer) for name, t in self.stack.parameters.items()}
         self._watchers = [Watcher(t.fit.spec) for t in members]
-        self._best = self.stack[self._all()] if self._spec.early_stopping else None
+        self._best = self.stack[self._all()] if self._spec.patience else None
         self._histories: list[History] = [[] for _ in members]
         self._generators = {seed: torch.Generator().manual_seed(_DROPOUT_STREAM + seed) for seed in self._seeds()}
         self._drops = any(t.fit.spec.dropout > 0 for t in members)
@@ -147,8 +147,8 @@ class _Training:
     def run(self, results: dict[int, Fitted], stop: threading.Event) -> Iterator[int]:
         """Trains, puts what is finished into `results`, and yields the number of (head, epoch) pairs done."""
         done = 0
-        views = self._pool.views(self._learnt.shape[1]) if self._spec.views else None
-        for epoch, batches in enumerate(self._pool.batches(self._spec.batch_rows), start=1):
+        views = self._pool.views(self._learnt.shape[1]) if self._spec.augmentations else None
+        for epoch, batches in enumerate(self._pool.batches(self._spec.batch_size), start=1):
             steps, drawn = self._steps(epoch), next(views).to(self._device) if views else None
             for positions in batches:
                 if stop.is_set():
@@ -215,7 +215,7 @@ class _Training:
             return []
         seeds = [t.fit.spec.seed for t in self._members]
         draws = []
-        for width in self._spec.widths:
+        for width in self._spec.hidden_sizes:
             of_seed = {s: torch.rand(n_rows, width, generator=self._generators[s]) for s in self._seeds()}
             draws.append(torch.stack([of_seed[seed] for seed in seeds]).to(self._device))
         return draws
@@ -264,7 +264,7 @@ class _Training:
         numbers = [n for e, fits in trajectory.snapshots.items() if e == epoch or (stopped and e > epoch) for n in fits]
         tensors = kept.folded(i) if self._wanted else {}
         is_finite = all(np.isfinite(t).all() for t in tensors.values()) if self._wanted else kept.is_finite(i)
-        at = watcher.best_epoch if trajectory.fit.spec.early_stopping else epoch
+        at = watcher.best_epoch if trajectory.fit.spec.patience else epoch
         n, history = sum(t[0].numel() for t in self.stack.parameters.values()), list(self._histories[i])
         for number in numbers:
             results[number] = Fitted(trajectory.fits[number], tensors, logits, at, n, history, is_finite)

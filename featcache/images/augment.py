@@ -8,8 +8,8 @@ nothing of files.
 
 import re
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 import numpy as np
 from PIL import Image
@@ -41,26 +41,38 @@ class ViewSpec:
         n: views per image, 1 to 32.
         seed: another one gives other views of the same images.
         rotation: degrees, 0 to 180; the angle is uniform from -rotation to rotation.
-        jitter: 0 to 0.9; the factors of brightness, contrast and saturation are uniform from 1 - jitter to 1 + jitter.
-        flip: the probability that a view is mirrored, left to right.
+        color_jitter: 0 to 0.9; the factors of brightness, contrast and saturation are uniform from 1 - color_jitter to
+            1 + color_jitter.
+        hflip: the probability that a view is mirrored, left to right.
     """
 
     n: int
     seed: int = 0
     rotation: float = 25.0
-    jitter: float = 0.2
-    flip: float = 0.5
+    color_jitter: float = 0.2
+    hflip: float = 0.5
 
     def __post_init__(self) -> None:
         check_number("n", self.n, 1, MAX_VIEWS, whole=True)
         check_seed("seed", self.seed)
-        for name, high in (("rotation", 180), ("jitter", 0.9), ("flip", 1)):
+        for name, high in (("rotation", 180), ("color_jitter", 0.9), ("hflip", 1)):
             check_number(name, getattr(self, name), 0, high)
 
     def identity(self) -> Json:
         """The fields as JSON, and the rule by which parameters become a view."""
-        numbers = {name: float(getattr(self, name)) for name in ("rotation", "jitter", "flip")}
-        return {**asdict(self), **numbers, "rule": _RULE}
+        ranges = {"rotation": self.rotation, "jitter": self.color_jitter, "flip": self.hflip}
+        return {"n": self.n, "seed": self.seed, **{name: float(value) for name, value in ranges.items()}, "rule": _RULE}
+
+    @classmethod
+    def from_identity(cls, identity: Json) -> Self:
+        """The spec whose `identity` this is."""
+        return cls(
+            identity["n"],
+            identity["seed"],
+            rotation=identity["rotation"],
+            color_jitter=identity["jitter"],
+            hflip=identity["flip"],
+        )
 
     def parameters(self, content_sha256: str) -> Array:
         """(n, 5) float32: a row of `PARAMETERS` for each view of the file with these bytes.
@@ -70,8 +82,8 @@ class ViewSpec:
         assert _SHA256.fullmatch(content_sha256), content_sha256
         drawn = np.array([self._draw(content_sha256, view) for view in range(self.n)])  # (n, 5), from 0 to 1
         signed = 2.0 * drawn[:, :4] - 1.0
-        angle, factors = self.rotation * signed[:, :1], 1.0 + self.jitter * signed[:, 1:]
-        return np.hstack([angle, factors, drawn[:, 4:] < self.flip]).astype(np.float32)
+        angle, factors = self.rotation * signed[:, :1], 1.0 + self.color_jitter * signed[:, 1:]
+        return np.hstack([angle, factors, drawn[:, 4:] < self.hflip]).astype(np.float32)
 
     def _draw(self, content_sha256: str, view: int) -> Array:
         """(5,) float64, uniform in [0, 1): of one view alone, so that no other view and no option moves it."""
@@ -133,10 +145,10 @@ def show(
     """
     drawn = _uniform([content_sha256, seed, "epoch", epoch], len(PARAMETERS) + 3)
     signed = 2.0 * drawn[:4] - 1.0
-    image = apply(resized, [spec.rotation * signed[0], *(1.0 + spec.jitter * signed[1:]), drawn[4] < spec.flip])
-    if spec.crop == 1.0:
+    image = apply(resized, [spec.rotation * signed[0], *(1.0 + spec.color_jitter * signed[1:]), drawn[4] < spec.hflip])
+    if spec.scale == 1.0:
         return np.asarray(transform.crop(image))
-    side = (spec.crop + (1.0 - spec.crop) * drawn[5]) ** 0.5
+    side = (spec.scale + (1.0 - spec.scale) * drawn[5]) ** 0.5
     return np.asarray(transform.zoom(image, side, float(drawn[6]), float(drawn[7])))
 
 

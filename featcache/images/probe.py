@@ -39,7 +39,7 @@ irQnGjrJMy4FbGa6xspOo6RMhEu7jQqXaMfEFxO6diuDspeMG6gJK832cLg/Rt3AiKTlGTrU3wviYrH+
 """
 
 
-def pixels_sha256(transform: TransformSpec, decode: DecodeSpec, views: ViewSpec | None = None) -> str:
+def pixels_sha256(transform: TransformSpec, decode: DecodeSpec, augmentations: ViewSpec | None = None) -> str:
     """The digest of the built-in images, decoded and transformed, and of a view of each where views are made: equal as
     long as preprocessing is."""
     # Which images are refused for their size changes no vector, and the depth stands in the identity by itself.
@@ -52,8 +52,8 @@ def pixels_sha256(transform: TransformSpec, decode: DecodeSpec, views: ViewSpec 
         for prefix, spec in transforms.items()
         for name, data in _images().items()
     }
-    if views:
-        one = replace(views, n=1)
+    if augmentations:
+        one = replace(augmentations, n=1)
         gray, colour = (decoding.decode(base64.b64decode(jpeg), decode) for jpeg in (_JPEG_GRAY, _JPEG_COLOUR))
         found |= {f"view {image.mode}": augment.views(image, transform, one, "0" * 64) for image in (gray, colour)}
     return digest_arrays(found)

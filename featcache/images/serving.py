@@ -38,7 +38,7 @@ def serve(descriptor: int) -> None:
         work = _Work(
             [from_json(TransformSpec, fields) for fields in config["transforms"]],
             from_json(DecodeSpec, config["decode"]),
-            from_json(ViewSpec, config["views"]) if config["views"] else None,
+            from_json(ViewSpec, config["augmentations"]) if config["augmentations"] else None,
             config["is_whole"],
             _Memory(config["decode"]["max_pixels"]),
         )
@@ -81,7 +81,7 @@ class _Work:
 
     transforms: Sequence[TransformSpec]
     decode: DecodeSpec
-    views: ViewSpec | None
+    augmentations: ViewSpec | None
     is_whole: bool
     memory: _Memory
 
@@ -110,7 +110,7 @@ class _Work:
         for transform, image in zip(self.transforms, decoded, strict=True):
             resized = transform.resize(image, self.decode.fast)
             clean = np.asarray(resized if self.is_whole else transform.crop(resized))[None]
-            views = [augment.views(resized, transform, self.views, digest)] if self.views else []
+            views = [augment.views(resized, transform, self.augmentations, digest)] if self.augmentations else []
             yield np.concatenate([clean, *views])
 
 

@@ -73,14 +73,14 @@ class Decoders:
         self,
         transforms: Sequence[TransformSpec],
         decode: DecodeSpec,
-        views: ViewSpec | None = None,
+        augmentations: ViewSpec | None = None,
         timeout_s: float = TIMEOUT_S,
         is_whole: bool = False,
     ) -> None:
         """Args:
         transforms: of the networks.
         decode: how files become pixels.
-        views: of each image, beside it.
+        augmentations: of each image, beside it.
         timeout_s: what one image may take.
         is_whole: resize the images, and crop nothing off.
 
@@ -91,7 +91,7 @@ class Decoders:
         self._config = {
             "transforms": [asdict(transform) for transform in transforms],
             "decode": asdict(decode),
-            "views": asdict(views) if views else None,
+            "augmentations": asdict(augmentations) if augmentations else None,
             "is_whole": is_whole,
         }
         self._timeout_s = timeout_s

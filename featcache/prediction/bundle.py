@@ -179,7 +179,7 @@ def _index(run: Run, model: Model, members: Mapping[str, bytes]) -> Json:
         "positive": run.record["positive"],
         "head": run.record["head"],
         "acts_on": model.tap,
-        "average_views": model.average_views,
+        "tta": model.tta,
         "temperature": model.temperature,
         "operating_point": {"rule": point["rule"], "threshold": point["threshold"]} if point else None,
         "transform": identity["transform"],

@@ -82,7 +82,7 @@ class Predicted:
             "called": found.counts(found.called),
             "operating_point": point,
             "temperature": model.temperature,
-            "average_views": model.average_views,
+            "tta": model.tta,
             "seconds": round(self.seconds, 3),
             "notes": list(self.notes),
         }

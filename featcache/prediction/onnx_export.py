@@ -251,7 +251,7 @@ def preprocessing(transform: TransformSpec, decode: DecodeSpec) -> Json:
 def _notes(model: Model, run: Run) -> tuple[str, ...]:
     """What of the Run the graph leaves out."""
     found = []
-    if model.average_views:
+    if model.tta:
         found.append("the Run averages over augmented views; the file answers for the image as it is")
     if (precision := identity_of(run)["precision"]) != "float32":
         found.append(f"the Run's vectors are of {precision}; the file computes in float32")

@@ -40,7 +40,7 @@ class Model:
             tell it.
         threshold: the operating point, of two classes; None for none.
         tap: the feature array that the head acts on.
-        average_views: whether logits are means over an image as it is and its augmented views.
+        tta: whether logits are means over an image as it is and its augmented views.
     """
 
     spec: HeadSpec
@@ -51,7 +51,7 @@ class Model:
     temperature: float | None
     threshold: float | None
     tap: str
-    average_views: bool
+    tta: bool
 
     @classmethod
     def of(cls, run: Run) -> Self:
@@ -75,7 +75,7 @@ class Model:
                 _number(point["threshold"]) if point else None,
                 # The vector of a network of ours is its flattened map, and there is no other.
                 POOLED if isinstance(network, dict) and network.get("tap") == POOLED else features.tap_of(run.spec),
-                bool(record["asked"].get("average_views")),
+                bool(record["asked"].get("tta")),
             )
             made._check()
         return made
@@ -97,7 +97,7 @@ class Model:
     @property
     def n_features(self) -> int:
         """d, the width of the vectors it acts on."""
-        first = "vectors" if self.spec.kind == "knn" else "hidden.0.weight" if self.spec.widths else "weight"
+        first = "vectors" if self.spec.kind == "knn" else "hidden.0.weight" if self.spec.hidden_sizes else "weight"
         return int(self.tensors[first].shape[1])
 
     def logits(self, x: Array) -> Array:

@@ -122,7 +122,7 @@ class Predictor:
     @property
     def vectors_sha256(self) -> str:
         """Of all that decides the vectors of an image: what is kept of a stopped pass has to agree in it."""
-        return digest_json([identity_of(self.run), self.model.tap, self.model.average_views, self._precision])
+        return digest_json([identity_of(self.run), self.model.tap, self.model.tta, self._precision])
 
     @property
     def classes(self) -> list[str]:
@@ -187,8 +187,8 @@ class Predictor:
             IdentityMismatch: its vectors are others than the Run's, with a line per field.
             UsageError: it lacks the feature array or the views that the head works on.
         """
-        views = self.model.average_views
-        if lines := differences(self.run, store.identity, average_views=views):
+        views = self.model.tta
+        if lines := differences(self.run, store.identity, tta=views):
             listed = "\n  ".join(lines)
             raise IdentityMismatch(
                 f"{store.path} holds other vectors than those of {self.path}:\n  {listed}\nPredict from the images, or "
@@ -223,7 +223,7 @@ class Predictor:
             store_path,
             request.backbone,
             decode=_decode(request, first_frame, max_pixels),
-            views=request.views if self.model.average_views else None,
+            augmentations=request.augmentations if self.model.tta else None,
             dtype=request.dtype,
             device=self._device,
             expect=lambda _, identity: self._check(identity),
@@ -246,10 +246,8 @@ class Predictor:
 
     def _check(self, identity: Json) -> None:
         """Raises IdentityMismatch for a network that is not the Run's, before it computes anything."""
-        views, freely = self.model.average_views, self._precision is not None
-        run_backbone.check(
-            self.run, differences(self.run, identity, average_views=views, any_precision=freely), self._weights
-        )
+        views, freely = self.model.tta, self._precision is not None
+        run_backbone.check(self.run, differences(self.run, identity, tta=views, any_precision=freely), self._weights)
 
     @cached_property
     def _network(self) -> tuple["Backbone", Request, "Forward"]:
@@ -269,7 +267,7 @@ class Predictor:
     def _of_vectors(self, store: Store, names: list[str]) -> Predictions:
         """Of these images, each a row or a failure of the store."""
         model, place = self.model, {name: i for i, name in enumerate(names)}
-        features.check(store, [replace(model.spec, views=False)] if model.tap == GRID else [], model.average_views)
+        features.check(store, [replace(model.spec, augmentations=False)] if model.tap == GRID else [], model.tta)
         logits = np.full((len(names), len(model.classes)), np.nan, dtype=np.float32)
         rows = [place[name] for name in store.image_ids]
         for start, x in _blocks(store, model):
@@ -298,7 +296,7 @@ class Predictor:
         names = [str(i) for i in range(len(items))]
         logits = np.full((len(items), len(self.classes)), np.nan, dtype=np.float32)
         failures: dict[str, tuple[str, str]] = {}
-        step = self._network[2].batch_rows
+        step = self._network[2].batch_size
         for start in range(0, len(items), step):
             shown: dict[int, Array] = {}
             for i in range(start, min(start + step, len(items))):
@@ -321,20 +319,20 @@ class Predictor:
         image = from_pillow(image, request.decode)
         resized = transform.resize(image, fast)
         clean = np.asarray(transform.crop(resized))[None]
-        if not self.model.average_views or request.views is None:
+        if not self.model.tta or request.augmentations is None:
             return clean
         array = np.asarray(image)
         digest = ArrayDigest(array.dtype, array.shape).update(array).hexdigest()
-        return np.concatenate([clean, augment.views(resized, transform, request.views, digest)])
+        return np.concatenate([clean, augment.views(resized, transform, request.augmentations, digest)])
 
     def _vectors(self, images: Sequence[Array]) -> Array:
         """(m, d) of m images, or (m, v, d) with their views, rounded as the Run's were."""
         _, request, forward = self._network
         flat = [view for views in images for view in views]
-        step = forward.batch_rows
+        step = forward.batch_size
         found = [forward.vectors(flat[i : i + step])[self.model.tap] for i in range(0, len(flat), step)]
         x = stored(np.concatenate(found).reshape(len(flat), -1), request.dtype).astype(np.float32)
-        return x.reshape(len(images), len(flat) // len(images), -1) if self.model.average_views else x
+        return x.reshape(len(images), len(flat) // len(images), -1) if self.model.tta else x
 
 
 def _check_none(options: dict[str, Any], images: str) -> None:
@@ -381,7 +379,7 @@ def _decode(request: Request, first_frame: bool, max_pixels: int | None) -> Deco
 
 def _blocks(store: Store, model: Model) -> Iterator[tuple[int, Array]]:
     """(first row, (m, d) or (m, v, d) vectors of m rows) of all rows in their order."""
-    n_views = store.shape(f"features/{VIEWS}")[0][1] if model.average_views else 0
+    n_views = store.shape(f"features/{VIEWS}")[0][1] if model.tta else 0
     step = max(1, _BLOCK_BYTES // (4 * store.width(model.tap) * (1 + n_views)))
     for start in range(0, len(store), step):
         rows = slice(start, min(start + step, len(store)))

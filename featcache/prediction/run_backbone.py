@@ -75,7 +75,7 @@ def backbone_of(
     if precision is not None:
         request = replace(request, backbone=replace(request.backbone, precision=precision))
     backbone = backbones.load(request.backbone, device)
-    own = backbone.identity(request.decode, request.dtype, request.views)
+    own = backbone.identity(request.decode, request.dtype, request.augmentations)
     check(run, differences(run, own, any_precision=precision is not None), weights)
     return backbone, request
 

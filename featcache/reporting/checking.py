@@ -150,7 +150,7 @@ def _of_task(record: Json) -> str | None:
 def _record(c: int, has_findings: bool) -> Rule:
     scores = _scores(c, has_findings)
     split = _fields({"seed": _COUNT, "group_by": _or_none(_TEXT)})
-    asked = _fields({"split": split, "average_views": _BOOL}, {"refit_all": _BOOL})
+    asked = _fields({"split": split, "tta": _BOOL}, {"refit_all": _BOOL})
     store = _fields({"name": _TEXT, "identity": _ANY_DICT}, {"weights": _or_none(_TEXT), "weights_file": _TEXT})
     must = {
         "asked": asked,
@@ -183,7 +183,7 @@ def _evaluation(c: int, has_findings: bool) -> Rule:
         {
             "run": _fields({"name": _TEXT, "is_bundle": _BOOL}),
             "set": _fields({**about, "unknown_labels": _values(_COUNT)}),
-            "asked": _fields({"split": split, "average_views": _BOOL}),
+            "asked": _fields({"split": split, "tta": _BOOL}),
             "head": _fields({"kind": _TEXT}),
             "metrics": _fields({EXTERNAL: scores}),
             "baselines": _baselines(),

@@ -198,8 +198,8 @@ def _candidates(subject: Subject) -> Iterator[Path]:
 
 def _mismatch(store: Store, subject: Subject) -> str:
     """What a store has that the Run has not, in a sentence; empty where it is the Run's own."""
-    views = bool(subject.record["asked"].get("average_views"))
-    if lines := differences(subject.run, store.identity, average_views=views):
+    views = bool(subject.record["asked"].get("tta"))
+    if lines := differences(subject.run, store.identity, tta=views):
         fields = "\n  ".join(lines)
         return f"{store.path} holds other vectors than those of {subject.run.path}:\n  {fields}\nGive the Run's store."
     if digest_json(store.content_sha256) != subject.record["content_sha256"]:

@@ -160,7 +160,7 @@ def spaces(subject: Subject, x: Array) -> list[tuple[str, str, Array]]:
     found = [("vectors", "the vectors", x)]
     spec = subject.run.spec
     if spec.kind == "mlp" and not subject.is_external:
-        found.append(("hidden", f"the head's hidden layer ({spec.widths[-1]} units)", hidden(subject, x)))
+        found.append(("hidden", f"the head's hidden layer ({spec.hidden_sizes[-1]} units)", hidden(subject, x)))
     return found
 
 

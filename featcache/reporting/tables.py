@@ -128,7 +128,7 @@ def settings(subject: Subject) -> dict[str, str]:
         **{f"training, {name}": value for name, value in flatten(recipe)},
         **_of_training(subject),
         "operating point": f"{point['rule']}, p ≥ {point['threshold']:.3f}" if point else "none",
-        **{name: value for name, value in record["asked"].items() if name in ("average_views", "refit_all", "select")},
+        **{name: value for name, value in record["asked"].items() if name in ("tta", "refit_all", "select")},
     }
     return {printable(name.replace("_", " ")): printable(_plain(value)) for name, value in flat.items()}
 
@@ -264,9 +264,7 @@ def scores(subject: Subject) -> list[Block]:
 
 
 def _averages(subject: Subject) -> str:
-    views = (
-        " Rows are scored by the mean over an image and its views." if subject.record["asked"]["average_views"] else ""
-    )
+    views = " Rows are scored by the mean over an image and its views." if subject.record["asked"]["tta"] else ""
     if subject.task.has_findings:
         return f"Means over the findings.{views}"
     if subject.is_binary:

@@ -4,7 +4,6 @@ them. Loads no network, and knows nothing of the head.
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields
 
 from featcache.errors import CorruptStore
 from featcache.identity import Json, digest_json, from_json
@@ -29,17 +28,17 @@ def identity_of(run: Run) -> Json:
 def views_of(identity: Json) -> ViewSpec | None:
     """The augmentation views that vectors were made of, beside the images as they are."""
     held = identity.get("views")
-    return from_json(ViewSpec, {f.name: held[f.name] for f in fields(ViewSpec)}) if held else None
+    return ViewSpec.from_identity(held) if held else None
 
 
-def differences(run: Run, found: Json, *, average_views: bool = False, any_precision: bool = False) -> list[str]:
+def differences(run: Run, found: Json, *, tta: bool = False, any_precision: bool = False) -> list[str]:
     """What vectors have that those of a Run have not, a line each. What else a store holds, and under which name the
     backbone is known there, changes nothing.
 
     Args:
         run: whose vectors are wanted.
         found: the identity of others.
-        average_views: whether its views count, too.
+        tta: whether its views count, too.
         any_precision: leave the precision out of it.
     """
     held = identity_of(run)
@@ -52,7 +51,7 @@ def differences(run: Run, found: Json, *, average_views: bool = False, any_preci
             if held["probe"] == pixels_sha256(transform, decode, views_of(held)):
                 wanted["probe"] = pixels_sha256(transform, decode, views_of(found))
     here = comparable(found)
-    for key in ("stored_dtype", *(["views"] if average_views else [])):
+    for key in ("stored_dtype", *(["views"] if tta else [])):
         here[key], wanted[key] = found.get(key), held.get(key)
     if any_precision:
         here["precision"] = wanted.get("precision")

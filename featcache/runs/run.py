@@ -352,7 +352,7 @@ class Run:
                 raise ValueError("its columns are not those of a training")
             found = [dict(zip(header, map(float, row), strict=True)) for row in rows]
             head = self.record["head"]
-            if header and head.get("early_stopping") == 0 and len(found) != head["epochs"]:
+            if header and head.get("patience") == 0 and len(found) != head["epochs"]:
                 raise ValueError(f"it has {len(found):,} of {head['epochs']:,} epochs")
         return found
 

@@ -38,8 +38,8 @@ class SplitSpec:
     Attributes:
         val_fraction: share held out where there are no folds. None uses the store's own validation rows if any, else
             0.2. Given, it also returns the store's own validation rows to the training rows first.
-        folds: stratified group k-fold instead of a hold-out.
-        repeats: how often the folds, or the hold-out, are drawn anew.
+        n_splits: stratified group k-fold instead of a hold-out.
+        n_repeats: how often the folds, or the hold-out, are drawn anew.
         nested: an outer k-fold around the folds, whose held rows choose nothing: an estimate where there is no test.
         group_by: the column whose values may not be on two sides; None for `group` where there is one. Where it is
             another than `group`, the values of neither are: rows that share one, or are joined by a chain of such rows,
@@ -50,8 +50,8 @@ class SplitSpec:
     """
 
     val_fraction: float | None = None
-    folds: int | None = None
-    repeats: int = 1
+    n_splits: int | None = None
+    n_repeats: int = 1
     nested: bool = False
     group_by: str | None = None
     near_duplicates: float | None = None
@@ -59,21 +59,21 @@ class SplitSpec:
     file: Path | None = None
 
     def __post_init__(self) -> None:
-        check_number("repeats", self.repeats, 1, plan.MAX_REPEATS, whole=True)
+        check_number("n_repeats", self.n_repeats, 1, plan.MAX_REPEATS, whole=True)
         check_seed("seed", self.seed)
-        if self.folds is not None:
-            check_number("folds", self.folds, 2, plan.MAX_FOLDS, whole=True)
+        if self.n_splits is not None:
+            check_number("n_splits", self.n_splits, 2, plan.MAX_FOLDS, whole=True)
         if self.val_fraction is not None:
             check_number("val_fraction", self.val_fraction, 0, 1, above=True, below=True)
         if self.near_duplicates is not None:
             check_number("near_duplicates", self.near_duplicates, 0, 1, above=True, why="a cosine")
-        drawn = self.folds is not None or self.val_fraction is not None or self.repeats > 1
-        if self.folds is not None and self.val_fraction is not None:
-            raise ValueError("folds and val_fraction exclude each other")
+        drawn = self.n_splits is not None or self.val_fraction is not None or self.n_repeats > 1
+        if self.n_splits is not None and self.val_fraction is not None:
+            raise ValueError("n_splits and val_fraction exclude each other")
         if self.file is not None and (drawn or self.nested):
-            raise ValueError("a split from a file says all: no folds, repeats, val_fraction or nested beside it")
-        if self.nested and self.folds is None:
-            raise ValueError("nested needs folds")
+            raise ValueError("a split from a file says all: no n_splits, n_repeats, val_fraction or nested beside it")
+        if self.nested and self.n_splits is None:
+            raise ValueError("nested needs n_splits")
 
 
 @dataclass(frozen=True)
@@ -219,18 +219,18 @@ def _given(task: Task, groups: Array, left_out: dict[str, int]) -> tuple[Array, 
 
 def _folds(task: Task, spec: SplitSpec, groups: Array, train: Array, val: Array) -> list[Fold]:
     pool = np.sort(np.concatenate([train, val]))
-    if spec.folds is not None:
-        strata = task.strata(pool, groups, spec.folds)
-        return _in_rows(plan.k_folds(strata, groups[pool], spec.folds, spec.seed, spec.repeats), pool)
+    if spec.n_splits is not None:
+        strata = task.strata(pool, groups, spec.n_splits)
+        return _in_rows(plan.k_folds(strata, groups[pool], spec.n_splits, spec.seed, spec.n_repeats), pool)
     if len(val) and spec.val_fraction is None:
         if not len(train):
             raise UsageError("the split column leaves no labelled image to train on.")
-        if spec.repeats > 1:
+        if spec.n_repeats > 1:
             raise UsageError("the store's own validation rows cannot be drawn anew. Give --val-fraction or --folds.")
         return [Fold(train, val, 0, 0)]
     strata, fraction = task.strata(pool, groups, 2), spec.val_fraction
     fraction = DEFAULT_VAL_FRACTION if fraction is None else fraction
-    drawn = [plan.hold_out(strata, groups[pool], fraction, (spec.seed + r) % 2**32) for r in range(spec.repeats)]
+    drawn = [plan.hold_out(strata, groups[pool], fraction, (spec.seed + r) % 2**32) for r in range(spec.n_repeats)]
     return [Fold(pool[kept], pool[held], r, 0) for r, (kept, held) in enumerate(drawn)]
 
 
@@ -240,11 +240,11 @@ def _in_rows(folds: list[Fold], pool: Array) -> list[Fold]:
 
 def _outer(task: Task, spec: SplitSpec, groups: Array, folds: list[Fold]) -> list[Outer]:
     """The folds themselves are the outer ones; within the training rows of each, as many folds again."""
-    assert spec.folds is not None
+    assert spec.n_splits is not None
     found = []
     for fold in folds:
-        strata = task.strata(fold.train, groups, spec.folds)
-        inner = plan.k_folds(strata, groups[fold.train], spec.folds, spec.seed)
+        strata = task.strata(fold.train, groups, spec.n_splits)
+        inner = plan.k_folds(strata, groups[fold.train], spec.n_splits, spec.seed)
         found.append(Outer(fold, _in_rows(inner, fold.train)))
     return found
 

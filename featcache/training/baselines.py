@@ -81,10 +81,10 @@ def _unwatched(spec: HeadSpec, i: int) -> HeadSpec:
     if not spec.is_trained:
         return spec
     schedule = "constant" if spec.schedule == "plateau" else spec.schedule
-    return replace(spec, early_stopping=0, schedule=schedule, seed=(spec.seed + i) % 2**32)
+    return replace(spec, patience=0, schedule=schedule, seed=(spec.seed + i) % 2**32)
 
 
-def identity_of(path: Path, task: Task, specs: Sequence[HeadSpec] = (), average_views: bool = False) -> str:
+def identity_of(path: Path, task: Task, specs: Sequence[HeadSpec] = (), tta: bool = False) -> str:
     """The digest of another store's identity, where it has all rows of this one, and what the heads work on.
 
     Raises:
@@ -96,7 +96,7 @@ def identity_of(path: Path, task: Task, specs: Sequence[HeadSpec] = (), average_
             raise UsageError(
                 f"{path} has not all images of this store: {len(lacking):,} lack, the first is {lacking[0]}."
             )
-        features.check(store, specs, average_views)
+        features.check(store, specs, tta)
         return store.identity_sha256
 
 
@@ -115,7 +115,7 @@ def other_store(path: Path, bench: Bench, spec: HeadSpec, final: Fold, device: s
     with Store.open(path) as store:
         row_of = {name: i for i, name in enumerate(store.image_ids)}
         order = [row_of[name] for name in task.image_ids]
-        x = {tap: x[order] for tap, x in features.load(store, [spec], bench.average_views, device).items()}
+        x = {tap: x[order] for tap, x in features.load(store, [spec], bench.tta, device).items()}
         about = {"store": path.name, "backbone": store.identity.get("backbone", {}), "weights": store.weights_source}
     bench = replace(bench, x=x)
     if len(final.held):

@@ -107,14 +107,14 @@ class Bench:
         protocol: the rows.
         x: features by tap, as `vectors.load` gives them.
         targets: the task's labels, and further labellings where there are any.
-        average_views: a row is scored by the mean of the logits of its image as it is and of its views.
+        tta: a row is scored by the mean of the logits of its image as it is and of its views.
     """
 
     task: Task
     protocol: Protocol
     x: Mapping[str, torch.Tensor]
     targets: Targets
-    average_views: bool = False
+    tta: bool = False
 
     def fits(self, specs: Sequence[HeadSpec], folds: Sequence[Fold]) -> list[Fit]:
         """Every spec on every fold, folds changing fastest."""
@@ -141,7 +141,7 @@ class Bench:
     ) -> list[Fitted]:
         """Trains or solves, whatever the kinds; in the order of `fits`. Curves, weights and progress are for trained
         kinds, as in `fit_all`."""
-        how: dict[str, Any] = {"average_views": self.average_views}
+        how: dict[str, Any] = {"tta": self.tta}
         results: dict[int, Fitted] = {}
         groups: dict[tuple[str, bool], list[int]] = {}
         for i, fit in enumerate(fits):
@@ -158,7 +158,7 @@ class Bench:
 
     def scored(self, spec: HeadSpec, rows: Array) -> Array:
         """What a head scores some rows by: (r, d), or (r, 1 + K, d) of which the logits are averaged."""
-        x = scored(self.x[tap_of(spec)], self.average_views)
+        x = scored(self.x[tap_of(spec)], self.tta)
         return x[torch.from_numpy(rows).to(x.device)].cpu().numpy()
 
     def rms(self, fit: Fit) -> float:
@@ -166,7 +166,7 @@ class Bench:
         are 0."""
         x = self.x[tap_of(fit.spec)]
         train = torch.from_numpy(fit.train).to(x.device)
-        return float(feature_scale(x if fit.spec.views else clean(x), [train], "rms").divisor)
+        return float(feature_scale(x if fit.spec.augmentations else clean(x), [train], "rms").divisor)
 
 
 def rank(

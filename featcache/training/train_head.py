@@ -44,16 +44,16 @@ _SHORTCUTS_SHOWN = 3
 
 
 @dataclass(frozen=True)
-class ReportSpec:
+class SelectionSpec:
     """What chooses the winner, what it learns from in the end, and what is said of it besides its numbers.
 
     Attributes:
         select: the metric that ranks specs on held rows.
         refit_all: after a hold-out, train the winner on the held rows too. Folds always do.
         operating_point: a rule of `calibration.parse_rule`, for two classes.
-        permutations: how many shuffled labellings to train on, for comparison.
+        n_permutations: how many shuffled labellings to train on, for comparison.
         compare: other stores of the same images, for comparison.
-        average_views: every score, wherever it is used, is of the mean of the logits of an image as it is and of its
+        tta: every score, wherever it is used, is of the mean of the logits of an image as it is and of its
             augmented views (see `scoring.averaged`): those of rows that were not learnt from, and for the sake of one
             measure those of training rows, of watched ones and of the curves.
     """
@@ -61,14 +61,14 @@ class ReportSpec:
     select: str = "auroc"
     refit_all: bool = False
     operating_point: str | None = None
-    permutations: int = 0
+    n_permutations: int = 0
     compare: tuple[Path, ...] = field(default=())
-    average_views: bool = False
+    tta: bool = False
 
     def __post_init__(self) -> None:
         if self.select not in selection.SELECT:
             raise ValueError(f"select must be one of {', '.join(selection.SELECT)}, got {self.select!r}")
-        check_number("permutations", self.permutations, 0, 1000, whole=True)
+        check_number("n_permutations", self.n_permutations, 0, 1000, whole=True)
 
 
 def train_head(
@@ -78,7 +78,7 @@ def train_head(
     *,
     target: TargetSpec = TargetSpec(),
     split: SplitSpec = SplitSpec(),
-    report: ReportSpec = ReportSpec(),
+    report: SelectionSpec = SelectionSpec(),
     device: str = "cpu",
     on_progress: Progress = lambda done, total: None,
     on_note: Callable[[str], None] = lambda text: None,
@@ -110,7 +110,7 @@ def train_head(
     protocol = divide(task, split, store.features)
     notes = [*task.notes, *protocol.notes, *_about_vectors(store), *_about_missing(store, target, split)]
     check_held(task, protocol, rule)
-    needed = tried, report.average_views
+    needed = tried, report.tta
     features.check(store, *needed)
     others = [baselines.identity_of(path, task, *needed) for path in report.compare]
     for note in notes:
@@ -120,7 +120,7 @@ def train_head(
     key = _key(store, tried, task, division, target, split, report, others)
     run_path = Path(run_path or f"runs/{store.path.stem}-{tried[0].kind}-{digest_json(key)[:8]}")
     with runs.place(run_path, key):
-        bench = Bench(task, protocol, features.load(store, *needed, device), _targets(task), report.average_views)
+        bench = Bench(task, protocol, features.load(store, *needed, device), _targets(task), report.tta)
         ranked = selection.rank(bench, tried, [protocol.folds], report.select, on_progress)[0] if len(tried) > 1 else []
         spec = ranked[0].spec if ranked else tried[0]
         nested = _nested(bench, tried, report.select, on_progress) if protocol.outer else None
@@ -240,7 +240,7 @@ def _chose(ranked: Sequence[Candidate], rule: Any) -> list[str]:
     return [*(["head"] if len(ranked) > 1 else []), *(["operating_point"] if rule else [])]
 
 
-def _baselines(bench: Bench, spec: HeadSpec, made: Made, report: ReportSpec, device: str) -> dict[str, Any]:
+def _baselines(bench: Bench, spec: HeadSpec, made: Made, report: SelectionSpec, device: str) -> dict[str, Any]:
     """Scored on test where there is one, on val otherwise."""
     protocol = bench.protocol
     on_test = len(protocol.test) > 0
@@ -251,8 +251,8 @@ def _baselines(bench: Bench, spec: HeadSpec, made: Made, report: ReportSpec, dev
         "on": TEST if on_test else VAL,
         "majority": baselines.majority(bench.task, made.train, rows),
     }
-    if report.permutations:
-        found["permuted_labels"] = baselines.permuted(bench, spec, folds, report.permutations)
+    if report.n_permutations:
+        found["permuted_labels"] = baselines.permuted(bench, spec, folds, report.n_permutations)
     for path in report.compare:
         told = baselines.other_store(path, bench, spec, final, device)
         found.setdefault("other_stores", []).append(told)
@@ -328,7 +328,7 @@ def _key(
     division: Json,
     target: TargetSpec,
     split: SplitSpec,
-    report: ReportSpec,
+    report: SelectionSpec,
     others: list[str],
 ) -> Json:
     """Everything that decides the result of a training: two with the same key are the same Run."""
@@ -358,10 +358,10 @@ def _save(run_path: Path, record: Json, others: dict[str, Json], made: Made, tab
     if "history.csv" in tables:
         names, points = tables["history.csv"]
         history = [dict(zip(names, point, strict=True)) for point in points]
-        how = f", lr {spec['lr']:g}, class weights {spec['class_weights']}"
+        how = f", lr {spec['lr']:g}, class weights {spec['class_weight']}"
         over = f", mean of {n_folds} folds" if n_folds > 1 else ""
         title = f"{spec['kind']} head on {record['store']['name']}{how}{over}"
-        kept = record["epoch"] if n_folds == 1 else None if spec["early_stopping"] else len(history)
+        kept = record["epoch"] if n_folds == 1 else None if spec["patience"] else len(history)
         files["curves.png"] = figures.curves(history, title, kept)  # type: ignore[arg-type]
     folds = [each.tensors for each in made.folds] if n_folds > 1 and spec["kind"] != "knn" else []
     return runs.save(run_path, record, made.final.tensors, tables, files, folds)

@@ -260,5 +260,5 @@ def _generated(work: Path, n: int) -> tuple[list[str], int]:
     for i in range(8 * n):
         draw(work / "images" / f"{i:04d}.png", i)
     options = ["--backbone", "test_resnet", "--weights", "random:0", "--input-size", "32"]
-    options += ["--tap", "pooled", "--tap", "boundary", "--views", "1"]
+    options += ["--tap", "pooled", "--tap", "boundary", "--augmentations", "1"]
     return ["embed", "images", *options, "--workers", "1", "--part-rows", "2"], 4 * n

@@ -20,7 +20,7 @@ from featcache.recipe import AugmentSpec, Recipe, Stage
 from featcache.request import BackboneSpec
 from featcache.splits.protocol import SplitSpec
 from featcache.splits.task import TargetSpec
-from featcache.training.train_head import ReportSpec
+from featcache.training.train_head import SelectionSpec
 from tests.conftest import draw
 from tests.test_cli import RANDOM, featcache
 
@@ -37,7 +37,7 @@ SPECS: list[Any] = [
     BackboneSpec("resnet18"),
     SplitSpec(),
     TargetSpec(),
-    ReportSpec(),
+    SelectionSpec(),
     FusionSpec("study"),
     Machine(),
 ]
@@ -93,7 +93,7 @@ def test_no_number_of_a_series_is_absurd(spec: Any, name: str) -> None:
 
 def test_the_specs_have_the_fields_that_are_tried() -> None:
     assert len(fields()) > 60
-    assert {name for _, name in series_fields()} == {"widths", "input_size", "mean", "std", "float_range"}
+    assert {name for _, name in series_fields()} == {"hidden_sizes", "input_size", "mean", "std", "float_range"}
 
 
 @settings(deadline=None, max_examples=60)
@@ -115,8 +115,11 @@ def test_any_value_makes_a_spec_or_a_sentence_that_names_the_field(value: Any, f
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: HeadSpec.of("mlp", widths=(65_536, 65_536)), "widths must be at most 64 layers, with at most"),
-        (lambda: HeadSpec.of("mlp", widths=(8,) * 100), "widths must be at most 64 layers"),
+        (
+            lambda: HeadSpec.of("mlp", hidden_sizes=(65_536, 65_536)),
+            "hidden_sizes must be at most 64 layers, with at most",
+        ),
+        (lambda: HeadSpec.of("mlp", hidden_sizes=(8,) * 100), "hidden_sizes must be at most 64 layers"),
         (lambda: Recipe(stages=(Stage(epochs=90_000), Stage(epochs=90_000))), "epochs must be .*of all stages"),
         (lambda: TransformSpec((4096, 4096), 0.01, "bilinear", *GRAY), "input_size / crop_pct must be at most 16384"),
         (lambda: BackboneSpec("resnet18", std=(1e-9,)), r"std must be from 0.0001 to 100 \(pixels are from 0 to 1\)"),
@@ -134,8 +137,8 @@ def test_what_is_absurd_only_together_is_refused_too(make: Any, message: str) ->
     [
         (("--mean", "1e30"), "--mean must be from -10 to 10"),
         (("--std", "1e-30"), "--std must be from 0.0001 to 100"),
-        (("--view-seed", "-1"), "--view-seed must be from 0 to 2^32 - 1"),
-        (("--views", "-3"), "--views must be from 1 to 32"),
+        (("--augmentation-seed", "-1"), "--augmentation-seed must be from 0 to 2^32 - 1"),
+        (("--augmentations", "-3"), "--augmentations must be from 1 to 32"),
         (("--crop-pct", "nan"), "--crop-pct must be from 0.01 to 1"),
         (("--max-pixels", "1000000000000"), "--max-pixels must be from 1 to"),
         (("--timeout", "1e30"), "--timeout"),

@@ -95,13 +95,13 @@ def test_a_header_that_declares_more_than_the_file_has_is_refused(tmp_path: Path
 
 @pytest.mark.usefixtures("little_memory")
 def test_a_head_of_absurd_width_is_refused_by_its_tensors(phase_one: Path, tmp_path: Path) -> None:
-    wide = HeadSpec.of("mlp", widths=(16384, 16384))  # as wide as a spec may be: 1 GB
+    wide = HeadSpec.of("mlp", hidden_sizes=(16384, 16384))  # as wide as a spec may be: 1 GB
     with pytest.raises(UsageError, match="these are not the weights of a mlp head"):
         head_module(wide, {"hidden.0.weight": np.ones((2, 3), dtype=np.float32)}, 1.0, 2, 1, False)
-    for widths in ([10**12], [65536] * 3):
+    for hidden_sizes in ([10**12], [65536] * 3):
         shutil.copytree(phase_one / "mlp", tmp_path / "run", dirs_exist_ok=True)
         record = json.loads((phase_one / "mlp" / "run.json").read_text())
-        record["head"]["widths"] = widths
+        record["head"]["hidden_sizes"] = hidden_sizes
         (tmp_path / "run" / "run.json").write_text(json.dumps(record))
         with pytest.raises(CorruptStore, match="is damaged"):
             load_run(tmp_path / "run")

@@ -22,7 +22,7 @@ def test_a_spec_of_each_kind_has_the_defaults_of_its_kind(kind: str) -> None:
 
 def test_what_is_given_is_kept_also_where_it_is_the_default_of_another_kind() -> None:
     mlp = HeadSpec(kind="mlp", lr=HeadSpec().lr, norm="none")
-    assert (mlp.lr, mlp.norm, mlp.widths, mlp.dropout) == (0.003, "none", (256,), 0.5)
+    assert (mlp.lr, mlp.norm, mlp.hidden_sizes, mlp.dropout) == (0.003, "none", (256,), 0.5)
     assert "that of the kind" not in repr(mlp)
 
 

@@ -36,7 +36,7 @@ def crossing(protocol: Protocol, values: list[str]) -> set[str]:
     return {value for train, held in sides for value in train & held - {""}}
 
 
-@pytest.mark.parametrize("spec", [SplitSpec(group_by="site"), SplitSpec(group_by="site", folds=3)], ids=str)
+@pytest.mark.parametrize("spec", [SplitSpec(group_by="site"), SplitSpec(group_by="site", n_splits=3)], ids=str)
 def test_neither_sites_nor_patients_cross(tmp_path: Path, spec: SplitSpec) -> None:
     site = sites(10, TRAVELLED)
     with store_of(tmp_path, group=PATIENTS, site=site) as store:
@@ -65,7 +65,7 @@ def test_patients_named_instead_of_studies_keep_their_studies(tmp_path: Path) ->
     studies = [f"e{i // 2}" for i in range(N)]
     studies[4] = studies[3]
     with store_of(tmp_path, group=studies, patient=PATIENTS) as store:
-        protocol = divide(Task.of(store), SplitSpec(group_by="patient", folds=3), None)
+        protocol = divide(Task.of(store), SplitSpec(group_by="patient", n_splits=3), None)
     assert not crossing(protocol, PATIENTS) | crossing(protocol, studies)
     assert "30 values of patient and 60 values of group make 29 sets" in protocol.notes[0]
 
@@ -73,7 +73,7 @@ def test_patients_named_instead_of_studies_keep_their_studies(tmp_path: Path) ->
 def test_unknown_sites_fall_back_to_the_patients(tmp_path: Path) -> None:
     site = ["" if i < 40 else name for i, name in enumerate(sites(10, {}))]
     with store_of(tmp_path, group=PATIENTS, site=site) as store:
-        protocol = divide(Task.of(store), SplitSpec(group_by="site", folds=3), None)
+        protocol = divide(Task.of(store), SplitSpec(group_by="site", n_splits=3), None)
     assert not crossing(protocol, PATIENTS) | crossing(protocol, site)
 
 

@@ -55,10 +55,10 @@ def test_of_a_head_of_folds_all_rows_were_trained_on(phase_one: Path, images: Pa
 def test_of_a_head_trained_again_on_its_validation_rows_all_were_trained_on(
     phase_one: Path, images: Path, tmp_path: Path
 ) -> None:
-    from featcache.training.train_head import ReportSpec
+    from featcache.training.train_head import SelectionSpec
 
     with Store.open(phase_one / "tail.h5") as store:
-        split, report = SplitSpec(val_fraction=0.25), ReportSpec(refit_all=True)
+        split, report = SplitSpec(val_fraction=0.25), SelectionSpec(refit_all=True)
         train_head(store, HeadSpec(epochs=1), tmp_path / "refit", split=split, report=report)
     with load_run(tmp_path / "refit", weights=str(phase_one / "net.safetensors")) as predictor:
         overlap = predictor.predict(images).overlap

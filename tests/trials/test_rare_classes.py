@@ -36,7 +36,7 @@ def store(tmp_path: Path) -> Store:
             r"class Rest has 1 image\(s\), all of one group, and class rarer has 1 image\(s\), all of one",
         ),
         (
-            SplitSpec(folds=5),
+            SplitSpec(n_splits=5),
             r"class Rest has 1 row\(s\) in 1 group\(s\), and class rare has 2 row\(s\) in 2 group\(s\), and class",
         ),
     ],

@@ -71,7 +71,7 @@ def test_fine_tuning_finds_the_weights_by_itself(project: Path, tmp_path: Path) 
     images = Manifest.read(project / "images")
     done = fine_tune(
         Run.open(project / "run"),
-        Recipe(stages=(Stage("last-block", 1),), batch_rows=8),
+        Recipe(stages=(Stage("last-block", 1),), batch_size=8),
         tmp_path / "tuned",
         images=images,
     )

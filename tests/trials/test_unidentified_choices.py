@@ -20,7 +20,7 @@ from featcache.request import BackboneSpec
 from featcache.runs import Run
 from featcache.splits.protocol import SplitSpec
 from featcache.store import Store
-from featcache.training.train_head import ReportSpec, train_head
+from featcache.training.train_head import SelectionSpec, train_head
 from tests.conftest import SMALL, draw
 
 Array = np.ndarray[Any, Any]
@@ -144,8 +144,8 @@ def separated_run(tmp_path_factory: pytest.TempPathFactory) -> Run:
         Image.open(path).point(lambda value, odd=i % 2: value // 4 + 190 * (1 - odd)).save(path)
     embed(Manifest.read(folder / "images"), folder / "s.h5", BackboneSpec(SMALL, "random:0", input_size=32))
     with Store.open(folder / "s.h5") as store:
-        report = ReportSpec(operating_point="youden")
-        return train_head(store, HeadSpec.of("logreg"), folder / "run", split=SplitSpec(folds=2), report=report)
+        report = SelectionSpec(operating_point="youden")
+        return train_head(store, HeadSpec.of("logreg"), folder / "run", split=SplitSpec(n_splits=2), report=report)
 
 
 def test_a_run_of_separated_classes_has_no_temperature_and_says_why(separated_run: Run) -> None:
