@@ -204,7 +204,7 @@ def test_a_given_split_that_leaks_is_refused_with_the_first_five(tmp_path: Path,
     task = Task.of(Store.open(make_store(tmp_path / "s.h5", x, columns, content)))
     spec = SplitSpec(group_by="site" if key == "site" else None, near_duplicates=1.0 if key == "vector" else None)
     first = "; ".join(f"image000{i:02d} (train) and image000{i + 40} (test)" for i in range(5))
-    for asked in (spec, replace(spec, folds=3)):
+    for asked in (spec, replace(spec, n_splits=3)):
         with pytest.raises(UsageError) as caught:
             divide(task, asked, lambda: x)
         assert "7 group(s) or identical images are on two sides" in str(caught.value)
@@ -299,18 +299,18 @@ def test_a_saved_side_without_a_label_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"folds": 5, "val_fraction": 0.2}, "folds and val_fraction exclude each other"),
-        ({"nested": True}, "nested needs folds"),
-        ({"repeats": 0}, "repeats must be from 1 to 1000, got 0"),
-        ({"repeats": 1001}, "repeats must be from 1 to 1000, got 1001"),
-        ({"folds": 1}, "folds must be from 2 to 100, got 1"),
-        ({"folds": 101}, "folds must be from 2 to 100, got 101"),
+        ({"n_splits": 5, "val_fraction": 0.2}, "n_splits and val_fraction exclude each other"),
+        ({"nested": True}, "nested needs n_splits"),
+        ({"n_repeats": 0}, "n_repeats must be from 1 to 1000, got 0"),
+        ({"n_repeats": 1001}, "n_repeats must be from 1 to 1000, got 1001"),
+        ({"n_splits": 1}, "n_splits must be from 2 to 100, got 1"),
+        ({"n_splits": 101}, "n_splits must be from 2 to 100, got 101"),
         ({"val_fraction": 1.0}, "val_fraction must be > 0 and below 1, got 1.0"),
         ({"val_fraction": 0.0}, "val_fraction must be > 0 and below 1, got 0.0"),
         ({"near_duplicates": 1.5}, r"near_duplicates must be > 0 and at most 1 \(a cosine\), got 1.5"),
         ({"seed": -1}, r"seed must be from 0 to 2\^32 - 1, got -1"),
         *(({"file": Path("x"), **more}, "a split from a file says all") for more in (
-            {"folds": 5}, {"val_fraction": 0.2}, {"repeats": 2}, {"nested": True, "folds": 2},
+            {"n_splits": 5}, {"val_fraction": 0.2}, {"n_repeats": 2}, {"nested": True, "n_splits": 2},
         )),
     ],
 )  # fmt: skip

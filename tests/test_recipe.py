@@ -41,7 +41,7 @@ NONE: dict[str, Any] = {}
         (lambda: AugmentSpec(rotation=181.0), "rotation must be from 0 to 180, got 181.0"),
         (lambda: AugmentSpec(color_jitter=1.0), "color_jitter must be from 0 to 0.9, got 1.0"),
         (lambda: AugmentSpec(hflip=float("nan")), "flip must be from 0 to 1, got nan"),
-        (lambda: AugmentSpec(scale=0.0), "crop must be from 0.01 to 1, got 0.0"),
+        (lambda: AugmentSpec(scale=0.0), "scale must be from 0.01 to 1, got 0.0"),
         (lambda: recipe("best"), "preset must be one of cnn-mlp, .*, got 'best'"),
     ],
 )
@@ -78,7 +78,7 @@ def test_what_is_given_takes_the_place_of_what_is_held(preset: str | None) -> No
 
 def of(*unfreeze: str, epochs: tuple[int, ...] = (), preset: str | None = None, **asked: Any) -> Recipe:
     augment = asked.pop("augment", True)
-    shown = {name: asked.pop(name, None) for name in ("rotation", "color_jitter", "flip", "crop")}
+    shown = {name: asked.pop(name, None) for name in ("rotation", "color_jitter", "hflip", "scale")}
     return recipe_of(preset, list(unfreeze), list(epochs), asked, shown, augment)
 
 
@@ -114,7 +114,7 @@ def test_no_augment_shows_images_as_they_are(preset: str | None) -> None:
 def test_a_wrong_value_is_one_line() -> None:
     with pytest.raises(UsageError, match=r"^--lr must be > 0 and at most 1000, got 0\.0\.$"):
         of(lr=0.0)
-    with pytest.raises(UsageError, match=r"^--crop must be from 0\.01 to 1, got 2\.0\.$"):
+    with pytest.raises(UsageError, match=r"^--scale must be from 0\.01 to 1, got 2\.0\.$"):
         of(scale=2.0)
 
 

@@ -470,7 +470,7 @@ def untested(folder: Path) -> Path:
         head = HeadSpec(epochs=6, lr=0.01)
         train_head(store, head, path / "folds", target=target, split=SplitSpec(n_splits=3))
         train_head(store, head, path / "refitted", target=target, split=held, report=SelectionSpec(refit_all=True))
-        train_head(store, head, path / "anew", target=target, split=replace(held, repeats=3))
+        train_head(store, head, path / "anew", target=target, split=replace(held, n_repeats=3))
     return path
 
 

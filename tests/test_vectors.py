@@ -158,9 +158,9 @@ def test_the_draw_belongs_to_the_split_and_not_to_the_head(tmp_path: Path) -> No
 
 def test_heads_with_and_without_views_are_a_sweep(tmp_path: Path) -> None:
     x, columns = data()
-    specs = grid(["linear", "ridge"], {"views": [False, True], "epochs": [3], "alpha": [1.0]})
+    specs = grid(["linear", "ridge"], {"augmentations": [False, True], "epochs": [3], "alpha": [1.0]})
     run = train(tmp_path, x, noisy(x), columns, specs, split=SplitSpec(n_splits=3))
-    assert sorted(row["views"] for row in run.sweep()) == ["", "False", "True"]
+    assert sorted(row["augmentations"] for row in run.sweep()) == ["", "False", "True"]
 
 
 # --- what scores ------------------------------------------------------------------------------------------------------
@@ -388,12 +388,12 @@ def test_a_compared_store_without_views_is_refused_before_anything_is_trained(
 
 @pytest.mark.parametrize("kind", ["flatten-mlp", "logreg", "ridge", "knn"])
 def test_heads_that_cannot_draw_refuse_to(kind: str) -> None:
-    with pytest.raises(ValueError, match=f"^views does not apply to {kind} heads$"):
+    with pytest.raises(ValueError, match=f"^augmentations does not apply to {kind} heads$"):
         HeadSpec.of(kind, augmentations=True)
-    with pytest.raises(ValueError, match=f"^views does not apply to {kind} heads$"):
+    with pytest.raises(ValueError, match=f"^augmentations does not apply to {kind} heads$"):
         grid([kind], {"augmentations": [True]})
-    with pytest.raises(ValueError, match=r"^views must be true or false, got 2$"):
-        HeadSpec(views=2)
+    with pytest.raises(ValueError, match=r"^augmentations must be true or false, got 2$"):
+        HeadSpec(augmentations=2)
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
@@ -406,12 +406,12 @@ def test_the_command_learns_from_views_and_says_so(tmp_path: Path) -> None:
     done = featcache("train-head", *how, "--augmentations", "--tta", "-o", "run", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
-    assert (answer["spec"]["views"], answer["tta"]) == (True, True)
+    assert (answer["spec"]["augmentations"], answer["tta"]) == (True, True)
     assert "of the mean over each image and its views" in " ".join(done.stderr.split())
     record = Run.open(tmp_path / "run").record
-    assert (record["heads"][0]["views"], record["asked"]["tta"]) == (True, True)
+    assert (record["heads"][0]["augmentations"], record["asked"]["tta"]) == (True, True)
     plain = json.loads(featcache("train-head", *how, "--json", cwd=tmp_path).stdout)
-    assert (plain["spec"]["views"], plain["tta"]) == (False, False)
+    assert (plain["spec"]["augmentations"], plain["tta"]) == (False, False)
     assert plain["test"]["loss"] != answer["test"]["loss"]
 
 
@@ -420,8 +420,8 @@ def test_the_command_learns_from_views_and_says_so(tmp_path: Path) -> None:
     [
         (("--augmentations",), "has no augmented views. Make a store with them: featcache embed --augmentations K."),
         (("--tta", "--head", "knn"), "has no augmented views."),
-        (("--augmentations", "--head", "knn"), "views does not apply to knn heads."),
-        (("--augmentations", "--head", "flatten-mlp"), "views does not apply to flatten-mlp heads."),
+        (("--augmentations", "--head", "knn"), "--augmentations does not apply to knn heads."),
+        (("--augmentations", "--head", "flatten-mlp"), "--augmentations does not apply to flatten-mlp heads."),
     ],
 )
 def test_the_command_refuses_with_one_line(tmp_path: Path, options: tuple[str, ...], message: str) -> None:

@@ -10,7 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from featcache import finetune
+from featcache.finetune import fine_tune as finetune
 from featcache.finetune.callbacks import Machine, Telling
 from featcache.finetune.checkpoints import Checkpoints
 from featcache.heads import HeadSpec
