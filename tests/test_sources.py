@@ -251,6 +251,14 @@ def test_kermany_has_patients_kinds_and_splits(tmp_path: Path) -> None:
     assert manifest.skipped == {"system file": 1}
 
 
+@pytest.mark.parametrize("train", ["Training", "TRAIN", "training_set"])
+def test_kermanys_patients_are_read_below_any_spelling_of_the_subsets(tmp_path: Path, train: str) -> None:
+    names = [f"{train}/PNEUMONIA/person7_bacteria_{i}.jpeg" for i in range(3)] + [f"{train}/NORMAL/IM-0001-0001.jpeg"]
+    manifest, counts = kermany(touch(tmp_path, *names, "Test/PNEUMONIA/person7_virus_1.jpeg"))
+    assert counts["ungrouped"] == 0
+    assert Counter(manifest.columns["group"]) == {f"{train}/person7": 3, f"{train}/IM-0001": 1, "Test/person7": 1}
+
+
 @pytest.mark.parametrize("names", [["a/1.png", "b/2.png"], ["train/a/1.png", "test/b/1.png"], ["NORMAL/1.png"]])
 def test_another_tree_than_kermanys_is_refused(tmp_path: Path, names: list[str]) -> None:
     with pytest.raises(UsageError, match=r"not a tree of train\|val\|test / NORMAL\|PNEUMONIA"):

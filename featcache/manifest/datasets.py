@@ -21,14 +21,14 @@ from featcache.splits import split_name
 from featcache.tables.missing import is_missing
 from featcache.tables.table import Table, read_table
 
-KERMANY_GROUPS = r"^(train|val|test)/\w+/(person\d+|(?:NORMAL2-)?IM-\d+)"
+KERMANY_GROUPS = r"(?i)^([^/]+)/[^/]+/(person\d+|(?:NORMAL2-)?IM-\d+)"
 YES, NO = "yes", "no"
 
 _REPORT_TEXTS = ("indication", "comparison", "findings", "impression")
 _TALLIED = ("split", "label", "kind", "projection", "view")
 _NORMAL, _ABNORMAL, _NOT_INDEXED = "normal", "abnormal", "no indexing"
 _KERMANY_CLASSES = {"NORMAL", "PNEUMONIA"}
-_KERMANY_KIND = re.compile(r"person\d+_(bacteria|virus)_")
+_KERMANY_KIND = re.compile(r"person\d+_(bacteria|virus)_", re.IGNORECASE)
 _SHOWN = 12  # findings in a message
 
 
@@ -270,4 +270,4 @@ def _kind(image_id: str, label: str) -> str:
     if label == "NORMAL":
         return _NORMAL
     found = _KERMANY_KIND.match(image_id.rsplit("/", 1)[-1])
-    return found[1] if found else ""
+    return found[1].lower() if found else ""
