@@ -82,6 +82,11 @@ def audit(
     columns["label"] = [spelling.get(text, "") for text in columns["label"]]
     about_names = class_names.notes(counts) if len(wanted) == 1 else []
     notes = [*about_names, *missing.notes(store.path, store.missing_words)]
+    if images is None:
+        notes.append(
+            "the headers of the images were not read, so confounding by image size, bit depth and colour mode was not "
+            "tested; give the folder or CSV of the images as well to test it"
+        )
     groups = _groups(store, columns, notes)
     texts = _texts(store, columns, images, {"label", *wanted, *ignore}, notes)
     variables, left_out = _variables(texts, columns["label"], groups)

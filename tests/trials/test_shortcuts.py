@@ -143,6 +143,7 @@ def test_an_audit_names_the_class_and_the_variable(tmp_path: Path) -> None:
     assert height.to_label.best.auroc > 0.99
     assert height.to_label.auroc < 0.9  # the mean over the classes, which was all that was said
     assert found.as_json()["shortcuts"][0]["label"] == "viral"
+    assert "the headers of the images were not read" in " ".join(found.notes)
 
 
 def test_an_audit_of_findings_is_filled_as_well(tmp_path: Path) -> None:
@@ -168,6 +169,7 @@ def test_headers_tell_by_aspect_ratio_and_by_depth(tmp_path: Path) -> None:
     x = rng.standard_normal((180, 6))
     with Store.open(make_store(tmp_path / "s.h5", x, {"label": labels})) as store:
         found = audit(store, Manifest.read(tmp_path / "m.csv"))
+    assert "the headers of the images were not read" not in " ".join(found.notes)
     best = {each.label: each for each in found.shortcuts}
     assert best["covid"].variable in ("aspect ratio", "image size", TOGETHER)
     assert best["covid"].auroc > 0.95
