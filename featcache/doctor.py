@@ -60,12 +60,12 @@ def doctor(folder: Path | str = Path()) -> list[Finding]:
     Raises:
         Nothing that a machine can cause: what fails is a finding.
     """
-    found = [*_release(), *_libraries()]
+    findings = [*_release(), *_libraries()]
     importable = [_importable(name) for name in _NEEDED]
-    found += [finding for finding in importable if finding]
+    findings += [finding for finding in importable if finding]
     if not any(importable):
-        found += [_devices(), _compiler(), _weights()]
-    return [*found, *_extras(), _folder(Path(folder))]
+        findings += [_devices(), _compiler(), _weights()]
+    return [*findings, *_extras(), _folder(Path(folder))]
 
 
 # --- libraries --------------------------------------------------------------------------------------------------------
@@ -86,8 +86,8 @@ def _requirements() -> list[Requirement]:
 
 
 def _extra_of(requirement: Requirement) -> str | None:
-    found = _EXTRA.search(str(requirement.marker or ""))
-    return found[1] if found else None
+    match = _EXTRA.search(str(requirement.marker or ""))
+    return match[1] if match else None
 
 
 def _unmet(requirement: Requirement) -> str | None:
@@ -141,16 +141,18 @@ def _devices() -> Finding:
     return Finding("devices", WELL, f"{here}; no GPU that torch {torch.__version__} can use")
 
 
-def _gpu(told: Any, i: int) -> str:
-    return f"cuda:{i} {told.name}, {told.total_memory / _GB:.0f} GB, compute capability {told.major}.{told.minor}"
+def _gpu(device: Any, i: int) -> str:
+    return (
+        f"cuda:{i} {device.name}, {device.total_memory / _GB:.0f} GB, compute capability {device.major}.{device.minor}"
+    )
 
 
 def _compiler() -> Finding:
     from featcache.embedding.forward import cpp_compiler
 
-    found = cpp_compiler()
-    if found:
-        return Finding("--compile", WELL, f"C++ compiler {found}")
+    compiler = cpp_compiler()
+    if compiler:
+        return Finding("--compile", WELL, f"C++ compiler {compiler}")
     return Finding(
         "--compile", NOTE, "no C++ compiler: on a CPU the network runs uncompiled", "Debian: apt install g++"
     )

@@ -85,14 +85,14 @@ def flatten(value: Json, prefix: str = "") -> Iterator[tuple[str, Json]]:
         yield from flatten(value[key], f"{prefix}.{key}" if prefix else str(key))
 
 
-def difference(held: Json, asked: Json) -> list[str]:
+def difference(stored: Json, requested: Json) -> list[str]:
     """A line per field that differs: `transform.input_size: [224, 224] here, [192, 192] asked`."""
-    here, wanted = dict(flatten(held)), dict(flatten(asked))
+    here, there = dict(flatten(stored)), dict(flatten(requested))
     absent = "absent"
     return [
-        f"{field}: {here.get(field, absent)} here, {wanted.get(field, absent)} asked"
-        for field in sorted(here.keys() | wanted.keys())
-        if here.get(field, absent) != wanted.get(field, absent)
+        f"{field}: {here.get(field, absent)} here, {there.get(field, absent)} asked"
+        for field in sorted(here.keys() | there.keys())
+        if here.get(field, absent) != there.get(field, absent)
     ]
 
 

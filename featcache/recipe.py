@@ -169,14 +169,14 @@ PRESETS: dict[str, Recipe] = {
 
 
 def recipe(
-    preset: str | None = None, stages: tuple[Stage, ...] = (), held: Recipe | None = None, **given: Any
+    preset: str | None = None, stages: tuple[Stage, ...] = (), base: Recipe | None = None, **overrides: Any
 ) -> Recipe:
-    """A preset, or `held`, or the defaults, with what was given in its place.
+    """A preset, or `base`, or the defaults, with what was given in its place.
 
     Raises:
         ValueError: no such preset, or a value out of its range.
     """
     if preset is not None and preset not in PRESETS:
         raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
-    found = replace(PRESETS[preset] if preset else held or Recipe(), **given)
-    return replace(found, stages=stages) if stages else found
+    result = replace(PRESETS[preset] if preset else base or Recipe(), **overrides)
+    return replace(result, stages=stages) if stages else result

@@ -92,7 +92,7 @@ class Request:
     def digest(self, libraries: Json) -> str:
         """Under which its answer is remembered, with the versions of the libraries that gave it."""
         weights = self.backbone.weights_path
-        asked = {**asdict(self.backbone), "weights": str(weights) if weights else self.backbone.weights}
+        request = {**asdict(self.backbone), "weights": str(weights) if weights else self.backbone.weights}
         views = self.augmentations.identity() if self.augmentations else None
         rest = {"decode": self.decode.identity(), "dtype": self.dtype, "views": views, "by": libraries}
-        return digest_json({"backbone": asked, **rest})
+        return digest_json({"backbone": request, **rest})

@@ -35,7 +35,7 @@ from featcache.recipe import Recipe, Stage
 from featcache.reporting import cam, checking, comparison, decisions, gallery, projection, tables
 from featcache.reporting import report as report_module
 from featcache.reporting.document import Chapter, Table, Words
-from featcache.reporting.materials import Material, material
+from featcache.reporting.materials import Material, load_materials
 from featcache.reporting.page import GENERATOR, Page, render
 from featcache.reporting.report import Reported, report
 from featcache.reporting.run_view import Subject, subjects
@@ -392,7 +392,7 @@ def nearest_by_hand(features: np.ndarray, row: int, taught: Sequence[int], k: in
 def test_neighbours_are_the_nearest_of_all_training_rows(folder: Path, two: Reported) -> None:
     subject = subject_of(folder / "two")
     with ExitStack() as opened:
-        vectors = material([subject], [], None, opened)[0].vectors
+        vectors = load_materials([subject], [], None, opened)[0].vectors
         assert vectors is not None
         rows = subject.sides["test"].rows
         found = gallery.neighbours(subject, vectors, rows)
@@ -487,7 +487,7 @@ def test_a_map_is_of_the_head_that_scored_the_image(untested: Path) -> None:
         z = inference.logits(subject.run.spec, head, x[here], 2, subject.task.positive)
         np.testing.assert_allclose(metrics.probabilities(z), side.p[here], atol=1e-6)
     with ExitStack() as files:
-        (found,) = material([subject_of(untested / "refitted")], [untested / "s.h5"], None, files)
+        (found,) = load_materials([subject_of(untested / "refitted")], [untested / "s.h5"], None, files)
         assert found.vectors is not None
         assert "were not kept" in gallery.evidence_missing(subject_of(untested / "refitted"), found.vectors)
 
@@ -568,7 +568,7 @@ def test_an_image_that_is_another_by_now_is_not_shown(folder: Path, tmp_path: Pa
     (tmp_path / "images" / "013.png").unlink()
     subject = subject_of(folder / "two")
     with ExitStack() as opened:
-        (found,) = material([subject], [], Manifest.read(tmp_path / "rows.csv"), opened)
+        (found,) = load_materials([subject], [], Manifest.read(tmp_path / "rows.csv"), opened)
     assert found.pictures is not None
     found.pictures.load(range(20))
     assert [row for row in range(20) if found.pictures.get(row) is None] == [1, 7, 13]
@@ -668,7 +668,7 @@ def test_another_store_is_refused_where_it_is_given_and_passed_over_where_not(fo
     shutil.copytree(folder / "two", tmp_path / "two")
     subject = subject_of(tmp_path / "two")
     with ExitStack() as opened:
-        (found,) = material([subject], [], None, opened)
+        (found,) = load_materials([subject], [], None, opened)
     assert found.vectors is None
     assert "holds other vectors" in found.no_vectors
     assert not (tmp_path / "r.html").exists()
@@ -727,7 +727,7 @@ def test_images_of_another_set_are_refused_and_missing_ones_named(folder: Path, 
     assert not (tmp_path / "r.html").exists()
     subject = subject_of(folder / "two")
     with ExitStack() as opened:
-        (found,) = material([subject], [], manifest_of(folder, tmp_path / "rows.csv", range(5, N)), opened)
+        (found,) = load_materials([subject], [], manifest_of(folder, tmp_path / "rows.csv", range(5, N)), opened)
     assert found.pictures is not None
     told = ", ".join(subject.shown[:3])
     assert found.no_pictures == f"Not under rows.csv, and so not shown: 5 of the {N} images of two: {told} and 2 more."
@@ -737,7 +737,7 @@ def test_images_of_another_set_are_refused_and_missing_ones_named(folder: Path, 
 def test_a_store_behind_a_link_has_its_images(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "link.h5").symlink_to(folder / "s.h5")
     with ExitStack() as opened:
-        (found,) = material([subject_of(folder / "two")], [tmp_path / "link.h5"], None, opened)
+        (found,) = load_materials([subject_of(folder / "two")], [tmp_path / "link.h5"], None, opened)
     assert found.pictures is not None
     assert len(found.pictures.paths) == N
 
@@ -745,7 +745,7 @@ def test_a_store_behind_a_link_has_its_images(folder: Path, tmp_path: Path) -> N
 def test_a_folder_is_that_of_the_name_whatever_the_store_has(folder: Path) -> None:
     subject = subject_of(folder / "two")
     with ExitStack() as opened:
-        vectors = material([subject], [], None, opened)[0].vectors
+        vectors = load_materials([subject], [], None, opened)[0].vectors
         assert vectors is not None
         vectors.store.columns[decisions.FOLDER] = ["elsewhere"] * N
         found = decisions.column_of(subject, decisions.FOLDER, vectors)

@@ -76,11 +76,11 @@ def audit(
         UsageError: fewer than two rows, no such column, none of the images is in the store; and whatever reading the
             store raises.
     """
-    wanted = (label,) if isinstance(label, str) else tuple(label)
-    columns = _columns(store, wanted, ignore)
+    label_columns = (label,) if isinstance(label, str) else tuple(label)
+    columns = _columns(store, label_columns, ignore)
     spelling = class_names.one_spelling(counts := Counter(text for text in columns["label"] if text))
     columns["label"] = [spelling.get(text, "") for text in columns["label"]]
-    about_names = class_names.notes(counts) if len(wanted) == 1 else []
+    about_names = class_names.notes(counts) if len(label_columns) == 1 else []
     notes = [*about_names, *missing.notes(store.path, store.missing_words)]
     if images is None:
         notes.append(
@@ -88,7 +88,7 @@ def audit(
             "tested; give the folder or CSV of the images as well to test it"
         )
     groups = _groups(store, columns, notes)
-    texts = _texts(store, columns, images, {"label", *wanted, *ignore}, notes)
+    texts = _texts(store, columns, images, {"label", *label_columns, *ignore}, notes)
     variables, left_out = _variables(texts, columns["label"], groups)
     step = _stepper(len(variables) + 3, on_progress)
     x = store.features()
@@ -101,8 +101,8 @@ def audit(
     x = confounds.components(x, seed)
     task = _Task.of(columns["label"], x, groups, seed, notes)
     step()
-    told = {each.name: _label_from(task.labels, each) for each in variables}
-    together = task.labels.told_by(*(each for each in variables if each.name != "split"))
+    scores = {variable.name: _label_from(task.labels, variable) for variable in variables}
+    together = task.labels.told_by(*(variable for variable in variables if variable.name != "split"))
     return Audit(
         store=store.path,
         image_ids=store.image_ids,
@@ -112,10 +112,14 @@ def audit(
         threshold=near,
         near=found_near,
         n_equal=variety.n_equal,
-        confounds=_worst_first([_confound(each, x, groups, told[each.name], seed, step) for each in variables]),
+        confounds=_worst_first(
+            [_confound(variable, x, groups, scores[variable.name], seed, step) for variable in variables]
+        ),
         left_out=left_out,
         together=together,
-        shortcuts=_shortcuts(columns, wanted, task.labels, variables, {**told, TOGETHER: together}, groups, seed),
+        shortcuts=_shortcuts(
+            columns, label_columns, task.labels, variables, {**scores, TOGETHER: together}, groups, seed
+        ),
         of_label=task.score,
         distance=distance,
         nearest=nearest,
@@ -133,46 +137,46 @@ def _label_from(labels: Labels, variable: Variable) -> Score | None:
 
 def _shortcuts(
     columns: Columns,
-    wanted: Sequence[str],
+    label_columns: Sequence[str],
     labels: Labels,
     variables: Sequence[Variable],
-    told: Mapping[str, Score | None],
+    scores: Mapping[str, Score | None],
     groups: Array,
     seed: int,
 ) -> list[Shortcut]:
     """Of each class, or each finding, what tells it best."""
-    by_name = {each.name: each for each in variables if each.name != "split"}
+    by_name = {variable.name: variable for variable in variables if variable.name != "split"}
     sets = {name: [by_name[part] for part in parts if part in by_name] for name, parts in _TOGETHER.items()}
     sets = {name: parts for name, parts in sets.items() if len(parts) > 1}
-    if len(wanted) == 1:
-        return best({**told, **{name: labels.told_by(*parts) for name, parts in sets.items()}})
+    if len(label_columns) == 1:
+        return best({**scores, **{name: labels.told_by(*parts) for name, parts in sets.items()}})
     shortcuts: list[Shortcut] = []
-    sets |= {name: [each] for name, each in by_name.items()} | {TOGETHER: list(by_name.values())}
-    for finding in wanted:
+    sets |= {name: [variable] for name, variable in by_name.items()} | {TOGETHER: list(by_name.values())}
+    for finding in label_columns:
         of = Labels.of(without_missing(columns[finding]), groups, seed, [], dealt)
         shortcuts += best({name: of.told_by(*parts) for name, parts in sets.items()}, finding)
     return sorted(shortcuts, key=lambda shortcut: -shortcut.auroc)
 
 
-def _columns(store: Store, wanted: Sequence[str], ignore: Sequence[str]) -> dict[str, Sequence[str]]:
+def _columns(store: Store, label_columns: Sequence[str], ignore: Sequence[str]) -> dict[str, Sequence[str]]:
     """Those of the store, with `label` the one asked for, or the first finding of several; and empty ones where there
     is no label or split."""
     columns = store.columns
     if len(store) < 2:
         raise UsageError(f"{store.path} has {len(store)} image(s): there is nothing to compare.")
-    for name in (*ignore, *(name for name in wanted if name != "label" or len(wanted) > 1)):
+    for name in (*ignore, *(name for name in label_columns if name != "label" or len(label_columns) > 1)):
         if name not in columns:
             raise UsageError(f"{store.path} has no column {name!r}; it has {', '.join(columns) or 'none'}.")
     empty = [""] * len(store)
-    return {"split": empty, **columns, "label": _label_texts(columns, wanted, empty)}
+    return {"split": empty, **columns, "label": _label_texts(columns, label_columns, empty)}
 
 
-def _label_texts(columns: Columns, wanted: Sequence[str], empty: Sequence[str]) -> list[str]:
+def _label_texts(columns: Columns, label_columns: Sequence[str], empty: Sequence[str]) -> list[str]:
     """The class of each row; of several findings those that are there, empty where none is known."""
-    if len(wanted) == 1:
-        return list(without_missing(columns.get(wanted[0], empty)))
-    findings = [without_missing(columns[name]) for name in wanted]
-    return [_present(wanted, row) if any(row) else "" for row in zip(*findings, strict=True)]
+    if len(label_columns) == 1:
+        return list(without_missing(columns.get(label_columns[0], empty)))
+    findings = [without_missing(columns[name]) for name in label_columns]
+    return [_present(label_columns, row) if any(row) else "" for row in zip(*findings, strict=True)]
 
 
 def _present(findings: Sequence[str], row: Sequence[str]) -> str:
@@ -201,8 +205,8 @@ def _near(store: Store, x: Array, sides: Sequence[str], threshold: float, seed: 
     closest, of_closest = suspects.closest_across(x, side, content)
     if too_many := telling is not None:
         closest, of_closest = closest[of_closest >= telling], of_closest[of_closest >= telling]
-    known = set(map(tuple, pairs.tolist()))
-    new = np.array([tuple(pair) not in known for pair in closest.tolist()], dtype=bool)
+    listed = set(map(tuple, pairs.tolist()))
+    new = np.array([tuple(pair) not in listed for pair in closest.tolist()], dtype=bool)
     pairs, cosine = np.concatenate([pairs, closest[new]]), np.concatenate([cosine, of_closest[new]])
     one, other = pairs.T
     crosses = ((side[one] != side[other]) & (side[one] != "") & (side[other] != "")).astype(bool)
@@ -218,9 +222,9 @@ def _above(
     """(pairs, cosines, None), or neither and the cosine that a pair needs to be worth a look, where nearly all have the
     one asked for."""
     n, few = len(x), max(SHOWN, len(x) // 20)
-    found = _all_near(x, content, threshold)
-    if found is not None:
-        pairs, cosine = found
+    near_pairs = _all_near(x, content, threshold)
+    if near_pairs is not None:
+        pairs, cosine = near_pairs
         one, other = pairs.T
         n_near = int(np.sum(content[one] != content[other]))
         if n_near <= n:
@@ -228,7 +232,7 @@ def _above(
     share, low = suspects.how_alike(x, content, threshold, few, seed)
     way_out = "no other tells them apart" if low is None else f"--near {low:g} leaves about {few:,} pairs"
     of_all = f"near copies: the images are alike throughout: {share:.1%} of all pairs have a cosine of {threshold:g}"
-    if found is not None and n_near <= _TELLS_NOTHING * n * (n - 1) / 2:
+    if near_pairs is not None and n_near <= _TELLS_NOTHING * n * (n - 1) / 2:
         notes.append(f"{of_all} or more; {way_out}")
         return pairs, cosine, None
     notes.append(f"{of_all} or more, which says nothing of these vectors; {way_out}")
@@ -284,28 +288,28 @@ def _confound(
     variable: Variable, x: Array, groups: Array, to_label: Score | None, seed: int, step: Callable[[], None]
 ) -> Confound:
     try:
-        found, why = confounds.told(variable, x, groups, seed), ""
+        score, why = confounds.told(variable, x, groups, seed), ""
     except UsageError as error:
-        found, why = None, str(error)
+        score, why = None, str(error)
     step()
-    return Confound(variable.name, variable.classes, found, to_label, why)
+    return Confound(variable.name, variable.classes, score, to_label, why)
 
 
-def _worst_first(found: Sequence[Confound]) -> list[Confound]:
-    return sorted(found, key=lambda each: -each.from_vectors.low if each.from_vectors else 1.0)
+def _worst_first(confounds: Sequence[Confound]) -> list[Confound]:
+    return sorted(confounds, key=lambda each: -each.from_vectors.low if each.from_vectors else 1.0)
 
 
 def _variables(texts: Columns, labels: Sequence[str], groups: Array) -> tuple[list[Variable], dict[str, str]]:
     """Those that can be told apart, and why the others cannot."""
-    found, left_out = [], {}
+    variables, left_out = [], {}
     for name, values in texts.items():
         is_label = name in _LABELS and _decides(values, labels)
         variable = "says what the label says" if is_label else Variable.of(name, values, groups)
         if isinstance(variable, str):
             left_out[name] = variable
         else:
-            found.append(variable)
-    return found, left_out
+            variables.append(variable)
+    return variables, left_out
 
 
 def _decides(values: Sequence[str], labels: Sequence[str]) -> bool:
@@ -337,13 +341,13 @@ def _of_headers(store: Store, images: Manifest, notes: list[str]) -> dict[str, S
             + (f", which {why}." if why else ". Give the folder, or the CSV, that they were embedded from.")
         )
     with Decoders([], DecodeSpec()) as decoders, ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-        found = list(pool.map(lambda path: None if path is None else _header(decoders, path), paths))
-    if n_without := found.count(None):
+        headers = list(pool.map(lambda path: None if path is None else _header(decoders, path), paths))
+    if n_without := headers.count(None):
         notes.append(f"{n_without:,} images are not there, or cannot be read: their headers are unknown")
     of = {"image width": "width", "image height": "height", "bit depth": "bits", "colour mode": "mode"}
     of["file format"] = "kind"
-    texts = {name: ["" if h is None else str(getattr(h, field)) for h in found] for name, field in of.items()}
-    return {**texts, "aspect ratio": ["" if h is None else f"{h.width / max(h.height, 1):.3g}" for h in found]}
+    texts = {name: ["" if h is None else str(getattr(h, field)) for h in headers] for name, field in of.items()}
+    return {**texts, "aspect ratio": ["" if h is None else f"{h.width / max(h.height, 1):.3g}" for h in headers]}
 
 
 def _header(decoders: Decoders, path: Path) -> Header | None:

@@ -80,17 +80,17 @@ class Variable:
     @classmethod
     def _of_numbers(cls, name: str, numbers: Array, groups: Array) -> "Variable | str":
         """Fifths, as far as equal numbers allow; or one number against all others, where nearly all are that."""
-        known = np.isfinite(numbers)
-        edges = _edges(numbers[known])
+        is_finite = np.isfinite(numbers)
+        edges = _edges(numbers[is_finite])
         if len(edges):
             words = [f"{value:.6g}" for value in edges]
             names = [f"<= {words[0]}", *map(" to ".join, pairwise(words)), f"> {words[-1]}"]
             codes = np.searchsorted(edges, numbers, side="left")
         else:
-            values, counts = np.unique(numbers[known], return_counts=True)
+            values, counts = np.unique(numbers[is_finite], return_counts=True)
             usual = values[counts.argmax()]
             names, codes = [f"{usual:.6g}", "others"], (numbers != usual).astype(np.int64)
-        codes = np.where(known, codes, _UNKNOWN)
+        codes = np.where(is_finite, codes, _UNKNOWN)
         if min(len(np.unique(groups[codes == code])) for code in range(len(names))) < min(_MIN_GROUPS, FOLDS):
             return "the same everywhere, but for a few"
         return cls(name, names, codes, numbers)
@@ -179,8 +179,8 @@ def components(x: Array, seed: int = 0) -> Array:
     drawn = np.sort(np.random.default_rng(seed).permutation(len(x))[:MAX_ROWS])
     k = min(COMPONENTS, x.shape[1], len(drawn) - 1)
     with np.errstate(invalid="ignore"):  # of vectors that are all the same no share of the variance is explained
-        found = PCA(n_components=k, whiten=True, random_state=seed).fit(rows_of(x, drawn))
-    blocks = [found.transform(x[start : start + _BLOCK]) for start in range(0, len(x), _BLOCK)]
+        pca = PCA(n_components=k, whiten=True, random_state=seed).fit(rows_of(x, drawn))
+    blocks = [pca.transform(x[start : start + _BLOCK]) for start in range(0, len(x), _BLOCK)]
     return np.concatenate(blocks).astype(np.float32)
 
 
@@ -199,8 +199,8 @@ def out_of_fold(x: Array, y: Array, n_classes: int, folds: Sequence[Fold], seed:
     spec = HeadSpec.of("logreg", C=_C)
     fits = [Fit(spec, Pool(train), train, fold.held) for train, fold in zip(learnt, folds, strict=True)]
     logits = np.empty((len(y), n_classes), dtype=np.float32)
-    for each in solve_all(fits, torch.from_numpy(x), Targets(y[None], n_classes, n_classes - 1)):
-        logits[each.fit.held] = each.logits
+    for fitted in solve_all(fits, torch.from_numpy(x), Targets(y[None], n_classes, n_classes - 1)):
+        logits[fitted.fit.held] = fitted.logits
     return logits
 
 
@@ -268,7 +268,7 @@ def _frequent(texts: Sequence[str], groups: Array) -> list[str]:
             groups_of.setdefault(text, set()).add(group)
     names = sorted(groups_of, key=lambda text: (-len(groups_of[text]), text))
     names = sorted(text for text in names[: MAX_CLASSES - 1] if len(groups_of[text]) >= _MIN_GROUPS)
-    rare = set().union(*(found for text, found in groups_of.items() if text not in names))
+    rare = set().union(*(group_set for text, group_set in groups_of.items() if text not in names))
     return [*names, _RARE] if len(rare) >= _MIN_GROUPS else names
 
 
@@ -278,8 +278,8 @@ def _numbers(texts: Sequence[str]) -> Array | None:
         numbers = np.array([float(text) if text else math.nan for text in texts])
     except ValueError:
         return None
-    known = np.array([bool(text) for text in texts])
-    return numbers if np.isfinite(numbers[known]).all() else None
+    is_present = np.array([bool(text) for text in texts])
+    return numbers if np.isfinite(numbers[is_present]).all() else None
 
 
 def _edges(numbers: Array) -> Array:
@@ -301,5 +301,5 @@ def _drawn(groups: Array, seed: int) -> Array:
         return np.arange(len(groups))
     names, place, size = np.unique(groups, return_inverse=True, return_counts=True)
     order = np.random.default_rng(seed).permutation(len(names))
-    taken = order[: int(np.searchsorted(np.cumsum(size[order]), MAX_ROWS)) + 1]
-    return np.flatnonzero(np.isin(place, taken))
+    sampled = order[: int(np.searchsorted(np.cumsum(size[order]), MAX_ROWS)) + 1]
+    return np.flatnonzero(np.isin(place, sampled))

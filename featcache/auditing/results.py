@@ -68,8 +68,8 @@ class Near:
 
     def count(self, across: bool) -> int | None:
         """Near pairs of different files, of all or of those across the split; None where there are too many."""
-        wanted = self.is_near & ~self.identical & (self.crosses | (not across))
-        return None if self.too_many else int(wanted.sum())
+        selected = self.is_near & ~self.identical & (self.crosses | (not across))
+        return None if self.too_many else int(selected.sum())
 
 
 @dataclass(frozen=True)
@@ -144,15 +144,15 @@ class Audit:
 
     def as_json(self) -> Json:
         """The answer of `featcache audit --json`."""
-        crossing = [asdict(each) for each in self.identical if each.crosses]
+        crossing = [asdict(copies) for copies in self.identical if copies.crosses]
         return {
             "store": str(self.store),
             "rows": len(self.image_ids),
             "identical": {
                 "sets": len(self.identical),
-                "images": sum(len(each.images) for each in self.identical),
+                "images": sum(len(copies.images) for copies in self.identical),
                 "across_splits": crossing,
-                "different_labels": [asdict(each) for each in self.identical if len(each.labels) > 1],
+                "different_labels": [asdict(copies) for copies in self.identical if len(copies.labels) > 1],
             },
             "equal_vectors": self.n_equal,
             "near": {
@@ -162,7 +162,7 @@ class Audit:
                 "nearest_across_splits": self.nearest_across(),
             },
             "chance": confounds.CHANCE,
-            "confounds": [asdict(each) for each in self.confounds],
+            "confounds": [asdict(confound) for confound in self.confounds],
             "left_out": dict(self.left_out),
             "label_from_confounds": None if self.together is None else asdict(self.together),
             "shortcuts": as_json(self.shortcuts),
@@ -193,7 +193,7 @@ class Audit:
         return {
             "identical.csv": list(self._identical_rows()),
             "near_duplicates.csv": [list(self._pair(i).values()) for i in range(len(self.near.pairs))],
-            "confounds.csv": [_confound_row(each) for each in self.confounds],
+            "confounds.csv": [_confound_row(confound) for confound in self.confounds],
             "outliers.csv": [list(self._outlier(row).values()) for row in self.outlying],
             "labels.csv": [list(self._doubt(place).values()) for place in self.doubtful],
         }
@@ -219,9 +219,9 @@ class Audit:
     def _identical_rows(self) -> Iterator[list[object]]:
         row_of = {name: row for row, name in enumerate(self.image_ids)}
         worst_first = sorted(self.identical, key=lambda each: (not each.crosses, len(each.labels) < 2))
-        for number, each in enumerate(worst_first, start=1):
-            for name in each.images:
-                yield [number, *self._row(row_of[name]).values(), "yes" if each.crosses else "no"]
+        for number, copies in enumerate(worst_first, start=1):
+            for name in copies.images:
+                yield [number, *self._row(row_of[name]).values(), "yes" if copies.crosses else "no"]
 
     def _pair(self, place: int) -> dict[str, Any]:
         one, other = self.near.pairs[place].tolist()
@@ -258,10 +258,10 @@ def check_free(folder: Path) -> None:
 
 def _is_answer(path: Path) -> bool:
     try:
-        found = json.loads(durable.read_regular(path)) if path.is_file() else None
+        record = json.loads(durable.read_regular(path)) if path.is_file() else None
     except (ValueError, RecursionError):
         return False
-    return isinstance(found, dict) and found.keys() >= _SAID
+    return isinstance(record, dict) and record.keys() >= _SAID
 
 
 def _is_table(path: Path) -> bool:
@@ -278,5 +278,5 @@ def _confound_row(each: Confound) -> list[object]:
 
     above = "" if each.from_vectors is None else "yes" if each.from_vectors.above_chance else "no"
     best = [each.to_label.best.name, round(each.to_label.best.auroc, 4)] if each.to_label else ["", ""]
-    shown = [*numbers(each.from_vectors), above, *numbers(each.to_label), *best]
-    return [each.name, "; ".join(each.classes), *shown, confounds.CHANCE, each.why]
+    cells = [*numbers(each.from_vectors), above, *numbers(each.to_label), *best]
+    return [each.name, "; ".join(each.classes), *cells, confounds.CHANCE, each.why]

@@ -96,7 +96,7 @@ class Labels:
         """How well variables alone, together, tell the label."""
         if not self.folds or not variables:
             return None
-        x = np.concatenate([each.predictors()[self.rows] for each in variables], axis=1)
+        x = np.concatenate([variable.predictors()[self.rows] for variable in variables], axis=1)
         logits = _out_of_fold(x, self.y, len(self.classes), self.folds, self.seed)
         return confounds.score(self.y, logits, self.groups, self.classes, self.seed)
 
@@ -147,13 +147,15 @@ def best(scores: Mapping[str, Score | None], label: str | None = None) -> list[S
         scores: of the label from a variable each, or several, by name.
         label: the finding, where the classes are whether it is there; None for the names of the classes.
     """
-    told: dict[str, dict[str, OneClass]] = {}
+    by_variable: dict[str, dict[str, OneClass]] = {}
     for variable, score in scores.items():
-        for each in score.by_class if score else ():
-            told.setdefault(each.name, {})[variable] = each
+        for class_score in score.by_class if score else ():
+            by_variable.setdefault(class_score.name, {})[variable] = class_score
     shortcuts = []
-    for name, of_class in told.items():
-        alone = {variable: each for variable, each in of_class.items() if variable != TOGETHER} or of_class
+    for name, of_class in by_variable.items():
+        alone = {
+            variable: class_score for variable, class_score in of_class.items() if variable != TOGETHER
+        } or of_class
         variable = max(alone, key=lambda key: alone[key].auroc)
         if TOGETHER in of_class and of_class[TOGETHER].low > of_class[variable].auroc:
             variable = TOGETHER
@@ -164,7 +166,7 @@ def best(scores: Mapping[str, Score | None], label: str | None = None) -> list[S
 
 def worth_saying(shortcuts: Sequence[Shortcut]) -> list[Shortcut]:
     """Those that are above chance and could explain something."""
-    return [each for each in shortcuts if each.low > CHANCE and each.auroc >= WORTH_SAYING]
+    return [shortcut for shortcut in shortcuts if shortcut.low > CHANCE and shortcut.auroc >= WORTH_SAYING]
 
 
 # --- what is known of the images of a store ---------------------------------------------------------------------------
@@ -183,8 +185,8 @@ def _other_folders(parts: Sequence[str], split: str, label: str) -> Iterator[str
 
 def suffix(name: str) -> str:
     """The format that a file's name says it has."""
-    found = os.path.splitext(name)[1].lower().removeprefix(".")
-    return _KINDS.get(found, found)
+    extension = os.path.splitext(name)[1].lower().removeprefix(".")
+    return _KINDS.get(extension, extension)
 
 
 def in_store(
@@ -220,7 +222,7 @@ def in_store(
     shortcuts: list[Shortcut] = []
     for label, of in labels.items():
         numbered = Labels.of(of, groups, seed, [], dealt)
-        scores = {each.name: numbered.told_by(each) for each in variables[:_MOST_VARIABLES]}
+        scores = {variable.name: numbered.told_by(variable) for variable in variables[:_MOST_VARIABLES]}
         shortcuts += best(scores, label or None)
     return sorted(shortcuts, key=lambda shortcut: -shortcut.auroc)
 
@@ -236,4 +238,4 @@ def _is_label(values: Sequence[str], labels: Sequence[str]) -> bool:
 
 def as_json(shortcuts: Sequence[Shortcut]) -> list[dict[str, Any]]:
     """For an answer to a script."""
-    return [asdict(each) for each in shortcuts]
+    return [asdict(shortcut) for shortcut in shortcuts]

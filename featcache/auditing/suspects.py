@@ -68,7 +68,7 @@ def closest_across(x: Array, sides: Array, content: Array, most: int = 100) -> t
         pairs: (m, 2) row numbers i < j.
         cosine: (m,).
     """
-    unit, found = _unit(x), np.empty((0, 2), dtype=np.int64)
+    unit, closest = _unit(x), np.empty((0, 2), dtype=np.int64)
     names, sizes = np.unique(sides[sides != ""], return_counts=True)
     by_size = [np.flatnonzero(sides == names[i]) for i in np.argsort(sizes, kind="stable")]
     for i, few in enumerate(by_size):
@@ -77,10 +77,10 @@ def closest_across(x: Array, sides: Array, content: Array, most: int = 100) -> t
             differs = content[many[place]] != content[few][:, None]  # (rows, candidates)
             rows = np.flatnonzero(differs.any(axis=1))
             nearest = many[place[rows, differs[rows].argmax(axis=1)]]
-            found = np.concatenate([found, np.stack([few[rows], nearest], axis=1)])
-    cosine = np.einsum("md,md->m", unit[found[:, 0]], unit[found[:, 1]], dtype=np.float64)
+            closest = np.concatenate([closest, np.stack([few[rows], nearest], axis=1)])
+    cosine = np.einsum("md,md->m", unit[closest[:, 0]], unit[closest[:, 1]], dtype=np.float64)
     order = np.argsort(-cosine, kind="stable")[:most]
-    return np.sort(found[order], axis=1), cosine[order]
+    return np.sort(closest[order], axis=1), cosine[order]
 
 
 def how_alike(x: Array, content: Array, threshold: float, few: int, seed: int = 0) -> tuple[float, float | None]:

@@ -43,8 +43,8 @@ def groups(module: nn.Module, coarse: bool) -> list[list[str]]:
     """
     if isinstance(module, VGG | networks.ConvNet):
         return _convolutions(module.features, coarse)
-    found = group_parameters(module, _with_rest(_matcher(module, coarse)))
-    return [names for names in found.values() if names]
+    parameter_names = group_parameters(module, _with_rest(_matcher(module, coarse)))
+    return [names for names in parameter_names.values() if names]
 
 
 def _matcher(module: nn.Module, coarse: bool) -> Any:
@@ -65,17 +65,17 @@ def _with_rest(matcher: Any) -> Any:
         return {**matcher, "rest": [(r".", (_WITH_THE_GROUP_BEFORE,))]}
 
     def with_rest(name: str) -> Any:
-        found = matcher(name)
-        return (math.inf, _WITH_THE_GROUP_BEFORE) if found == math.inf else found
+        group = matcher(name)
+        return (math.inf, _WITH_THE_GROUP_BEFORE) if group == math.inf else group
 
     return with_rest
 
 
 def _convolutions(features: nn.Module, coarse: bool) -> list[list[str]]:
     """Those of a plain row of layers."""
-    found: list[list[str]] = [[]]
+    convolutions: list[list[str]] = [[]]
     for i, layer in features.named_children():
         if isinstance(layer, nn.MaxPool2d if coarse else nn.Conv2d):
-            found.append([])
-        found[-1] += [f"features.{i}.{name}" for name, _ in layer.named_parameters()]
-    return [names for names in found if names]
+            convolutions.append([])
+        convolutions[-1] += [f"features.{i}.{name}" for name, _ in layer.named_parameters()]
+    return [names for names in convolutions if names]

@@ -135,8 +135,8 @@ def learn(module: nn.Module, names: Collection[str]) -> None:
 
 def n_trainable(module: nn.Module, names: Collection[str]) -> int:
     """Numbers in these parameters."""
-    wanted = set(names)
-    return sum(parameter.numel() for name, parameter in module.named_parameters() if name in wanted)
+    selected = set(names)
+    return sum(parameter.numel() for name, parameter in module.named_parameters() if name in selected)
 
 
 @dataclass(frozen=True)
@@ -213,11 +213,11 @@ def _traced(whole: _Whole, learning: frozenset[int], deepest: int) -> fx.Graph |
 
 def _reached(graph: fx.Graph, starts: Any) -> list[fx.Node]:
     """The nodes where something starts, and all that depend on them, in order."""
-    found: dict[fx.Node, None] = {}
+    reached: dict[fx.Node, None] = {}
     for node in graph.nodes:
-        if starts(node) or any(source in found for source in node.all_input_nodes):
-            found[node] = None
-    return list(found)
+        if starts(node) or any(source in reached for source in node.all_input_nodes):
+            reached[node] = None
+    return list(reached)
 
 
 def _learns(whole: nn.Module, node: fx.Node, learning: frozenset[int]) -> bool:
@@ -240,8 +240,8 @@ def _boundary(nodes: Sequence[fx.Node], first: int) -> tuple[int, fx.Node]:
 
 def _is_tuple(node: fx.Node) -> bool:
     """As far as one can see: its items are taken one by one."""
-    taken = [user.args[1] for user in node.users if user.target is operator.getitem]
-    return any(isinstance(item, int) for item in taken)
+    indexes = [user.args[1] for user in node.users if user.target is operator.getitem]
+    return any(isinstance(item, int) for item in indexes)
 
 
 def _part(
@@ -250,9 +250,9 @@ def _part(
     """(what it owns by name, the graph) of some consecutive nodes, from the value of `entry` to that of `exit_`, or to
     the output that is among them. What does not depend on the image is made in each part that needs it."""
     graph, owned = fx.Graph(), dict[str, Any]()
-    made = graph.placeholder("x")
+    placeholder = graph.placeholder("x")
     # Some blocks begin with an activation in place, and boundaries may be kept for the next epoch.
-    copies = {entry: made if exit_ is not None else graph.call_method("clone", (made,))}
+    copies = {entry: placeholder if exit_ is not None else graph.call_method("clone", (placeholder,))}
 
     def copy_of(node: fx.Node) -> fx.Node:
         if node not in copies:
@@ -271,7 +271,7 @@ def _part(
 
 
 def _owned(whole: nn.Module, target: str) -> Any:
-    found: Any = whole
+    owner: Any = whole
     for name in target.split("."):
-        found = getattr(found, name)
-    return found
+        owner = getattr(owner, name)
+    return owner

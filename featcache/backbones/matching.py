@@ -81,8 +81,8 @@ class Match:
         """Whether the numbers that really lie in the file could be those of the network: a conversion may resize a few
         of them, and none makes many out of few. What is not is refused before so large a network is built."""
         storages = {tensor.untyped_storage().data_ptr(): tensor for tensor in self.tensors.values()}
-        held = sum(t.untyped_storage().nbytes() // t.element_size() for t in storages.values())
-        return 2 * held >= n_elements(self.wanted)
+        n_stored = sum(t.untyped_storage().nbytes() // t.element_size() for t in storages.values())
+        return 2 * n_stored >= n_elements(self.wanted)
 
     @property
     def n_common(self) -> int:
@@ -107,42 +107,42 @@ class Match:
         }
         under = f"under the prefix {self.prefix!r} " if self.prefix else ""
         inside = f"in {self.state_dict.place!r} " if self.state_dict.place else ""
-        parts = [f"{len(names):,} {what} ({first(names)})" for what, names in lists.items() if names]
+        parts = [f"{len(names):,} {kind} ({first(names)})" for kind, names in lists.items() if names]
         return f"{inside}{under}{'; '.join(parts)}"
 
-    def note(self, path: Path, others: Sequence["Match"]) -> str | None:
+    def note(self, path: Path, alternatives: Sequence["Match"]) -> str | None:
         """What was taken of a file, and what was left; None where that is all of it.
 
         Args:
             path: of the file.
-            others: ways that would have fitted as well.
+            alternatives: ways that would have fitted as well.
         """
         outside = [name for name in self.state_dict.tensors if not name.startswith(self.prefix)]
         parts = [
             f"read from {self.state_dict.place!r}" if self.state_dict.place else "",
             f"the prefix {self.prefix!r} was taken off" if self.prefix else "",
-            f"those of {first([other.where for other in others])} would fit, too" if others else "",
+            f"those of {first([other.where for other in alternatives])} would fit, too" if alternatives else "",
             _not_used("of a classifier", [_with_shape(name, self.tensors) for name in sorted(self.classifier)]),
             _not_used(f"outside of {self.prefix!r}", outside),
             f"{first(self.state_dict.others)} left out, which is no tensor" if self.state_dict.others else "",
         ]
-        said = "; ".join(filter(None, parts))
-        return f"weights {path}: {said}." if said else None
+        description = "; ".join(filter(None, parts))
+        return f"weights {path}: {description}." if description else None
 
 
-def matches(checkpoint: Checkpoint, wanted: Shapes, classifiers: Sequence[str]) -> list[Match]:
+def matches(checkpoint: Checkpoint, expected: Shapes, classifiers: Sequence[str]) -> list[Match]:
     """Every way to read a checkpoint as a network, the best first: those by which everything fits, in the order in
     which state dicts and prefixes are preferred; then the others, with the most common tensors first.
 
     Args:
         checkpoint: what the file holds.
-        wanted: name -> shape of the network's tensors, without a classifier.
+        expected: name -> shape of the network's tensors, without a classifier.
         classifiers: how the names of its classifier begin, as timm says it.
     """
     ways = [
-        _match(state_dict, prefix, wanted, classifiers)
+        _match(state_dict, prefix, expected, classifiers)
         for state_dict in checkpoint.state_dicts
-        for prefix in sorted(_prefixes(state_dict.tensors, wanted), key=_preference)
+        for prefix in sorted(_prefixes(state_dict.tensors, expected), key=_preference)
     ]
     return sorted(ways, key=lambda way: (not way.fits, -way.n_common if not way.fits else 0))
 
@@ -158,11 +158,11 @@ def first(names: Sequence[str]) -> str:
     return ", ".join(names[:_SHOWN]) + (f" and {more:,} more" if more > 0 else "")
 
 
-def _match(state_dict: StateDict, prefix: str, wanted: Shapes, classifiers: Sequence[str]) -> Match:
+def _match(state_dict: StateDict, prefix: str, expected: Shapes, classifiers: Sequence[str]) -> Match:
     tensors = {name[len(prefix) :]: t for name, t in state_dict.tensors.items() if name.startswith(prefix)}
-    parts = {name.partition(".")[0] for name in wanted}
-    behind = frozenset(name for name in tensors if name not in wanted and _is_behind(name, parts, classifiers))
-    return Match(state_dict, prefix, tensors, wanted, behind)
+    parts = {name.partition(".")[0] for name in expected}
+    behind = frozenset(name for name in tensors if name not in expected and _is_behind(name, parts, classifiers))
+    return Match(state_dict, prefix, tensors, expected, behind)
 
 
 def _is_behind(name: str, parts: set[str], classifiers: Sequence[str]) -> bool:
@@ -172,9 +172,9 @@ def _is_behind(name: str, parts: set[str], classifiers: Sequence[str]) -> bool:
     return name.startswith(tuple(f"{c}." for c in classifiers)) or (part in _BEHIND_THE_VECTOR and part not in parts)
 
 
-def _prefixes(names: Iterable[str], wanted: Shapes) -> set[str]:
+def _prefixes(names: Iterable[str], expected: Shapes) -> set[str]:
     """Those that could be taken off: rows of known words, and whatever stands before the name of a wanted tensor."""
-    anchor = next(iter(wanted), "")
+    anchor = next(iter(expected), "")
     by_anchor = {name[: -len(anchor)] for name in names if name.endswith(f".{anchor}")}
     return {"", *by_anchor, *(prefix for name in names for prefix in _leading(name))}
 

@@ -122,8 +122,8 @@ class Backbone:
         """(b, 3, h, w) uint8, best in channels-last order, to (b, …) float32 by tap, on the backbone's device."""
         with self._arithmetic():
             x = self.normalize(pixels.to(self.device, non_blocking=True))
-            found = _taps(self.module, self.cut, x, GRID in self.shapes)
-        return {tap: values.float() for tap, values in found.items()}
+            tensors = _taps(self.module, self.cut, x, GRID in self.shapes)
+        return {tap: values.float() for tap, values in tensors.items()}
 
     def _arithmetic(self) -> AbstractContextManager[Any]:
         lower = _AUTOCAST.get(self.precision)
@@ -299,13 +299,15 @@ def _shapes(
     device = next(module.parameters()).device
     with torch.inference_mode():
         try:
-            found = _taps(module, divided, torch.zeros(1, 3, *transform.input_size, device=device), GRID in taps)
+            tensors = _taps(module, divided, torch.zeros(1, 3, *transform.input_size, device=device), GRID in taps)
         except (RuntimeError, AssertionError) as error:
             size = "x".join(map(str, transform.input_size))
             raise UsageError(f"this backbone cannot take images of {size}: {str(error).splitlines()[0]}") from error
-    if found[POOLED].ndim != 2:
-        raise UsageError(f"this backbone gives no vector per image but an array of shape {tuple(found[POOLED].shape)}.")
-    return {tap: tuple(values.shape[1:]) for tap, values in found.items()}
+    if tensors[POOLED].ndim != 2:
+        raise UsageError(
+            f"this backbone gives no vector per image but an array of shape {tuple(tensors[POOLED].shape)}."
+        )
+    return {tap: tuple(values.shape[1:]) for tap, values in tensors.items()}
 
 
 def _transform(spec: BackboneSpec, config: dict[str, Any]) -> TransformSpec:
@@ -313,17 +315,17 @@ def _transform(spec: BackboneSpec, config: dict[str, Any]) -> TransformSpec:
     own = resolve_data_config(pretrained_cfg=config)  # type: ignore[no-untyped-call]
     named = ("input_size", "crop_pct", "crop_mode", "interpolation", "mean", "std")
     settings = {key: getattr(spec, key) for key in named}
-    given = {key: value for key, value in settings.items() if value is not None}
-    size = given.pop("input_size", None)
+    overrides = {key: value for key, value in settings.items() if value is not None}
+    size = overrides.pop("input_size", None)
     for key in ("mean", "std"):
-        if key in given and len(given[key]) == 1:
-            given[key] = given[key] * 3
+        if key in overrides and len(overrides[key]) == 1:
+            overrides[key] = overrides[key] * 3
     fields = {
         "input_size": (size, size) if size is not None else tuple(own["input_size"][1:]),
         **{key: own[key] for key in ("crop_pct", "interpolation")},
         **{key: tuple(own[key]) for key in ("mean", "std")},
         "crop_mode": own["crop_mode"] if own["crop_mode"] in CROP_MODES else "center",
-        **given,
+        **overrides,
     }
     try:
         return TransformSpec(**fields)

@@ -135,8 +135,8 @@ def _with_state(name: str, checkpoint: Checkpoint) -> tuple[nn.Module, str | Non
         raise UsageError(f"the weights {checkpoint.path} do not fit {name}: they hold no tensor of it.")
     for way in ways[:_MAX_WAYS]:
         if way.is_large_enough and (module := _built(name, way, config)) is not None:
-            others = [other for other in ways if other.fits and other is not way] if way.fits else []
-            return module, way.note(checkpoint.path, others)
+            alternatives = [other for other in ways if other.fits and other is not way] if way.fits else []
+            return module, way.note(checkpoint.path, alternatives)
     nearest = max(ways, key=lambda way: way.n_common)
     raise UsageError(f"the weights {checkpoint.path} do not fit {name}: {nearest.differences()}.")
 
@@ -205,8 +205,8 @@ def _fetch(name: str, config: Mapping[str, Any]) -> Path:
             f"{name} has no pretrained weights. Pass a local file with --weights FILE.safetensors, or ask for random "
             "weights with --weights random:0."
         )
-    if found := cached(name, config):
-        return found
+    if path := cached(name, config):
+        return path
     if not hub_is_reachable():
         raise WeightsUnavailable(f"weights of {name} are not cached and the hub cannot be reached. {_WAYS_OUT}")
     try:

@@ -43,7 +43,7 @@ def audit_command(
 
     folder = output or Path("audit") / store.stem
     check_free(folder)
-    asked: dict[str, Any] = {
+    arguments: dict[str, Any] = {
         "label": label_column or "label",
         "ignore": ignore or (),
         "near": NEAR if near is None else near,
@@ -52,55 +52,55 @@ def audit_command(
         manifest = Manifest.read(images, allow_outside=allow_outside) if images is not None else None
         tell_notes(manifest, on_note)
         with Store.open(store) as opened:
-            found = audit(opened, manifest, on_progress=on_progress, **asked)
-        found.write(folder)
+            result = audit(opened, manifest, on_progress=on_progress, **arguments)
+        result.write(folder)
     if as_json:
-        answer({**found.as_json(), "tables": str(folder)})
-    print_audit(console(as_json), found, folder)
+        answer({**result.as_json(), "tables": str(folder)})
+    print_audit(console(as_json), result, folder)
 
 
-def print_audit(people: Console, found: Any, folder: Path) -> None:
+def print_audit(people: Console, result: Any, folder: Path) -> None:
     """The head of each table."""
-    for line in (_copies(found), *_near_copies(found)):
+    for line in (_copies(result), *_near_copies(result)):
         people.print(line, highlight=False, soft_wrap=True)
-    if found.confounds:
-        people.print(_confounds(found))
-    for line in (*_label_lines(found), *_left_out(found)):
+    if result.confounds:
+        people.print(_confounds(result))
+    for line in (*_label_lines(result), *_left_out(result)):
         people.print(line, highlight=False, soft_wrap=True)
-    doubtful = "" if found.doubts is None else f" ({int(found.doubts.is_confident.sum()):,} by confident learning)"
+    doubtful = "" if result.doubts is None else f" ({int(result.doubts.is_confident.sum()):,} by confident learning)"
     for title, rows in (
-        ("furthest from all others", found.furthest()),
-        (f"most doubtful labels{doubtful}", found.most_doubtful()),
+        ("furthest from all others", result.furthest()),
+        (f"most doubtful labels{doubtful}", result.most_doubtful()),
     ):
         if rows:
             people.print(title, style="bold")
             people.print(_rows(rows))
-    for note in found.notes:
+    for note in result.notes:
         people.print(f"[yellow]note: {escaped(note)}[/]", highlight=False, soft_wrap=True)
     people.print(f"[bold]{escaped(folder)}[/]: all of it, the worst first", highlight=False, soft_wrap=True)
 
 
-def _copies(found: Any) -> str:
-    crossing = sum(each.crosses for each in found.identical)
-    other = sum(len(each.labels) > 1 for each in found.identical)
-    n_images = sum(len(each.images) for each in found.identical)
+def _copies(result: Any) -> str:
+    crossing = sum(copies.crosses for copies in result.identical)
+    other = sum(len(copies.labels) > 1 for copies in result.identical)
+    n_images = sum(len(copies.images) for copies in result.identical)
     return (
-        f"{len(found.identical):,} sets of identical images ({n_images:,} files), {crossing:,} of them across splits, "
+        f"{len(result.identical):,} sets of identical images ({n_images:,} files), {crossing:,} of them across splits, "
         f"{other:,} with different labels"
     )
 
 
-def _near_copies(found: Any) -> Iterator[str]:
-    n, n_across = (found.near.count(across) for across in (False, True))
-    told = "too many pairs to say anything"
+def _near_copies(result: Any) -> Iterator[str]:
+    n, n_across = (result.near.count(across) for across in (False, True))
+    text = "too many pairs to say anything"
     if n is not None:
-        told = f"{n:,} pairs of different files, {n_across:,} of them across splits"
-    if found.n_equal:
-        yield f"{found.n_equal:,} images have the vector of an image with other bytes"
-    yield f"vectors with a cosine of {found.threshold:g} or more: {told}"
-    for each in found.nearest_across():
-        names = f"{escaped(each['image_id'])} and {escaped(each['other_image_id'])}"
-        yield f"  nearest across splits: {_cosine(each['cosine'])} {names}"
+        text = f"{n:,} pairs of different files, {n_across:,} of them across splits"
+    if result.n_equal:
+        yield f"{result.n_equal:,} images have the vector of an image with other bytes"
+    yield f"vectors with a cosine of {result.threshold:g} or more: {text}"
+    for pair in result.nearest_across():
+        names = f"{escaped(pair['image_id'])} and {escaped(pair['other_image_id'])}"
+        yield f"  nearest across splits: {_cosine(pair['cosine'])} {names}"
 
 
 def _cosine(value: float) -> str:
@@ -108,11 +108,11 @@ def _cosine(value: float) -> str:
     return f"{value:.3f}" if value < 0.9995 else f"{value:.6f}"
 
 
-def _confounds(found: Any) -> Any:
+def _confounds(result: Any) -> Any:
     table = plain_table("variable", "values", "vectors tell it", "it tells the label", left=1)
-    for each in found.confounds:
-        told = escaped(each.why) if each.from_vectors is None else _score(each.from_vectors)
-        table.add_row(escaped(each.name), str(len(each.classes)), told, _score(each.to_label))
+    for confound in result.confounds:
+        from_vectors = escaped(confound.why) if confound.from_vectors is None else _score(confound.from_vectors)
+        table.add_row(escaped(confound.name), str(len(confound.classes)), from_vectors, _score(confound.to_label))
     return table
 
 
@@ -123,22 +123,22 @@ def _score(score: Any) -> str:
     return f"{score.auroc:.3f} [{score.low:.3f}, {score.high:.3f}]{'*' if score.above_chance else ' '}{best}"
 
 
-def _label_lines(found: Any) -> Iterator[str]:
+def _label_lines(result: Any) -> Iterator[str]:
     from featcache.auditing.shortcuts import worth_saying
 
     yield "AUROC out of fold with its 95 % interval; chance is 0.5, * stands where all of it is above"
-    together = f"; from the variables together: {_score(found.together).strip()}" if found.together else ""
-    for shortcut in worth_saying(found.shortcuts):
+    together = f"; from the variables together: {_score(result.together).strip()}" if result.together else ""
+    for shortcut in worth_saying(result.shortcuts):
         yield f"[yellow]{escaped(str(shortcut))}[/]"
-    yield f"the label is told from the vectors: {_score(found.of_label).strip()}{together}"
+    yield f"the label is told from the vectors: {_score(result.of_label).strip()}{together}"
 
 
-def _left_out(found: Any) -> Iterator[str]:
+def _left_out(result: Any) -> Iterator[str]:
     names: dict[str, list[str]] = {}
-    for name, why in found.left_out.items():
+    for name, why in result.left_out.items():
         names.setdefault(why, []).append(name)
-    for why, those in names.items():
-        yield f"not looked at: {escaped(', '.join(those))} ({escaped(why)})"
+    for why, columns in names.items():
+        yield f"not looked at: {escaped(', '.join(columns))} ({escaped(why)})"
 
 
 def _rows(rows: Any) -> Any:

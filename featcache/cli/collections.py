@@ -48,8 +48,8 @@ def iu_xray_command(
     """Indiana University: a row per projection, with the texts of its report; groups are studies."""
     from featcache.manifest.datasets import iu_xray
 
-    found = iu_xray(reports, projections, images, label=label)
-    _write(found, output, as_json, reports, projections)
+    collection = iu_xray(reports, projections, images, label=label)
+    _write(collection, output, as_json, reports, projections)
     if images is None:
         console(True).print(
             "No image was looked for: give --images to leave out what is not there.", highlight=False, soft_wrap=True
@@ -65,8 +65,8 @@ def kermany_command(
     """Kermany et al. 2018, pneumonia of children; groups are patients, kind is bacteria, virus or normal."""
     from featcache.manifest.datasets import kermany
 
-    found = kermany(folder)
-    _write(found, output, as_json)
+    collection = kermany(folder)
+    _write(collection, output, as_json)
 
 
 @manifest_app.command("covid")
@@ -87,9 +87,9 @@ def covid_command(
     """COVID-19 collections: class folders, or the metadata.csv of ieee8023/covid-chestxray-dataset."""
     from featcache.manifest.covid import covid
 
-    given: dict[str, Any] = {"classes": classes or (), "other": other, "modality": modality}
-    found = covid(source, images, group_pattern=group_pattern, **given)
-    _write(found, output, as_json, source)
+    arguments: dict[str, Any] = {"classes": classes or (), "other": other, "modality": modality}
+    collection = covid(source, images, group_pattern=group_pattern, **arguments)
+    _write(collection, output, as_json, source)
 
 
 def check_command(
@@ -120,72 +120,74 @@ def check_command(
     named |= {"group_column": group_column, "split_column": split_column}
     with interruptible("nothing was changed"), progress("looking") as (on_progress, _):
         manifest = Manifest.read(images, group_pattern, allow_outside, spec_of(ColumnSpec, named))
-        found = check(manifest, full=full, decode=decode, on_progress=on_progress)
+        result = check(manifest, full=full, decode=decode, on_progress=on_progress)
     if as_json:
-        answer(found.as_json())
-    print_checked(console(as_json), found)
-    if strict and found.leaks:
+        answer(result.as_json())
+    print_checked(console(as_json), result)
+    if strict and result.leaks:
         raise typer.Exit(1)
-    if found.failures:
+    if result.failures:
         raise typer.Exit(EXIT_SOME_FAILED)
 
 
-def print_checked(people: Console, found: Any) -> None:
+def print_checked(people: Console, result: Any) -> None:
     """The notes, a line per class and side, then what is wrong."""
-    print_notes(people, found.notes)
-    people.print(_class_table(found))
-    sizes = list(found.sizes.items())
+    print_notes(people, result.notes)
+    people.print(_class_table(result))
+    sizes = list(result.sizes.items())
     more = f", and {len(sizes) - _SHOWN:,} other sizes" if len(sizes) > _SHOWN else ""
-    shown = ", ".join(f"{n:,} of {size}" for size, n in sizes[:_SHOWN])
+    sizes_text = ", ".join(f"{n:,} of {size}" for size, n in sizes[:_SHOWN])
     people.print(
-        f"{shown or 'no readable image'}{more}; {found.n_bytes / 1e6:,.1f} MB", highlight=False, soft_wrap=True
+        f"{sizes_text or 'no readable image'}{more}; {result.n_bytes / 1e6:,.1f} MB", highlight=False, soft_wrap=True
     )
-    for line in _lines(found):
+    for line in _lines(result):
         people.print(line, highlight=False, soft_wrap=True)
 
 
-def _class_table(found: Any) -> Any:
+def _class_table(result: Any) -> Any:
     """Of the largest classes; a table of thousands of lines takes minutes to draw, and nobody reads it."""
     table = plain_table("split", "label", "images", "groups", "formats", "bits", "width", "height", left=2)
-    by_size = sorted(range(len(found.strata)), key=lambda i: -found.strata[i].n_images)
-    shown = [found.strata[i] for i in sorted(by_size[:_MOST])]
-    for each in shown:
-        kinds, bits = (", ".join(f"{name} {n:,}" for name, n in counts.items()) for counts in (each.formats, each.bits))
-        sides = (" – ".join(map(str, dict.fromkeys(values))) for values in (each.widths, each.heights))
-        groups = "–" if each.n_groups is None else f"{each.n_groups:,}"
-        names = (escaped(each.split or "–"), escaped(each.label or "–"))
-        table.add_row(*names, f"{each.n_images:,}", groups, escaped(kinds), bits, *sides)
+    by_size = sorted(range(len(result.strata)), key=lambda i: -result.strata[i].n_images)
+    strata = [result.strata[i] for i in sorted(by_size[:_MOST])]
+    for stratum in strata:
+        kinds, bits = (
+            ", ".join(f"{name} {n:,}" for name, n in counts.items()) for counts in (stratum.formats, stratum.bits)
+        )
+        sides = (" – ".join(map(str, dict.fromkeys(values))) for values in (stratum.widths, stratum.heights))
+        groups = "–" if stratum.n_groups is None else f"{stratum.n_groups:,}"
+        names = (escaped(stratum.split or "–"), escaped(stratum.label or "–"))
+        table.add_row(*names, f"{stratum.n_images:,}", groups, escaped(kinds), bits, *sides)
     table.caption = "width and height: least, median, greatest, in pixels"
-    if n_more := len(found.strata) - len(shown):
-        n_images = found.n_images - sum(each.n_images for each in shown)
+    if n_more := len(result.strata) - len(strata):
+        n_images = result.n_images - sum(stratum.n_images for stratum in strata)
         table.caption += f"; {n_more:,} more lines, of {n_images:,} images, are in --json"
     return table
 
 
-def _lines(found: Any) -> Iterator[str]:
+def _lines(result: Any) -> Iterator[str]:
     from featcache.manifest.listing import in_words
 
-    if found.skipped:
-        yield f"skipped {in_words(found.skipped)}"
-    if found.n_unlabelled:
-        yield f"{found.n_unlabelled:,} {'image has' if found.n_unlabelled == 1 else 'images have'} no label"
-    crossing = [each for each in found.identical if each.crosses]
-    other = sum(len(each.labels) > 1 for each in found.identical)
+    if result.skipped:
+        yield f"skipped {in_words(result.skipped)}"
+    if result.n_unlabelled:
+        yield f"{result.n_unlabelled:,} {'image has' if result.n_unlabelled == 1 else 'images have'} no label"
+    crossing = [copies for copies in result.identical if copies.crosses]
+    other = sum(len(copies.labels) > 1 for copies in result.identical)
     labels = f", {other:,} with different labels" if other else ""
-    sets = "1 set" if len(found.identical) == 1 else f"{len(found.identical):,} sets"
+    sets = "1 set" if len(result.identical) == 1 else f"{len(result.identical):,} sets"
     yield f"{sets} of identical images{labels}; {_leaking(crossing)}"
     yield from _examples(crossing)
-    if found.n_groups is not None:
-        alone = f", {told_of(found.ungrouped, *UNGROUPED)}" if found.ungrouped else ""
-        yield f"{found.n_groups:,} groups, the largest of {found.largest_group:,}{alone}; {_leaking(found.groups)}"
-        yield from _examples(found.groups)
-    how = "every image was decoded" if found.full else "headers were read; --full decodes every image"
-    colour = "red" if found.failures else "green"
-    yield f"[{colour}]{len(found.failures):,} of {found.n_images:,} cannot be used[/] ({how})"
-    for name, (code, reason) in list(found.failures.items())[:_SHOWN]:
+    if result.n_groups is not None:
+        alone = f", {told_of(result.ungrouped, *UNGROUPED)}" if result.ungrouped else ""
+        yield f"{result.n_groups:,} groups, the largest of {result.largest_group:,}{alone}; {_leaking(result.groups)}"
+        yield from _examples(result.groups)
+    method = "every image was decoded" if result.full else "headers were read; --full decodes every image"
+    colour = "red" if result.failures else "green"
+    yield f"[{colour}]{len(result.failures):,} of {result.n_images:,} cannot be used[/] ({method})"
+    for name, (code, reason) in list(result.failures.items())[:_SHOWN]:
         yield f"  [red]{escaped(code)}[/] {escaped(name)}: {escaped(reason)}"
-    if len(found.failures) > _SHOWN:
-        yield f"  … and {len(found.failures) - _SHOWN:,} more"
+    if len(result.failures) > _SHOWN:
+        yield f"  … and {len(result.failures) - _SHOWN:,} more"
 
 
 def _leaking(crossing: Any) -> str:
@@ -193,27 +195,31 @@ def _leaking(crossing: Any) -> str:
 
 
 def _examples(crossing: Any) -> Iterator[str]:
-    for each in crossing[:_SHOWN]:
-        names = ", ".join(map(escaped, each.images[:_SHOWN])) + (" …" if len(each.images) > _SHOWN else "")
-        yield f"  {' and '.join(each.splits)}: {names}"
+    for crossing_set in crossing[:_SHOWN]:
+        names = ", ".join(map(escaped, crossing_set.images[:_SHOWN])) + (
+            " …" if len(crossing_set.images) > _SHOWN else ""
+        )
+        yield f"  {' and '.join(crossing_set.splits)}: {names}"
     if len(crossing) > _SHOWN:
         yield f"  … and {len(crossing) - _SHOWN:,} more"
 
 
-def _write(found: Any, output: Path, as_json: bool, *inputs: Path) -> None:
+def _write(collection: Any, output: Path, as_json: bool, *inputs: Path) -> None:
     """The CSV, and the counts."""
-    n_outside = found.write(output, *inputs)
+    n_outside = collection.write(output, *inputs)
     if as_json:
-        answer({"manifest": str(output), "images": len(found.manifest), "outside": n_outside, **found.as_json()})
-    people, told = console(as_json), found.as_json()
-    print_notes(people, told.pop("notes"))
-    made_of = told.pop("findings", {})
-    counts = [(name, n) for name, n in told.items() if not isinstance(n, dict)]
+        answer(
+            {"manifest": str(output), "images": len(collection.manifest), "outside": n_outside, **collection.as_json()}
+        )
+    people, record = console(as_json), collection.as_json()
+    print_notes(people, record.pop("notes"))
+    made_of = record.pop("findings", {})
+    counts = [(name, n) for name, n in record.items() if not isinstance(n, dict)]
     people.print(
         ", ".join(f"{n:,} {escaped(name.replace('_', ' '))}" for name, n in counts if n or name == "missing"),
         highlight=False,
     )
-    for name, values in told.items():
+    for name, values in record.items():
         if isinstance(values, dict) and values:
             _print_counts(people, name, values)
     for label, findings in made_of.items():
@@ -226,11 +232,11 @@ def _write(found: Any, output: Path, as_json: bool, *inputs: Path) -> None:
             highlight=False,
             soft_wrap=True,
         )
-    people.print(f"[bold]{escaped(output)}[/]: {len(found.manifest):,} images", highlight=False, soft_wrap=True)
+    people.print(f"[bold]{escaped(output)}[/]: {len(collection.manifest):,} images", highlight=False, soft_wrap=True)
 
 
 def _print_counts(people: Console, name: str, counts: dict[str, int]) -> None:
     """`label: 12 sick, 30 normal`."""
-    shown = ", ".join(f"{n:,} {escaped(value or '(none)')}" for value, n in list(counts.items())[:_MOST])
+    values_text = ", ".join(f"{n:,} {escaped(value or '(none)')}" for value, n in list(counts.items())[:_MOST])
     more = f" and {len(counts) - _MOST:,} others" if len(counts) > _MOST else ""
-    people.print(f"{escaped(name)}: {shown}{more}", highlight=False, soft_wrap=True)
+    people.print(f"{escaped(name)}: {values_text}{more}", highlight=False, soft_wrap=True)

@@ -45,8 +45,8 @@ def demo_command(
     with going_on("embedding") as (on_progress, _):
         done = demo(output, on_progress)
     if as_json:
-        told = {"embed": done.embedded.as_json(), "train_head": run_answer(done.run)}
-        answer({**told, "report": done.reported.as_json()})
+        results = {"embed": done.embedded.as_json(), "train_head": run_answer(done.run)}
+        answer({**results, "report": done.reported.as_json()})
     if done.has_random_weights:
         people.print("[yellow]The hub cannot be reached: the backbone has random weights (random:0).[/]")
     print_embedded(people, done.embedded)
@@ -154,16 +154,16 @@ def embed_command(
     from featcache.request import BackboneSpec
     from featcache.splits import unnamed_groups
 
-    asked: dict[str, Any] = {
+    arguments: dict[str, Any] = {
         "weights": weights,
         "input_size": input_size,
         "crop_pct": crop_pct,
         "interpolation": interpolation,
     }
-    asked |= {"mean": numbers_of("--mean", mean), "std": numbers_of("--std", std)}
-    asked |= {"taps": tuple(tap) if tap else None, "precision": precision}
+    arguments |= {"mean": numbers_of("--mean", mean), "std": numbers_of("--std", std)}
+    arguments |= {"taps": tuple(tap) if tap else None, "precision": precision}
     specs = {
-        path: spec_of(BackboneSpec, {"name": name, **asked}) for name, path in store_paths(output, backbone).items()
+        path: spec_of(BackboneSpec, {"name": name, **arguments}) for name, path in store_paths(output, backbone).items()
     }
     stated: dict[str, Any] = {"bit_depth": bit_depth, "float_range": numbers_of("--float-range", float_range, 2)}
     stated |= {"first_frame": first_frame, "max_pixels": max_pixels, "fast": is_fast(decode)}
@@ -186,19 +186,19 @@ def embed_command(
             "on_note": on_note,
         }
         if dry_run:
-            told = forecast(manifest, specs, **options)
+            estimate = forecast(manifest, specs, **options)
         else:
             done = embed_all(manifest, specs, rehash=rehash, strict=strict, on_progress=on_progress, **options)
     if dry_run:
         if as_json:
-            answer({**told.as_json(), "notes": manifest.notes})
-        print_forecast(people, told)
+            answer({**estimate.as_json(), "notes": manifest.notes})
+        print_forecast(people, estimate)
         return
     if as_json:
-        answer(done[0].as_json() if len(done) == 1 else {"stores": [each.as_json() for each in done]})
-    for each in done:
-        print_embedded(people, each)
-    if any(each.counts.failed for each in done):
+        answer(done[0].as_json() if len(done) == 1 else {"stores": [embedded.as_json() for embedded in done]})
+    for embedded in done:
+        print_embedded(people, embedded)
+    if any(embedded.counts.failed for embedded in done):
         raise typer.Exit(EXIT_SOME_FAILED)
 
 

@@ -102,11 +102,11 @@ def evaluate_command(
     with ExitStack() as files:
         on_progress, on_note = files.enter_context(going_on("evaluating"))
         predictor = files.enter_context(load_run(run, weights=weights, device=device, precision=precision))
-        given = opened_set(images, files, allow_outside)
-        tell_notes(given if isinstance(given, Manifest) else None, on_note)
+        image_set = opened_set(images, files, allow_outside)
+        tell_notes(image_set if isinstance(image_set, Manifest) else None, on_note)
         done = evaluate(
             predictor,
-            given,
+            image_set,
             output,
             labels=labels,
             label_columns=label_column or (),
@@ -165,21 +165,23 @@ def _score_table(done: Any) -> Table:
 
 def _own_table(done: Any) -> Table:
     """The main numbers beside those of the Run's own rows, with the difference; decisions where is decided."""
-    found = done.record["comparison"]
-    own_point, point = found["own_at_operating_point"], done.record["operating_point"]
-    table = plain_table("", "external", f"the Run's own {found['subset']} ({found['n']:,})", "difference")
+    comparison = done.record["comparison"]
+    own_point, point = comparison["own_at_operating_point"], done.record["operating_point"]
+    table = plain_table("", "external", f"the Run's own {comparison['subset']} ({comparison['n']:,})", "difference")
     for name in ("auroc", "accuracy", "balanced_accuracy", "recall", "specificity"):
         at_point = name != "auroc" and own_point is not None and point is not None
-        own, here = (own_point, point["external"]) if at_point else (found["own"], done.metrics)
-        differences = found["differences_at_operating_point" if at_point else "differences"] or {}
-        shown = f"{name.replace('_', ' ')}{' (operating point)' if at_point else ''}"
-        table.add_row(shown, score(here, name), score(own, name), _difference(differences.get(name)))
-    table.caption = escaped(found["reason"] or "the rows are different ones, so intervals of differences are unpaired")
+        own, here = (own_point, point["external"]) if at_point else (comparison["own"], done.metrics)
+        differences = comparison["differences_at_operating_point" if at_point else "differences"] or {}
+        title = f"{name.replace('_', ' ')}{' (operating point)' if at_point else ''}"
+        table.add_row(title, score(here, name), score(own, name), _difference(differences.get(name)))
+    table.caption = escaped(
+        comparison["reason"] or "the rows are different ones, so intervals of differences are unpaired"
+    )
     return table
 
 
-def _difference(found: list[float] | None) -> str:
-    return f"{found[0]:+.3f} [{found[1]:+.3f}, {found[2]:+.3f}]" if found else "–"
+def _difference(interval: list[float] | None) -> str:
+    return f"{interval[0]:+.3f} [{interval[1]:+.3f}, {interval[2]:+.3f}]" if interval else "–"
 
 
 def _class_table(done: Any) -> Table:

@@ -70,9 +70,9 @@ def export_command(
     _refuse(
         {"where": where, "tap": taps - {"pooled", "grid"}}, "with --by all rows go out, and --tap grid is added at most"
     )
-    asked = {"by": by, "tokens": "grid" in taps, "texts": tuple(text or ()) or None}
-    asked |= {name: value for name, value in studies.items() if name not in ("text", "run")}
-    _export_studies(source, output, asked, run, as_json)
+    arguments = {"by": by, "tokens": "grid" in taps, "texts": tuple(text or ()) or None}
+    arguments |= {name: value for name, value in studies.items() if name not in ("text", "run")}
+    _export_studies(source, output, arguments, run, as_json)
 
 
 def _refuse(options: dict[str, Any], why: str) -> None:
@@ -106,7 +106,7 @@ def _export_rows(source: Path, output: Path, where: list[str], taps: list[str], 
     from featcache.store.export import export
 
     with interruptible(_UNTOUCHED), Store.open(source) as store:
-        done = export(store, output, taps=taps, where=[Where.parse(each) for each in where])
+        done = export(store, output, taps=taps, where=[Where.parse(text) for text in where])
     if as_json:
         answer({
             "output": str(done.path), "rows": done.n_rows, "bytes": done.n_bytes, "features": done.shapes,
@@ -119,13 +119,13 @@ def _export_rows(source: Path, output: Path, where: list[str], taps: list[str], 
     )
 
 
-def _export_studies(source: Path, output: Path, asked: dict[str, Any], run: Path | None, as_json: bool) -> None:
+def _export_studies(source: Path, output: Path, arguments: dict[str, Any], run: Path | None, as_json: bool) -> None:
     from featcache.fusion.spec import FusionSpec
     from featcache.fusion.writer import export_studies
     from featcache.runs import Run
     from featcache.store import Store
 
-    spec = spec_of(FusionSpec, asked)
+    spec = spec_of(FusionSpec, arguments)
     with interruptible(_UNTOUCHED), Store.open(source) as store:
         done = export_studies(store, output, spec, Run.open(run) if run else None)
     if as_json:

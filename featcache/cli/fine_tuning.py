@@ -123,20 +123,20 @@ def fine_tune_command(
     from featcache.runs import Run
     from featcache.store import Store
 
-    asked = {
+    fields = {
         "lr": lr, "backbone_lr": backbone_lr, "optimizer": optimizer, "weight_decay": weight_decay,
         "schedule": schedule, "lr_patience": lr_patience, "patience": patience, "class_weight": class_weight,
         "label_smoothing": label_smoothing, "freeze_bn": freeze_bn, "dropout": dropout, "batch_size": batch_size,
         "grad_accumulation": grad_accumulation, "precision": precision, "seed": seed, "select": select,
     }  # fmt: skip
-    shown = {"rotation": rotation, "color_jitter": color_jitter, "hflip": hflip, "scale": scale}
-    how = recipe_of(preset, unfreeze or [], epochs or [], asked, shown, augment)
+    augmentation = {"rotation": rotation, "color_jitter": color_jitter, "hflip": hflip, "scale": scale}
+    recipe = recipe_of(preset, unfreeze or [], epochs or [], fields, augmentation, augment)
     with training() as (telling, opened):
         manifest = Manifest.read(images, allow_outside=allow_outside) if images else None
         tell_notes(manifest, telling.on_note)
         done = fine_tune(
             Run.open(run),
-            how,
+            recipe,
             output,
             images=manifest,
             store=opened.enter_context(Store.open(from_cache)) if from_cache else None,
@@ -231,15 +231,15 @@ def train_command(
     from featcache.request import BackboneSpec
     from featcache.splits.protocol import SplitSpec
 
-    asked = {
+    fields = {
         "lr": lr, "backbone_lr": lr if backbone_lr is None else backbone_lr, "optimizer": optimizer,
         "weight_decay": weight_decay, "schedule": schedule, "lr_patience": lr_patience, "patience": patience,
         "class_weight": class_weight, "label_smoothing": label_smoothing, "freeze_bn": freeze_bn,
         "batch_size": batch_size, "grad_accumulation": grad_accumulation, "precision": precision, "seed": seed,
         "select": select,
     }  # fmt: skip
-    shown = {"rotation": rotation, "color_jitter": color_jitter, "hflip": hflip, "scale": scale}
-    how = recipe_of(preset, unfreeze or [], epochs or [], asked, shown, augment, SCRATCH)
+    augmentation = {"rotation": rotation, "color_jitter": color_jitter, "hflip": hflip, "scale": scale}
+    recipe = recipe_of(preset, unfreeze or [], epochs or [], fields, augmentation, augment, SCRATCH)
     seen: dict[str, Any] = {"input_size": input_size, "crop_pct": crop_pct}
     seen |= {"mean": numbers_of("--mean", mean), "std": numbers_of("--std", std)}
     labelled = {"file": labels, "on": on, "positive": positive, "min_images": min_images}
@@ -248,7 +248,7 @@ def train_command(
     drawn = {"val_fraction": val_fraction, "n_splits": folds, "seed": split_seed, "file": split}
     named = {"path_column": path_column, "id_column": id_column}
     named |= {"group_column": group_column, "split_column": split_column}
-    given = {
+    arguments = {
         "kind": head,
         "hidden_sizes": hidden_sizes_of(hidden_sizes) if hidden_sizes else None,
         "dropout": dropout,
@@ -260,8 +260,8 @@ def train_command(
         done = train(
             manifest,
             spec_of(BackboneSpec, {"name": model, "weights": weights, **seen}),
-            spec_of(head_for, {"model": model, **given}),
-            how,
+            spec_of(head_for, {"model": model, **arguments}),
+            recipe,
             output,
             target=target,
             split=spec_of(SplitSpec, drawn, seed="split-seed", n_splits="folds", n_repeats="repeats"),

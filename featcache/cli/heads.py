@@ -138,14 +138,14 @@ def train_head_command(
         "group_by": group_by,
     }
     drawn |= {"near_duplicates": near_duplicates, "seed": split_seed, "file": split}
-    said = {
+    selection = {
         "select": select,
         "refit_all": refit_all,
         "operating_point": operating_point,
         "n_permutations": n_permutations,
     }
     division = spec_of(SplitSpec, drawn, seed="split-seed", n_splits="folds", n_repeats="repeats")
-    report = spec_of(SelectionSpec, {**said, "compare": tuple(compare or ()), "tta": tta})
+    report = spec_of(SelectionSpec, {**selection, "compare": tuple(compare or ()), "tta": tta})
     with (
         interruptible("nothing was written"),
         Store.open(store) as opened,

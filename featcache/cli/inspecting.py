@@ -20,14 +20,14 @@ def status_command(store: StoreFile, as_json: Json = False) -> None:
     """How far the pass into a store is: running, stopped or published."""
     from featcache.store import status
 
-    found = status(store)
+    state = status(store)
     if as_json:
-        answer({"store": str(store), **asdict(found)})
-    writer = f" by {found.writer}" if found.writer else ""
-    hint = "; run the same featcache embed command to continue" if found.state == "stopped" else ""
+        answer({"store": str(store), **asdict(state)})
+    writer = f" by {state.writer}" if state.writer else ""
+    hint = "; run the same featcache embed command to continue" if state.state == "stopped" else ""
     console(as_json).print(
-        f"[bold]{escaped(store)}[/]: {found.state}{escaped(writer)}; of {found.found:,} images {found.done:,} are "
-        f"done, {found.pending:,} pending, {found.failed:,} failed{hint}",
+        f"[bold]{escaped(store)}[/]: {state.state}{escaped(writer)}; of {state.found:,} images {state.done:,} are "
+        f"done, {state.pending:,} pending, {state.failed:,} failed{hint}",
         highlight=False,
     )
 
@@ -55,13 +55,13 @@ def verify_command(
     from featcache.store import verify
 
     with interruptible("nothing was changed"):
-        found = verify(store, full)
+        result = verify(store, full)
     if as_json:
-        answer({"store": str(store), "full": full, **asdict(found)})
+        answer({"store": str(store), "full": full, **asdict(result)})
     read = "every array agrees" if full else "all but the vectors was read and agrees"
     console(as_json).print(
-        f"[bold]{escaped(store)}[/] is whole: {found.n_rows:,} rows, {len(found.datasets)} arrays, "
-        f"{found.n_bytes:,} bytes; {read} with its sha256",
+        f"[bold]{escaped(store)}[/] is whole: {result.n_rows:,} rows, {len(result.datasets)} arrays, "
+        f"{result.n_bytes:,} bytes; {read} with its sha256",
         highlight=False,
     )
 

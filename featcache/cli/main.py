@@ -110,8 +110,8 @@ def _fail(error: FeatcacheError) -> NoReturn:
     sys.exit(error.exit_code)
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(is_requested: bool) -> None:
+    if is_requested:
         print(f"featcache {__version__}")
         raise typer.Exit
 

@@ -28,9 +28,9 @@ def tried(name: str, says: str) -> Any:
     of = {kind: HeadSpec.of(kind).used() for kind in KINDS}
     defaults = {kind: PATHS.get(kind, {}).get(name, used[name]) for kind, used in of.items() if name in used}
     first = next(iter(defaults.values()))
-    others = [f"{kind} {_plain(value)}" for kind, value in defaults.items() if value != first]
-    shown = ", ".join([_plain(first), *others])
-    return typer.Option(f"--{name.replace('_', '-')}", help=says, show_default=shown, rich_help_panel=HEAD)
+    other_defaults = [f"{kind} {_plain(value)}" for kind, value in defaults.items() if value != first]
+    default_text = ", ".join([_plain(first), *other_defaults])
+    return typer.Option(f"--{name.replace('_', '-')}", help=says, show_default=default_text, rich_help_panel=HEAD)
 
 
 def _plain(value: Any) -> str:
@@ -45,8 +45,8 @@ def _plain(value: Any) -> str:
 
 def of_recipe(name: str, says: str, default: str | None = None, panel: str = "Recipe") -> Any:
     """An option that is a field of `Recipe`, or of its augmentation, shown with its default."""
-    shown = default or _plain(getattr(Recipe(), name, getattr(AugmentSpec(), name, None)))
-    return typer.Option(f"--{name.replace('_', '-')}", help=says, show_default=shown, rich_help_panel=panel)
+    default_text = default or _plain(getattr(Recipe(), name, getattr(AugmentSpec(), name, None)))
+    return typer.Option(f"--{name.replace('_', '-')}", help=says, show_default=default_text, rich_help_panel=panel)
 
 
 # of all
@@ -153,7 +153,11 @@ CompileTrunk = Annotated[
 
 
 def target_of(
-    columns: list[str] | None, where: list[str] | None, merge: list[str] | None, drop: list[str] | None, **given: Any
+    columns: list[str] | None,
+    where: list[str] | None,
+    merge: list[str] | None,
+    drop: list[str] | None,
+    **more_fields: Any,
 ) -> Any:
     """What is to be learnt, of the options that say so."""
     from featcache.splits.task import TargetSpec
@@ -162,13 +166,13 @@ def target_of(
     pairs = [text.partition("=") for text in merge or []]
     if wrong := [text for text, (old, sign, new) in zip(merge or [], pairs, strict=True) if not (old and sign and new)]:
         raise UsageError(f"--merge {wrong[0]!r}: A=B is expected, where class A becomes class B.")
-    asked = {
+    fields = {
         "columns": tuple(columns or ()) or None,
         "where": tuple(Where.parse(text) for text in where or ()),
         "merge_classes": {old: new for old, _, new in pairs},
         "drop_classes": tuple(drop or ()),
     }
-    return spec_of(TargetSpec, {**asked, **given})
+    return spec_of(TargetSpec, {**fields, **more_fields})
 
 
 def hidden_sizes_of(text: str) -> tuple[int, ...]:
@@ -201,32 +205,32 @@ def numbers_of(option: str, text: str | None, *lengths: int) -> tuple[float, ...
     return values
 
 
-def weights_there(given: str | None) -> str | None:
+def weights_there(weights: str | None) -> str | None:
     """What `--weights` was given, before seconds are spent on loading torch: not a file that is not there."""
-    if given is not None:
+    if weights is not None:
         from featcache.request import check_weights
 
-        check_weights(given)
-    return given
+        check_weights(weights)
+    return weights
 
 
-def spec_of(kind: Callable[..., Spec], given: dict[str, Any], /, **called: str | None) -> Spec:
+def spec_of(kind: Callable[..., Spec], fields: dict[str, Any], /, **called: str | None) -> Spec:
     """A spec of the options that were given; the defaults are its own.
 
     Args:
         kind: makes it.
-        given: its fields.
+        fields: its fields.
         called: further words of its errors, or fields, that are options, with their name where it is another.
 
     Raises:
         UsageError: what the spec says of a wrong value, with options by the names they have here.
     """
     try:
-        return kind(**{name: value for name, value in given.items() if value is not None})
+        return kind(**{name: value for name, value in fields.items() if value is not None})
     except ValueError as error:
-        options = {name: name for name in given if name not in _NO_OPTIONS} | _CALLED | called
+        options = {name: name for name in fields if name not in _NO_OPTIONS} | _CALLED | called
         words = "|".join(sorted(map(re.escape, options), key=len, reverse=True))
-        text = re.sub(rf"(?<![\w'\"-])({words})(?![\w'\"-])", lambda found: _option(found[1], options), str(error))
+        text = re.sub(rf"(?<![\w'\"-])({words})(?![\w'\"-])", lambda match: _option(match[1], options), str(error))
         raise UsageError(f"{text}.") from error
 
 
@@ -238,8 +242,8 @@ def recipe_of(
     preset: str | None,
     unfreeze: list[str],
     epochs: list[int],
-    asked: dict[str, Any],
-    shown: dict[str, Any],
+    fields: dict[str, Any],
+    augmentation: dict[str, Any],
     augment: bool,
     otherwise: Recipe | None = None,
 ) -> Recipe:
@@ -248,14 +252,14 @@ def recipe_of(
         raise UsageError(f"--epochs {epochs[-1]}: {len(epochs)} of them for {len(unfreeze)} --unfreeze; one for each.")
     if 0 < len(epochs) < len(unfreeze):
         raise UsageError(f"--unfreeze {unfreeze[-1]} has no --epochs: give as many, or none.")
-    if not augment and any(value is not None for value in shown.values()):
+    if not augment and any(value is not None for value in augmentation.values()):
         raise UsageError(
             "--no-augment shows images as they are: leave --rotation, --color-jitter, --hflip and --scale away."
         )
-    held = recipe(preset) if preset in PRESETS else otherwise or Recipe()
-    names = unfreeze or ([held.stages[0].unfreeze] if epochs else [])
-    lengths = epochs or [held.stages[0].epochs] * len(names)
+    base = recipe(preset) if preset in PRESETS else otherwise or Recipe()
+    names = unfreeze or ([base.stages[0].unfreeze] if epochs else [])
+    lengths = epochs or [base.stages[0].epochs] * len(names)
     stages = tuple(spec_of(Stage, {"unfreeze": n, "epochs": e}) for n, e in zip(names, lengths, strict=True))
-    given: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
-    made: Recipe = spec_of(recipe, {"preset": preset, "stages": stages or None, "held": held, **given})
-    return replace(made, augment=spec_of(AugmentSpec, shown) if augment else None)
+    overrides: dict[str, Any] = {name: value for name, value in fields.items() if value is not None}
+    result: Recipe = spec_of(recipe, {"preset": preset, "stages": stages or None, "held": base, **overrides})
+    return replace(result, augment=spec_of(AugmentSpec, augmentation) if augment else None)

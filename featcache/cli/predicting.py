@@ -102,27 +102,29 @@ def bundle_command(
     )
 
 
-def _print_predicted(people: Console, done: Any, told: Sequence[str]) -> None:
+def _print_predicted(people: Console, done: Any, notes: Sequence[str]) -> None:
     """How many images are called what, and what became of the others; notes that were not told before the pass."""
     from featcache.manifest.listing import in_words
 
-    found, model = done.predictions, done.predictions.model
-    columns = [("called at 0.5" if model.has_findings or len(found.classes) == 2 else "called", found.called)]
-    if found.at_operating_point is not None:
-        columns.append((f"at p ≥ {model.threshold:.3f} of {escaped(found.classes[model.positive])}",
-                        found.at_operating_point))  # fmt: skip
+    predictions, model = done.predictions, done.predictions.model
+    columns = [
+        ("called at 0.5" if model.has_findings or len(predictions.classes) == 2 else "called", predictions.called)
+    ]
+    if predictions.at_operating_point is not None:
+        columns.append((f"at p ≥ {model.threshold:.3f} of {escaped(predictions.classes[model.positive])}",
+                        predictions.at_operating_point))  # fmt: skip
     table = plain_table("", *(title for title, _ in columns))
-    counts = [found.counts(called) for _, called in columns]
-    for name in found.classes:
-        table.add_row(escaped(name), *(f"{each[name]:,}" for each in counts))
+    counts = [predictions.counts(called) for _, called in columns]
+    for name in predictions.classes:
+        table.add_row(escaped(name), *(f"{count[name]:,}" for count in counts))
     people.print(table)
-    for image_id, (code, reason) in list(found.failures.items())[:_MAX_SHOWN]:
+    for image_id, (code, reason) in list(predictions.failures.items())[:_MAX_SHOWN]:
         people.print(f"  [red]{escaped(code)}[/] {escaped(image_id)}: {escaped(reason)}", highlight=False)
-    print_notes(people, [note for note in done.notes if note not in told])
+    print_notes(people, [note for note in done.notes if note not in notes])
     skipped = in_words(done.skipped)
     more = f", see {escaped(done.output)}.failures.csv" if done.n_failed else ""
     people.print(
-        f"[bold]{escaped(done.output)}[/]: found {len(found):,} = predicted {done.n_predicted:,} + failed "
+        f"[bold]{escaped(done.output)}[/]: found {len(predictions):,} = predicted {done.n_predicted:,} + failed "
         f"{done.n_failed:,}{more}{f'; skipped {skipped}' if skipped else ''}; in {done.seconds:.1f} s",
         highlight=False,
     )

@@ -68,8 +68,10 @@ def training() -> Iterator[tuple[Any, ExitStack]]:
             nonlocal finished
             finished = True
             sides = ("train", "val") if "val_loss" in point else ("train",)
-            said = "; ".join(f"{s} loss {point[f'{s}_loss']:.3f}, accuracy {point[f'{s}_accuracy']:.3f}" for s in sides)
-            on_note(f"epoch {done} of {total}: {said}")
+            losses = "; ".join(
+                f"{s} loss {point[f'{s}_loss']:.3f}, accuracy {point[f'{s}_accuracy']:.3f}" for s in sides
+            )
+            on_note(f"epoch {done} of {total}: {losses}")
 
         yield Telling(on_reading, on_epoch, on_note) if speaks else Telling(), opened
 

@@ -25,9 +25,9 @@ def answer(value: Any) -> None:
 
 def console(as_json: bool) -> Console:
     """Where text for people goes: stdout, or stderr where stdout is for the JSON."""
-    made = Console(stderr=as_json, emoji=False)
-    if made.is_terminal:
-        return made
+    terminal = Console(stderr=as_json, emoji=False)
+    if terminal.is_terminal:
+        return terminal
     return Console(stderr=as_json, emoji=False, width=shutil.get_terminal_size((120, 24)).columns)
 
 
@@ -112,28 +112,30 @@ def _embedded_lines(done: Any) -> Iterator[str]:
         )
     if done.n_dropped:
         one, several = "1 image that the store held is", f"{done.n_dropped:,} images that the store held are"
-        said = (one, "its row is") if done.n_dropped == 1 else (several, "their rows are")
-        yield f"[yellow]{said[0]} not among these; {said[1]} gone[/]"
+        subject = (one, "its row is") if done.n_dropped == 1 else (several, "their rows are")
+        yield f"[yellow]{subject[0]} not among these; {subject[1]} gone[/]"
     if names := done.dropped_columns:
-        which, are = ("column", "it is") if len(names) == 1 else ("columns", "they are")
-        had = f"{escaped(done.store)} had the {which} {', '.join(map(escaped, names))}"
+        noun, are = ("column", "it is") if len(names) == 1 else ("columns", "they are")
+        had = f"{escaped(done.store)} had the {noun} {', '.join(map(escaped, names))}"
         back = "; --group-pattern brings it back" if "group" in names else ""
         yield f"[yellow]note: {had}; this pass gives none, so {are} gone{back}[/]"
 
 
-def print_forecast(people: Console, told: Any) -> None:
-    sample = sum(told.formats.values())
-    shown = ", ".join(f"{n / sample:.0%} {escaped(kind)}" for kind, n in list(told.formats.items())[:3])
-    more = f" and {len(told.formats) - 3:,} other kinds" if len(told.formats) > 3 else ""
-    known = f", of which {told.n_known:,} are in the store already" if told.n_known else ""
-    lines = [f"{told.n_images:,} images{known}: {shown}{more}"]
-    alone = f"decode alone {told.decode_rate:,.0f} images/s, forward alone {told.forward_rate:,.0f}"
-    together = f"[bold]{told.rate:,.0f} images/s[/]: {_duration(told.seconds)}, beside loading"
+def print_forecast(people: Console, estimate: Any) -> None:
+    sample = sum(estimate.formats.values())
+    formats_text = ", ".join(f"{n / sample:.0%} {escaped(kind)}" for kind, n in list(estimate.formats.items())[:3])
+    more = f" and {len(estimate.formats) - 3:,} other kinds" if len(estimate.formats) > 3 else ""
+    known_text = f", of which {estimate.n_known:,} are in the store already" if estimate.n_known else ""
+    lines = [f"{estimate.n_images:,} images{known_text}: {formats_text}{more}"]
+    alone = f"decode alone {estimate.decode_rate:,.0f} images/s, forward alone {estimate.forward_rate:,.0f}"
+    together = f"[bold]{estimate.rate:,.0f} images/s[/]: {_duration(estimate.seconds)}, beside loading"
     lines += [f"{alone}, both together {together}"]
-    lines += [f"{_size(told.disk_bytes)} on disk, twice that while it is packed; {_size(told.free_bytes)} are free"]
-    lines += [f"{_size(told.memory_bytes)} of memory, all decoders together"]
-    lines += [f"{told.limit} takes longer; it would be faster with"]
-    for line in [*lines, *(f"  {escaped(advice)}" for advice in told.advice)]:
+    lines += [
+        f"{_size(estimate.disk_bytes)} on disk, twice that while it is packed; {_size(estimate.free_bytes)} are free"
+    ]
+    lines += [f"{_size(estimate.memory_bytes)} of memory, all decoders together"]
+    lines += [f"{estimate.limit} takes longer; it would be faster with"]
+    for line in [*lines, *(f"  {escaped(advice)}" for advice in estimate.advice)]:
         people.print(line, highlight=False, soft_wrap=True)
 
 
@@ -153,6 +155,6 @@ def _size(n_bytes: int) -> str:
 
 def _shapes(done: Any) -> str:
     """`1,280 features`, and what else is kept of each image."""
-    told = {tap: done.shapes[tap] for tap in ("grid", "boundary", "views") if tap in done.shapes}
-    others = [f"{' × '.join(map(str, shape))} {tap}" for tap, shape in told.items()]
-    return ", ".join([f"{done.dim:,} features", *others])
+    shapes = {tap: done.shapes[tap] for tap in ("grid", "boundary", "views") if tap in done.shapes}
+    shapes_text = [f"{' × '.join(map(str, shape))} {tap}" for tap, shape in shapes.items()]
+    return ", ".join([f"{done.dim:,} features", *shapes_text])

@@ -26,14 +26,14 @@ SCORES = (
 
 
 def run_answer(run: Any) -> dict[str, Any]:
-    said = ("seconds", "epoch", "operating_point", "temperature", "baselines", "notes")
+    copied = ("seconds", "epoch", "operating_point", "temperature", "baselines", "notes")
     return {
         "run": str(run.path),
         "head": run.record["head"]["kind"],
         "spec": run.record["head"],
         "n_parameters": run.n_parameters,
         "tta": run.record["asked"]["tta"],
-        **{name: run.record[name] for name in said},
+        **{name: run.record[name] for name in copied},
         **{side: run.metrics(side) for side in _SIDES},
         "sweep": run.sweep(),
     }
@@ -41,14 +41,14 @@ def run_answer(run: Any) -> dict[str, Any]:
 
 def _tuned_answer(run: Any) -> dict[str, Any]:
     record = run.record
-    said = ("seconds", "epoch", "gain", "before", "operating_point", "temperature", "baselines", "notes", "recipe")
+    copied = ("seconds", "epoch", "gain", "before", "operating_point", "temperature", "baselines", "notes", "recipe")
     return {
         "run": str(run.path),
         "parent": record["parent"]["run"] if record["parent"] else None,
         "head": record["head"]["kind"],
         "n_trainable": run.n_parameters,
         "trainable": record["n_trainable"],
-        **{name: record[name] for name in said},
+        **{name: record[name] for name in copied},
         **{side: run.metrics(side) for side in _SIDES if side != "outer"},
     }
 
@@ -126,14 +126,14 @@ def _gained(side: str, name: str, gained: Any, before: Any, after: Any) -> str:
     if name not in gained:
         return ""
     difference, low, high = gained[name]
-    shown = [f"{each[side][name]:.3f} {_interval(each[side], name)}".strip() for each in (before, after)]
+    cells = [f"{result[side][name]:.3f} {_interval(result[side], name)}".strip() for result in (before, after)]
     word = "AUROC" if name == "auroc" else name
-    return f"{word} {shown[0]} → {shown[1]}, difference {difference:+.3f} \\[{low:+.3f}, {high:+.3f}]"
+    return f"{word} {cells[0]} → {cells[1]}, difference {difference:+.3f} \\[{low:+.3f}, {high:+.3f}]"
 
 
 def _interval(scores: dict[str, Any], name: str) -> str:
-    found = scores.get("intervals", {}).get(name)
-    return f"\\[{found[0]:.3f}, {found[1]:.3f}]" if found else ""
+    bounds = scores.get("intervals", {}).get(name)
+    return f"\\[{bounds[0]:.3f}, {bounds[1]:.3f}]" if bounds else ""
 
 
 def history_table(history: list[dict[str, float]]) -> Table:
@@ -146,9 +146,9 @@ def history_table(history: list[dict[str, float]]) -> Table:
     )
     step = -(-len(history) // _MAX_HISTORY_ROWS)
     ends = [i for i, pair in enumerate(itertools.pairwise(phases)) if pair[0] != pair[1]]  # of phases, but the last
-    shown = {0, len(history) - 1, *ends, *(i + 1 for i in ends)}
+    epochs = {0, len(history) - 1, *ends, *(i + 1 for i in ends)}
     for i, row in enumerate(history):
-        if (i + 1) % step == 0 or i in shown:
+        if (i + 1) % step == 0 or i in epochs:
             values = (row[f"{side}_{name}"] for side in sides for name in names)
             table.add_row(*(str(int(row[name])) for name in counted), *(f"{value:.3f}" for value in values))
     if step > 1:
@@ -161,13 +161,15 @@ def _sweep_table(sweep: list[dict[str, str]]) -> Table:
     names = list(sweep[0])
     first = names.index("n_fits")
     select = names[first + 1].removesuffix("_mean")
-    others = names[first + 5 :]
-    table = plain_table(*(escaped(name.replace("_", " ")) for name in (*names[: first + 1], select, *others)), left=0)
+    metric_names = names[first + 5 :]
+    table = plain_table(
+        *(escaped(name.replace("_", " ")) for name in (*names[: first + 1], select, *metric_names)), left=0
+    )
     for row in sweep[:_MAX_SPECS]:
         spread = f" ± {float(row[f'{select}_std'] or 'nan'):.4f}" if int(row["n_fits"]) > 1 else ""
-        shown = [_short(row[name]) for name in names[: first + 1]]
-        means = [_short(row[f"{select}_mean"]) + spread, *(_short(row[name]) for name in others)]
-        table.add_row(*(escaped(value) for value in (*shown, *means)))
+        cells = [_short(row[name]) for name in names[: first + 1]]
+        means = [_short(row[f"{select}_mean"]) + spread, *(_short(row[name]) for name in metric_names)]
+        table.add_row(*(escaped(value) for value in (*cells, *means)))
     if len(sweep) > _MAX_SPECS:
         table.caption = f"the best {_MAX_SPECS} of {len(sweep):,}; all are in sweep.csv"
     return table
@@ -237,8 +239,8 @@ def class_table(record: dict[str, Any], scores: dict[str, Any]) -> Table:
     numbers = (name.replace("_", " ") for name in _PER_CLASS)
     table = plain_table("finding" if is_multi_label else "class", *counts.values(), *numbers)
     for name, of_class in list(zip(record["classes"], scores["per_class"], strict=True))[:_MAX_CLASSES]:
-        shown = [f"{of_class[count]:,}" for count in counts]
-        table.add_row(escaped(name), *shown, *(score(of_class, number) for number in _PER_CLASS))
+        cells = [f"{of_class[count]:,}" for count in counts]
+        table.add_row(escaped(name), *cells, *(score(of_class, number) for number in _PER_CLASS))
     if (n_more := len(scores["per_class"]) - _MAX_CLASSES) > 0:
         table.caption = f"and {n_more:,} more, in --json"
     return table
@@ -266,16 +268,16 @@ def _confusions(run: Any) -> Iterator[tuple[str, str]]:
             )
 
 
-def _baseline_lines(found: dict[str, Any]) -> Iterator[str]:
+def _baseline_lines(baselines: dict[str, Any]) -> Iterator[str]:
     def said(scores: dict[str, Any]) -> str:
         return ", ".join(
             f"{name.replace('_', ' ')} {score(scores, name)}" for name in ("auroc", "accuracy") if scores.get(name)
         )
 
-    yield f"to compare, on {found['on']}: always the most frequent class: {said(found['majority'])}"
-    if permuted := found.get("permuted_labels"):
+    yield f"to compare, on {baselines['on']}: always the most frequent class: {said(baselines['majority'])}"
+    if permuted := baselines.get("permuted_labels"):
         yield f"  {permuted['n_permutations']} times shuffled training labels: {said(permuted)}"
-    for other in found.get("other_stores", ()):
+    for other in baselines.get("other_stores", ()):
         yield f"  {escaped(other['store'])} ({escaped(str(other['backbone'].get('name', '')))}): {said(other)}"
 
 
@@ -286,8 +288,10 @@ def confusion_line(classes: list[str], matrix: list[list[int]]) -> str:
         wrong = [(n, i, j) for i, row in enumerate(matrix) for j, n in enumerate(row) if n and i != j]
         most = sorted(wrong, key=lambda pair: (-pair[0], pair[1:]))[:_MAX_CONFUSED]
         n_wrong = sum(n for n, *_ in wrong)
-        shown = ", ".join(f"{n:,} {names[i]} called {names[j]}" for n, i, j in most)
-        return f"{n_wrong:,} of {sum(map(sum, matrix)):,} are called another class" + (f": {shown}" if shown else "")
+        counts_text = ", ".join(f"{n:,} {names[i]} called {names[j]}" for n, i, j in most)
+        return f"{n_wrong:,} of {sum(map(sum, matrix)):,} are called another class" + (
+            f": {counts_text}" if counts_text else ""
+        )
     return "; ".join(
         f"of {sum(row):,} {name}, " + ", ".join(f"{n:,} called {c}" for n, c in zip(row, names, strict=True))
         for name, row in zip(names, matrix, strict=True)

@@ -68,8 +68,8 @@ class Stream:
 def _raise(error: OSError | ValueError) -> NoReturn:
     if isinstance(error, BrokenPipeError):
         raise ReaderGone("whoever read standard output has closed it") from error
-    known = error if isinstance(error, OSError) else OSError(errno.EBADF, os.strerror(errno.EBADF))
-    raise from_os_error(known, "writing", Path("standard output")) from error
+    os_error = error if isinstance(error, OSError) else OSError(errno.EBADF, os.strerror(errno.EBADF))
+    raise from_os_error(os_error, "writing", Path("standard output")) from error
 
 
 @contextmanager

@@ -17,7 +17,7 @@ def settle_depth(
     decode: DecodeSpec,
     manifest: Manifest,
     rows: Sequence[int],
-    held: Iterable[Json],
+    identities: Iterable[Json],
     n_workers: int,
     timeout_s: float,
 ) -> tuple[DecodeSpec, str]:
@@ -27,14 +27,16 @@ def settle_depth(
         decode: what is asked; a depth that is stated stays.
         manifest: the images.
         rows: of it that may not have been looked at yet.
-        held: identities of what lies at the paths of the pass already.
+        identities: identities of what lies at the paths of the pass already.
         n_workers: processes that decode.
         timeout_s: what one image may take.
     """
     settled = replace(decode, is_settled=True)
     if decode.bit_depth is not None:
         return settled, ""
-    of_stores = (DecodeSpec.of_identity(identity["decode"]).bit_depth for identity in held if _has_rules(identity))
+    of_stores = (
+        DecodeSpec.of_identity(identity["decode"]).bit_depth for identity in identities if _has_rules(identity)
+    )
     bits = next((depth for depth in of_stores if depth is not None), None)
     depths = depths_of(manifest, rows, decode, n_workers, timeout_s)
     if depths is None:

@@ -75,9 +75,9 @@ class Forecast:
         """The answer of `featcache embed --dry-run --json`."""
         rates = {name: round(getattr(self, name), 2) for name in ("decode_rate", "forward_rate", "rate")}
         sizes = {name: getattr(self, name) for name in ("disk_bytes", "free_bytes", "memory_bytes")}
-        told = {"limit": self.limit, "advice": list(self.advice), "formats": dict(self.formats)}
+        answer = {"limit": self.limit, "advice": list(self.advice), "formats": dict(self.formats)}
         counts = {"images": self.n_images, "known": self.n_known, "seconds": round(self.seconds, 1)}
-        return {**counts, **rates, **sizes, **told}
+        return {**counts, **rates, **sizes, **answer}
 
 
 def forecast(
@@ -126,7 +126,9 @@ def forecast(
         forward_rate=1 / forward_s,
         rate=1 / (max(decode_s, forward_s) if on_gpu else decode_s + forward_s),
         disk_bytes=sum(store_bytes(network, len(manifest.paths)) for network in networks.values()),
-        free_bytes=shutil.disk_usage(next(each for each in (folder, *folder.absolute().parents) if each.exists())).free,
+        free_bytes=shutil.disk_usage(
+            next(parent for parent in (folder, *folder.absolute().parents) if parent.exists())
+        ).free,
         memory_bytes=_peak() + decoder_bytes + _PARTS * rows * row_bytes,
         limit="decode" if decode_s > forward_s else "forward",
         advice=_advice(decode_s > forward_s, decode, list(networks.values()), n_decoders),
@@ -149,13 +151,13 @@ def _decoding(
     start, are not timed, unless there are no others."""
     transforms = list(dict.fromkeys(network.transform for network in networks))
     started = time.perf_counter()
-    found, n_bytes = canaries.timed(transforms, augmentations, N_TIMED, n_decoders)
-    if not found:
+    decoded, n_bytes = canaries.timed(transforms, augmentations, N_TIMED, n_decoders)
+    if not decoded:
         raise FeatcacheError("none of the images that were tried can be decoded: embed without --dry-run says why.")
-    moments = [started] * n_decoders + sorted(when for when, _ in found)
-    n_timed = len(found) - n_decoders if len(found) > n_decoders else len(found)
+    moments = [started] * n_decoders + sorted(when for when, _ in decoded)
+    n_timed = len(decoded) - n_decoders if len(decoded) > n_decoders else len(decoded)
     seconds = (moments[-1] - moments[-1 - n_timed]) / n_timed
-    pixels = {transform: [each[i][0] for _, each in found] for i, transform in enumerate(transforms)}
+    pixels = {transform: [pixels[i][0] for _, pixels in decoded] for i, transform in enumerate(transforms)}
     return seconds, n_bytes, [pixels[network.transform] for network in networks]
 
 

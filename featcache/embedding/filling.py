@@ -78,22 +78,22 @@ class Filling:
         self._batches: deque[tuple[list[tuple[int, int]], Future[Mapping[str, Array]]]] = deque()
         self._n_computed = 0
 
-    def take(self, image: Prepared, pixels: Array | None, known: KnownVectors) -> None:
+    def take(self, image: Prepared, pixels: Array | None, lookup: KnownVectors) -> None:
         """Notes the next image: its failure, its known vector, its twin, or its pixels for the next batch.
 
         Args:
             image: what became of its file.
             pixels: (1 + K, h, w) or (1 + K, h, w, 3) for this network; None where none were needed.
-            known: vectors by digest.
+            lookup: vectors by digest.
         """
         row = len(self._digests)
         self._digests.append(image.digest)
         if image.failure is not None:
             self._failures[row] = image.failure
-        elif image.digest in known:
-            for tap, values in known.features(image.digest).items():
+        elif image.digest in lookup:
+            for tap, values in lookup.features(image.digest).items():
                 self._features[tap][row] = values
-            self._origin[row] = REUSED if known.is_reused(image.digest) else EMBEDDED
+            self._origin[row] = REUSED if lookup.is_reused(image.digest) else EMBEDDED
         elif twin := self._twin_of(image.digest):
             self._twins[row] = twin
         else:
@@ -101,8 +101,8 @@ class Filling:
             self._first[image.digest] = row
             if self._augmentations:
                 self._features[VIEW_PARAMETERS][row] = self._augmentations.parameters(image.digest)
-            for view, each in enumerate(pixels):
-                self._waiting.append((row, view, each))
+            for view, array in enumerate(pixels):
+                self._waiting.append((row, view, array))
                 if len(self._waiting) == self._network.forward.batch_size:
                     self._send()
         if len(self._digests) == len(self._rows) and self._waiting:
@@ -145,10 +145,10 @@ class Filling:
 
     def _place(self, places: Sequence[tuple[int, int]], future: "Future[Mapping[str, Array]]") -> None:
         """Puts what the network gave for a batch into its rows."""
-        found = future.result()
+        result = future.result()
         for i, (row, view) in enumerate(places):
             self._n_computed += not view
-            for tap, values in found.items():
+            for tap, values in result.items():
                 if not view:
                     self._features[tap][row] = values[i]
                 elif tap in _OF_VIEWS:

@@ -111,12 +111,12 @@ class Forward:
         )
         n = self.batch_size
         batches = [images[i : i + n] for i in range(0, len(images), n)]
-        found, wanted = (
+        vectors, reference = (
             np.concatenate([forward.vectors(batch)[POOLED] for batch in batches]).astype(np.float64)
             for forward in (own, exact)
         )
-        norms = np.linalg.norm(found, axis=1) * np.linalg.norm(wanted, axis=1)
-        cosines = (found * wanted).sum(axis=1) / np.maximum(norms, np.finfo(np.float64).tiny)
+        norms = np.linalg.norm(vectors, axis=1) * np.linalg.norm(reference, axis=1)
+        cosines = (vectors * reference).sum(axis=1) / np.maximum(norms, np.finfo(np.float64).tiny)
         return float(np.nan_to_num(cosines, nan=-1.0).min())
 
     def _batch(self, images: Sequence[Array]) -> Tensor:
@@ -135,9 +135,9 @@ class Forward:
                 _set_tf32(self._backbone.precision == "tf32")
             # Frozen constants cannot be made in inference mode.
             with torch.no_grad() if self.is_compiled else torch.inference_mode():
-                found = self._first(batch) if not self._is_warm else self._network(batch)
+                tensors = self._first(batch) if not self._is_warm else self._network(batch)
             self._is_warm = True
-        return {tap: values.cpu().numpy() for tap, values in found.items()}
+        return {tap: values.cpu().numpy() for tap, values in tensors.items()}
 
     def _first(self, batch: Tensor) -> dict[str, Tensor]:
         """The first batch, with which a network is compiled; uncompiled where the machine cannot do it."""
@@ -269,10 +269,10 @@ def _unmoved(module: nn.Module, x: Tensor) -> Tensor:
     """A forward pass that leaves the statistics of norms as they are; a single image would be no batch for them."""
     was = module.training
     try:
-        found: Tensor = module.eval()(x)
+        output: Tensor = module.eval()(x)
     finally:
         module.train(was)
-    return found
+    return output
 
 
 class _OrPlain(nn.Module):
@@ -286,7 +286,7 @@ class _OrPlain(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         try:
-            found: Tensor = self._run[0](x)
+            output: Tensor = self._run[0](x)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # dynamo, inductor and a C++ compiler in all their words
@@ -294,9 +294,9 @@ class _OrPlain(nn.Module):
                 raise
             self._on_note(f"going on without compiling, which failed: {' '.join(str(error).split())[:200]}")
             self._run = [self.module]
-            found = self.module(x)
+            output = self.module(x)
         self._has_run = True
-        return found
+        return output
 
 
 def _compiled(backbone: Backbone) -> Callable[[Tensor], dict[str, Tensor]]:

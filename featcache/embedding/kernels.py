@@ -52,5 +52,5 @@ def cosine(one: str, other: str) -> float | None:
         return None
     a, b = a.reshape(_IMAGES, -1), b.reshape(_IMAGES, -1)
     norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    found = float(np.min((a * b).sum(axis=1) / np.maximum(norms, np.finfo(np.float64).tiny)))
-    return found if np.isfinite(found) else None
+    least = float(np.min((a * b).sum(axis=1) / np.maximum(norms, np.finfo(np.float64).tiny)))
+    return least if np.isfinite(least) else None

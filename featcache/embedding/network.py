@@ -92,14 +92,14 @@ class Network:
         answer, request = seen.answer(self._key), self._request
         if answer is None or set(answer.shapes) != set(request.backbone.taps):
             return None
-        asked = {
+        fields = {
             "precision": request.backbone.precision,
             "stored_dtype": request.dtype,
             "decode": request.decode.identity(),
             **({"views": request.augmentations.identity()} if request.augmentations else {}),
         }
         with suppress(FeatcacheError, ValueError, TypeError, LookupError, AttributeError):  # not of our making
-            if digest_json({name: answer.identity[name] for name in asked}) == digest_json(asked):
+            if digest_json({name: answer.identity[name] for name in fields}) == digest_json(fields):
                 return answer if answer.identity["probe"] == self._probe(answer.identity) else None
         return None
 
@@ -196,11 +196,13 @@ class Network:
         """What the precision costs, on some of the images: told, and recorded with the environment."""
         self._drift = forward.drift(self._machine.canaries(self.transform))
         if self._drift is not None:
-            what = (
+            differences = (
                 "" if self._drift >= BOUND else f", below {BOUND}: the vectors are others, --precision float32 is exact"
             )
             precision = self.answer.identity["precision"]
-            self._on_note(f"{precision}: cosine with float32 at least {self._drift:.6f} on some of the images{what}.")
+            self._on_note(
+                f"{precision}: cosine with float32 at least {self._drift:.6f} on some of the images{differences}."
+            )
 
     def _probe(self, identity: Json) -> str:
         return pixels_sha256(

@@ -226,7 +226,9 @@ class Output:
             if self.only_add:
                 self.plan.manifest = added_to(store, self.plan.manifest)
             here = self.plan.manifest.columns
-            self.dropped_columns = [n for n, held in store.columns.items() if any(held) and not any(here.get(n, ()))]
+            self.dropped_columns = [
+                n for n, column in store.columns.items() if any(column) and not any(here.get(n, ()))
+            ]
             yield KnownVectors(store, self.folder.old())
 
     def check_kernels(self, on_note: Note) -> None:
@@ -284,18 +286,22 @@ def nothing_new(store_path: Path, plan: Plan, network: Network, on_note: Note) -
     return _embedded(store_path, plan, network, Counts(embedded=0, reused=len(plan), failed=0), on_note)
 
 
-def _tell_of_other_environments(store_path: Path, held: Iterable[Json], network: Network, on_note: Note) -> None:
+def _tell_of_other_environments(
+    store_path: Path, environments: Iterable[Json], network: Network, on_note: Note
+) -> None:
     """Versions or a device that are not those of the vectors there: worth a word, and no more."""
     here = network.environment
-    others = {
+    other_environments = {
         f"{name} {environment.get(name, 'unknown')} (here {here.get(name, 'unknown')})": None
-        for environment in held
+        for environment in environments
         for name in here
         if name not in (WEIGHTS_FILE, WEIGHTS_READ, DEPTH, CANARY, KERNELS)
         if environment.get(name) != here.get(name)
     }
-    if others:
-        on_note(f"{store_path} has vectors made with {', '.join(others)}: they may differ in the last digits.")
+    if other_environments:
+        on_note(
+            f"{store_path} has vectors made with {', '.join(other_environments)}: they may differ in the last digits."
+        )
 
 
 def _check_kernels(store_path: Path, environments: Iterable[Json], network: Network, on_note: Note) -> None:
@@ -306,21 +312,25 @@ def _check_kernels(store_path: Path, environments: Iterable[Json], network: Netw
         IdentityMismatch: the cosine is below `BOUND`.
     """
     precision = network.answer.identity["precision"]
-    held = [each for each in environments if isinstance(each, dict) and isinstance(each.get(CANARY), str)]
+    measured = [
+        environment
+        for environment in environments
+        if isinstance(environment, dict) and isinstance(environment.get(CANARY), str)
+    ]
     here = network.environment
-    for each in held:
-        found = kernels.cosine(each[CANARY], here[CANARY])
-        made = f"{precision} vectors made with {each.get(KERNELS, 'other kernels')}"
-        if found is not None and found < BOUND:
+    for environment in measured:
+        cosine = kernels.cosine(environment[CANARY], here[CANARY])
+        origin = f"{precision} vectors made with {environment.get(KERNELS, 'other kernels')}"
+        if cosine is not None and cosine < BOUND:
             raise IdentityMismatch(
-                f"{store_path} holds {made}: those made here, with {here[KERNELS]}, have a cosine of only {found:.6f} "
-                f"with them (at least {BOUND} is needed). Embed on the same kind of processor, or all of it anew into "
-                f"another store; precision float32 is the same on all."
+                f"{store_path} holds {origin}: those made here, with {here[KERNELS]}, have a cosine of only "
+                f"{cosine:.6f} with them (at least {BOUND} is needed). Embed on the same kind of "
+                f"processor, or all of it anew into another store; precision float32 is the same on all."
             )
-        if found is not None and each.get(KERNELS) != here[KERNELS]:
+        if cosine is not None and environment.get(KERNELS) != here[KERNELS]:
             on_note(
-                f"note: {store_path} holds {made}, and gets others made with {here[KERNELS]}: their cosine is at least "
-                f"{found:.6f} on images built in for it."
+                f"note: {store_path} holds {origin}, and gets others made with {here[KERNELS]}: their cosine is at "
+                f"least {cosine:.6f} on images built in for it."
             )
 
 
@@ -358,9 +368,9 @@ def added_to(store: Store, manifest: Manifest) -> Manifest:
     place = {name: i for i, name in enumerate(store.image_ids)}
     rows = [place.get(name) for name in manifest.image_ids]
     columns = dict(manifest.columns)
-    for name, held in store.columns.items():
+    for name, column in store.columns.items():
         new = columns.get(name, [""] * len(rows))
-        columns[name] = [new[i] if row is None else held[row] for i, row in enumerate(rows)]
+        columns[name] = [new[i] if row is None else column[row] for i, row in enumerate(rows)]
     return replace(manifest, columns=columns)
 
 
@@ -397,6 +407,6 @@ def _report_failures(store_path: Path, manifest: Manifest, folder: PartFolder) -
     durable.write_csv(path, _FAILURE_COLUMNS, table)
     if len(failures) == len(manifest):
         image_id, (_, reason) = next(iter(failures.items()))
-        said = f"none of {len(manifest):,} images could be embedded. " if len(manifest) > 1 else ""
-        raise FeatcacheError(f"{said}{image_id!r}: {reason}. See {path}.")
+        message = f"none of {len(manifest):,} images could be embedded. " if len(manifest) > 1 else ""
+        raise FeatcacheError(f"{message}{image_id!r}: {reason}. See {path}.")
     return failures

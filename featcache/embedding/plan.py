@@ -30,7 +30,7 @@ class Plan:
         stamps = [stamp_of(path) for path in manifest.paths]
         rows = zip(manifest.image_ids, manifest.paths, stamps, strict=True)
         contents = [
-            "" if image_id in manifest.refused else seen.content(path, found) or "" for image_id, path, found in rows
+            "" if image_id in manifest.refused else seen.content(path, stamp) or "" for image_id, path, stamp in rows
         ]
         return cls(manifest, stamps, contents)
 
@@ -42,7 +42,7 @@ class Plan:
         by name, place, size and time of change."""
         manifest = self.manifest
         rows = zip(manifest.image_ids, manifest.paths, self.stamps, strict=True)
-        files = [[image_id, os.fspath(path), image_id in manifest.refused, *found] for image_id, path, found in rows]
+        files = [[image_id, os.fspath(path), image_id in manifest.refused, *stamp] for image_id, path, stamp in rows]
         return {"identity": identity, "files_sha256": digest_json(files), "n_rows": len(self), "part_rows": part_rows}
 
     def is_published(self, store_path: Path, identity: Json, weights_source: str) -> bool:
@@ -64,6 +64,6 @@ class Plan:
         """Keeps the content of the files that were at rest when the pass was planned: had one changed since, its times
         would show it."""
         seen.files.clear()
-        for path, found, content in zip(self.manifest.paths, self.stamps, self.contents, strict=True):
-            if content and is_at_rest(found, planned_ns):
-                seen.keep(path, found, content)
+        for path, stamp, content in zip(self.manifest.paths, self.stamps, self.contents, strict=True):
+            if content and is_at_rest(stamp, planned_ns):
+                seen.keep(path, stamp, content)

@@ -56,24 +56,24 @@ class Canaries:
                 pixels = decoders.prepare(path, stamp_of(path), ()).pixels
                 return time.perf_counter(), pixels
 
-            found = [(when, pixels) for when, pixels in pool.map(decode, paths) if pixels is not None]
-            return found, decoders.memory_bytes
+            decoded = [(when, pixels) for when, pixels in pool.map(decode, paths) if pixels is not None]
+            return decoded, decoders.memory_bytes
 
 
-def settle(spec: BackboneSpec, held: str | None, device: str, canaries: Canaries, on_note: Note) -> BackboneSpec:
+def settle(spec: BackboneSpec, stored: str | None, device: str, canaries: Canaries, on_note: Note) -> BackboneSpec:
     """The spec with "auto" replaced.
 
     Args:
         spec: what is asked.
-        held: the precision of what lies at the path already; None where nothing does.
+        stored: the precision of what lies at the path already; None where nothing does.
         device: "auto", "cpu", "cuda" or "cuda:N".
         canaries: to measure with.
         on_note: told what was chosen, and by what figures.
     """
     if spec.precision != "auto":
         return spec
-    if held is not None:
-        return replace(spec, precision=held)
+    if stored is not None:
+        return replace(spec, precision=stored)
     from featcache import devices
 
     chosen = devices.choose(device)

@@ -143,7 +143,8 @@ def embed_all(
         plans = {path: Plan.of(wanted(path), Seen() if rehash else seen[path]) for path in specs}
         answers = {path: networks[path].answer for path in specs}
         is_new = {
-            path: not plans[path].is_published(path, each.identity, each.weights) for path, each in answers.items()
+            path: not plans[path].is_published(path, answer.identity, answer.weights)
+            for path, answer in answers.items()
         }
         outputs = [
             Output(path, plans[path], networks[path], augmentations, seen[path], only_add)
@@ -153,17 +154,17 @@ def embed_all(
         n_views = augmentations.n if augmentations else 0
         rows = part_rows or min((default_part_rows(t.network.row_bytes, n_views) for t in outputs), default=1)
         options = _Options(decode, augmentations, rows, n_decoders, timeout_s, strict)
-        made = _Pass(manifest, outputs, options, on_progress, on_note).run() if outputs else {}
+        passed = _Pass(manifest, outputs, options, on_progress, on_note).run() if outputs else {}
         return [
-            made[path] if is_new[path] else nothing_new(path, plans[path], networks[path], on_note) for path in specs
+            passed[path] if is_new[path] else nothing_new(path, plans[path], networks[path], on_note) for path in specs
         ]
 
     with in_our_words("writing", next(iter(specs))):
         try:
             return attempt()
         except Outdated:  # the weights of a name are others now, and no file told so: forget, and learn it by loading
-            for each in seen.values():
-                each.answers.clear()
+            for lookup in seen.values():
+                lookup.answers.clear()
             return attempt()
 
 
@@ -174,11 +175,13 @@ def of_one_depth(
     check_timeout(timeout_s)
     for path in seen:
         _check_name(path)
-    held = [identity for path in seen if (identity := held_identity(path)) is not None]
-    seen_here = list(seen.values()) if len(held) == len(seen) else []  # what was seen without a store counts for none
+    identities = [identity for path in seen if (identity := held_identity(path)) is not None]
+    seen_here = (
+        list(seen.values()) if len(identities) == len(seen) else []
+    )  # what was seen without a store counts for none
     paths = enumerate(manifest.paths)
     rows = [i for i, path in paths if not seen_here or not all(s.content(path, stamp_of(path)) for s in seen_here)]
-    decode, note = settle_depth(decode, manifest, rows, held, n_workers, timeout_s)
+    decode, note = settle_depth(decode, manifest, rows, identities, n_workers, timeout_s)
     if note:
         on_note(note)
         manifest = replace(manifest, notes=[*manifest.notes, note])
@@ -303,13 +306,13 @@ class _Pass:
         ):
             written: list[tuple[Output, Future[tuple[Path, Part]]]] = []
             for rows in ranges:
-                takers = [output for output in self.outputs if rows.start in output.missing]
-                fillings = [output.begin(rows, submit) for output in takers]
+                receivers = [output for output in self.outputs if rows.start in output.missing]
+                fillings = [output.begin(rows, submit) for output in receivers]
                 for image in islice(prepared, len(rows)):
-                    for output, filling in zip(takers, fillings, strict=True):
+                    for output, filling in zip(receivers, fillings, strict=True):
                         filling.take(image, self._pixels(output, image), output.known)
                 done += self._collect(written, done, n)
-                pairs = zip(takers, fillings, strict=True)
+                pairs = zip(receivers, fillings, strict=True)
                 written = [(output, writer.submit(output.write, filling)) for output, filling in pairs]
             self._collect(written, done, n)
 
@@ -364,14 +367,14 @@ class _Pass:
         """One image, in a thread that waits for its worker. One bad image is a failed row, never the end."""
         manifest = self.manifest
         start = row - row % self.options.part_rows
-        takers = [output for output in self.outputs if start in output.missing]
-        known = _KnownToAll([output.known for output in takers])
-        content = next((content for output in takers if (content := output.plan.contents[row])), "")
+        receivers = [output for output in self.outputs if start in output.missing]
+        lookup = _KnownToAll([output.known for output in receivers])
+        content = next((content for output in receivers if (content := output.plan.contents[row])), "")
         if reason := manifest.refused.get(manifest.image_ids[row]):
             return Prepared(failure=("outside", reason))
-        if content in known:
+        if content in lookup:
             return Prepared(content)
-        return decoders.prepare(manifest.paths[row], takers[0].plan.stamps[row], known)
+        return decoders.prepare(manifest.paths[row], receivers[0].plan.stamps[row], lookup)
 
     def _watched(self, rows: Sequence[int], prepared: Iterator[Prepared]) -> Iterator[Prepared]:
         """Passes images on, and ends a pass that is strict, or hopeless from its start."""
@@ -398,7 +401,7 @@ class _KnownToAll:
     each: Sequence[KnownVectors]
 
     def __contains__(self, digest: object) -> bool:
-        return all(digest in known for known in self.each)
+        return all(digest in lookup for lookup in self.each)
 
 
 def _in_order(

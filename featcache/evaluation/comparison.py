@@ -56,7 +56,7 @@ def _numbers(scores: Json) -> Json:
 
 
 def _differences(own: Json, external: Json) -> dict[str, list[float]]:
-    return {name: list(found) for name, found in intervals.unpaired(own, external).items()}
+    return {name: list(differences) for name, differences in intervals.unpaired(own, external).items()}
 
 
 def about_difference(comparison: Json, external: Json, point: Json | None) -> Iterator[str]:

@@ -126,7 +126,7 @@ def evaluate(
             if isinstance(run, Predictor)
             else files.enter_context(load_run(run, weights=weights, device=device, precision=precision))
         )
-        conditions = [Where.parse(each) if isinstance(each, str) else each for each in where]
+        conditions = [Where.parse(text) if isinstance(text, str) else text for text in where]
         images, is_asked_for = sets.restricted(sets.opened(images, files), conditions)
         path, keep = Path(output or _default_path(predictor, images)), Path(keep) if keep is not None else None
         rows = sets.rows_of(images)
@@ -135,7 +135,7 @@ def evaluate(
             "run_sha256": digest_json(predictor.run.record),
             "vectors_sha256": predictor.vectors_sha256,
             "asked": _asked(predictor, source, by, patients, with_training_images)
-            | {"where": [str(each) for each in conditions], "uncertain": uncertain, "separator": separator},
+            | {"where": [str(condition) for condition in conditions], "uncertain": uncertain, "separator": separator},
         }
         _check_places(path, keep, key)
         files.enter_context(durable.held(path))
@@ -209,30 +209,30 @@ def _record(
     part: Selection,
     by_column: Mapping[str, Sequence[Subgroup]],
 ) -> Json:
-    run, said = predictor.run, part.said
+    run, scoring = predictor.run, part.said
     own = run.record
-    unseen, numbers = _unseen(part), said.metrics([])[EXTERNAL]
+    unseen, numbers = _unseen(part), scoring.metrics([])[EXTERNAL]
     with said_by(run):
-        point = said.at_operating_point(own["operating_point"]["rule"]) if said.threshold is not None else None
+        point = scoring.at_operating_point(own["operating_point"]["rule"]) if scoring.threshold is not None else None
         at_point = point[EXTERNAL] if point else None
         comparison = compared(own, numbers, at_point, bool(part.tested or part.scored_learnt))
         return {
             "run": {"name": predictor.path.resolve().name, "is_bundle": predictor.path.is_file()},
             "set": _about_set(images, scored, labels, part),
             "task": own["task"],
-            "classes": said.task.classes,
+            "classes": scoring.task.classes,
             "positive": own["positive"],
             "head": own["head"],
             "n_parameters": own["n_parameters"],
             "metrics": {EXTERNAL: numbers},
-            "temperature": said.temperature,
+            "temperature": scoring.temperature,
             "operating_point": point,
-            "baselines": {"on": EXTERNAL, "majority": _majority(own, said)},
+            "baselines": {"on": EXTERNAL, "majority": _majority(own, scoring)},
             "subgroups": {name: [asdict(member) for member in members] for name, members in by_column.items()},
             "without_training_images": asdict(unseen) if unseen else None,
             "comparison": comparison,
             "notes": [*_notes(predictor, images, labels, part), *about_difference(comparison, numbers, at_point)],
-            "left_out": said.task.left_out,
+            "left_out": scoring.task.left_out,
             "store": {"name": scored.store, "identity": identity_of(run), "weights": own["store"].get("weights")},
             "identity_sha256": own["identity_sha256"],
             "content_sha256": digest_json(scored.contents),
@@ -255,14 +255,14 @@ def _about_set(images: Manifest | Store, scored: Scored, labels: SetLabels, part
     }
 
 
-def _majority(own: Json, said: Said) -> Json:
+def _majority(own: Json, scored: Said) -> Json:
     """Always saying how common each class is among the rows that the Run learnt from, as its record counts them."""
     train = own["metrics"][TRAIN]
-    if said.task.has_findings:
-        support, known = (np.array([each[name] for each in train["per_class"]]) for name in ("support", "n"))
+    if scored.task.has_findings:
+        support, n_known = (np.array([scores[name] for scores in train["per_class"]]) for name in ("support", "n"))
     else:
-        support, known = np.array(train["support"]), train["n"]
-    return baselines.by_frequency(said.task, support, known, said.sides[EXTERNAL][0])
+        support, n_known = np.array(train["support"]), train["n"]
+    return baselines.by_frequency(scored.task, support, n_known, scored.sides[EXTERNAL][0])
 
 
 def _unseen(part: Selection) -> Subgroup | None:
@@ -271,7 +271,7 @@ def _unseen(part: Selection) -> Subgroup | None:
         return None
     learnt = set(part.learnt)
     texts = ["seen" if i in learnt else "unseen" for i in range(len(part.order))]
-    return next((each for each in subgroups.subgroups(part.said, texts) if each.value == "unseen"), None)
+    return next((subgroup for subgroup in subgroups.subgroups(part.said, texts) if subgroup.value == "unseen"), None)
 
 
 def _notes(predictor: Predictor, images: Manifest | Store, labels: SetLabels, part: Selection) -> Iterator[str]:

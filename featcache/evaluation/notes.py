@@ -46,14 +46,14 @@ def about_training_images(names: Sequence[str], n: int, are_scored: bool) -> Ite
     """
     if not names:
         return
-    which = f"{len(names):,} of the {n:,} labelled images are images that the Run was trained on or chosen by"
+    counted = f"{len(names):,} of the {n:,} labelled images are images that the Run was trained on or chosen by"
     if are_scored:
         yield (
-            f"{which}, for example {_first(names)}. They are scored, as asked, and make the numbers too good; the "
+            f"{counted}, for example {_first(names)}. They are scored, as asked, and make the numbers too good; the "
             f"numbers of the other images stand beside them."
         )
     else:
-        yield f"{which}, for example {_first(names)}. They are left out; with_training_images scores them too."
+        yield f"{counted}, for example {_first(names)}. They are left out; with_training_images scores them too."
 
 
 def about_test_images(names: Sequence[str]) -> Iterator[str]:

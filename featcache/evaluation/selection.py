@@ -70,14 +70,14 @@ class Selection:
         if not len(kept):
             raise UsageError(_why_none(rows, left_out, len(scored.failures)))
         columns = {name: [texts[i] for i in order] for name, texts in rows.columns.items()}
-        known = labels.values[order]
-        task = Task(scored.image_ids, columns, scored.content_sha256, known, model.classes, model.positive, left_out)
+        is_known = labels.values[order]
+        task = Task(scored.image_ids, columns, scored.content_sha256, is_known, model.classes, model.positive, left_out)
         groups = merge_groups(columns[patients] if patients else [""] * len(order), scored.content_sha256)
         near = np.empty((0, 2), dtype=np.int64), np.empty(0, dtype=np.float32)
         protocol = Protocol(kept, [], [], groups, left_out, near, 0)
         sides = {EXTERNAL: (kept, scored.logits[kept])}
-        said = Said(task, protocol, sides, Choice(model.temperature, model.threshold))
-        return cls(said, order, learnt, [i for i in kept.tolist() if scored.content_sha256[i] in contents.test])
+        scoring = Said(task, protocol, sides, Choice(model.temperature, model.threshold))
+        return cls(scoring, order, learnt, [i for i in kept.tolist() if scored.content_sha256[i] in contents.test])
 
     @property
     def rows(self) -> Array:

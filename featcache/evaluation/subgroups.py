@@ -52,36 +52,36 @@ class Subgroup:
     reasons: list[str]
 
 
-def subgroups(said: Said, values: Sequence[str]) -> list[Subgroup]:
+def subgroups(scored: Said, values: Sequence[str]) -> list[Subgroup]:
     """The subgroups of a set, the largest first.
 
     Args:
-        said: the set, with its labels, groups and logits.
+        scored: the set, with its labels, groups and logits.
         values: a text for each row of its task.
     """
-    rows, logits = said.sides[EXTERNAL]
+    rows, logits = scored.sides[EXTERNAL]
     texts = np.array([values[row] for row in rows.tolist()], dtype=object)
     counted = Counter(texts.tolist())
     order = sorted(counted, key=lambda text: (-counted[text], text))
-    return [_subgroup(said, text, rows[texts == text], logits[texts == text]) for text in order]
+    return [_subgroup(scored, text, rows[texts == text], logits[texts == text]) for text in order]
 
 
-def _subgroup(said: Said, value: str, rows: Array, logits: Array) -> Subgroup:
-    n_units = len(np.unique(said.protocol.groups[rows]))
-    part = replace(said, sides={EXTERNAL: (rows, logits)}, has_intervals=n_units >= MIN_UNITS)
-    point = part.at_operating_point("")[EXTERNAL] if said.threshold is not None else None
+def _subgroup(scored: Said, value: str, rows: Array, logits: Array) -> Subgroup:
+    n_units = len(np.unique(scored.protocol.groups[rows]))
+    part = replace(scored, sides={EXTERNAL: (rows, logits)}, has_intervals=n_units >= MIN_UNITS)
+    point = part.at_operating_point("")[EXTERNAL] if scored.threshold is not None else None
     metrics = part.metrics([])[EXTERNAL]
     if not part.has_intervals:
         metrics, point = {**metrics, "intervals": {}}, {**point, "intervals": {}} if point else None
-    support = said.task.counts(rows).tolist()
+    support = scored.task.counts(rows).tolist()
     return Subgroup(
-        value, len(rows), n_units, support, metrics, point, list(_reasons(said, support, len(rows), n_units))
+        value, len(rows), n_units, support, metrics, point, list(_reasons(scored, support, len(rows), n_units))
     )
 
 
-def _reasons(said: Said, support: Sequence[int], n: int, n_units: int) -> Iterator[str]:
-    classes = said.task.classes
-    if not said.task.has_findings and max(support) == n:
+def _reasons(scored: Said, support: Sequence[int], n: int, n_units: int) -> Iterator[str]:
+    classes = scored.task.classes
+    if not scored.task.has_findings and max(support) == n:
         yield f"All images are {classes[int(np.argmax(support))]!r}: there is no AUROC."
     if n_units < MIN_UNITS:
         units = ("image" if n_units == n else "group") + "s" * (n_units != 1)

@@ -73,20 +73,20 @@ class Vocabulary:
             UsageError: a wrong word for what a label of -1 is, or a separator that is blank.
         """
         try:
-            asked = TargetSpec(uncertain=uncertain, separator=separator)
+            own_target = TargetSpec(uncertain=uncertain, separator=separator)
         except ValueError as error:
             raise UsageError(f"{error}.") from error
         model = predictor.model
         with said_by(predictor.run):
             own = predictor.run.record["asked"].get("labels") or {}
-            told = TargetSpec(
+            recorded_target = TargetSpec(
                 tuple(own.get("columns") or ("label",)),
                 uncertain=own.get("uncertain"),
                 separator=own.get("separator"),
                 merge_classes=dict(own.get("merge_classes") or {}),
             )
-        codes = asked.uncertain or told.uncertain, asked.separator or told.separator
-        return cls(model.classes, model.has_findings, told.columns, told.merge_classes, *codes)
+        codes = own_target.uncertain or recorded_target.uncertain, own_target.separator or recorded_target.separator
+        return cls(model.classes, model.has_findings, recorded_target.columns, recorded_target.merge_classes, *codes)
 
     def match(self, texts: Iterable[str], class_map: Mapping[str, str]) -> Matching:
         """What texts stand for: what was said, the class of that name, the only one that is spelled alike, or what the
@@ -128,5 +128,5 @@ class Vocabulary:
 
 def _only(text: str, names: Sequence[str]) -> str | None:
     """The name that is spelled as a text is; None where there is none, or more than one."""
-    found = [name for name in names if alike(name) == alike(text)]
-    return text if text in found else found[0] if len(found) == 1 else None
+    matches = [name for name in names if alike(name) == alike(text)]
+    return text if text in matches else matches[0] if len(matches) == 1 else None

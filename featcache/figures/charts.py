@@ -148,12 +148,14 @@ def dots(drawn: Sequence[Dots], x: str, y: str, alt: str) -> Drawn:
     figure, axes = _empty()
     axes.plot([0, 1], [0, 1], color=RULE, linewidth=0.9, linestyle=(0, (1, 2)))
     handles = []
-    for each in drawn:
-        size = 8 + 130 * each.n / max(1, each.n.max(initial=1))  # square points
-        axes.plot(each.x, each.y, color=each.color, linewidth=0.8, alpha=0.7)
-        handles.append(axes.scatter(each.x, each.y, s=size, color=each.color, alpha=0.85, linewidth=0, clip_on=False))
+    for curve in drawn:
+        size = 8 + 130 * curve.n / max(1, curve.n.max(initial=1))  # square points
+        axes.plot(curve.x, curve.y, color=curve.color, linewidth=0.8, alpha=0.7)
+        handles.append(
+            axes.scatter(curve.x, curve.y, s=size, color=curve.color, alpha=0.85, linewidth=0, clip_on=False)
+        )
     _unit(axes, x, y)
-    legend = _legend(axes, [each.label for each in drawn], handles, "upper left")
+    legend = _legend(axes, [curve.label for curve in drawn], handles, "upper left")
     for handle in legend.legend_handles:
         if handle is not None and hasattr(handle, "set_sizes"):
             handle.set_sizes([24])
@@ -163,15 +165,17 @@ def dots(drawn: Sequence[Dots], x: str, y: str, alt: str) -> Drawn:
 def histogram(edges: Array, drawn: Sequence[Counts], x: str, cut: float | None, alt: str) -> Drawn:
     """How many rows have a score within (m + 1) edges, of each kind, on a scale of logarithms; `cut` is the threshold
     that decides."""
-    longest = max((len(each.label) for each in drawn), default=0)
+    longest = max((len(histogram.label) for histogram in drawn), default=0)
     n_columns = max(1, min(3, _LEGEND // (min(longest, 40) + 5)))
     figure, axes = _empty(height=_HEIGHT + 0.16 * (-(-len(drawn) // n_columns) - 1))
     handles = []
-    for each in drawn:
-        axes.stairs(each.values, edges, fill=True, color=each.color, alpha=0.18, linewidth=0, baseline=_LOWEST)
-        handles.append(axes.stairs(each.values, edges, color=each.color, linewidth=1.4, baseline=None))
+    for histogram in drawn:
+        axes.stairs(
+            histogram.values, edges, fill=True, color=histogram.color, alpha=0.18, linewidth=0, baseline=_LOWEST
+        )
+        handles.append(axes.stairs(histogram.values, edges, color=histogram.color, linewidth=1.4, baseline=None))
     axes.set_yscale("log")
-    most = max((float(each.values.max(initial=1)) for each in drawn), default=1.0)
+    most = max((float(histogram.values.max(initial=1)) for histogram in drawn), default=1.0)
     axes.set_ylim(_LOWEST, 1.5 * max(most, 10.0))
     axes.set_xlim(edges[0], edges[-1])
     if cut is not None:
@@ -179,7 +183,7 @@ def histogram(edges: Array, drawn: Sequence[Counts], x: str, cut: float | None, 
     _called(axes, x, "images (logarithmic)")
     axes.minorticks_off()
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-    _legend(axes, [each.label for each in drawn], handles, "lower left", n_columns, above=True)
+    _legend(axes, [histogram.label for histogram in drawn], handles, "lower left", n_columns, above=True)
     return _drawn(figure, alt)
 
 
@@ -340,33 +344,33 @@ def _remove(element: ElementTree.Element, names: set[str]) -> None:
             _remove(child, names)
 
 
-def _attributes(held: dict[str, str], prefix: str, used: set[str]) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for name, value in {_local(name): value for name, value in held.items()}.items():
+def _attributes(inherited: dict[str, str], prefix: str, used: set[str]) -> dict[str, str]:
+    attributes: dict[str, str] = {}
+    for name, value in {_local(name): value for name, value in inherited.items()}.items():
         if name == "style":
-            found |= _from_style(value)
+            attributes |= _from_style(value)
         elif name == "id":
-            found |= {"id": prefix + value} if value in used else {}
+            attributes |= {"id": prefix + value} if value in used else {}
         elif name == "href":
-            found["href"] = "#" + prefix + value.removeprefix("#")
+            attributes["href"] = "#" + prefix + value.removeprefix("#")
         elif name != "type" and not value.startswith("rotate(-0 "):
-            found[name] = value.replace("url(#", f"url(#{prefix}")
-    return {name: _shorter(value) if name in _PLACES else _by_name(value) for name, value in found.items()}
+            attributes[name] = value.replace("url(#", f"url(#{prefix}")
+    return {name: _shorter(value) if name in _PLACES else _by_name(value) for name, value in attributes.items()}
 
 
 def _from_style(style: str) -> dict[str, str]:
     """CSS declarations as attributes: a page may forbid the one, and takes the other. Fonts are the page's."""
-    found = {}
+    properties = {}
     for declaration in filter(None, map(str.strip, style.split(";"))):
         name, _, value = (part.strip() for part in declaration.partition(":"))
         if name == "font":
             size = re.search(r"([\d.]+)px", value)
-            found["font-size"] = size[1] if size else "8"
+            properties["font-size"] = size[1] if size else "8"
         elif name == "font-size":
-            found[name] = value.removesuffix("px")
+            properties[name] = value.removesuffix("px")
         elif name != "font-family":
-            found[name] = value
-    return found
+            properties[name] = value
+    return properties
 
 
 def _by_name(value: str) -> str:
@@ -375,4 +379,4 @@ def _by_name(value: str) -> str:
 
 def _shorter(value: str) -> str:
     """Lengths to a hundredth of a point."""
-    return re.sub(r"-?\d+\.\d{3,}", lambda found: f"{float(found[0]):.2f}".rstrip("0").rstrip("."), value)
+    return re.sub(r"-?\d+\.\d{3,}", lambda match: f"{float(match[0]):.2f}".rstrip("0").rstrip("."), value)

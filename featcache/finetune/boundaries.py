@@ -73,16 +73,16 @@ class FromImages:
         for rows in order:
             for row in map(int, rows):
                 while row not in here and (augment or row not in self._kept):
-                    arrived, found = next(arriving)
-                    here[arrived] = found
+                    arrived, pixels = next(arriving)
+                    here[arrived] = pixels
             yield _alike([here.pop(row) if row in here else self._kept[row] for row in map(int, rows)])
 
     def _computed(self, rows: Sequence[int], augment: AugmentSpec | None, epoch: int) -> Iterator[tuple[int, Array]]:
         """(row, what enters the learning part), in order, a few chunks ahead."""
 
         def work(chunk: Sequence[int]) -> Sequence[Array]:
-            shown = [self._pixels.shown(row, augment, epoch) for row in chunk]
-            return list(self._trunk.vectors(shown)[POOLED]) if self._trunk else shown
+            augmented = [self._pixels.shown(row, augment, epoch) for row in chunk]
+            return list(self._trunk.vectors(augmented)[POOLED]) if self._trunk else augmented
 
         remaining = iter(rows)
         chunks = iter(lambda: list(islice(remaining, self._chunk_rows)), [])
@@ -93,10 +93,10 @@ class FromImages:
             if not ahead:
                 return
             chunk, future = ahead.popleft()
-            for row, found in zip(chunk, future.result(), strict=True):
+            for row, outputs in zip(chunk, future.result(), strict=True):
                 if augment is None:
-                    self._keep(row, found)
-                yield row, found
+                    self._keep(row, outputs)
+                yield row, outputs
 
     @property
     def _n_ahead(self) -> int:
@@ -109,10 +109,10 @@ class FromImages:
             return self._streams.submit(self._trunk, work, chunk)
         return self._threads.submit(work, chunk)
 
-    def _keep(self, row: int, found: Array) -> None:
-        if found.nbytes <= self._room:
-            self._room -= found.nbytes
-            self._kept[row] = found.copy()  # not a view that holds its whole batch
+    def _keep(self, row: int, output: Array) -> None:
+        if output.nbytes <= self._room:
+            self._room -= output.nbytes
+            self._kept[row] = output.copy()  # not a view that holds its whole batch
 
 
 class FromStore:
@@ -143,14 +143,14 @@ class FromStore:
             drawn = generator.integers(self._n_views + 1, size=len(drawn))
         for rows in order:
             clean, turned = rows[drawn[rows] == 0], rows[drawn[rows] > 0]
-            found = {row: self._kept[row] for row in clean.tolist() if row in self._kept}
-            lacking = np.array([row for row in clean.tolist() if row not in found], dtype=np.int64)
+            outputs = {row: self._kept[row] for row in clean.tolist() if row in self._kept}
+            lacking = np.array([row for row in clean.tolist() if row not in outputs], dtype=np.int64)
             for row, values in zip(lacking.tolist(), self._store.rows(BOUNDARY, self._rows[lacking]), strict=True):
-                found[row] = self._keep(row, values)
+                outputs[row] = self._keep(row, values)
             if len(turned):
                 values = self._store.rows(BOUNDARY_VIEWS, self._rows[turned], drawn[turned] - 1)
-                found.update(zip(turned.tolist(), values, strict=True))
-            yield np.stack([found[row] for row in rows.tolist()])
+                outputs.update(zip(turned.tolist(), values, strict=True))
+            yield np.stack([outputs[row] for row in rows.tolist()])
 
     def _keep(self, row: int, values: Array) -> Array:
         if values.nbytes <= self._room:

@@ -82,9 +82,9 @@ class Checkpoints:
             match = _NAME.fullmatch(path.name)
             if match and digest_bytes(data).startswith(match["digest"]):
                 with suppress(SafetensorError, ValueError, LookupError, TypeError, RecursionError):  # not of ours
-                    found = safetensors.torch.load(data), _state(data)
-                    if is_usable(*found):
-                        return found
+                    checkpoint = safetensors.torch.load(data), _state(data)
+                    if is_usable(*checkpoint):
+                        return checkpoint
         return None
 
     def remove(self) -> None:
@@ -103,14 +103,14 @@ class Checkpoints:
 
     def _check(self, key: Json) -> None:
         path = self.folder / "plan.json"
-        held = self._plan(path)
-        if held == key and self._found():
+        stored_plan = self._plan(path)
+        if stored_plan == key and self._found():
             return
-        if held is not None and self._found():
-            told = "; ".join(difference(held, key)[:5])
+        if stored_plan is not None and self._found():
+            differences = "; ".join(difference(stored_plan, key)[:5])
             raise UsageError(
-                f"{self.folder} holds an unfinished training that differs ({told}). Finish it, choose another -o, or "
-                f"remove that folder."
+                f"{self.folder} holds an unfinished training that differs ({differences}). Finish it, choose another "
+                f"folder, or remove that folder."
             )
         for old in self._found():  # without its plan nobody knows of what it is
             old.unlink()

@@ -89,8 +89,8 @@ class Course:
         start, task = self.start, self.start.task
         start.backbone.module.load_state_dict(self._initial)
         targets = Targets(task.labels[None], len(task.classes), task.positive)
-        how = self.inputs.open, self._score, self.world, self.machine.compile, self.telling.on_note
-        return Tuner(start.backbone, start.made(tensors, recipe.dropout), recipe, targets, sides, *how)
+        options = self.inputs.open, self._score, self.world, self.machine.compile, self.telling.on_note
+        return Tuner(start.backbone, start.made(tensors, recipe.dropout), recipe, targets, sides, *options)
 
     @cached_property
     def _initial(self) -> dict[str, Tensor]:

@@ -52,13 +52,13 @@ class Choice:
     with_mlp: int
 
 
-def unfrozen(module: nn.Module, which: str, freeze_bn: str = "no") -> list[str]:
+def unfrozen(module: nn.Module, selection: str, freeze_bn: str = "no") -> list[str]:
     """Names of the parameters that learn, in the network's order.
 
     Args:
         module: of a `backbones.Backbone`.
-        which: "last-block", "last-stage" (what follows the last block belongs to both), "all", a whole number n for the
-            last n blocks, or a regular expression that is searched in the names of the parameters.
+        selection: "last-block", "last-stage" (what follows the last block belongs to both), "all", a whole number n
+            for the last n blocks, or a regular expression that is searched in the names of the parameters.
         freeze_bn: "yes" leaves batch norms out, else "no".
 
     Raises:
@@ -66,20 +66,20 @@ def unfrozen(module: nn.Module, which: str, freeze_bn: str = "no") -> list[str]:
             left of it without norms.
     """
     if freeze_bn == "yes":
-        every = unfrozen(module, which)
+        every = unfrozen(module, selection)
         still = {f"{owner}.{name}" for owner, norm in _norms(module) for name, _ in norm.named_parameters()}
         if left := [name for name in every if name not in still]:
             return left
-        raise UsageError(f"--freeze-bn yes: nothing but batch norms is in --unfreeze {which}.")
+        raise UsageError(f"--freeze-bn yes: nothing but batch norms is in --unfreeze {selection}.")
     names = [name for name, _ in module.named_parameters()]
-    if which == "all":
+    if selection == "all":
         return names
-    if which in ("last-block", "last-stage"):
-        chosen = set(groups(module, coarse=which == "last-stage")[-1])
-    elif re.fullmatch(r"[0-9]{1,6}", which):
-        chosen = set(_last(groups(module, coarse=False), int(which)))
+    if selection in ("last-block", "last-stage"):
+        chosen = set(groups(module, coarse=selection == "last-stage")[-1])
+    elif re.fullmatch(r"[0-9]{1,6}", selection):
+        chosen = set(_last(groups(module, coarse=False), int(selection)))
     else:
-        chosen = set(_matching(module, names, which))
+        chosen = set(_matching(module, names, selection))
     return [name for name in names if name in chosen]
 
 
@@ -87,9 +87,9 @@ def freeze_bn_of(backbone: backbones.Backbone, stages: Sequence[Stage], freeze_b
     """What becomes of batch norms that would learn: `freeze_bn`, "auto" resolved to "yes" or "no"."""
     if freeze_bn != "auto":
         return freeze_bn
-    learning = {name.rpartition(".")[0] for each in stages for name in unfrozen(backbone.module, each.unfreeze)}
-    found = [norm for owner, norm in _norms(backbone.module) if owner in learning]
-    folded = bool(found) and all(_is_without_statistics(norm) for norm in found)
+    learning = {name.rpartition(".")[0] for stage in stages for name in unfrozen(backbone.module, stage.unfreeze)}
+    norms = [norm for owner, norm in _norms(backbone.module) if owner in learning]
+    folded = bool(norms) and all(_is_without_statistics(norm) for norm in norms)
     return "yes" if folded and not backbone.weights_source.startswith("random:") else "no"
 
 
@@ -115,8 +115,8 @@ def _matching(module: nn.Module, names: Sequence[str], pattern: str) -> list[str
         searched = re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as error:
         raise UsageError(f"--unfreeze {pattern!r} is no regular expression: {error}. {_known(module)}") from error
-    if found := [name for name in names if searched.search(name)]:
-        return found
+    if matches := [name for name in names if searched.search(name)]:
+        return matches
     raise UsageError(f"--unfreeze {pattern!r} is in the name of no parameter. {_known(module)}")
 
 
@@ -165,8 +165,8 @@ def _entering(module: nn.Module, parts: Sequence[Sequence[str]], size: Sequence[
     x, rest, shapes = torch.zeros(1, 3, *size, device="meta"), module, []
     with torch.no_grad():
         for names in parts:
-            found = cut(rest, names)
-            x, rest = x if found.trunk is None else found.trunk(x), found.tail
+            division = cut(rest, names)
+            x, rest = x if division.trunk is None else division.trunk(x), division.tail
             shapes.append(tuple(x.shape[1:]))
         return shapes, rest(x).shape[1]
 

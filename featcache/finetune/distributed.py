@@ -61,17 +61,17 @@ class World:
     def waiting(self, module: nn.Module, more: bool) -> AbstractContextManager[Any]:
         """While `more` of a batch is to come, gradients are added up and not yet averaged."""
         if more and isinstance(module, nn.parallel.DistributedDataParallel):
-            held: AbstractContextManager[Any] = module.no_sync()
-            return held
+            no_sync: AbstractContextManager[Any] = module.no_sync()
+            return no_sync
         return nullcontext()
 
     def gathered(self, values: Any) -> list[Any]:
         """What each process has, in the order of their ranks."""
         if self.size == 1:
             return [values]
-        found: list[Any] = [None] * self.size
-        dist.all_gather_object(found, values)
-        return found
+        objects: list[Any] = [None] * self.size
+        dist.all_gather_object(objects, values)
+        return objects
 
 
 @contextmanager
@@ -86,10 +86,10 @@ def joined(device: str, env: Any = None) -> Iterator[World]:
     if device == "cuda":
         torch.cuda.set_device(world.local_rank)
     # The store of torchrun outlives a group, and the next one of this process would read the addresses of the last.
-    found, _, _ = next(dist.rendezvous("env://", timeout=_TIMEOUT))  # type: ignore[attr-defined]
-    store = dist.PrefixStore(f"featcache-{next(_numbers)}", found)  # type: ignore[attr-defined]
-    how: Any = {"store": store, "rank": world.rank, "world_size": size, "timeout": _TIMEOUT}
-    dist.init_process_group("nccl" if device == "cuda" else "gloo", **how)
+    key_store, _, _ = next(dist.rendezvous("env://", timeout=_TIMEOUT))  # type: ignore[attr-defined]
+    store = dist.PrefixStore(f"featcache-{next(_numbers)}", key_store)  # type: ignore[attr-defined]
+    options: Any = {"store": store, "rank": world.rank, "world_size": size, "timeout": _TIMEOUT}
+    dist.init_process_group("nccl" if device == "cuda" else "gloo", **options)
     try:
         yield world
     finally:
@@ -160,5 +160,5 @@ class _Sum(torch.autograd.Function):
 
 
 def _sum(value: Tensor) -> Tensor:
-    found: Tensor = _Sum.apply(value)
-    return found
+    total: Tensor = _Sum.apply(value)
+    return total

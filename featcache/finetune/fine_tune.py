@@ -108,14 +108,14 @@ def fine_tune(
         recipe = _settled(start.backbone, recipe, telling)
         rule = operating_point or run.record["asked"].get("operating_point")
         _check_rule(start, rule)
-        asked = {
+        request = {
             **run.record["asked"],
             "tta": False,
             "operating_point": rule,
             "views": store.identity.get("views") if store and augmentations else None,
             "inputs": "store" if store else "images",
         }
-        key = _key(start, recipe, asked)
+        key = _key(start, recipe, request)
         run_path = (
             _named(Path(run_path)) if run_path else run.path.with_name(f"{run.path.name}-tuned-{digest_json(key)[:8]}")
         )
@@ -189,9 +189,9 @@ def train(
         _check_rule(start, operating_point)
         pixels.keep_only(used)
         drawn = {name: getattr(split, name) for name in ("nested", "group_by", "near_duplicates", "seed")}
-        asked: Json = {"tta": False, "operating_point": operating_point, "inputs": "images"}
-        asked |= {"labels": target.as_json(), "split": drawn}
-        key = _key(start, recipe, asked)
+        request: Json = {"tta": False, "operating_point": operating_point, "inputs": "images"}
+        request |= {"labels": target.as_json(), "split": drawn}
+        key = _key(start, recipe, request)
         stem = f"{_named(images.source).stem}-{spec.name.replace('/', '_')}"
         run_path = _named(Path(run_path)) if run_path else Path("runs") / f"{stem}-{digest_json(key)[:8]}"
         checkpoints = _prepared(run_path, key, world, files, telling)
@@ -202,7 +202,7 @@ def train(
         return _written(start, outcome, key, operating_point, run_path, checkpoints, world, started)
 
 
-def head_for(model: str, kind: str | None = None, **given: Any) -> HeadSpec:
+def head_for(model: str, kind: str | None = None, **overrides: Any) -> HeadSpec:
     """The head that a network is trained with: a linear one, or the dense layers of a small network of ours.
 
     Args:
@@ -213,7 +213,7 @@ def head_for(model: str, kind: str | None = None, **given: Any) -> HeadSpec:
     Raises:
         ValueError: another kind, or a field that does not apply to it.
     """
-    fields = {name: value for name, value in given.items() if value is not None}
+    fields = {name: value for name, value in overrides.items() if value is not None}
     if kind is None and model in DENSE:
         return HeadSpec.of("flatten-mlp", **{"hidden_sizes": DENSE[model], **fields})
     if kind not in (None, "linear", "mlp"):
@@ -270,7 +270,7 @@ def _check_rule(start: Start, rule: str | None) -> None:
 # --- before and after -------------------------------------------------------------------------------------------------
 
 
-def _key(start: Start, recipe: Recipe, asked: Json) -> Json:
+def _key(start: Start, recipe: Recipe, request: Json) -> Json:
     """Everything that decides the result: two with the same key are the same Run."""
     task, parent = start.task, start.parent
     labels = [[None if v != v else v for v in np.atleast_1d(label).tolist()] for label in task.labels]
@@ -282,7 +282,7 @@ def _key(start: Start, recipe: Recipe, asked: Json) -> Json:
         "classes": task.classes,
         "task": "findings" if task.has_findings else "classes",
         "positive": task.classes[task.positive],
-        "asked": asked,
+        "asked": request,
         "start_sha256": digest_json(start.backbone.identity(start.decode, "float32")),
         "content_sha256": digest_json(task.content),
         "split_sha256": start.protocol.record(task.image_ids)["sha256"],

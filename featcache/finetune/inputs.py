@@ -112,11 +112,11 @@ class StoreInputs:
         """
         self._source = source
         self._stage = groups(backbone.module, coarse=True)[-1]
-        held = store.identity["backbone"].get("boundary")
-        if held != self._stage[0]:
+        boundary = store.identity["backbone"].get("boundary")
+        if boundary != self._stage[0]:
             raise IdentityMismatch(
-                f"{store.path} holds what enters {held}, and the last stage begins with {self._stage[0]} here: another "
-                f"version of timm divides this network in another way. Embed again."
+                f"{store.path} holds what enters {boundary}, and the last stage begins with {self._stage[0]} here: "
+                f"another version of timm divides this network in another way. Embed again."
             )
         self._tail = cut.cut(backbone.module, self._stage).tail
 
@@ -190,7 +190,7 @@ def check_contents(
         for i in mine
         if pixels.digests[i] != contents[i] or i in pixels.failures
     ]
-    wrong = [each for several in world.gathered(wrong) for each in several]
+    wrong = [part for several in world.gathered(wrong) for part in several]
     if wrong:
         raise InputsChanged(
             f"{len(wrong):,} of {len(image_ids):,} images are not those of the Run: {', '.join(wrong[:_SHOWN])}. "
@@ -226,11 +226,11 @@ def rows_of(
         raise IdentityMismatch(
             f"{store.path} holds other vectors than those of the Run:\n  {fields}\nEmbed them alike."
         )
-    place, held = {image_id: i for i, image_id in enumerate(store.image_ids)}, store.content_sha256
+    place, digests = {image_id: i for i, image_id in enumerate(store.image_ids)}, store.content_sha256
     wrong = [
         image_id
         for image_id, content in zip(image_ids, contents, strict=True)
-        if image_id not in place or held[place[image_id]] != content
+        if image_id not in place or digests[place[image_id]] != content
     ]
     if wrong:
         raise InputsChanged(

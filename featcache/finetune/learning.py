@@ -49,18 +49,18 @@ class Learner(nn.Module):
 
 def optimizer(module: nn.Module, names: Sequence[str], head: Head, recipe: Recipe) -> torch.optim.Optimizer:
     """Of what learns of a network, by name, and of its head, each at its own rate (`full`, before any schedule)."""
-    wanted, (of_head, of_backbone) = set(names), recipe.rates
-    learning = [p for name, p in module.named_parameters() if name in wanted]
+    trainable, (of_head, of_backbone) = set(names), recipe.rates
+    learning = [p for name, p in module.named_parameters() if name in trainable]
     groups = [
         {"params": learning, "lr": of_backbone, "full": of_backbone},
         {"params": list(head.parameters()), "lr": of_head, "full": of_head},
     ]
-    how: dict[str, Any] = {"weight_decay": recipe.weight_decay}
+    options: dict[str, Any] = {"weight_decay": recipe.weight_decay}
     if recipe.optimizer == "sgd":
-        how["momentum"] = recipe.momentum
+        options["momentum"] = recipe.momentum
     make: Any = _OPTIMIZERS[recipe.optimizer]
-    made: torch.optim.Optimizer = make(groups, **how)
-    return made
+    optimizer: torch.optim.Optimizer = make(groups, **options)
+    return optimizer
 
 
 def put_moments(optimizer: torch.optim.Optimizer, moments: Mapping[str, Tensor]) -> None:
@@ -69,8 +69,8 @@ def put_moments(optimizer: torch.optim.Optimizer, moments: Mapping[str, Tensor])
         return
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in moments.items():
-        number, _, what = name.partition("/")
-        state.setdefault(int(number), {})[what] = value
+        number, _, moment = name.partition("/")
+        state.setdefault(int(number), {})[moment] = value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
 

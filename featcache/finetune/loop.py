@@ -167,8 +167,8 @@ class Tuner:
             UsageError: the training diverged, or a stage names nothing.
         """
         self._check_shares()
-        found = checkpoints.latest(name, self._is_ours)
-        moments = self._restored(*found) if found else {}
+        checkpoint = checkpoints.latest(name, self._is_ours)
+        moments = self._restored(*checkpoint) if checkpoint else {}
         state = self._state
         for number, stage in enumerate(self._recipe.stages[max(0, state.stage - 1) :], start=max(1, state.stage)):
             state.enter(number)
@@ -220,9 +220,9 @@ class Tuner:
 
     def _step(self, moving: _InMotion) -> None:
         """An epoch, and what is to be said of it."""
-        state, held = self._state, self._sides.held
-        if not state.epoch and len(held):  # the weights of the start are the first that may be kept
-            state.best_score = self._score(held, self._evaluated(moving.learner, moving.source, held))
+        state, val = self._state, self._sides.held
+        if not state.epoch and len(val):  # the weights of the start are the first that may be kept
+            state.best_score = self._score(val, self._evaluated(moving.learner, moving.source, val))
             self._best = self._weights()
             if state.best_score == -math.inf:
                 raise UsageError(
@@ -241,19 +241,19 @@ class Tuner:
         moving.learner.train()
         batches = self._batches(self._state.epoch)
         inputs = moving.source.batches([piece for batch in batches for piece in self._pieces(batch)], self._state.epoch)
-        said: list[tuple[Array, Array]] = []
+        predictions: list[tuple[Array, Array]] = []
         for step, batch in enumerate(batches):
             moving.optimizer.zero_grad(set_to_none=True)
-            said += self._backward(moving, step, batch, inputs)
+            predictions += self._backward(moving, step, batch, inputs)
             moving.scaler.step(moving.optimizer)
             moving.scaler.update()
-        return self._curve_point(said)
+        return self._curve_point(predictions)
 
     def _backward(
         self, moving: _InMotion, step: int, batch: Array, inputs: Iterator[Array]
     ) -> list[tuple[Array, Array]]:
         """Adds up the gradients of a batch, piece by piece; returns (rows, logits) of each."""
-        said = []
+        predictions = []
         weight, draws, pieces = self._weight(batch), self._draws(step, batch), self._pieces(batch)
         for i, piece in enumerate(pieces):
             of_piece = [draw[np.isin(batch, piece)] for draw in draws]
@@ -263,8 +263,8 @@ class Tuner:
                 total, _ = self._objective.parts(z[None], rows, torch.ones_like(z[None, :, 0]))
                 loss = total.sum() / weight * self._world.size
                 moving.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-            said.append((piece, z.detach().cpu().numpy()))
-        return said
+            predictions.append((piece, z.detach().cpu().numpy()))
+        return predictions
 
     def _said(self, wrapped: nn.Module, inputs: Tensor, draws: Sequence[Array]) -> Tensor:
         lower = _AUTOCAST.get(self._recipe.precision)
@@ -316,14 +316,14 @@ class Tuner:
 
     def _note(self, moving: _InMotion, point: Point) -> None:
         """Validation, the best so far, and whether the stage is over."""
-        state, held = self._state, self._sides.held
+        state, val = self._state, self._sides.held
         if not math.isfinite(point["train_loss"]):
             raise self._diverged()
-        if len(held):
-            logits = self._evaluated(moving.learner, moving.source, held)
-            numbers = self._targets.curve_point(0, held, logits)
+        if len(val):
+            logits = self._evaluated(moving.learner, moving.source, val)
+            numbers = self._targets.curve_point(0, val, logits)
             point |= {f"val_{name}": value for name, value in numbers.items()}
-            if (score := self._score(held, logits)) > state.best_score:
+            if (score := self._score(val, logits)) > state.best_score:
                 state.best_score, state.best_epoch, self._best = score, state.epoch, self._weights()
         else:
             state.best_epoch = state.epoch
@@ -331,10 +331,10 @@ class Tuner:
         state.is_over = moving.watcher.stopped
         state.history.append({"epoch": float(state.epoch), "stage": float(state.stage), **point})
 
-    def _curve_point(self, said: Sequence[tuple[Array, Array]]) -> Point:
-        every = self._world.gathered(said)
-        rows = np.concatenate([rows for each in every for rows, _ in each])
-        logits = np.concatenate([z for each in every for _, z in each])
+    def _curve_point(self, predictions: Sequence[tuple[Array, Array]]) -> Point:
+        every = self._world.gathered(predictions)
+        rows = np.concatenate([rows for predicted in every for rows, _ in predicted])
+        logits = np.concatenate([z for predicted in every for _, z in predicted])
         if not np.isfinite(logits).all():
             return {"train_loss": math.nan}
         return {f"train_{name}": value for name, value in self._targets.curve_point(0, rows, logits).items()}
@@ -343,10 +343,10 @@ class Tuner:
     def _evaluated(self, learner: Learner, source: Source, rows: Array) -> Array:
         learner.eval()
         batches = np.array_split(self._world.share(rows), max(1, math.ceil(len(rows) / 32 / self._world.size)))
-        found = [
+        chunks = [
             self._plain(learner, inputs) for inputs in source.batches([batch for batch in batches if len(batch)], 0)
         ]
-        mine = np.concatenate(found) if found else np.zeros((0, self._targets.n_classes), dtype=np.float32)
+        mine = np.concatenate(chunks) if chunks else np.zeros((0, self._targets.n_classes), dtype=np.float32)
         logits = np.concatenate(self._world.gathered(mine))
         if not np.isfinite(logits).all():
             if self._state.epoch:
@@ -358,8 +358,8 @@ class Tuner:
         return UsageError(f"the training diverged in epoch {self._state.epoch}: lower --lr and --backbone-lr.")
 
     def _plain(self, learner: Learner, inputs: Array) -> Array:
-        found: Array = learner(learner.entering(inputs), []).float().cpu().numpy()
-        return found
+        logits: Array = learner(learner.entering(inputs), []).float().cpu().numpy()
+        return logits
 
     # --- rates, weights, checkpoints ----------------------------------------------------------------------------------
 

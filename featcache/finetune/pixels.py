@@ -67,12 +67,14 @@ class Pixels:
     def read(self, numbers: Sequence[int], on_progress: Progress = lambda done, total: None) -> None:
         """Decodes images for the first time: notes their digests and failures, and keeps what there is room for."""
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
-            for done, (number, found) in enumerate(zip(numbers, pool.map(self._decode, numbers), strict=True), start=1):
-                self.digests[number] = found.digest
-                if found.pixels is None:
-                    self.failures[number] = found.failure or ("unreadable", "no reason was given")
+            for done, (number, decoded) in enumerate(
+                zip(numbers, pool.map(self._decode, numbers), strict=True), start=1
+            ):
+                self.digests[number] = decoded.digest
+                if decoded.pixels is None:
+                    self.failures[number] = decoded.failure or ("unreadable", "no reason was given")
                 else:
-                    self._keep(number, found.pixels[0][0])
+                    self._keep(number, decoded.pixels[0][0])
                 on_progress(done, len(numbers))
 
     def keep_only(self, numbers: Sequence[int]) -> None:
@@ -96,11 +98,11 @@ class Pixels:
     def _resized(self, number: int) -> Array:
         if number in self._kept:
             return self._kept[number]
-        found = self._decode(number)
-        if found.pixels is None or found.digest != self.digests[number]:
-            why = found.failure[1] if found.failure else "other bytes"
+        decoded = self._decode(number)
+        if decoded.pixels is None or decoded.digest != self.digests[number]:
+            why = decoded.failure[1] if decoded.failure else "other bytes"
             raise InputsChanged(f"{self._paths[number]} is not what it was when the training began: {why}.")
-        pixels: Array = found.pixels[0][0]
+        pixels: Array = decoded.pixels[0][0]
         return pixels
 
     def _decode(self, number: int) -> Prepared:

@@ -99,12 +99,12 @@ def write(
     kept = {"split.json": division, "images.json": images}
     files = {name: (json.dumps(value) + "\n").encode() for name, value in kept.items()}
     files[WEIGHTS] = packed(backbone)
-    found = tables(after, points)
-    names, rows = found["history.csv"]
+    run_tables = tables(after, points)
+    names, rows = run_tables["history.csv"]
     history = [dict(zip(names, row, strict=True)) for row in rows]
     ringed = epoch if len(outcome.histories) == 1 and epoch in [point["epoch"] for point in history] else None
     files["curves.png"] = figures.curves(history, _title(start, key), ringed)  # type: ignore[arg-type]
-    return runs.save(run_path, record, outcome.tensors, found, files)
+    return runs.save(run_path, record, outcome.tensors, run_tables, files)
 
 
 def _said(task: Task, protocol: Protocol, sides: Sided, rule: str | None) -> Said:
@@ -113,40 +113,40 @@ def _said(task: Task, protocol: Protocol, sides: Sided, rule: str | None) -> Sai
     return Said(task, protocol, sides, chosen(task, *sides[VAL], parsed))
 
 
-def _point(name: str, said: Said, rule: str | None) -> Json:
-    return {name: said.at_operating_point(calibration.parse_rule(rule)) if rule else None}
+def _point(name: str, scored: Said, rule: str | None) -> Json:
+    return {name: scored.at_operating_point(calibration.parse_rule(rule)) if rule else None}
 
 
 def _gain(task: Task, protocol: Protocol, before: Said, after: Said) -> Json:
     """By side, what the numbers have gained, with intervals: at 0.5, and at each its own operating point."""
-    found: dict[str, Any] = {}
+    gains: dict[str, Any] = {}
     for side in (VAL, TEST):
         if side not in after.sides:
             continue
         rows, z = after.sides[side]
-        told: dict[str, Any] = selection.change(task, protocol, rows, before.sides[side][1], z)
+        change: dict[str, Any] = selection.change(task, protocol, rows, before.sides[side][1], z)
         if after.threshold is not None:
             at = before.threshold, after.threshold
-            told["at_operating_point"] = selection.change(task, protocol, rows, before.sides[side][1], z, at)
-        found[side] = told
-    return found
+            change["at_operating_point"] = selection.change(task, protocol, rows, before.sides[side][1], z, at)
+        gains[side] = change
+    return gains
 
 
 def _baselines(task: Task, protocol: Protocol) -> Json:
     on_test = len(protocol.test) > 0
-    held = np.unique(np.concatenate([fold.held for fold in protocol.folds]))
+    val = np.unique(np.concatenate([fold.held for fold in protocol.folds]))
     train = protocol.folds[0].train if protocol.is_hold_out else protocol.rows
-    rows = protocol.test if on_test else held
+    rows = protocol.test if on_test else val
     return {"on": TEST if on_test else VAL, "majority": baselines.majority(task, train, rows)}
 
 
 def _notes(start: Start, outcome: Outcome, after: Said) -> list[str]:
     parent = start.parent
     sources = {start.backbone.weights_source, parent.record["store"].get("weights") if parent else None}
-    told = about_network(checkpoints.RUN if checkpoints.RUN in sources else None)
+    inherited = about_network(checkpoints.RUN if checkpoints.RUN in sources else None)
     if parent and parent.record.get("n_trainable"):  # its network learnt from the rows that are learnt from here
-        told = [note for note in told if note in parent.record["notes"]]
-    notes = [*told, *after.notes()]
+        inherited = [note for note in inherited if note in parent.record["notes"]]
+    notes = [*inherited, *after.notes()]
     if parent and parent.record["asked"].get("tta"):
         name = parent.path.name
         notes.insert(0, f"{name} was scored by means over augmented views; here nothing is, before or after")
@@ -161,16 +161,16 @@ def _history(parent: Run | None, outcome: Outcome) -> tuple[list[list[dict[str, 
     earlier = parent.history() if parent else []
     phase = max((int(point.get("phase", 1)) for point in earlier), default=1 if parent else 0)
     n = int(max((point["epoch"] for point in earlier), default=0))
-    found = []
+    rows = []
     for history in outcome.histories:
         points = [{"phase": 1.0, **point} for point in earlier]
         for point in history:
             rest = {name: value for name, value in point.items() if name not in ("epoch", "stage")}
             points.append({"phase": phase + point["stage"], "epoch": n + point["epoch"], **rest})
-        found.append(points)
+        rows.append(points)
     if outcome.epoch == 0 and parent:
-        return found, parent.record["epoch"]
-    return found, n + outcome.epoch
+        return rows, parent.record["epoch"]
+    return rows, n + outcome.epoch
 
 
 def _title(start: Start, key: Json) -> str:

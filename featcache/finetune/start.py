@@ -97,7 +97,7 @@ class Start:
         assert self.parent is not None
         own = self.backbone.identity(self.decode, "", views_of(identity))
         lines = vector_differences(comparable(identity), comparable(own))
-        stored = (each["stored_dtype"] for each in (identity, self.parent.record["store"]["identity"]))
+        stored = (fields["stored_dtype"] for fields in (identity, self.parent.record["store"]["identity"]))
         return lines + difference(*({"stored_dtype": dtype} for dtype in stored))
 
     def made(self, tensors: Mapping[str, Array], dropout: float | None) -> Head:
@@ -144,7 +144,7 @@ def of_folder(
     everything = np.arange(len(images.image_ids))
     mine = world.share(everything).tolist()
     pixels.read([i for i in mine if images.image_ids[i] not in images.refused], telling.on_reading)
-    digests = [each for several in world.gathered([pixels.digests[i] for i in mine]) for each in several]
+    digests = [part for several in world.gathered([pixels.digests[i] for i in mine]) for part in several]
     failures: dict[int, tuple[str, str]] = {}
     for each in world.gathered(pixels.failures):
         failures |= each

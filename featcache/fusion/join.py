@@ -111,7 +111,7 @@ def join(store: Rows, spec: FusionSpec, also: Division = Division()) -> StudyTab
         view=np.arange(len(rows)) - np.searchsorted(study, study),
         groups=_groups(row_groups[rows], study, len(names)),
         row_groups=row_groups,
-        texts={name: [reports.get(each, _no(spec))[i] for each in names] for i, name in enumerate(spec.texts)},
+        texts={name: [reports.get(name, _no(spec))[i] for name in names] for i, name in enumerate(spec.texts)},
         columns=shared,
         image_columns=image_columns,
         coverage={**coverage, "conflicts": conflicts},
@@ -123,10 +123,10 @@ def join(store: Rows, spec: FusionSpec, also: Division = Division()) -> StudyTab
 
 
 def _column(store: Rows, columns: Mapping[str, list[str]], name: str) -> list[str]:
-    held = {"image_id": store.image_ids, **columns}
-    if name not in held:
-        raise UsageError(f"{store.path} has no column {name!r}; it has {', '.join(held)}.")
-    return held[name]
+    values = {"image_id": store.image_ids, **columns}
+    if name not in values:
+        raise UsageError(f"{store.path} has no column {name!r}; it has {', '.join(values)}.")
+    return values[name]
 
 
 def _from_csv(spec: FusionSpec, notes: list[str]) -> tuple[Reports, int]:
@@ -145,20 +145,20 @@ def _from_csv(spec: FusionSpec, notes: list[str]) -> tuple[Reports, int]:
 
 def _from_columns(store: Rows, columns: Mapping[str, list[str]], keys: Sequence[str], spec: FusionSpec) -> Reports:
     """The texts that the images of each study bring with them."""
-    held = [_column(store, columns, name) for name in spec.texts]
-    found: dict[str, list[str]] = {}
+    text_columns = [_column(store, columns, name) for name in spec.texts]
+    by_name: dict[str, list[str]] = {}
     for row, key in enumerate(keys):
         if not key:
             continue
-        texts = found.setdefault(key, [""] * len(held))
-        for i, values in enumerate(held):
+        texts = by_name.setdefault(key, [""] * len(text_columns))
+        for i, values in enumerate(text_columns):
             if texts[i] and values[row] and texts[i] != values[row]:
                 raise UsageError(
                     f"{store.path}: the images of {spec.by} {key!r} have different texts as {spec.texts[i]}. Give the "
                     f"texts of the studies with --reports."
                 )
             texts[i] = texts[i] or values[row]
-    return {key: tuple(texts) for key, texts in found.items()}
+    return {key: tuple(texts) for key, texts in by_name.items()}
 
 
 def _no(spec: FusionSpec) -> tuple[str, ...]:
@@ -230,9 +230,9 @@ def _row_groups(store: Rows, columns: Mapping[str, list[str]], keys: list[str], 
 
 def _groups(groups: Array, study: Array, s: int) -> Array:
     """(s,) numbers from 0 of the studies; one of text alone is a group of its own."""
-    found = np.arange(s) + (groups.max(initial=0) + 1)
-    found[study] = groups
-    return np.unique(found, return_inverse=True)[1].astype(np.int64)
+    keys = np.arange(s) + (groups.max(initial=0) + 1)
+    keys[study] = groups
+    return np.unique(keys, return_inverse=True)[1].astype(np.int64)
 
 
 def _sides(columns: Mapping[str, list[str]], groups: Array, also: Division) -> list[str]:
@@ -264,12 +264,12 @@ def _side_of_group(
             [f"{keys[row] or store.image_ids[row]!r} ({side})" for side, row in members[group].items()]
             for group in crossing
         ]
-        shown = "; ".join(" and ".join(each) for each in first[:_SHOWN])
+        examples = "; ".join(" and ".join(pair) for pair in first[:_SHOWN])
         raise UsageError(
             f"{len(crossing)} studies, or sets of studies that share a patient or an image, are on two sides of the "
-            f"split. The first: {shown}. Mend the split, or train the Run with --group-by."
+            f"split. The first: {examples}. Mend the split, or train the Run with --group-by."
         )
-    return {group: min(found) for group, found in members.items()}
+    return {group: min(subsets) for group, subsets in members.items()}
 
 
 def _of_studies(
@@ -277,24 +277,24 @@ def _of_studies(
 ) -> tuple[dict[str, list[str]], dict[str, int]]:
     """What the images of each study say alike, and of how many studies they do not. A label on which they differ is
     unknown; another column on which some differ is none of studies."""
-    found: dict[str, list[str]] = {}
+    by_column: dict[str, list[str]] = {}
     conflicts: dict[str, int] = {}
     for name, values in columns.items():
         if name == "split" or (name == spec.by and name != "group"):
             continue
         shared, differing = _shared(values, study, len(names))
         if name == "group" and differing:
-            shown = ", ".join(repr(names[i]) for i in differing[:_SHOWN])
+            examples = ", ".join(repr(names[i]) for i in differing[:_SHOWN])
             raise UsageError(
-                f"{len(differing)} studies have images of several groups (patients), the first {shown}. Mend the "
+                f"{len(differing)} studies have images of several groups (patients), the first {examples}. Mend the "
                 f"column group, or choose another key with --by."
             )
         if name == "label" or name in also.columns:
             conflicts |= {name: len(differing)} if differing else {}
         elif differing:
             continue
-        found[name] = shared
-    return found, conflicts
+        by_column[name] = shared
+    return by_column, conflicts
 
 
 def _shared(values: Sequence[str], study: Array, s: int) -> tuple[list[str], list[int]]:

@@ -97,8 +97,8 @@ def learnt(run: Run, store: Store) -> Learnt:
     """
     final = run.weights()  # first: a head says whether the record is its own
     with said_by(run):
-        asked = run.record["asked"]
-        averages, refitted = bool(asked["tta"]), bool(asked.get("refit_all"))
+        request = run.record["asked"]
+        averages, refitted = bool(request["tta"]), bool(request.get("refit_all"))
     if lines := differences(run, store.identity, tta=averages):
         fields = "\n  ".join(lines)
         raise IdentityMismatch(
@@ -113,18 +113,18 @@ def learnt(run: Run, store: Store) -> Learnt:
     fold = np.full(n, -1, dtype=np.int64)
     for each in protocol.folds:
         fold[rows[each.held]] = each.number if each.repeat == 0 else fold[rows[each.held]]
-    by_fold = [(head, _mask(n, rows[each.train])) for head, each in zip(heads, protocol.folds, strict=False)]
+    by_fold = [(head, _mask(n, rows[fold.train])) for head, fold in zip(heads, protocol.folds, strict=False)]
     return Learnt(run, _division(run, rows, n), fold, (final, seen), by_fold)
 
 
-def said(what: Learnt, store: Store, table: StudyTable) -> Said:
+def said(learnt: Learnt, store: Store, table: StudyTable) -> Said:
     """The logits of studies, each by heads that have not seen it.
 
     Raises:
         UsageError: the store lacks the vectors or views that the head works on.
         CorruptStore: the store is damaged.
     """
-    spec, record = what.run.spec, what.run.record
+    spec, record = learnt.run.spec, learnt.run.record
     average = bool(record["asked"]["tta"])
     features.check(store, [spec], average)
     x = features.scored(features.load(store, [spec], average, "cpu")[features.tap_of(spec)], average)[
@@ -134,7 +134,7 @@ def said(what: Learnt, store: Store, table: StudyTable) -> Said:
     unit = table.row_groups[table.rows]  # (m,)
     total, times = np.zeros((len(table), c)), np.zeros(len(table), dtype=np.int64)
     head_of = np.full(len(table), NO_HEAD, dtype=np.uint8)
-    for kind, heads in ((FINAL_HEAD, [what.final]), (FOLD_HEADS, what.folds)):
+    for kind, heads in ((FINAL_HEAD, [learnt.final]), (FOLD_HEADS, learnt.folds)):
         left = np.isin(table.study, np.flatnonzero(head_of == NO_HEAD))
         for head, seen in heads:
             clean = np.flatnonzero(left & ~np.isin(unit, table.row_groups[seen]))
@@ -143,20 +143,20 @@ def said(what: Learnt, store: Store, table: StudyTable) -> Said:
             np.add.at(times, table.study[clean], 1)
             head_of[table.study[clean]] = kind
     logits = np.where(times[:, None] > 0, total / np.maximum(times, 1)[:, None], np.nan)
-    return Said(logits.astype(np.float32), head_of, _fold_of_studies(what.fold, table))
+    return Said(logits.astype(np.float32), head_of, _fold_of_studies(learnt.fold, table))
 
 
 def _rows(run: Run, store: Store) -> Array:
     """The row of the store that each image of the Run is."""
     images = run.images()
-    place, held = {name: i for i, name in enumerate(store.image_ids)}, store.content_sha256
+    place, digests = {name: i for i, name in enumerate(store.image_ids)}, store.content_sha256
     pairs = zip(images.image_ids, images.content_sha256, strict=True)
-    missing = [name for name, content in pairs if name not in place or held[place[name]] != content]
+    missing = [name for name, content in pairs if name not in place or digests[place[name]] != content]
     if missing:
-        shown = ", ".join(map(repr, missing[:_SHOWN]))
+        examples = ", ".join(map(repr, missing[:_SHOWN]))
         raise UsageError(
             f"{run.path} has learnt from {len(missing):,} image(s) that {store.path} has not, or has with other bytes, "
-            f"the first {shown}: it cannot be said which studies it has seen. Train it on this store."
+            f"the first {examples}: it cannot be said which studies it has seen. Train it on this store."
         )
     return np.array([place[name] for name in images.image_ids], dtype=np.int64)
 

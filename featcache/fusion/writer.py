@@ -86,8 +86,8 @@ def _written(store: Store, path: Path, spec: FusionSpec, run: Run | None) -> Fus
     learnt = unseen.learnt(run, store) if run else None
     table = join(store, spec, learnt.division if learnt else Division())
     _check_padding(store, table, spec)
-    said = unseen.said(learnt, store, table) if learnt else None
-    coverage = {**table.coverage, **(_counted(said) if said else {})}
+    unseen_logits = unseen.said(learnt, store, table) if learnt else None
+    coverage = {**table.coverage, **(_counted(unseen_logits) if unseen_logits else {})}
     about = {
         "by": spec.by,
         "pool": spec.pool,
@@ -100,7 +100,7 @@ def _written(store: Store, path: Path, spec: FusionSpec, run: Run | None) -> Fus
         "run": learnt.about() if learnt else None,
         "coverage": coverage,
     }
-    write_file(path, partial(_fill, store=store, spec=spec, table=table, said=said, about=about))
+    write_file(path, partial(_fill, store=store, spec=spec, table=table, unseen_logits=unseen_logits, about=about))
     with Studies(path) as written:
         shapes = {"image_vectors": list(written.row_shape)}
         shapes |= {"image_tokens": list(written.token_shape)} if written.token_shape else {}
@@ -143,9 +143,9 @@ def _padding(table: StudyTable, spec: FusionSpec) -> tuple[str, ...]:
     )
 
 
-def _counted(said: unseen.Said) -> Json:
+def _counted(unseen_logits: unseen.Said) -> Json:
     kinds = {"by_final_head": FINAL_HEAD, "by_fold_heads": FOLD_HEADS, "none": NO_HEAD}
-    return {"logits": {name: int((said.head == kind).sum()) for name, kind in kinds.items()}}
+    return {"logits": {name: int((unseen_logits.head == kind).sum()) for name, kind in kinds.items()}}
 
 
 def _taps(spec: FusionSpec) -> list[str]:
@@ -161,7 +161,7 @@ def _most(table: StudyTable) -> int:
 
 
 def _fill(
-    file: File, *, store: Store, spec: FusionSpec, table: StudyTable, said: unseen.Said | None, about: Json
+    file: File, *, store: Store, spec: FusionSpec, table: StudyTable, unseen_logits: unseen.Said | None, about: Json
 ) -> None:
     set_text(file, "format", FUSION_FORMAT)
     file.attrs["format_version"] = np.array(FUSION_VERSION, dtype=np.int64)
@@ -172,9 +172,14 @@ def _fill(
     digests["group_number"] = put_rows(file, "group_number", table.groups)
     digests |= _put_columns(file, store, table)
     digests |= _put_texts(file, table)
-    if said:
-        mask = (said.head != NO_HEAD).astype(np.uint8)
-        of_run = {"logits": said.logits, "logits_mask": mask, "logits_head": said.head, "fold": said.fold}
+    if unseen_logits:
+        mask = (unseen_logits.head != NO_HEAD).astype(np.uint8)
+        of_run = {
+            "logits": unseen_logits.logits,
+            "logits_mask": mask,
+            "logits_head": unseen_logits.head,
+            "fold": unseen_logits.fold,
+        }
         digests |= {name: put_rows(file, name, values) for name, values in of_run.items()}
     digests |= _put_vectors(file, store, spec, table)
     set_text(file, "datasets_sha256", canonical_json(digests))
@@ -211,15 +216,15 @@ def _put_vectors(file: File, store: Store, spec: FusionSpec, table: StudyTable) 
     mask[table.study, table.view] = 1
     mask = mask if spec.pool == VIEWS else mask[:, 0]
     digests = {"image_mask": put_rows(file, "image_mask", np.ascontiguousarray(mask))}
-    makers: dict[str, tuple[str, Callable[[Array], Array]]] = {"image_vectors": (POOLED, lambda found: found)}
+    makers: dict[str, tuple[str, Callable[[Array], Array]]] = {"image_vectors": (POOLED, lambda vectors: vectors)}
     if spec.tokens:
         makers["image_tokens"] = (GRID, partial(_places, d=store.width(POOLED)))
-    for name, (tap, made) in makers.items():
-        row = made(np.zeros((1, *store.row_shape(tap)), dtype=store.dtype(tap))).shape[1:]
+    for name, (tap, transform) in makers.items():
+        row = transform(np.zeros((1, *store.row_shape(tap)), dtype=store.dtype(tap))).shape[1:]
         dtype = np.dtype(np.float32 if spec.pool == MEAN else store.dtype(tap))
         shape = (s, *([v] if spec.pool == VIEWS else []), *row)
         dataset, digest, start = create_rows(file, name, shape, dtype), ArrayDigest(dtype, shape), 0
-        for block in _blocks(store, tap, table, spec, made, dtype, shape):
+        for block in _blocks(store, tap, table, spec, transform, dtype, shape):
             dataset[start : start + len(block)] = block
             digest.update(block)
             start += len(block)
@@ -232,7 +237,7 @@ def _blocks(
     tap: str,
     table: StudyTable,
     spec: FusionSpec,
-    made: Callable[[Array], Array],
+    transform: Callable[[Array], Array],
     dtype: np.dtype[Any],
     shape: tuple[int, ...],
 ) -> Iterator[Array]:
@@ -244,15 +249,15 @@ def _blocks(
         rows, study, view = table.rows[here], table.study[here] - start, table.view[here]
         if spec.pool == FIRST:
             rows, study, view = rows[view == 0], study[view == 0], view[view == 0]
-        found = made(gather(store, tap, rows))
+        array = transform(gather(store, tap, rows))
         if spec.pool == MEAN:
             total = np.zeros(block.shape)
-            np.add.at(total, study, found)
+            np.add.at(total, study, array)
             block[:] = total / np.maximum(np.bincount(study, minlength=len(block)), 1)[:, None]
         elif spec.pool == FIRST:
-            block[study] = found
+            block[study] = array
         else:
-            block[study, view] = found
+            block[study, view] = array
         yield block
 
 

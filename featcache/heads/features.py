@@ -55,10 +55,10 @@ def _check_views(store: Store) -> None:
         raise UsageError(
             f"{store.path} has no augmented views. Make a store with them: featcache embed --augmentations K."
         )
-    (held, _), (pooled, _) = store.shape(f"features/{VIEWS}"), store.shape(f"features/{POOLED}")
-    if len(held) != 3 or held[1] < 1 or held[2:] != pooled[1:]:
+    (stored, _), (pooled, _) = store.shape(f"features/{VIEWS}"), store.shape(f"features/{POOLED}")
+    if len(stored) != 3 or stored[1] < 1 or stored[2:] != pooled[1:]:
         raise UsageError(
-            f"{store.path}: features/{VIEWS} of shape {held} are no views of features/{POOLED} of shape {pooled}."
+            f"{store.path}: features/{VIEWS} of shape {stored} are no views of features/{POOLED} of shape {pooled}."
         )
 
 
@@ -67,12 +67,12 @@ def load(store: Store, specs: Sequence[HeadSpec], tta: bool, device: str) -> "di
     (n, 1 + K, d) where views are needed."""
     import torch
 
-    found = {}
+    arrays = {}
     for tap in dict.fromkeys(map(tap_of, specs)):
         with_views = tap == POOLED and need_views(specs, tta)
         x = _with_views(store) if with_views else store.features(tap).reshape(len(store), -1)
-        found[tap] = torch.from_numpy(x).to(device)
-    return found
+        arrays[tap] = torch.from_numpy(x).to(device)
+    return arrays
 
 
 def _with_views(store: Store) -> "np.ndarray[tuple[int, int, int], np.dtype[np.float32]]":

@@ -130,13 +130,13 @@ class Trajectory:
 
 def trajectories(fits: Sequence[Fit]) -> list[Trajectory]:
     """The trainings of which all fits are states."""
-    found: dict[Any, Trajectory] = {}
+    trajectories: dict[Any, Trajectory] = {}
     for i, fit in enumerate(fits):
         spec = fit.spec if fit.spec.schedule == "cosine" else replace(fit.spec, epochs=1)
         key = (spec, id(fit.pool), fit.train.tobytes(), fit.watch.tobytes(), fit.held.tobytes(), fit.labelling)
-        trajectory = found.setdefault(key, Trajectory(fit, {}, fits))
+        trajectory = trajectories.setdefault(key, Trajectory(fit, {}, fits))
         trajectory.snapshots.setdefault(fit.spec.epochs, []).append(i)
-    return list(found.values())
+    return list(trajectories.values())
 
 
 def stacks_abreast(members: Sequence[Trajectory], x: Tensor, targets: Targets, limit: int) -> int:
@@ -144,7 +144,7 @@ def stacks_abreast(members: Sequence[Trajectory], x: Tensor, targets: Targets, l
     head in each of them."""
     if x.device.type == "cuda" or not members:
         return 1
-    largest = max(bytes_of_one(each.fit, x, targets) for each in members)
+    largest = max(bytes_of_one(trajectory.fit, x, targets) for trajectory in members)
     return max(1, min(torch.get_num_threads(), len(members), limit // largest))
 
 

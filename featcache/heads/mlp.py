@@ -27,21 +27,21 @@ def is_wide(spec: HeadSpec, n_features: int) -> bool:
     return bool(spec.hidden_sizes) and spec.scale != "standard" and spec.hidden_sizes[0] * n_features >= _LEAST
 
 
-def own_rows(x: Tensor, taking: Tensor) -> Own:
+def own_rows(x: Tensor, row_mask: Tensor) -> Own:
     """The rows of a batch that each head learns from; heads of one fold share them.
 
     Args:
         x: (b, d) features.
-        taking: (k, b), 1 where a head learns from the row.
+        row_mask: (k, b), 1 where a head learns from the row.
     """
-    found: dict[bytes, tuple[Tensor, Tensor]] = {}
+    sets: dict[bytes, tuple[Tensor, Tensor]] = {}
     each = []
-    for mask in taking.bool():
+    for mask in row_mask.bool():
         key = mask.numpy().tobytes()
-        if key not in found:
+        if key not in sets:
             rows = mask.nonzero().squeeze(1)
-            found[key] = rows, x[rows]
-        each.append(found[key])
+            sets[key] = rows, x[rows]
+        each.append(sets[key])
     return each
 
 
@@ -54,10 +54,10 @@ def products(weights: Tensor, own: Own, n_rows: int) -> Tensor:
         own: rows of each head.
         n_rows: b.
     """
-    found = weights.new_zeros(len(own), n_rows, weights.shape[1])
+    outputs = weights.new_zeros(len(own), n_rows, weights.shape[1])
     for i, (rows, x) in enumerate(own):
-        found[i, rows] = x @ weights[i].T
-    return found
+        outputs[i, rows] = x @ weights[i].T
+    return outputs
 
 
 @torch.no_grad()
@@ -71,17 +71,17 @@ def take(steps: Sequence[Step], own: Own, gradient: Tensor) -> None:
     """
     buffer = gradient.new_empty(0)
     for step in steps:
-        weights, moments, taken = step.parameters[0], [each[0] for each in step.moments], step.steps[0]
+        weights, moments, n_steps = step.parameters[0], [moment[0] for moment in step.moments], step.steps[0]
         for j, i in enumerate(range(*step.heads.indices(len(own)))):
             rows, x = own[i]
-            wanted = gradient[i, rows]  # (r, h)
+            row_gradient = gradient[i, rows]  # (r, h)
             for units in _pieces(*weights.shape[1:]):
-                some = wanted[:, units].T  # (u, r)
+                some = row_gradient[:, units].T  # (u, r)
                 buffer = buffer if len(buffer) >= len(some) else x.new_empty(len(some), x.shape[1])
                 piece = torch.mm(some, x, out=buffer[: len(some)])  # (u, d)
-                held = [[each[j, units]] for each in moments]
-                step.optimize([weights[j, units]], [piece], held, [taken.clone()])
-        taken.add_(1)
+                unit_moments = [[moment[j, units]] for moment in moments]
+                step.optimize([weights[j, units]], [piece], unit_moments, [n_steps.clone()])
+        n_steps.add_(1)
 
 
 def _pieces(n_units: int, n_features: int) -> Iterator[slice]:

@@ -132,8 +132,8 @@ class Head(nn.Module):
 
     def own(self) -> dict[str, Tensor]:
         """Everything of it that `head.safetensors` has, by the same names."""
-        found = {**dict(self.named_parameters()), **dict(self.named_buffers())}
-        return {name: tensor for name, tensor in found.items() if name.split(".")[-1] not in _NOT_KEPT}
+        tensors = {**dict(self.named_parameters()), **dict(self.named_buffers())}
+        return {name: tensor for name, tensor in tensors.items() if name.split(".")[-1] not in _NOT_KEPT}
 
     def forward(self, x: Tensor, draws: Sequence[Tensor] | None = None) -> Tensor:
         """(b, d) to (b, c).
@@ -182,9 +182,9 @@ def _normed(norm: nn.BatchNorm1d, z: Tensor) -> Tensor:
     if not norm.training or len(z) > 1:
         return norm(z)  # type: ignore[no-any-return]
     with torch.no_grad():
-        for running, found in ((norm.running_mean, z[0]), (norm.running_var, torch.zeros_like(z[0]))):
+        for running, value in ((norm.running_mean, z[0]), (norm.running_var, torch.zeros_like(z[0]))):
             assert running is not None
-            running.lerp_(found.to(running.dtype), NORM_MOMENTUM)
+            running.lerp_(value.to(running.dtype), NORM_MOMENTUM)
     return (z - z) * norm.weight + norm.bias
 
 

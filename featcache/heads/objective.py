@@ -44,12 +44,12 @@ class Targets:
     def curve_point(self, labelling: int, rows: Array, logits: Array) -> dict[str, float]:
         """Loss, accuracy, precision, recall and F1 of some rows."""
         labels = self.values[labelling][rows]
-        found = (
+        point = (
             metrics.per_epoch_findings(labels, logits)
             if self.has_findings
             else metrics.per_epoch(labels, logits, self.positive)
         )
-        return {name: found[name] for name in _CURVE}
+        return {name: point[name] for name in _CURVE}
 
 
 def class_weight(labels: Array, n_classes: int, kind: str) -> Array:
@@ -113,7 +113,7 @@ class Objective:
         """
         masks = {rows.tobytes(): np.isin(pool_rows, rows) for rows in train}
         mask = np.stack([masks[rows.tobytes()] for rows in train], axis=1).astype(np.float32)
-        labels = [targets.values[which][rows] for which, rows in zip(labelling, train, strict=True)]
+        labels = [targets.values[label_set][rows] for label_set, rows in zip(labelling, train, strict=True)]
         each = [class_weight(y, targets.n_classes, s.class_weight) for y, s in zip(labels, specs, strict=True)]
         values = targets.values.astype(np.float32) if targets.has_findings else targets.values
         return cls(
@@ -129,26 +129,26 @@ class Objective:
         mine = {name: getattr(self, name)[heads] for name in ("labelling", "class_weight", "smoothing")}
         return replace(self, mask=self.mask[:, heads], **mine)
 
-    def loss(self, z: Tensor, rows: Tensor, taking: Tensor) -> Tensor:
+    def loss(self, z: Tensor, rows: Tensor, mask: Tensor) -> Tensor:
         """Averaged over each head's own rows by class weight, summed over heads: a head's gradient does not depend on
         how many stand beside it. The average is that of torch's cross entropy with weights and smoothing."""
-        total, weight = self.parts(z, rows, taking)
+        total, weight = self.parts(z, rows, mask)
         return (total / weight.clamp(min=1e-12)).sum()
 
-    def parts(self, z: Tensor, rows: Tensor, taking: Tensor) -> tuple[Tensor, Tensor]:
+    def parts(self, z: Tensor, rows: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """(k,) sums of losses times weights, and (k,) sums of weights: what an average over several pieces of a batch
         is made of."""
         labels = self._labels(rows, torch.arange(len(z), device=z.device))
         each = self._of_findings if self.has_findings else self._of_classes
-        return each(z, labels, self.class_weight, self.smoothing, taking)
+        return each(z, labels, self.class_weight, self.smoothing, mask)
 
     @torch.no_grad()
     def plain_loss(self, z: Tensor, rows: Tensor, heads: Tensor) -> list[float]:
         """Per head, unweighted and not smoothed."""
-        taking = z.new_ones(z.shape[:2])
+        mask = z.new_ones(z.shape[:2])
         weights, smoothing = torch.ones_like(self.class_weight[heads]), torch.zeros_like(self.smoothing[heads])
         each = self._of_findings if self.has_findings else self._of_classes
-        total, weight = each(z, self._labels(rows, heads), weights, smoothing, taking)
+        total, weight = each(z, self._labels(rows, heads), weights, smoothing, mask)
         losses: list[float] = (total / weight.clamp(min=1e-12)).tolist()
         return losses
 
@@ -159,23 +159,23 @@ class Objective:
         return self.values[self.labelling[heads]][:, rows]
 
     @staticmethod
-    def _of_classes(z: Tensor, y: Tensor, weights: Tensor, smoothing: Tensor, taking: Tensor) -> tuple[Tensor, Tensor]:
+    def _of_classes(z: Tensor, y: Tensor, weights: Tensor, smoothing: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Cross entropy: (k,) weighted sums and (k,) sums of weights."""
         log_p = functional.log_softmax(z, dim=2)
         y = y.clamp(min=0)
-        weight = taking * weights.gather(1, y)
+        weight = mask * weights.gather(1, y)
         total = -(weight * log_p.gather(2, y[:, :, None]).squeeze(2)).sum(1)
         if bool((smoothing > 0).any()):
-            spread = -(taking * (log_p * weights[:, None, :]).mean(2)).sum(1)
+            spread = -(mask * (log_p * weights[:, None, :]).mean(2)).sum(1)
             total = (1 - smoothing) * total + smoothing * spread
         return total, weight.sum(1)
 
     @staticmethod
-    def _of_findings(z: Tensor, y: Tensor, weights: Tensor, smoothing: Tensor, taking: Tensor) -> tuple[Tensor, Tensor]:
+    def _of_findings(z: Tensor, y: Tensor, weights: Tensor, smoothing: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Binary cross entropy of each known finding."""
-        known = ~torch.isnan(y)
-        y = torch.where(known, y, 0.0)
-        weight = taking[:, :, None] * known * torch.where(y > 0.5, weights[:, None, 1], weights[:, None, 0])
+        is_known = ~torch.isnan(y)
+        y = torch.where(is_known, y, 0.0)
+        weight = mask[:, :, None] * is_known * torch.where(y > 0.5, weights[:, None, 1], weights[:, None, 0])
         target = y * (1 - smoothing)[:, None, None] + 0.5 * smoothing[:, None, None]
         each = functional.softplus(z) - z * target
         return (weight * each).sum((1, 2)), weight.sum((1, 2))

@@ -86,9 +86,9 @@ class Step:
     def take(self, gradients: Sequence[Tensor], skipped: int = 0) -> None:
         """By the gradients of the whole stack, of all parameters but the first `skipped`."""
         # The fused kernels read gradients as if they were contiguous, whatever they are.
-        wanted = [t[self.heads].contiguous() for t in gradients]
-        moments = [each[skipped:] for each in self.moments]
-        self.optimize(self.parameters[skipped:], wanted, moments, self.steps[skipped:])
+        head_gradients = [t[self.heads].contiguous() for t in gradients]
+        moments = [moment[skipped:] for moment in self.moments]
+        self.optimize(self.parameters[skipped:], head_gradients, moments, self.steps[skipped:])
 
 
 def optimizer(spec: HeadSpec, lr: float, weight_decay: float) -> Callable[..., None]:
@@ -99,8 +99,8 @@ def optimizer(spec: HeadSpec, lr: float, weight_decay: float) -> Callable[..., N
         def by_sgd(
             parameters: list[Tensor], gradients: list[Tensor], moments: list[list[Tensor]], _: list[Tensor]
         ) -> None:
-            how: Any = {**_SGD, "lr": lr, "weight_decay": weight_decay, "momentum": spec.momentum}
-            sgd(parameters, gradients, list(moments[0]), **how)
+            options: Any = {**_SGD, "lr": lr, "weight_decay": weight_decay, "momentum": spec.momentum}
+            sgd(parameters, gradients, list(moments[0]), **options)
 
         return by_sgd
     adaptive: Any = adamw if spec.optimizer == "adamw" else adam

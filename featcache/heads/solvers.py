@@ -57,7 +57,7 @@ def _logreg(fits: Sequence[Fit], x: Tensor, targets: Targets, tta: bool) -> list
 
     problem = _Problem(fits[0], x, targets, tta)
     model = LogisticRegression(max_iter=_LOGREG_ITERATIONS, warm_start=True)
-    found: dict[int, tuple[Array, Array]] = {}
+    solutions: dict[int, tuple[Array, Array]] = {}
     for finding in problem.findings():
         rows, y, weights = problem.known(finding)
         for i in sorted(range(len(fits)), key=lambda i: fits[i].spec.C):
@@ -65,16 +65,16 @@ def _logreg(fits: Sequence[Fit], x: Tensor, targets: Targets, tta: bool) -> list
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ConvergenceWarning)  # its score says what it is worth
                 model.fit(problem.x[rows], y, sample_weight=weights)
-            _put(found, i, model.coef_.copy(), model.intercept_.copy(), finding)
+            _put(solutions, i, model.coef_.copy(), model.intercept_.copy(), finding)
         model = LogisticRegression(max_iter=_LOGREG_ITERATIONS, warm_start=True)
-    return [problem.affine(fit, *_two_sided(*found[i], problem)) for i, fit in enumerate(fits)]
+    return [problem.affine(fit, *_two_sided(*solutions[i], problem)) for i, fit in enumerate(fits)]
 
 
 def _ridge(fits: Sequence[Fit], x: Tensor, targets: Targets, tta: bool) -> list[Fitted]:
     """Weighted least squares on -1 and 1 with penalty alpha |w|^2 and a free intercept, as scikit-learn's
     RidgeClassifier: (X'WX + alpha I) w = X'W y on centred X and y. With X'WX = V S V' every alpha is a division."""
     problem = _Problem(fits[0], x, targets, tta)
-    found: dict[int, tuple[Array, Array]] = {}
+    solutions: dict[int, tuple[Array, Array]] = {}
     for finding in problem.findings():
         rows, y, weights = problem.known(finding)
         classes = np.array([1]) if finding is not None else np.arange(targets.n_classes)
@@ -87,8 +87,8 @@ def _ridge(fits: Sequence[Fit], x: Tensor, targets: Targets, tta: bool) -> list[
         solve = _primal(a, t) if len(a) >= a.shape[1] else _dual(a, t)
         for i, fit in enumerate(fits):
             w = solve(fit.spec.alpha)  # (d, c)
-            _put(found, i, w.T, mean_t - mean_x @ w, finding)
-    return [problem.affine(fit, *found[i]) for i, fit in enumerate(fits)]
+            _put(solutions, i, w.T, mean_t - mean_x @ w, finding)
+    return [problem.affine(fit, *solutions[i]) for i, fit in enumerate(fits)]
 
 
 def _primal(a: Array, t: Array) -> Any:
@@ -146,12 +146,12 @@ class _Problem:
         return Fitted(fit, tensors, logits, 0, weight.size + bias.size)
 
 
-def _put(found: dict[int, tuple[Array, Array]], i: int, weight: Array, bias: Array, finding: int | None) -> None:
+def _put(solutions: dict[int, tuple[Array, Array]], i: int, weight: Array, bias: Array, finding: int | None) -> None:
     """Rows of findings are stacked as they come; classes come all at once."""
-    if finding is None or i not in found:
-        found[i] = weight, bias
+    if finding is None or i not in solutions:
+        solutions[i] = weight, bias
     else:
-        found[i] = np.concatenate([found[i][0], weight]), np.concatenate([found[i][1], bias])
+        solutions[i] = np.concatenate([solutions[i][0], weight]), np.concatenate([solutions[i][1], bias])
 
 
 def _two_sided(weight: Array, bias: Array, problem: _Problem) -> tuple[Array, Array]:
@@ -169,12 +169,12 @@ def _knn(fits: Sequence[Fit], x: Tensor, targets: Targets, tta: bool) -> list[Fi
     fit = fits[0]
     vectors = inference.unit_rows(_rows(clean(x), fit.train))
     labels = targets.values[fit.labelling][fit.train]
-    held = _rows(scored(x, tta), fit.held)
-    near = inference.nearest(vectors, held.reshape(-1, x.shape[-1]), max(f.spec.n_neighbors for f in fits))
-    near = near.reshape(*held.shape[:-1], near.shape[1])  # (m, k), or (m, v, k)
+    val_rows = _rows(scored(x, tta), fit.held)
+    near = inference.nearest(vectors, val_rows.reshape(-1, x.shape[-1]), max(f.spec.n_neighbors for f in fits))
+    near = near.reshape(*val_rows.shape[:-1], near.shape[1])  # (m, k), or (m, v, k)
     tensors = {"vectors": vectors, "labels": labels.astype(np.float32)}
-    votes = (partial(_votes, labels, targets.n_classes, each.spec.n_neighbors) for each in fits)
-    return [Fitted(each, tensors, inference.averaged(vote, near), 0, 0) for each, vote in zip(fits, votes, strict=True)]
+    votes = (partial(_votes, labels, targets.n_classes, fit.spec.n_neighbors) for fit in fits)
+    return [Fitted(fit, tensors, inference.averaged(vote, near), 0, 0) for fit, vote in zip(fits, votes, strict=True)]
 
 
 def _votes(labels: Array, n_classes: int, k: int, near: Array) -> Array:

@@ -149,16 +149,16 @@ class HeadSpec:
     n_neighbors: int = 5
 
     @classmethod
-    def of(cls, kind: str, **given: Any) -> Self:
+    def of(cls, kind: str, **overrides: Any) -> Self:
         """A spec with the defaults of its kind.
 
         Raises:
             ValueError: a value out of its range, or a field that does not apply to the kind.
         """
         _check_choice("kind", kind)
-        if foreign := [name for name in given if name not in _APPLIES[kind]]:
+        if foreign := [name for name in overrides if name not in _APPLIES[kind]]:
             raise ValueError(f"{foreign[0]} does not apply to {kind} heads")
-        return cls(kind, **given)
+        return cls(kind, **overrides)
 
     def __post_init__(self) -> None:
         _check_choice("kind", self.kind)
@@ -239,16 +239,20 @@ def grid(kinds: Sequence[str], options: Mapping[str, Sequence[Any]]) -> list[Hea
     return list(dict.fromkeys(specs))
 
 
-def busy(given: dict[str, Any]) -> dict[str, Any]:
+def busy(values: dict[str, Any]) -> dict[str, Any]:
     """Without the fields that do nothing beside the others: two specs that train alike are one."""
-    idle = {name for name, (other, value) in _ONLY_WITH.items() if given.get(other) != value}
-    return {name: value for name, value in given.items() if name not in idle}
+    idle = {name for name, (other, value) in _ONLY_WITH.items() if values.get(other) != value}
+    return {name: value for name, value in values.items() if name not in idle}
 
 
 def varied(specs: Sequence[HeadSpec]) -> list[str]:
     """The fields in which those specs differ that have them, in the order of `HeadSpec`."""
     used = [spec.used() for spec in specs]
-    return [f.name for f in fields(HeadSpec) if len({each[f.name] for each in used if f.name in each}) > 1]
+    return [
+        f.name
+        for f in fields(HeadSpec)
+        if len({fields_used[f.name] for fields_used in used if f.name in fields_used}) > 1
+    ]
 
 
 def _plain(kind: str) -> dict[str, Any]:

@@ -41,11 +41,11 @@ def feature_scale(x: Tensor, train: Sequence[Tensor], kind: str) -> Scale:
     "rms" is one number for all features: vectors of a random network may have a scale of 1e-5, on which Adam at 0.003
     learns nothing, while a scale per feature costs 0.04 AUROC on test images of a shifted distribution.
     """
-    found: dict[bytes, tuple[Tensor, Tensor]] = {}  # heads of a fold share their rows
+    scales: dict[bytes, tuple[Tensor, Tensor]] = {}  # heads of a fold share their rows
     for rows in train:
-        if (key := rows.cpu().numpy().tobytes()) not in found:
-            found[key] = _scale_of(x[rows].flatten(0, -2), kind)
-    each = [found[rows.cpu().numpy().tobytes()] for rows in train]
+        if (key := rows.cpu().numpy().tobytes()) not in scales:
+            scales[key] = _scale_of(x[rows].flatten(0, -2), kind)
+    each = [scales[rows.cpu().numpy().tobytes()] for rows in train]
     return Scale(torch.stack([offset for offset, _ in each]), torch.stack([divisor for _, divisor in each]))
 
 
@@ -127,24 +127,24 @@ class Stack:
             name.startswith("hidden.") and name.count(".") == 2 and name.endswith("weight") for name in self.parameters
         )
 
-    def __call__(self, x: Tensor, taking: Tensor | None = None, draws: Sequence[Tensor] = ()) -> Tensor:
+    def __call__(self, x: Tensor, mask: Tensor | None = None, draws: Sequence[Tensor] = ()) -> Tensor:
         """(b, d) features, the same rows for every head, to (k, b, c).
 
         Args:
             x: as they are in the store; each head scales them by itself.
-            taking: (k, b), 1 where a head learns from the row: batch norm takes its statistics from these rows and
+            mask: (k, b), 1 where a head learns from the row: batch norm takes its statistics from these rows and
                 updates the running ones. None uses the running ones.
             draws: (k, b, h) uniform numbers for each hidden layer; a unit lives where its number is not below the
                 head's dropout. None of them drops nothing.
         """
-        return self.onward(self._first(x), taking, draws)
+        return self.onward(self._first(x), mask, draws)
 
-    def onward(self, z: Tensor, taking: Tensor | None = None, draws: Sequence[Tensor] = ()) -> Tensor:
-        """What the first layer gives, (k, b, h), to (k, b, c); `taking` and `draws` as above."""
+    def onward(self, z: Tensor, mask: Tensor | None = None, draws: Sequence[Tensor] = ()) -> Tensor:
+        """What the first layer gives, (k, b, h), to (k, b, c); `mask` and `draws` as above."""
         names = [f"hidden.{i}." for i in range(self.n_hidden)]
         for i, name in enumerate(names):
             if f"{name}norm.weight" in self.parameters:
-                z = self._normed(z, f"{name}norm.", taking)
+                z = self._normed(z, f"{name}norm.", mask)
             z = ACTIVATIONS[self.activation](z)
             if draws:
                 rate = self.dropout[:, None, None]
@@ -179,15 +179,15 @@ class Stack:
         bias = self.parameters[f"{name}bias"]
         return bias.detach() if f"{name}norm.weight" in self.parameters else bias
 
-    def _normed(self, z: Tensor, name: str, taking: Tensor | None) -> Tensor:
+    def _normed(self, z: Tensor, name: str, mask: Tensor | None) -> Tensor:
         """Batch normalisation (Ioffe and Szegedy 2015) of (k, b, h) with each head's own rows."""
         mean, var = self.statistics[f"{name}running_mean"], self.statistics[f"{name}running_var"]
-        if taking is not None:
-            share = (taking / taking.sum(1, keepdim=True).clamp(min=1))[:, None, :]  # (k, 1, b)
+        if mask is not None:
+            share = (mask / mask.sum(1, keepdim=True).clamp(min=1))[:, None, :]  # (k, 1, b)
             running = mean, var
             mean = (share @ z).squeeze(1)
             var = (share @ (z - mean[:, None]).square()).squeeze(1)
-            _update(running, mean, var, taking.sum(1, keepdim=True))
+            _update(running, mean, var, mask.sum(1, keepdim=True))
         scaled = (z - mean[:, None]) * torch.rsqrt(var + NORM_EPSILON)[:, None]
         return scaled * self.parameters[f"{name}weight"][:, None] + self.parameters[f"{name}bias"][:, None]
 

@@ -165,31 +165,31 @@ class _Training:
     def _learn(self, positions: Tensor, drawn: Tensor | None, steps: Sequence[Step]) -> None:
         rows = self._pool_rows[positions]
         x = self._learnt[rows] if drawn is None else self._learnt[rows, drawn[positions]]  # (b, d)
-        taking = self._objective.mask[positions].T
-        (self._step_in_pieces if self._is_wide else self._step)(x, rows, taking, steps)
+        mask = self._objective.mask[positions].T
+        (self._step_in_pieces if self._is_wide else self._step)(x, rows, mask, steps)
         self._n_steps += 1
 
-    def _step(self, x: Tensor, rows: Tensor, taking: Tensor, steps: Sequence[Step]) -> None:
-        z = self.stack(x, taking, self._draws(len(rows)))
-        gradients = self._gradients(z, rows, taking, list(self.stack.parameters.values()))
+    def _step(self, x: Tensor, rows: Tensor, mask: Tensor, steps: Sequence[Step]) -> None:
+        z = self.stack(x, mask, self._draws(len(rows)))
+        gradients = self._gradients(z, rows, mask, list(self.stack.parameters.values()))
         with torch.no_grad():
             for step in steps:
                 step.take(gradients)
 
-    def _step_in_pieces(self, x: Tensor, rows: Tensor, taking: Tensor, steps: Sequence[Step]) -> None:
+    def _step_in_pieces(self, x: Tensor, rows: Tensor, mask: Tensor, steps: Sequence[Step]) -> None:
         """The same where the first layer is wide."""
-        first, *others = self.stack.parameters.values()
-        own = mlp.own_rows(x, taking)
+        first, *upper = self.stack.parameters.values()
+        own = mlp.own_rows(x, mask)
         product = mlp.products(first, own, len(rows)).requires_grad_()
-        z = self.stack.onward(self.stack.scaled(product), taking, self._draws(len(rows)))
-        of_product, *gradients = self._gradients(z, rows, taking, [product, *others])
+        z = self.stack.onward(self.stack.scaled(product), mask, self._draws(len(rows)))
+        of_product, *gradients = self._gradients(z, rows, mask, [product, *upper])
         mlp.take(steps, own, of_product)
         with torch.no_grad():
             for step in steps:
                 step.take(gradients, skipped=1)
 
-    def _gradients(self, z: Tensor, rows: Tensor, taking: Tensor, by: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        loss = self._objective.loss(self._logits(z), rows, taking)
+    def _gradients(self, z: Tensor, rows: Tensor, mask: Tensor, by: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        loss = self._objective.loss(self._logits(z), rows, mask)
         return torch.autograd.grad(loss, by, materialize_grads=True)
 
     def _steps(self, epoch: int) -> list[Step]:
@@ -198,16 +198,16 @@ class _Training:
             (t.fit.spec.lr * watcher.factor(epoch), t.fit.spec.weight_decay)
             for t, watcher in zip(self._members, self._watchers, strict=True)
         ]
-        found, start = [], 0
+        steps, start = [], 0
         for (lr, weight_decay), run in itertools.groupby(each):
             heads = slice(start, start + len(list(run)))
             parameters = [t.detach()[heads] for t in self.stack.parameters.values()]
             moments = [[t[heads] for t in tensors] for tensors in zip(*self._moments.values(), strict=True)]
             n_steps = [torch.tensor(float(self._n_steps), device=self._device) for _ in parameters]
-            how = optimizer(self._spec, lr, weight_decay)
-            found.append(Step(how, heads, parameters, moments, n_steps))
+            update = optimizer(self._spec, lr, weight_decay)
+            steps.append(Step(update, heads, parameters, moments, n_steps))
             start = heads.stop
-        return found
+        return steps
 
     def _draws(self, n_rows: int) -> list[Tensor]:
         """Uniform numbers for dropout: heads of one seed share them, whatever their rates."""

@@ -78,15 +78,15 @@ class Seen:
     def read(cls, store_path: Path) -> "Seen":
         """What was written beside a store; empty where there is nothing, or nothing that can be read."""
         try:
-            held = json.loads(durable.read_regular(_path(store_path)))
-            if held["version"] != _VERSION:
+            stored = json.loads(durable.read_regular(_path(store_path)))
+            if stored["version"] != _VERSION:
                 return cls()
             files: dict[str, tuple[Stamp, str]] = {
-                path: (_checked(entry[:-1]), _digest(entry[-1])) for path, entry in held["files"].items()
+                path: (_checked(entry[:-1]), _digest(entry[-1])) for path, entry in stored["files"].items()
             }
             answers: dict[str, tuple[Answer, dict[str, Stamp]]] = {
-                key: (Answer(**answer), {path: _checked(found) for path, found in hangs_on.items()})
-                for key, (answer, hangs_on) in held["answers"].items()
+                key: (Answer(**answer), {path: _checked(stamps) for path, stamps in hangs_on.items()})
+                for key, (answer, hangs_on) in stored["answers"].items()
             }
         except (OSError, UsageError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
             return cls()
@@ -94,35 +94,35 @@ class Seen:
 
     def write(self, store_path: Path) -> None:
         """Keeps it beside the store. That it cannot be written is no reason for a finished pass to fail."""
-        held = {
+        record = {
             "version": _VERSION,
-            "files": {path: [*found, digest] for path, (found, digest) in self.files.items()},
+            "files": {path: [*stamp, digest] for path, (stamp, digest) in self.files.items()},
             "answers": {key: [asdict(answer), hangs_on] for key, (answer, hangs_on) in self.answers.items()},
         }
         with suppress(FeatcacheError):
             durable.claim(_path(store_path), _is_ours, "memory of a pass")
-            durable.write_bytes(_path(store_path), canonical_json(held).encode("ascii"))
+            durable.write_bytes(_path(store_path), canonical_json(record).encode("ascii"))
 
-    def content(self, path: Path, found: Stamp) -> str | None:
+    def content(self, path: Path, stamp: Stamp) -> str | None:
         """The sha256 of a file that is as it was seen."""
-        held, digest = self.files.get(os.path.abspath(path), ((), ""))
-        return digest if found and tuple(held) == tuple(found) else None
+        stored_stamp, digest = self.files.get(os.path.abspath(path), ((), ""))
+        return digest if stamp and tuple(stored_stamp) == tuple(stamp) else None
 
-    def keep(self, path: Path, found: Stamp, digest: str) -> None:
+    def keep(self, path: Path, stamp: Stamp, digest: str) -> None:
         """Remembers a file by its content."""
-        self.files[os.path.abspath(path)] = (found, digest)
+        self.files[os.path.abspath(path)] = (stamp, digest)
 
     def answer(self, key: str) -> Answer | None:
         """What a request stood for, if every file it hangs on is as it was."""
         if key not in self.answers:
             return None
         answer, hangs_on = self.answers[key]
-        return answer if all(stamp_of(Path(path)) == held for path, held in hangs_on.items()) else None
+        return answer if all(stamp_of(Path(path)) == stamp for path, stamp in hangs_on.items()) else None
 
     def keep_answer(self, key: str, answer: Answer, hangs_on: Iterable[Path]) -> None:
         """Remembers what a request stands for. Files that changed this very moment are not trusted to stay."""
         stamps: Mapping[str, Stamp] = {os.path.abspath(path): stamp_of(path) for path in hangs_on}
-        if all(is_at_rest(found, time.time_ns()) for found in stamps.values()):
+        if all(is_at_rest(stamp, time.time_ns()) for stamp in stamps.values()):
             self.answers = {key: (answer, dict(stamps))}
 
 
@@ -134,20 +134,20 @@ def stamp_of(path: Path) -> Stamp:
         return ()
 
 
-def is_at_rest(found: Stamp, now_ns: int) -> bool:
+def is_at_rest(stamp: Stamp, now_ns: int) -> bool:
     """Whether a change from now on would show in a file's times, given the tick of its file system's clock."""
-    if not found:
+    if not stamp:
         return False
-    _, mtime, ctime, _ = found
+    _, mtime, ctime, _ = stamp
     tick = _COARSE_TICK_NS if ctime % 1_000_000_000 == 0 else _TICK_NS
     return now_ns - max(mtime, ctime) > tick
 
 
-def _checked(found: Sequence[int]) -> Stamp:
+def _checked(stamp: Sequence[int]) -> Stamp:
     """A stamp: of four whole numbers, or of none."""
-    if len(found) not in (0, 4) or not all(type(value) is int for value in found):
+    if len(stamp) not in (0, 4) or not all(type(value) is int for value in stamp):
         raise ValueError("not the stamp of a file")
-    return tuple(found)
+    return tuple(stamp)
 
 
 def _digest(text: str) -> str:

@@ -84,11 +84,11 @@ def black_is_zero(data: bytes) -> tuple[bytes, bool]:
     Pillow inverts some depths, leaves others as they are and refuses the rest (big-endian 16 bit, 32 bit); this way
     there is one rule for all.
     """
-    found = _photometric(data) if _TIFF.match(data) else None
-    if found is None or struct.unpack_from(found[0], data, found[1])[0] != _WHITE_IS_ZERO:
+    photometric = _photometric(data) if _TIFF.match(data) else None
+    if photometric is None or struct.unpack_from(photometric[0], data, photometric[1])[0] != _WHITE_IS_ZERO:
         return data, False
     patched = bytearray(data)
-    struct.pack_into(found[0], patched, found[1], _BLACK_IS_ZERO)
+    struct.pack_into(photometric[0], patched, photometric[1], _BLACK_IS_ZERO)
     return bytes(patched), True
 
 

@@ -235,10 +235,10 @@ def _mend_byte_order(image: Image.Image) -> None:
 def _orientation(image: Image.Image) -> int:
     """The EXIF orientation, 1 to 8; 1 where it is missing or the EXIF data cannot be read. Pillow turns TIFF itself."""
     try:
-        found = image.getexif().get(_ORIENTATION, 1)
+        orientation = image.getexif().get(_ORIENTATION, 1)
     except Exception:  # as with pixels, Pillow raises nearly anything; a broken tag does not make the picture unusable
         return 1
-    return found if found in _TURNS else 1
+    return orientation if orientation in _TURNS else 1
 
 
 def _upright(image: Image.Image, orientation: int) -> Image.Image:

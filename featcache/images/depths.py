@@ -177,8 +177,8 @@ def _extrema(image: Image.Image) -> list[tuple[int, int]]:
 
 
 def _tiff_value(image: Image.Image, tag: int, default: int) -> int:
-    found = getattr(image, "tag_v2", {}).get(tag, default)
-    return max(found) if isinstance(found, tuple) else int(found)
+    value = getattr(image, "tag_v2", {}).get(tag, default)
+    return max(value) if isinstance(value, tuple) else int(value)
 
 
 def _on_black(image: Image.Image) -> Image.Image:

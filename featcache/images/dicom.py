@@ -173,13 +173,13 @@ def _check_syntax(syntax: Any) -> None:
     """Whether the transfer syntax can be decoded here."""
     from pydicom.pixels.decoders.base import get_decoder
 
-    shown = syntax if re.fullmatch(r"[\d.]{1,64}", syntax) else "unknown"
+    syntax_text = syntax if re.fullmatch(r"[\d.]{1,64}", syntax) else "unknown"
     try:
         decoder = get_decoder(syntax)
     except NotImplementedError as error:
-        raise ImageError("dicom", f"transfer syntax {shown} is not read") from error
+        raise ImageError("dicom", f"transfer syntax {syntax_text} is not read") from error
     if (plugin := _plugin(syntax)) and plugin not in decoder.available_plugins:
-        raise ImageError("dicom", f"no codec for transfer syntax {shown} ({decoder.UID.name}): {_INSTALL}")
+        raise ImageError("dicom", f"no codec for transfer syntax {syntax_text} ({decoder.UID.name}): {_INSTALL}")
 
 
 def _plugin(syntax: Any) -> str:
@@ -196,8 +196,8 @@ def _check_kind(dataset: Dataset) -> None:
         raise ImageError("dicom", "no pixels: the data set has none, or the file was cut short")
     kind = dataset.get("PhotometricInterpretation", "")
     if kind not in (*_GRAY, _PALETTE, *_COLOUR):
-        shown = kind if kind in _NOT_READ else "unknown"
-        raise ImageError("dicom", f"photometric interpretation {shown} is not read")
+        kind_text = kind if kind in _NOT_READ else "unknown"
+        raise ImageError("dicom", f"photometric interpretation {kind_text} is not read")
     if dataset.BitsAllocated > 16:
         raise ImageError("dicom", f"{dataset.BitsAllocated} bits a sample are not read, 16 at most")
     if dataset.get("HighBit", dataset.BitsStored - 1) != dataset.BitsStored - 1:
@@ -350,8 +350,8 @@ def _lut(item: Dataset, signed: bool) -> tuple[Array, int, int]:
 
 def _looked_up(values: Array, entries: Array, first: int) -> Array:
     index = np.clip(np.rint(values) - first, 0, len(entries) - 1).astype(np.int64)
-    found: Array = entries[index]
-    return found
+    looked_up: Array = entries[index]
+    return looked_up
 
 
 def _groups(dataset: Dataset, keyword: str) -> list[Dataset]:

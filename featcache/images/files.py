@@ -15,9 +15,9 @@ MAX_BYTES = 1 << 30  # of a file, before it is read
 _CHUNK_BYTES = 1 << 20
 
 
-def stamp(found: os.stat_result) -> Stamp:
+def stamp(status: os.stat_result) -> Stamp:
     """What tells a file from a changed one: size, time of the last change of its bytes and of its inode, inode."""
-    return found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
 
 def read(path: Path, expected: Sequence[int] | None = None) -> bytes:
@@ -31,12 +31,12 @@ def read(path: Path, expected: Sequence[int] | None = None) -> bytes:
         ImageError: `missing`, `unreadable`, `not-a-file`, `too-large`, or `changed` (since the plan, or while reading).
     """
     with opened(path) as file:
-        found = os.fstat(file.fileno())
-        _check_unchanged(expected, found)
-        if found.st_size > MAX_BYTES:
-            raise ImageError("too-large", f"{found.st_size:,} bytes, more than {MAX_BYTES:,}")
-        data = file.read(found.st_size + 1)  # one more, to notice a file that grows
-        _check_unchanged((len(data), *stamp(found)[1:]), os.fstat(file.fileno()))
+        status = os.fstat(file.fileno())
+        _check_unchanged(expected, status)
+        if status.st_size > MAX_BYTES:
+            raise ImageError("too-large", f"{status.st_size:,} bytes, more than {MAX_BYTES:,}")
+        data = file.read(status.st_size + 1)  # one more, to notice a file that grows
+        _check_unchanged((len(data), *stamp(status)[1:]), os.fstat(file.fileno()))
         return data
 
 
@@ -72,11 +72,11 @@ def opened(path: Path) -> Iterator[BinaryIO]:
         raise ImageError("unreadable", (error.strerror or str(error)).lower()) from error
 
 
-def _check_regular(found: os.stat_result) -> None:
-    if not stat.S_ISREG(found.st_mode):
+def _check_regular(status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
         raise ImageError("not-a-file", "not a regular file")
 
 
-def _check_unchanged(expected: Sequence[int] | None, found: os.stat_result) -> None:
-    if expected is not None and tuple(expected) != stamp(found):
+def _check_unchanged(expected: Sequence[int] | None, status: os.stat_result) -> None:
+    if expected is not None and tuple(expected) != stamp(status):
         raise ImageError("changed", "changed since the pass was planned; run again")

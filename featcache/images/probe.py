@@ -47,7 +47,7 @@ def pixels_sha256(transform: TransformSpec, decode: DecodeSpec, augmentations: V
     transforms = {"": transform}
     if decode.fast:
         transforms["shrunk "] = replace(transform, input_size=(_SHRUNK, _SHRUNK), crop_pct=1.0)
-    found = {
+    pixels = {
         f"{prefix}{name}": _pixels(data, spec, decode)
         for prefix, spec in transforms.items()
         for name, data in _images().items()
@@ -55,8 +55,8 @@ def pixels_sha256(transform: TransformSpec, decode: DecodeSpec, augmentations: V
     if augmentations:
         one = replace(augmentations, n=1)
         gray, colour = (decoding.decode(base64.b64decode(jpeg), decode) for jpeg in (_JPEG_GRAY, _JPEG_COLOUR))
-        found |= {f"view {image.mode}": augment.views(image, transform, one, "0" * 64) for image in (gray, colour)}
-    return digest_arrays(found)
+        pixels |= {f"view {image.mode}": augment.views(image, transform, one, "0" * 64) for image in (gray, colour)}
+    return digest_arrays(pixels)
 
 
 def _pixels(data: bytes, transform: TransformSpec, decode: DecodeSpec) -> Array:

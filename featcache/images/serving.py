@@ -114,14 +114,14 @@ class _Work:
             yield np.concatenate([clean, *views])
 
 
-def _answer(stream: Any, asked: Json, work: _Work) -> None:
-    path = Path(os.fsdecode(asked["path"].encode("latin-1")))
+def _answer(stream: Any, request: Json, work: _Work) -> None:
+    path = Path(os.fsdecode(request["path"].encode("latin-1")))
     try:
         work.memory.allow(0, 0)
-        if asked["do"] == "prepare":
-            _prepare(stream, path, asked["expected"], work)
+        if request["do"] == "prepare":
+            _prepare(stream, path, request["expected"], work)
         else:
-            _send(stream, {"answer": _ANSWERS[asked["do"]](path, work)})
+            _send(stream, {"answer": _ANSWERS[request["do"]](path, work)})
     except ImageError as error:
         _send(stream, {"failure": [error.code, str(error)]})
     except MemoryError:

@@ -124,17 +124,17 @@ class Decoders:
                 total += sum(1024 * int(line.split()[1]) for line in status.splitlines() if line.startswith("VmHWM"))
         return total
 
-    def prepare(self, path: Path, expected: Sequence[int], known: Container[str]) -> Prepared:
+    def prepare(self, path: Path, expected: Sequence[int], known_digests: Container[str]) -> Prepared:
         """Reads, hashes and decodes one file; does not decode what is known by its digest.
 
         Args:
             path: the file.
             expected: its stamp when the pass was planned; another one is a failure.
-            known: digests whose vectors are at hand.
+            known_digests: digests whose vectors are at hand.
         """
         worker = self._take()
         try:
-            return worker.prepare(path, expected, known)
+            return worker.prepare(path, expected, known_digests)
         finally:
             self._idle.put(worker)
 
@@ -224,7 +224,7 @@ class _Decoder:
         self._process.wait()
         self._channel.close()
 
-    def prepare(self, path: Path, expected: Sequence[int], known: Container[str]) -> Prepared:
+    def prepare(self, path: Path, expected: Sequence[int], known_digests: Container[str]) -> Prepared:
         until = time.monotonic() + self._timeout_s
         try:
             with self._alive():
@@ -233,7 +233,7 @@ class _Decoder:
                 if "digest" not in answer:
                     return _without_pixels(answer)
                 digest = answer["digest"]
-                is_known = digest in known
+                is_known = digest in known_digests
                 self._channel.send(not is_known)
                 return Prepared(digest) if is_known else self._pixels(digest, until)
         except ImageError as error:
@@ -268,10 +268,10 @@ class _Decoder:
             raise ImageError("crashed", f"its decoder died ({_manner(self._process.returncode)})") from error
 
     def _pixels(self, digest: str, until: float) -> Prepared:
-        found = self._channel.line(until)
-        if "shapes" not in found:
-            return _without_pixels(found, digest)
-        pixels = [np.empty(shape, dtype=np.uint8) for shape in found["shapes"]]
+        line = self._channel.line(until)
+        if "shapes" not in line:
+            return _without_pixels(line, digest)
+        pixels = [np.empty(shape, dtype=np.uint8) for shape in line["shapes"]]
         for array in pixels:
             self._channel.fill(array.reshape(-1).data, until)
         return Prepared(digest, pixels)

@@ -115,7 +115,7 @@ class Checked:
     @property
     def leaks(self) -> list[Alike]:
         """What is on two sides of the split: identical images, then groups."""
-        return [*(each for each in self.identical if each.crosses), *self.groups]
+        return [*(copies for copies in self.identical if copies.crosses), *self.groups]
 
     def as_json(self) -> dict[str, Any]:
         """The answer of `featcache check --json`."""
@@ -129,11 +129,11 @@ class Checked:
             "unreadable": failures,
             "unlabelled": self.n_unlabelled,
             "skipped": dict(self.skipped),
-            "classes": [asdict(each) for each in self.strata],
+            "classes": [asdict(stratum) for stratum in self.strata],
             "sizes": dict(self.sizes),
-            "identical": [asdict(each) for each in self.identical],
-            "identical_across_splits": sum(each.crosses for each in self.identical),
-            "groups": {**groups, "across_splits": [asdict(each) for each in self.groups]},
+            "identical": [asdict(copies) for copies in self.identical],
+            "identical_across_splits": sum(copies.crosses for copies in self.identical),
+            "groups": {**groups, "across_splits": [asdict(group) for group in self.groups]},
             "leaks": len(self.leaks),
         }
 
@@ -198,14 +198,14 @@ def alike(keys: Sequence[str], image_ids: Sequence[str], columns: Mapping[str, S
     for row, key in enumerate(keys):
         if key:
             rows_of.setdefault(key, []).append(row)
-    found = [rows for rows in rows_of.values() if len(rows) > 1]
+    sets = [rows for rows in rows_of.values() if len(rows) > 1]
     values = {name: columns.get(name, [""] * len(keys)) for name in ("split", "label")}
     return [
         Alike(
             [image_ids[row] for row in rows],
             *(sorted({values[name][row] for row in rows} - {""}) for name in ("split", "label")),
         )
-        for rows in found
+        for rows in sets
     ]
 
 
@@ -233,16 +233,16 @@ def _with_digests(
     manifest: Manifest, looked: Sequence[_Looked], decoders: Decoders, pool: ThreadPoolExecutor
 ) -> list[_Looked]:
     """With the content of those files that are as long as another."""
-    lengths = Counter(each.header.n_bytes for each in looked if each.header and not each.failure)
+    lengths = Counter(image.header.n_bytes for image in looked if image.header and not image.failure)
 
     def content(row: int) -> _Looked:
-        each = looked[row]
-        if each.header is None or each.failure or lengths[each.header.n_bytes] == 1:
-            return each
+        image = looked[row]
+        if image.header is None or image.failure or lengths[image.header.n_bytes] == 1:
+            return image
         try:
-            return replace(each, digest=decoders.digest(manifest.paths[row]))
+            return replace(image, digest=decoders.digest(manifest.paths[row]))
         except ImageError as error:
-            return replace(each, failure=(error.code, str(error)))
+            return replace(image, failure=(error.code, str(error)))
 
     return list(pool.map(content, range(len(looked))))
 
@@ -263,19 +263,19 @@ def _pixel_notes(looked: Sequence[_Looked], looks: Sequence[tuple[str, Look]], b
 
 
 def _told(manifest: Manifest, looked: Sequence[_Looked], full: bool, pixel_notes: Sequence[str]) -> Checked:
-    columns, found = manifest.columns, [each.header for each in looked if each.header]
+    columns, headers = manifest.columns, [image.header for image in looked if image.header]
     named = zip(manifest.image_ids, looked, strict=True)
     groups = columns.get("group", [])
-    sizes = Counter(f"{header.width} x {header.height}" for header in found)
+    sizes = Counter(f"{header.width} x {header.height}" for header in headers)
     return Checked(
         n_images=len(manifest),
-        n_bytes=sum(header.n_bytes for header in found),
+        n_bytes=sum(header.n_bytes for header in headers),
         full=full,
-        failures={image_id: each.failure for image_id, each in named if each.failure},
+        failures={image_id: image.failure for image_id, image in named if image.failure},
         strata=_strata(manifest, looked),
         sizes=dict(sizes.most_common()),
-        identical=alike([each.digest for each in looked], manifest.image_ids, columns),
-        groups=[each for each in alike(groups, manifest.image_ids, columns) if each.crosses],
+        identical=alike([image.digest for image in looked], manifest.image_ids, columns),
+        groups=[group for group in alike(groups, manifest.image_ids, columns) if group.crosses],
         n_groups=len(set(groups) - {""}) if groups else None,
         largest_group=max(Counter(group for group in groups if group).values(), default=0),
         ungrouped=manifest.ungrouped,
@@ -301,14 +301,14 @@ def _strata(manifest: Manifest, looked: Sequence[_Looked]) -> list[Stratum]:
 
 
 def _stratum(split: str, label: str, rows: Sequence[int], manifest: Manifest, looked: Sequence[_Looked]) -> Stratum:
-    found = [header for row in rows if (header := looked[row].header)]
+    headers = [header for row in rows if (header := looked[row].header)]
     groups = manifest.columns.get("group")
     n_groups = None if groups is None else len({groups[row] for row in rows} - {""})
     kinds, bits, modes = (
-        {str(value): n for value, n in Counter(getattr(each, name) for each in found).most_common()}
+        {str(value): n for value, n in Counter(getattr(header, name) for header in headers).most_common()}
         for name in ("kind", "bits", "mode")
     )
-    widths, heights = (_spread([getattr(each, name) for each in found]) for name in ("width", "height"))
+    widths, heights = (_spread([getattr(header, name) for header in headers]) for name in ("width", "height"))
     return Stratum(split, label, len(rows), n_groups, kinds, bits, modes, widths, heights)
 
 

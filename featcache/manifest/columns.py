@@ -56,7 +56,7 @@ class ColumnSpec:
     @property
     def given(self) -> dict[str, str]:
         """What was asked for, by the name of the parameter."""
-        values = {each.name: getattr(self, each.name) for each in fields(self)}
+        values = {field_.name: getattr(self, field_.name) for field_ in fields(self)}
         return {parameter: name for parameter, name in values.items() if name is not None}
 
     @property
@@ -72,12 +72,12 @@ def names_in(table: Table, spec: ColumnSpec) -> dict[str, str]:
     Raises:
         UsageError: two columns would have one name.
     """
-    asked = spec.name_of
-    own = [name for name in table.columns if name not in asked and name not in asked.values()]
+    requested = spec.name_of
+    own = [name for name in table.columns if name not in requested and name not in requested.values()]
     kept = [_kept_name(name) for name in own]
-    if len({*asked, *kept}) < len(asked) + len(kept):
+    if len({*requested, *kept}) < len(requested) + len(kept):
         raise UsageError(f"{table.source}, line 1: two columns would have one name without '/': rename one.")
-    return {**asked, **dict(zip(kept, own, strict=True))}
+    return {**requested, **dict(zip(kept, own, strict=True))}
 
 
 def _kept_name(name: str) -> str:
@@ -99,9 +99,9 @@ def no_path(table: Table) -> str:
     named_so = [name for name in names if _LIKE_PATH.fullmatch(name)]
     if not (likely := [*of_images, *named_so]):
         return f"{lacking_column(PATH, names)} Name the one with the paths of the images as path_column."
-    what = "has names of image files" if of_images else "may have the paths of the images"
+    description = "has names of image files" if of_images else "may have the paths of the images"
     columns = f"no column named {PATH} (columns: {', '.join(names)})."
-    return f"{columns} The column {likely[0]!r} {what}: give path_column={likely[0]!r}."
+    return f"{columns} The column {likely[0]!r} {description}: give path_column={likely[0]!r}."
 
 
 def _share_of_images(cells: Sequence[str]) -> float:
@@ -133,8 +133,8 @@ def about_absent(source: Path, files: Mapping[str, Path]) -> Iterator[str]:
         return
     folder = os.path.abspath(source.parent)
     first = os.path.abspath(next(iter(absent.values())))
-    which = "1 file is" if len(absent) == 1 else f"{len(absent):,} files are"
-    note = f"{which} not there, of {len(files):,} that {source} names: paths are relative to {folder}, and"
+    counted = "1 file is" if len(absent) == 1 else f"{len(absent):,} files are"
+    note = f"{counted} not there, of {len(files):,} that {source} names: paths are relative to {folder}, and"
     note += f" the first that is missing is {first}."
     if len(absent) > _SHARE * len(files) and (place := _where(source, list(absent)[:_PROBED])):
         note += f" {place}"

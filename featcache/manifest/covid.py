@@ -97,7 +97,7 @@ def _rows(manifest: Manifest, rows: Sequence[int]) -> Manifest:
 def _covid_csv(source: Path, images: Path, modality: str) -> Sourced:
     table = keyed_table(source, ("patientid", "finding", "view", "filename"), key="filename")
     folders = table.cells("folder") if "folder" in table.columns else [""] * len(table)
-    files = ["/".join(filter(None, each)) for each in zip(folders, table.cells("filename"), strict=True)]
+    files = ["/".join(filter(None, part)) for part in zip(folders, table.cells("filename"), strict=True)]
     paths, names = [images / file for file in files], [name_of(file) for file in files]
     kept, left = _with_image(table, names, paths, modality)
     if not kept:
@@ -119,7 +119,7 @@ def _with_image(
 ) -> tuple[list[int], dict[str, int]]:
     """The rows that have an image, each image once, and how many have none, by reason."""
     modalities = table.cells("modality") if "modality" in table.columns else [""] * len(table)
-    said = {"finding": table.values("finding"), "patientid": table.values("patientid")}
+    texts = {"finding": table.values("finding"), "patientid": table.values("patientid")}
     first = dict[str, int]()
     left = dict.fromkeys(("other_modality", "volume", "missing", "repeated"), 0)
     for row, name in enumerate(names):
@@ -127,15 +127,15 @@ def _with_image(
             left[reason] += 1
         elif (before := first.setdefault(name, row)) == row:
             continue
-        elif other := [column for column, cells in said.items() if cells[row] != cells[before]]:
+        elif other := [column for column, cells in texts.items() if cells[row] != cells[before]]:
             raise UsageError(f"{table.where(row, other[0])}: not that of line {table.lines[before]}, the same image.")
         else:
             left["repeated"] += 1
     return list(first.values()), left
 
 
-def _why_no_image(path: Path, modality: str, wanted: str) -> str | None:
-    if wanted and modality and modality.lower() != wanted.lower():
+def _why_no_image(path: Path, modality: str, modality_wanted: str) -> str | None:
+    if modality_wanted and modality and modality.lower() != modality_wanted.lower():
         return "other_modality"
     if path.suffix.lower() not in IMAGE_SUFFIXES:
         return "volume"
@@ -167,7 +167,7 @@ def _last_parts(findings: Sequence[str], notes: list[str]) -> list[str]:
             f"{several.total():,} images have several findings, and their label is the first: {example!r} is "
             f"{paths[example][0][-1]!r}. Name the classes to decide otherwise."
         )
-    labels = {finding: found[0][-1] if found else "" for finding, found in paths.items()}
+    labels = {finding: parts[0][-1] if parts else "" for finding, parts in paths.items()}
     return ["" if _is_unknown(finding) else labels[finding] for finding in findings]
 
 
@@ -205,7 +205,7 @@ def _keys(names: Iterable[str]) -> set[str]:
 def _nearest(name: str, findings: Sequence[str]) -> str:
     spelling = {part.lower(): part for finding in findings for path in _paths(finding) for part in path if part}
     near = difflib.get_close_matches(_key(name), list(spelling), 3)
-    lead = f"Did you mean {' or '.join(repr(spelling[each]) for each in near)}? " if near else ""
+    lead = f"Did you mean {' or '.join(repr(spelling[neighbour]) for neighbour in near)}? " if near else ""
     return f"{lead}There are {', '.join(sorted(spelling.values())[:_SHOWN])}."
 
 
@@ -213,9 +213,9 @@ def _about_shadowed(classes: Sequence[str], names: Mapping[str, set[str]], label
     """A note on each class whose images all have an earlier one."""
     for name in classes:
         if name not in labels.values():
-            taken = sorted({labels[finding] for finding, each in names.items() if _key(name) in each})
+            shadowed = sorted({labels[finding] for finding, each in names.items() if _key(name) in each})
             yield (
-                f"the class {name!r} has no image: all with this finding are {' or '.join(map(repr, taken))}, which "
+                f"the class {name!r} has no image: all with this finding are {' or '.join(map(repr, shadowed))}, which "
                 f"comes first. Give the special classes before the general ones."
             )
 

@@ -49,8 +49,8 @@ class Sourced(NamedTuple):
         columns = self.manifest.columns
         tallies = {name: dict(sorted(Counter(columns[name]).items())) for name in _TALLIED if name in columns}
         groups = {"groups": len(set(columns["group"]))} if "group" in columns else {}
-        told = {**self.counts, **groups, **tallies, "skipped": self.manifest.skipped}
-        return {**told, **self._findings(), "notes": self.manifest.notes}
+        answer = {**self.counts, **groups, **tallies, "skipped": self.manifest.skipped}
+        return {**answer, **self._findings(), "notes": self.manifest.notes}
 
     def _findings(self) -> dict[str, dict[str, dict[str, int]]]:
         """How many images of each label have which finding, the most frequent first."""
@@ -70,8 +70,8 @@ class Sourced(NamedTuple):
         Raises:
             UsageError: `path` is one of `inputs`, or another file; and whatever `Manifest.write` raises.
         """
-        for each in inputs:
-            if each is not None and path.exists() and each.exists() and os.path.samefile(path, each):
+        for source in inputs:
+            if source is not None and path.exists() and source.exists() and os.path.samefile(path, source):
                 raise UsageError(f"{path} is what the manifest is made from: give another file to -o.")
         if path.exists() and _columns_of(path) != {"path", *self.manifest.columns} - {"image_id"}:
             raise UsageError(
@@ -127,22 +127,22 @@ def iu_xray(
     texts = {name: cells for name, cells in described.items() if name != "label"}
     row_of = studies.first_rows("uid", studies.cells("uid"), texts)
     names, uids, beside = shots.cells("filename"), shots.values("uid"), shots.source.parent
-    found = _Found(beside, {name: beside / name for name in names}, {}, {})
+    image_files = _Found(beside, {name: beside / name for name in names}, {}, {})
     if images is not None:
-        found = _Found.under(Path(images), names)
+        image_files = _Found.under(Path(images), names)
     study = [row_of.get(uid) for uid in uids]
     columns = {name: ["" if row is None else values[row] for row in study] for name, values in described.items()}
     table = {"label": columns.pop("label"), "group": uids, "projection": shots.values("projection"), **columns}
     counts = {
         "projections": len(shots),
         "reports": len(row_of),
-        **found.counts,
+        **image_files.counts,
         "no_report": study.count(None),
         "no_projection": len(row_of.keys() - set(uids)),
         "not_indexed": sum(_is_unindexed(described["problems"][row]) for row in row_of.values()),
     }
     notes = studies.notes_on(("Problems", "MeSH"), _REPORT_TEXTS) + shots.notes_on(("uid", "projection"))
-    return Sourced(replace(found.manifest(names, table), notes=notes), counts)
+    return Sourced(replace(image_files.manifest(names, table), notes=notes), counts)
 
 
 def keyed_table(source: Path, required: Sequence[str], key: str) -> Table:
@@ -178,15 +178,17 @@ def _is_unindexed(problems: str) -> bool:
 
 
 def _has_finding(finding: str, problems: Sequence[str], mesh: Sequence[str]) -> list[str]:
-    wanted = finding.strip().lower()
+    name = finding.strip().lower()
     terms = [_terms(p) | _prefixes(_terms(m)) for p, m in zip(problems, mesh, strict=True)]
-    if not any(wanted in each for each in terms):
-        frequent = Counter(term for each in terms for term in each).most_common(_SHOWN)
+    if not any(name in term for term in terms):
+        frequent = Counter(term for image_terms in terms for term in image_terms).most_common(_SHOWN)
         raise UsageError(
             f"no study has the finding {finding!r}. The most frequent: {', '.join(term for term, _ in frequent)}."
         )
-    known = (not _is_unindexed(text) for text in problems)
-    return [(YES if wanted in each else NO) if is_known else "" for each, is_known in zip(terms, known, strict=True)]
+    known_terms = (not _is_unindexed(text) for text in problems)
+    return [
+        (YES if name in term else NO) if is_known else "" for term, is_known in zip(terms, known_terms, strict=True)
+    ]
 
 
 def _terms(text: str) -> set[str]:
@@ -196,7 +198,7 @@ def _terms(text: str) -> set[str]:
 def _prefixes(terms: Iterable[str]) -> set[str]:
     """`opacity/lung/base` as opacity, opacity/lung and itself."""
     parts = [term.split("/") for term in terms]
-    return {"/".join(each[:n]) for each in parts for n in range(1, len(each) + 1)}
+    return {"/".join(part[:n]) for part in parts for n in range(1, len(part) + 1)}
 
 
 @dataclass(frozen=True)
@@ -219,10 +221,10 @@ class _Found:
     def under(cls, images: Path, names: Sequence[str]) -> "_Found":
         there = Manifest.read(images)
         base = [image_id.rsplit("/", 1)[-1] for image_id in there.image_ids]
-        wanted = set(names)
-        if twice := [name for name, n in Counter(base).items() if n > 1 and name in wanted]:
+        wanted_names = set(names)
+        if twice := [name for name, n in Counter(base).items() if n > 1 and name in wanted_names]:
             raise UsageError(f"{images} has {len(twice):,} names in more than one folder, the first {twice[0]!r}.")
-        paths = {name: path for name, path in zip(base, there.paths, strict=True) if name in wanted}
+        paths = {name: path for name, path in zip(base, there.paths, strict=True) if name in wanted_names}
         if not paths:
             raise UsageError(f"none of the {len(names):,} images is under {images}, the first is {names[0]!r}.")
         counts = {"missing": len(names) - len(paths), "unlisted": len(base) - len(paths)}
@@ -269,5 +271,5 @@ def kermany(folder: Path | str) -> Sourced:
 def _kind(image_id: str, label: str) -> str:
     if label == "NORMAL":
         return _NORMAL
-    found = _KERMANY_KIND.match(image_id.rsplit("/", 1)[-1])
-    return found[1].lower() if found else ""
+    match = _KERMANY_KIND.match(image_id.rsplit("/", 1)[-1])
+    return match[1].lower() if match else ""

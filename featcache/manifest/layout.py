@@ -282,11 +282,11 @@ def _differing_classes(tree: _Tree) -> Iterator[str]:
             classes.setdefault(split, set()).add(label)
     lacking = {s: sorted(set().union(*classes.values()) - classes[s]) for s in _SUBSETS if s in classes}
     if any(lacking.values()):
-        told = "; ".join(f"{subset} has no {_listed(names, 'or')}" for subset, names in lacking.items() if names)
+        differences = "; ".join(f"{subset} has no {_listed(names, 'or')}" for subset, names in lacking.items() if names)
         twins = Counter(re.sub(r"[\W_]+", "", name).casefold() for name in tree.names)
         alike = [name for name in tree.names if twins[re.sub(r"[\W_]+", "", name).casefold()] > 1]
         same = f" {_listed(alike)} may be the same class: rename the folders." if alike else ""
-        yield f"The subsets have different classes: {told}.{same}"
+        yield f"The subsets have different classes: {differences}.{same}"
 
 
 def _collections(tree: _Tree) -> Iterator[str]:

@@ -104,9 +104,9 @@ class Manifest:
         if path.suffix.lower() != ".csv":
             raise UsageError(f"{path}: the name of a manifest ends with .csv.")
         paths = [_relative(each, path.parent) for each in self.paths]
-        names = {} if [name_of(each) for each in paths] == self.image_ids else {"image_id": self.image_ids}
-        others = {name: values for name, values in self.columns.items() if name not in _RESERVED}
-        cells = {**names, "path": paths, **others}
+        names = {} if [name_of(path) for path in paths] == self.image_ids else {"image_id": self.image_ids}
+        extra_columns = {name: values for name, values in self.columns.items() if name not in _RESERVED}
+        cells = {**names, "path": paths, **extra_columns}
         _check_readable(path, cells)
         with durable.output(path, _is_manifest, "manifest"):
             durable.write_csv(path, list(cells), zip(*cells.values(), strict=True))
@@ -139,8 +139,8 @@ def _from(source: Path, allow_outside: bool, columns: ColumnSpec) -> Manifest:
         return _from_table(source, columns)
     if source.is_file() and is_image(source):
         return Manifest([from_system(source.name)], [source], {}, source)
-    what = formats.kind_of(source) if source.is_file() else ""
-    lead = f"{source} is {what}" if what else f"{source} is neither a folder nor a table, and no image by its name"
+    kind = formats.kind_of(source) if source.is_file() else ""
+    lead = f"{source} is {kind}" if kind else f"{source} is neither a folder nor a table, and no image by its name"
     suffixes = " ".join(sorted(IMAGE_SUFFIXES))
     raise UsageError(f"{lead}: a folder, a table (.csv .tsv .xlsx, or .csv.gz) or an image ({suffixes}) is expected.")
 
@@ -200,9 +200,9 @@ def _about_twins(pairs: Sequence[Sequence[str]]) -> Iterator[str]:
 
 
 def _from_table(source: Path, spec: ColumnSpec) -> Manifest:
-    given = list(spec.given.values())
+    requested = list(spec.given.values())
     standard = ("path", "image_id", *VALUE_COLUMNS)
-    table = read_table(source, given, standard, header=[spec.path_column or "path", *given])
+    table = read_table(source, requested, standard, header=[spec.path_column or "path", *requested])
     names = names_in(table, spec)
     if "path" not in names:
         raise UsageError(f"{source}, line 1: {no_path(table)}")

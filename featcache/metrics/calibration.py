@@ -125,11 +125,11 @@ def why_no_temperature(labels: Array, logits: Array) -> str:
     """
     z, rows = logits.astype(np.float64), np.arange(len(labels))
     right = z[rows, labels]
-    others = z.copy()
-    others[rows, labels] = -np.inf
+    other_logits = z.copy()
+    other_logits[rows, labels] = -np.inf
     if np.all(z == z[:, :1]):
         return "the logits of all classes are the same"
-    if np.all(right >= others.max(axis=1)):
+    if np.all(right >= other_logits.max(axis=1)):
         return f"all {len(labels):,} of them are called right, so any lower temperature would look better"
     if np.mean(right - z.mean(axis=1)) <= 0:
         return "the head says no more of them than a guess"
@@ -137,7 +137,7 @@ def why_no_temperature(labels: Array, logits: Array) -> str:
     p = softmax(cooled, axis=1)
     information = np.sum(p * cooled**2) - np.sum(np.sum(p * cooled, axis=1) ** 2)
     if information < _LEAST_INFORMATION:
-        n_wrong = int(np.sum(right < others.max(axis=1)))
+        n_wrong = int(np.sum(right < other_logits.max(axis=1)))
         return f"they are too few: of {len(labels):,}, {n_wrong:,} called wrong, it is not known within a factor of two"
     return ""
 
@@ -145,10 +145,10 @@ def why_no_temperature(labels: Array, logits: Array) -> str:
 def _best_temperature(labels: Array, logits: Array) -> float:
     """Without bounds: from a thousandth to a thousand times the spread of the logits."""
     centre, reach = math.log(float(np.std(logits.astype(np.float64)))), math.log(1000.0)
-    found = minimize_scalar(
+    optimum = minimize_scalar(
         lambda log_t: _loss(labels, logits, math.exp(log_t)), bounds=(centre - reach, centre + reach), method="bounded"
     )
-    return math.exp(found.x)
+    return math.exp(optimum.x)
 
 
 def _loss(labels: Array, logits: Array, t: float) -> float:
@@ -162,9 +162,9 @@ def about_temperature(labels: Array, logits: Array, value: float | None) -> str:
         why = why_no_temperature(labels, logits)
         return f"no temperature: the validation rows do not tell it, for {why}; probabilities are as trained"
     if value in (COLDEST, HOTTEST):
-        which = "lowest" if value == COLDEST else "highest"
+        bound = "lowest" if value == COLDEST else "highest"
         return (
-            f"the temperature {value:g} is the {which} that is allowed, and the validation rows ask for more: "
+            f"the temperature {value:g} is the {bound} that is allowed, and the validation rows ask for more: "
             f"calibrated probabilities are only part of the way"
         )
     return ""
@@ -227,8 +227,8 @@ def about_operating_point(labels: Array, p_positive: Array, rule: OperatingRule,
             f"{low:.3g} to {high:.3g} does as well ({high - low:.2g} wide); {threshold:.3g} is in the middle"
         )
     if n_called in (0, len(p)):
-        which = "none" if n_called == 0 else "every one"
-        return f"operating point: only a threshold that calls {which} of the validation rows positive meets {rule}"
+        counted = "none" if n_called == 0 else "every one"
+        return f"operating point: only a threshold that calls {counted} of the validation rows positive meets {rule}"
     if rule.value is not None:
         return ""
     thresholds, hits, alarms = _every_threshold(truth, p)

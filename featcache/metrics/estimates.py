@@ -298,27 +298,29 @@ def mean(estimates: Sequence[Estimate]) -> Estimate:
     down to its own lower end. Correlations are those of the influences, and at least 0; of a number that no group moves
     it is 1 with any number of the same groups.
     """
-    values, low, high = (np.array([getattr(each, name) for each in estimates]) for name in ("value", "low", "high"))
+    values, low, high = (
+        np.array([getattr(estimate, name) for estimate in estimates]) for name in ("value", "low", "high")
+    )
     correlation, n = _correlations(estimates), len(estimates)
     down, up = (math.sqrt(d @ correlation @ d) / n for d in (values - low, high - values))
     value = float(values.mean())
     influence, uses = (
-        np.mean([each.influence for each in estimates], axis=0),
+        np.mean([estimate.influence for estimate in estimates], axis=0),
         np.any([e.uses for e in estimates], axis=0),
     )
-    step = math.sqrt(sum(each.step**2 for each in estimates)) / n
+    step = math.sqrt(sum(estimate.step**2 for estimate in estimates)) / n
     low_end, high_end = max(0.0, value - down), min(1.0, value + up)
-    return Estimate(value, low_end, high_end, influence, uses, min(each.df for each in estimates), step)
+    return Estimate(value, low_end, high_end, influence, uses, min(estimate.df for estimate in estimates), step)
 
 
 def _correlations(estimates: Sequence[Estimate]) -> Array:
-    z = np.stack([each.influence for each in estimates])
-    uses = np.stack([each.uses for each in estimates]).astype(np.float64)
+    z = np.stack([estimate.influence for estimate in estimates])
+    uses = np.stack([estimate.uses for estimate in estimates]).astype(np.float64)
     length = np.sqrt(np.sum(z**2, axis=1))
     products = np.outer(length, length)
-    found = np.where(products > 0, z @ z.T / np.where(products > 0, products, 1.0), uses @ uses.T > 0)
-    np.fill_diagonal(found, 1.0)
-    return np.clip(found, 0.0, 1.0)
+    correlations = np.where(products > 0, z @ z.T / np.where(products > 0, products, 1.0), uses @ uses.T > 0)
+    np.fill_diagonal(correlations, 1.0)
+    return np.clip(correlations, 0.0, 1.0)
 
 
 def difference(before: Estimate, after: Estimate) -> tuple[float, float, float]:

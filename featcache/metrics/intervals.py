@@ -174,16 +174,16 @@ def _of_findings(
 ) -> Estimates:
     """Those of `scores.evaluate_findings`: means over the findings, but for the loss, which is over known entries."""
     cuts = np.full(logits.shape[1], 0.5) if thresholds is None else np.asarray(thresholds, dtype=np.float64)
-    known = ~np.isnan(labels)
-    if not known.any():
+    known_labels = ~np.isnan(labels)
+    if not known_labels.any():
         return {}
     findings = [
         _of_classes(y[is_known].astype(np.int64), scores.two_columns(z[is_known]), 1, cut, group[is_known], n_groups)
-        for y, z, is_known, cut in zip(labels.T, logits.T, known.T, cuts.tolist(), strict=True)
+        for y, z, is_known, cut in zip(labels.T, logits.T, known_labels.T, cuts.tolist(), strict=True)
         if is_known.any()
     ]
-    signed = np.where(labels == 1, -logits, logits)[known].astype(np.float64)
-    rows = np.broadcast_to(group[:, None], labels.shape)[known]
+    signed = np.where(labels == 1, -logits, logits)[known_labels].astype(np.float64)
+    rows = np.broadcast_to(group[:, None], labels.shape)[known_labels]
     loss = estimates.mean_loss(np.logaddexp(0.0, signed), np.logaddexp(0.0, -signed), rows, n_groups)
     return {"loss": loss, **_means(findings, [name for name in scores.SCALARS if name != "loss"])}
 
@@ -210,15 +210,15 @@ def _share_of(right: Array, rows: Array, group: Array, n_groups: int) -> Estimat
 
 def _means(numbers: Sequence[Estimates], names: Sequence[str]) -> Estimates:
     """Of each number that exists, the mean of those that have it."""
-    having = {name: [each[name] for each in numbers if name in each] for name in names}
+    having = {name: [resample[name] for resample in numbers if name in resample] for name in names}
     return {name: of[0] if len(of) == 1 else estimates.mean(of) for name, of in having.items() if of}
 
 
 def _other_class(labels: Array, logits: Array) -> Array:
     """(n,) the likeliest class that is not the label."""
-    others = logits.astype(np.float64, copy=True)
-    others[np.arange(len(labels)), labels] = -np.inf
-    return np.asarray(others.argmax(axis=1))
+    other_logits = logits.astype(np.float64, copy=True)
+    other_logits[np.arange(len(labels)), labels] = -np.inf
+    return np.asarray(other_logits.argmax(axis=1))
 
 
 def _numbered(n: int, groups: Array | None) -> tuple[Array, int]:

@@ -59,15 +59,15 @@ def per_epoch_findings(labels: Array, logits: Array) -> dict[str, float]:
     Raises:
         ValueError: every entry is unknown.
     """
-    known, present = ~np.isnan(labels), labels == 1
-    if not known.any():
+    is_known, present = ~np.isnan(labels), labels == 1
+    if not is_known.any():
         raise ValueError("every entry of the labels is unknown (NaN): nothing to compare the predictions with")
-    called = known & (expit(logits.astype(np.float64)) >= 0.5)
-    n_known, n_present, n_called = known.sum(axis=0), present.sum(axis=0), called.sum(axis=0)  # (c,) each
-    hits, right = (called & present).sum(axis=0), (known & (called == present)).sum(axis=0)
+    called = is_known & (expit(logits.astype(np.float64)) >= 0.5)
+    n_known, n_present, n_called = is_known.sum(axis=0), present.sum(axis=0), called.sum(axis=0)  # (c,) each
+    hits, right = (called & present).sum(axis=0), (is_known & (called == present)).sum(axis=0)
     occurs = n_present > 0
     return {
-        "loss": float(np.mean(np.logaddexp(0.0, np.where(present, -logits, logits)[known].astype(np.float64)))),
+        "loss": float(np.mean(np.logaddexp(0.0, np.where(present, -logits, logits)[is_known].astype(np.float64)))),
         "accuracy": _mean_share(right, n_known, n_known > 0),
         "precision": _mean_share(hits, n_called, occurs),
         "recall": _mean_share(hits, n_present, occurs),
@@ -103,7 +103,7 @@ def evaluate(labels: Array, logits: Array, positive: int, threshold: float | Non
     confusion = sk.confusion_matrix(labels, predicted, labels=np.arange(n_classes))
     support = confusion.sum(axis=1)
     recalls = confusion.diagonal()[support > 0] / support[support > 0]
-    found = {
+    scores = {
         "n": len(labels),
         "support": support.tolist(),
         "loss": float(np.mean(cross_entropies(labels, logits))),
@@ -115,7 +115,7 @@ def evaluate(labels: Array, logits: Array, positive: int, threshold: float | Non
         "ece": _expected_calibration_error(reliability(labels, logits, positive)),
         "confusion": confusion.tolist(),
     }
-    return found if n_classes == 2 else {**found, "per_class": per_class}
+    return scores if n_classes == 2 else {**scores, "per_class": per_class}
 
 
 def evaluate_findings(labels: Array, logits: Array, thresholds: Sequence[float] | Array | None = None) -> Metrics:
@@ -134,8 +134,8 @@ def evaluate_findings(labels: Array, logits: Array, thresholds: Sequence[float] 
     """
     cuts = np.full(logits.shape[1], 0.5) if thresholds is None else np.asarray(thresholds, dtype=np.float64)
     per_class = [_finding(y, z, float(cut)) for y, z, cut in zip(labels.T, logits.T, cuts, strict=True)]
-    n_known = sum(each["n"] for each in per_class)
-    total = sum(each["n"] * each["loss"] for each in per_class if each["n"])
+    n_known = sum(scores["n"] for scores in per_class)
+    total = sum(scores["n"] * scores["loss"] for scores in per_class if scores["n"])
     return {
         "n": len(labels),
         "loss": total / n_known if n_known else None,
@@ -271,15 +271,15 @@ def _one_against_rest(truth: Array, called: Array, scores: Array) -> Metrics:
 
 def _finding(labels: Array, logits: Array, threshold: float) -> Metrics:
     """One column of `evaluate_findings`, from (n,) labels with NaN and (n,) logits."""
-    known = ~np.isnan(labels)
-    if not known.any():
+    is_known = ~np.isnan(labels)
+    if not is_known.any():
         return {"n": 0, "support": 0, **dict.fromkeys(SCALARS)}
-    found = evaluate(labels[known].astype(np.int64), two_columns(logits[known]), 1, threshold)
-    return {"n": found["n"], "support": found["support"][1], **{name: found[name] for name in SCALARS}}
+    scores = evaluate(labels[is_known].astype(np.int64), two_columns(logits[is_known]), 1, threshold)
+    return {"n": scores["n"], "support": scores["support"][1], **{name: scores[name] for name in SCALARS}}
 
 
 def _macro(per_class: Iterable[Metrics], name: str) -> float | None:
-    values = [each[name] for each in per_class if each[name] is not None]
+    values = [scores[name] for scores in per_class if scores[name] is not None]
     return float(np.mean(values)) if values else None
 
 
@@ -300,5 +300,5 @@ def _bin(number: int, confidence: Array, right: Array) -> Metrics:
 
 
 def _expected_calibration_error(bins: list[Metrics]) -> float:
-    gap = sum(each["n"] * abs(each["frequency"] - each["confidence"]) for each in bins)
-    return float(gap / sum(each["n"] for each in bins))
+    gap = sum(bin_["n"] * abs(bin_["frequency"] - bin_["confidence"]) for bin_ in bins)
+    return float(gap / sum(bin_["n"] for bin_ in bins))

@@ -138,14 +138,14 @@ def unpack(path: Path, folder: Path) -> Run:
     """
     with in_our_words("reading", path), durable.open_regular(path) as file, _as_a_zip(path, file):
         archive = zipfile.ZipFile(file)
-        found = _checked(path, archive, file.seek(0, io.SEEK_END))
-        members = _members(path, _bytes(archive, found, INDEX))
-        if members.keys() != found.keys() - {INDEX}:
+        contents = _checked(path, archive, file.seek(0, io.SEEK_END))
+        members = _members(path, _bytes(archive, contents, INDEX))
+        if members.keys() != contents.keys() - {INDEX}:
             raise CorruptStore(f"{path} is damaged: its members are not those that its {INDEX} names.")
         durable.make_folders(folder)
         for name, digest in members.items():
             target = folder / name if name in _UNPACKED else None
-            if _copied(archive, found[name], target) != digest:
+            if _copied(archive, contents[name], target) != digest:
                 raise CorruptStore(f"{path} is damaged: {name} is not what was written. Get it again.")
     return Run.open(folder)
 
@@ -253,7 +253,7 @@ def _readme(run: Run, model: Model, members: Mapping[str, bytes], notes: list[st
         "",
         "Inside:",
         "",
-        *(f"    {name:<22} {what}" for name, what in inside.items() if name in members or name == INDEX),
+        *(f"    {name:<22} {description}" for name, description in inside.items() if name in members or name == INDEX),
         "",
     ]
     return "\n".join(map(printable, lines))
@@ -262,10 +262,10 @@ def _readme(run: Run, model: Model, members: Mapping[str, bytes], notes: list[st
 def _scores(run: Run) -> list[str]:
     """How it did on rows that it was not learnt from: AUROC, and what it finds at 0.5 and at the operating point."""
     point = run.record["operating_point"] or {}
-    for side, what in (("test", "test images"), ("outer", "held-out images"), ("val", "validation images")):
+    for side, title in (("test", "test images"), ("outer", "held-out images"), ("val", "validation images")):
         scores = run.metrics(side)
         if scores and scores.get("auroc") is not None:
-            lines = [f"On {scores['n']:,} {what}:", f"    AUROC {_score(scores, 'auroc')}"]
+            lines = [f"On {scores['n']:,} {title}:", f"    AUROC {_score(scores, 'auroc')}"]
             two = len(run.record["classes"]) == 2 and run.record["task"] == "classes"
             lines += [f"    {_found(scores)} where p is 0.5 or more"] if two else []
             at = f"    {_found(point[side])} where p is {point['threshold']:.6f} or more" if side in point else ""
@@ -326,20 +326,20 @@ def _checked(path: Path, archive: zipfile.ZipFile, n_bytes: int) -> dict[str, zi
     Raises:
         UntrustedFile: with the first that no bundle has.
     """
-    found: dict[str, zipfile.ZipInfo] = {}
+    members: dict[str, zipfile.ZipInfo] = {}
     for info in archive.infolist():
-        if info.filename not in _LARGEST or info.filename in found:
+        if info.filename not in _LARGEST or info.filename in members:
             raise UntrustedFile(f"{path} has a member {info.filename[:80]!r}, which no bundle has, or has once.")
         if info.compress_type != zipfile.ZIP_STORED or info.flag_bits & _ENCRYPTED:
             raise UntrustedFile(f"{path}: {info.filename} is compressed or encrypted; in a bundle nothing is.")
         if info.file_size > min(_LARGEST[info.filename], n_bytes) or info.file_size != info.compress_size:
             raise UntrustedFile(f"{path}: {info.filename} says that it has {info.file_size:,} bytes.")
-        found[info.filename] = info
-    if sum(info.file_size for info in found.values()) > n_bytes:
+        members[info.filename] = info
+    if sum(info.file_size for info in members.values()) > n_bytes:
         raise UntrustedFile(f"{path}: its members are more than it has bytes.")
-    if missing := [name for name in (INDEX, RECORD, HEAD) if name not in found]:
+    if missing := [name for name in (INDEX, RECORD, HEAD) if name not in members]:
         raise CorruptStore(f"{path} is no whole bundle: it has no {missing[0]}.")
-    return found
+    return members
 
 
 def _members(path: Path, data: bytes) -> dict[str, str]:
@@ -361,8 +361,8 @@ def _members(path: Path, data: bytes) -> dict[str, str]:
         raise CorruptStore(f"{path} is damaged: {INDEX}: {reason}. Get it again.") from error
 
 
-def _bytes(archive: zipfile.ZipFile, found: Mapping[str, zipfile.ZipInfo], name: str) -> bytes:
-    with archive.open(found[name]) as member:
+def _bytes(archive: zipfile.ZipFile, members: Mapping[str, zipfile.ZipInfo], name: str) -> bytes:
+    with archive.open(members[name]) as member:
         return member.read()
 
 

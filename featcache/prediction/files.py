@@ -61,15 +61,15 @@ class Predicted:
 
     def as_json(self) -> Json:
         """The answer of `featcache predict --json`."""
-        found, model, overlap = self.predictions, self.predictions.model, self.predictions.overlap
+        predictions, model, overlap = self.predictions, self.predictions.model, self.predictions.overlap
         point = None
-        if found.at_operating_point is not None:
-            point = {"threshold": model.threshold, "called": found.counts(found.at_operating_point)}
+        if predictions.at_operating_point is not None:
+            point = {"threshold": model.threshold, "called": predictions.counts(predictions.at_operating_point)}
         return {
             "run": str(self.run),
             "output": str(self.output),
             "store": str(self.store) if self.store else None,
-            "found": len(found),
+            "found": len(predictions),
             "skipped": sum(self.skipped.values()),
             "skipped_by_reason": dict(self.skipped),
             "predicted": self.n_predicted,
@@ -78,8 +78,8 @@ class Predicted:
             "learnt_from": overlap.n_learnt if overlap else None,
             "trained_on": overlap.n_train if overlap and overlap.is_known else None,
             "chosen_by": overlap.n_val if overlap and overlap.is_known else None,
-            "classes": found.classes,
-            "called": found.counts(found.called),
+            "classes": predictions.classes,
+            "called": predictions.counts(predictions.called),
             "operating_point": point,
             "temperature": model.temperature,
             "tta": model.tta,
@@ -130,35 +130,37 @@ def predict(
         raise UsageError(f"--keep {keep}: the vectors are those of a store already.")
     with durable.output(output, _is_answer, "answer"):
         if store is not None:
-            found, manifest = predictor.of_store(store), Manifest([], [], {}, store.path)
+            predictions, manifest = predictor.of_store(store), Manifest([], [], {}, store.path)
         else:
             assert images is not None
-            found, manifest = through_store(predictor, output, images, keep, options)[0], images
-        header, rows = found.table()
+            predictions, manifest = through_store(predictor, output, images, keep, options)[0], images
+        header, rows = predictions.table()
         durable.write_csv(output, header, rows)
-        _write_failures(output, found, manifest)
+        _write_failures(output, predictions, manifest)
         if images is not None:  # what lies there otherwise is of a pass that was stopped
             remove_partial(output)
     kept = store.path if store is not None else keep
     columns = store.columns if store is not None else manifest.columns
-    notes = [*manifest.notes, *_about_images(found), *_about_labels(predictor, manifest.source, columns)]
+    notes = [*manifest.notes, *_about_images(predictions), *_about_labels(predictor, manifest.source, columns)]
     seconds = time.perf_counter() - started
-    return Predicted(predictor.path, output, found, manifest.skipped, kept, seconds, notes)
+    return Predicted(predictor.path, output, predictions, manifest.skipped, kept, seconds, notes)
 
 
-def _about_images(found: Predictions) -> list[str]:
-    return [found.overlap.note] if found.overlap and found.overlap.note else []
+def _about_images(predictions: Predictions) -> list[str]:
+    return [predictions.overlap.note] if predictions.overlap and predictions.overlap.note else []
 
 
 def _about_labels(predictor: Predictor, source: Path, columns: Mapping[str, Sequence[str]]) -> list[str]:
     """That images have labels, and what scores them."""
     names = predictor.classes if predictor.model.has_findings else ["label"]
-    held = [columns[name] for name in names if name in columns]
-    n = sum(any(texts) for texts in zip(*held, strict=True))
+    label_columns = [columns[name] for name in names if name in columns]
+    n = sum(any(texts) for texts in zip(*label_columns, strict=True))
     if not n:
         return []
-    which = "1 of these images has a label" if n == 1 else f"{n:,} of these images have labels"
-    return [f"{which}, which predictions do not look at: featcache evaluate {predictor.path} {source} scores the Run."]
+    counted = "1 of these images has a label" if n == 1 else f"{n:,} of these images have labels"
+    return [
+        f"{counted}, which predictions do not look at: featcache evaluate {predictor.path} {source} scores the Run."
+    ]
 
 
 def through_store(
@@ -185,14 +187,14 @@ def through_store(
         return predictor.of_images(images, path, only_add=keep is not None, **options)[0], path
 
 
-def _check_output(output: Path, others: Sequence[Path | None]) -> None:
+def _check_output(output: Path, inputs: Sequence[Path | None]) -> None:
     """Before anything is computed: an answer may be given again, and nothing else is written over."""
     if output.name in ("", "..") or output.is_dir():
         raise UsageError(f"-o {output}: give the name of a file, such as {output / 'predictions.csv'}.")
     if output.name in RUN_FILES and (output.parent / "run.json").exists():
         raise UsageError(f"-o {output} is a file of the Run itself. Choose another place.")
     place = os.path.realpath(output)
-    if place in [os.path.realpath(other) for other in others if other is not None]:
+    if place in [os.path.realpath(other) for other in inputs if other is not None]:
         raise UsageError(f"-o {output} is what is read, or where vectors are kept. Choose another place.")
     durable.claim(output, _is_answer, "answer")
     durable.claim(failures_path(output), is_failures, "list of failures")
@@ -216,13 +218,13 @@ def remove_partial(output: Path) -> None:
         folder.rmdir()
 
 
-def _write_failures(output: Path, found: Predictions, images: Manifest) -> None:
+def _write_failures(output: Path, predictions: Predictions, images: Manifest) -> None:
     path = failures_path(output)
-    if not found.failures:
+    if not predictions.failures:
         if is_failures(path):
             path.unlink()
         return
-    durable.write_csv(path, *failures_table(found.failures, images))
+    durable.write_csv(path, *failures_table(predictions.failures, images))
 
 
 def failures_table(failures: Mapping[str, tuple[str, str]], images: Manifest) -> Table:
@@ -240,7 +242,7 @@ def _failures_beside(output: Path, store_path: Path) -> Iterator[None]:
     except FeatcacheError as error:
         if not none_was_used(error, store_path):
             raise
-        listed, said = failures_path(store_path), failures_path(output)
-        durable.write_bytes(said, listed.read_bytes())
+        listed, failures_file = failures_path(store_path), failures_path(output)
+        durable.write_bytes(failures_file, listed.read_bytes())
         remove_partial(output)
-        raise FeatcacheError(str(error).replace(str(listed), str(said))) from error
+        raise FeatcacheError(str(error).replace(str(listed), str(failures_file))) from error

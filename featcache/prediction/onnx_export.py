@@ -190,7 +190,7 @@ def _metadata(run: Run, model: Model, request: Request) -> dict[str, str]:
     """What whoever runs the file has to know, by name, each as JSON."""
     identity = identity_of(run)
     point = run.record["operating_point"]
-    told = {
+    metadata = {
         "classes": model.classes,
         "task": run.record["task"],
         "positive": run.record["positive"],
@@ -205,7 +205,7 @@ def _metadata(run: Run, model: Model, request: Request) -> dict[str, str]:
         "operating_point": {"rule": point["rule"], "threshold": point["threshold"]} if point else None,
         "notes": list(_notes(model, run)),
     }
-    return {f"featcache.{name}": canonical_json(value) for name, value in told.items()}
+    return {f"featcache.{name}": canonical_json(value) for name, value in metadata.items()}
 
 
 def preprocessing(transform: TransformSpec, decode: DecodeSpec) -> Json:
@@ -250,14 +250,14 @@ def preprocessing(transform: TransformSpec, decode: DecodeSpec) -> Json:
 
 def _notes(model: Model, run: Run) -> tuple[str, ...]:
     """What of the Run the graph leaves out."""
-    found = []
+    notes = []
     if model.tta:
-        found.append("the Run averages over augmented views; the file answers for the image as it is")
+        notes.append("the Run averages over augmented views; the file answers for the image as it is")
     if (precision := identity_of(run)["precision"]) != "float32":
-        found.append(f"the Run's vectors are of {precision}; the file computes in float32")
+        notes.append(f"the Run's vectors are of {precision}; the file computes in float32")
     if (dtype := identity_of(run)["stored_dtype"]) != "float32":
-        found.append(f"the Run's vectors were stored as {dtype}; the file does not round them")
-    return tuple(found)
+        notes.append(f"the Run's vectors were stored as {dtype}; the file does not round them")
+    return tuple(notes)
 
 
 # --- what it is worth -------------------------------------------------------------------------------------------------
@@ -270,7 +270,7 @@ def _differences(data: bytes, whole: nn.Module, size: tuple[int, int]) -> tuple[
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors
     session = onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
-    found = [0.0, 0.0]
+    differences = [0.0, 0.0]
     for n in _BATCHES:
         images = _samples(n, size)
         with torch.inference_mode():
@@ -280,8 +280,8 @@ def _differences(data: bytes, whole: nn.Module, size: tuple[int, int]) -> tuple[
         pairs = ((own[1], probabilities, 1.0), (own[0], logits, scale))
         # NaN is no agreement, and `max` might pass over it.
         here = [float(np.nan_to_num(np.abs(a - b).max(), nan=np.inf)) / by for a, b, by in pairs]
-        found = [max(pair) for pair in zip(found, here, strict=True)]
-    return found[0], found[1]
+        differences = [max(pair) for pair in zip(differences, here, strict=True)]
+    return differences[0], differences[1]
 
 
 def _samples(n: int, size: tuple[int, int]) -> Array:

@@ -65,7 +65,7 @@ class Model:
             record = run.record
             classes = list(record["classes"])
             point, network = record["operating_point"], identity.get("backbone")
-            made = cls(
+            model = cls(
                 run.spec,
                 tensors,
                 classes,
@@ -77,8 +77,8 @@ class Model:
                 POOLED if isinstance(network, dict) and network.get("tap") == POOLED else features.tap_of(run.spec),
                 bool(record["asked"].get("tta")),
             )
-            made._check()
-        return made
+            model._check()
+        return model
 
     def __post_init__(self) -> None:
         if len(self.classes) < 2 or not all(isinstance(name, str) for name in self.classes):
@@ -113,8 +113,8 @@ class Model:
 
     def _check(self) -> None:
         """Whether the weights are those of such a head: it is tried on a vector of zeros."""
-        found = self.logits(np.zeros((1, self.n_features), dtype=np.float32))
-        if found.shape != (1, len(self.classes)) or not np.isfinite(found).all():
+        logits = self.logits(np.zeros((1, self.n_features), dtype=np.float32))
+        if logits.shape != (1, len(self.classes)) or not np.isfinite(logits).all():
             raise ValueError(f"its weights are not those of a {self.spec.kind} head of {len(self.classes)} classes")
 
 
@@ -199,9 +199,9 @@ class Predictions:
             np.asarray(expit(logits.astype(np.float64))) if self.model.has_findings else metrics.probabilities(logits)
         )
 
-    def _numbers(self, what: str, values: Array) -> list[tuple[str, Sequence[object]]]:
+    def _numbers(self, prefix: str, values: Array) -> list[tuple[str, Sequence[object]]]:
         columns = zip(self.classes, values.T, strict=True)
-        return [(f"{what}_{name}", [f"{value:.9g}" for value in column]) for name, column in columns]
+        return [(f"{prefix}_{name}", [f"{value:.9g}" for value in column]) for name, column in columns]
 
     def _names(self, called: list[str]) -> list[str]:
         return ["" if name in self.failures else text for name, text in zip(self.names, called, strict=True)]

@@ -77,7 +77,7 @@ def load_run(
 def _name(error: object, path: Path, unpacked: Path) -> None:
     """An error about the folder that a bundle was unpacked to becomes one about the bundle."""
     if isinstance(error, FeatcacheError):
-        error.args = tuple(str(said).replace(str(unpacked), str(path)) for said in error.args)
+        error.args = tuple(str(argument).replace(str(unpacked), str(path)) for argument in error.args)
 
 
 class Predictor:
@@ -176,9 +176,9 @@ class Predictor:
             return self._of_pixels(items)
         names = [os.fspath(item) for item in items]
         files = list(dict.fromkeys(names))
-        found = self._of_manifest(Manifest(files, list(map(Path, files)), {}, Path()), **options)
+        predictions = self._of_manifest(Manifest(files, list(map(Path, files)), {}, Path()), **options)
         row = {name: i for i, name in enumerate(files)}
-        return replace(found, names=names, logits=found.logits[[row[name] for name in names]])
+        return replace(predictions, names=names, logits=predictions.logits[[row[name] for name in names]])
 
     def of_store(self, store: Store) -> Predictions:
         """Of the rows of a store, and of the images that failed when it was made.
@@ -255,10 +255,10 @@ class Predictor:
         from featcache import devices
         from featcache.embedding.forward import Forward
 
-        asked = self._request()
+        requested = self._request()
         device = devices.choose(self._device)
         backbone, request = run_backbone.backbone_of(
-            self.run, self._weights, device, asked.backbone.taps, self._precision
+            self.run, self._weights, device, requested.backbone.taps, self._precision
         )
         return backbone, request, Forward(backbone, "off", 0, lambda text: None)
 
@@ -298,14 +298,14 @@ class Predictor:
         failures: dict[str, tuple[str, str]] = {}
         step = self._network[2].batch_size
         for start in range(0, len(items), step):
-            shown: dict[int, Array] = {}
+            pixels: dict[int, Array] = {}
             for i in range(start, min(start + step, len(items))):
                 try:
-                    shown[i] = self._shown(items[i])
+                    pixels[i] = self._shown(items[i])
                 except ImageError as error:
                     failures[names[i]] = error.code, str(error)
-            if shown:
-                logits[list(shown)] = self.model.logits(self._vectors(list(shown.values())))
+            if pixels:
+                logits[list(pixels)] = self.model.logits(self._vectors(list(pixels.values())))
         bad = np.flatnonzero(~np.isfinite(logits).all(axis=1)).tolist()
         failures |= {names[i]: _NOT_FINITE for i in bad if names[i] not in failures}
         logits[bad] = np.nan
@@ -330,8 +330,8 @@ class Predictor:
         _, request, forward = self._network
         flat = [view for views in images for view in views]
         step = forward.batch_size
-        found = [forward.vectors(flat[i : i + step])[self.model.tap] for i in range(0, len(flat), step)]
-        x = stored(np.concatenate(found).reshape(len(flat), -1), request.dtype).astype(np.float32)
+        vectors = [forward.vectors(flat[i : i + step])[self.model.tap] for i in range(0, len(flat), step)]
+        x = stored(np.concatenate(vectors).reshape(len(flat), -1), request.dtype).astype(np.float32)
         return x.reshape(len(images), len(flat) // len(images), -1) if self.model.tta else x
 
 

@@ -33,9 +33,9 @@ def request_of(run: Run, weights: str | None = None, taps: tuple[str, ...] = (PO
         UsageError: the weights came from a file that is not named, and not where it was.
         CorruptStore: the record does not say it.
     """
-    held = identity_of(run)
+    identity = identity_of(run)
     with said_by(run):
-        transform, name = from_json(TransformSpec, held["transform"]), held["backbone"]["name"]
+        transform, name = from_json(TransformSpec, identity["transform"]), identity["backbone"]["name"]
         if not isinstance(name, str):
             raise TypeError("the name of the backbone is no text")
         spec = BackboneSpec(
@@ -48,9 +48,9 @@ def request_of(run: Run, weights: str | None = None, taps: tuple[str, ...] = (PO
             mean=transform.mean,
             std=transform.std,
             taps=taps,
-            precision=held["precision"],
+            precision=identity["precision"],
         )
-        return Request(spec, DecodeSpec.of_identity(held["decode"]), held["stored_dtype"], views_of(held))
+        return Request(spec, DecodeSpec.of_identity(identity["decode"]), identity["stored_dtype"], views_of(identity))
 
 
 def backbone_of(

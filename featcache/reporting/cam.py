@@ -76,8 +76,8 @@ def _gradients(spec: HeadSpec, tensors: Mapping[str, Array], grid: Array, task: 
     x = grid.reshape(len(grid), -1) if is_flat else grid.mean(axis=(2, 3))
     head = head_module(spec, tensors, 1.0, len(task.classes), task.positive, task.has_findings).eval()
     inputs = torch.from_numpy(np.ascontiguousarray(x, dtype=np.float32)).requires_grad_()
-    contrasts = np.stack([_contrast(task, int(each)) for each in of]) if len(of) else np.zeros((0, len(task.classes)))
-    said = (head(inputs) * torch.from_numpy(contrasts.astype(np.float32))).sum()
-    (found,) = torch.autograd.grad(said, inputs)
-    gradients = np.asarray(found.numpy())
+    contrasts = np.stack([_contrast(task, int(index)) for index in of]) if len(of) else np.zeros((0, len(task.classes)))
+    contrast = (head(inputs) * torch.from_numpy(contrasts.astype(np.float32))).sum()
+    (gradient,) = torch.autograd.grad(contrast, inputs)
+    gradients = np.asarray(gradient.numpy())
     return gradients.reshape(grid.shape) if is_flat else gradients[:, :, None, None] / n_places

@@ -69,17 +69,17 @@ def _about_curves(subject: Subject, n_epochs: int, n_phases: int, kept: int | No
 def ranking(subject: Subject) -> list[Words | Abreast]:
     """ROC and precision against recall: of two classes for each side that was not learnt from, with the point at which
     is decided; of more classes, or findings, one curve for each on the reported side."""
-    found = _of_sides(subject) if subject.is_binary else _of_classes(subject)
-    if not found:
+    ranked = _of_sides(subject) if subject.is_binary else _of_classes(subject)
+    if not ranked:
         return [Words("No class has rows of both kinds here, so there is nothing to rank.", "gone")]
-    return [Abreast([_roc(subject, found), _precision_recall(subject, found)])]
+    return [Abreast([_roc(subject, ranked), _precision_recall(subject, ranked)])]
 
 
 Ranked = tuple[str, str, str, Array, Array, tuple[float, float] | None]  # key, label, colour, truth, scores, point
 
 
 def _of_sides(subject: Subject) -> list[Ranked]:
-    found: list[Ranked] = []
+    ranked: list[Ranked] = []
     positive = subject.task.positive
     for side in (side for side in SIDES if side in subject.sides and side != TRAIN):
         truth = subject.labels(side) == positive
@@ -91,23 +91,23 @@ def _of_sides(subject: Subject) -> list[Ranked]:
         auroc = subject.scores(side)["auroc"]
         label = f"{CALLED[side]} {shown(auroc)}"
         scores = metrics.log_odds(subject.sides[side].logits, positive)
-        found.append((side, label, INK if is_main else RULE, truth, scores, point))
-    return sorted(found, key=lambda each: each[0] == subject.reported)
+        ranked.append((side, label, INK if is_main else RULE, truth, scores, point))
+    return sorted(ranked, key=lambda curve: curve[0] == subject.reported)
 
 
 def _of_classes(subject: Subject) -> list[Ranked]:
     side = subject.sides[subject.reported]
     labels = subject.labels(subject.reported)
-    found: list[Ranked] = []
+    ranked: list[Ranked] = []
     for c, name in enumerate(subject.classes[:_MOST_CURVES]):
-        known = np.isfinite(labels[:, c]) if subject.task.has_findings else np.ones(len(side), dtype=bool)
-        truth = (labels[:, c] == 1 if subject.task.has_findings else labels == c)[known]
+        is_known = np.isfinite(labels[:, c]) if subject.task.has_findings else np.ones(len(side), dtype=bool)
+        truth = (labels[:, c] == 1 if subject.task.has_findings else labels == c)[is_known]
         if not truth.any() or truth.all():
             continue
         scores = side.logits[:, c] if subject.task.has_findings else metrics.log_odds(side.logits, c)
         auroc = subject.scores(subject.reported)["per_class"][c]["auroc"]
-        found.append((name, f"{_apart(name)} {shown(auroc)}", CLASSES[c], truth, scores[known], None))
-    return found
+        ranked.append((name, f"{_apart(name)} {shown(auroc)}", CLASSES[c], truth, scores[is_known], None))
+    return ranked
 
 
 def _apart(name: str) -> str:
@@ -117,13 +117,13 @@ def _apart(name: str) -> str:
     return f"{name}\u200e" if runs_left else name
 
 
-def _roc(subject: Subject, found: Sequence[Ranked]) -> Figure:
+def _roc(subject: Subject, ranked: Sequence[Ranked]) -> Figure:
     drawn, rows = [], []
-    for key, label, color, truth, scores, point in found:
+    for key, label, color, truth, scores, point in ranked:
         false, true, at = roc_curve(truth, scores)
         drawn.append(Line(label, false, true, color, 2.0 if color == INK else 1.4, point))
         rows += [[key, x, y, t] for x, y, t in zip(false.tolist(), true.tolist(), at.tolist(), strict=True)]
-    areas = ", ".join(each[1] for each in found)
+    areas = ", ".join(curve[1] for curve in ranked)
     chart = charts.lines(drawn, "1 − specificity", "sensitivity", (0.0, 1.0), f"ROC curves. Areas: {areas}.")
     caption = f"The number is the area under the curve{_about_point(subject)}."
     return Figure(
@@ -132,9 +132,9 @@ def _roc(subject: Subject, found: Sequence[Ranked]) -> Figure:
     )  # fmt: skip
 
 
-def _precision_recall(subject: Subject, found: Sequence[Ranked]) -> Figure:
+def _precision_recall(subject: Subject, ranked: Sequence[Ranked]) -> Figure:
     drawn, rows = [], []
-    for key, label, color, truth, scores, point in found:
+    for key, label, color, truth, scores, point in ranked:
         precision, recall, at = precision_recall_curve(truth, scores)
         name = label.rpartition(" ")[0]
         marked = None
@@ -144,7 +144,7 @@ def _precision_recall(subject: Subject, found: Sequence[Ranked]) -> Figure:
         drawn.append(Line(name, recall, precision, color, 2.0 if color == INK else 1.4, marked))
         thresholds = [*at.tolist(), np.inf]
         rows += [[key, x, y, t] for x, y, t in zip(recall.tolist(), precision.tolist(), thresholds, strict=True)]
-    base = float(found[-1][3].mean())
+    base = float(ranked[-1][3].mean())
     alt = f"Precision against recall of {listed([line.label for line in drawn])}."
     line = (base, base) if subject.is_binary else None
     chart = charts.lines(drawn, "recall (sensitivity)", "precision", line, alt, "lower left")
@@ -162,7 +162,10 @@ def _about_point(subject: Subject) -> str:
 
 
 def _finite(rows: Sequence[Sequence[Any]]) -> list[list[Any]]:
-    return [[each if not isinstance(each, float) or np.isfinite(each) else "" for each in row] for row in rows]
+    return [
+        [reliability if not isinstance(reliability, float) or np.isfinite(reliability) else "" for reliability in row]
+        for row in rows
+    ]
 
 
 # --- probabilities ----------------------------------------------------------------------------------------------------
@@ -173,19 +176,19 @@ def calibration(subject: Subject) -> list[Words | Abreast]:
     side = subject.reported
     before = _reliability(subject, side)
     drawn = [_dots("as trained", before, RULE)]
-    rows = [["as trained", *_bin(each)] for each in before]
+    rows = [["as trained", *_bin(bin_)] for bin_ in before]
     temperature, scores = subject.record["temperature"], subject.scores(side)
     after = scores.get("calibrated")
     if after:
         drawn.append(_dots(f"divided by T = {temperature:.2f}", after["reliability"], VAL))
-        rows += [["calibrated", *_bin(each)] for each in after["reliability"]]
+        rows += [["calibrated", *_bin(bin_)] for bin_ in after["reliability"]]
     ece = f"{shown(scores['ece'])}" + (f", after the temperature {shown(after['ece'])}" if after else "")
-    what = "positives among them" if subject.is_binary or subject.task.has_findings else "right among them"
+    ordinate = "positives among them" if subject.is_binary or subject.task.has_findings else "right among them"
     promised = (
         "probability said" if subject.is_binary or subject.task.has_findings else "probability of the class called"
     )
     alt = f"Reliability of the probabilities on {CALLED[side]} rows. Expected calibration error: {ece}."
-    chart = charts.dots(drawn, promised, f"share of {what}", alt)
+    chart = charts.dots(drawn, promised, f"share of {ordinate}", alt)
     caption = (
         f"On the diagonal a probability means what it says. Expected calibration error {ece}{_about_t(temperature)}."
     )
@@ -208,8 +211,8 @@ def _reliability(subject: Subject, side: str) -> list[dict[str, Any]]:
     labels, logits = subject.labels(side), subject.sides[side].logits
     if not subject.task.has_findings:
         return metrics.reliability(labels, logits, subject.task.positive)
-    known = np.isfinite(labels)  # all findings together
-    return metrics.reliability(labels[known].astype(np.int64), metrics.two_columns(logits[known]), 1)
+    is_known = np.isfinite(labels)  # all findings together
+    return metrics.reliability(labels[is_known].astype(np.int64), metrics.two_columns(logits[is_known]), 1)
 
 
 def _dots(label: str, points: Sequence[dict[str, Any]], color: str) -> Dots:
@@ -254,11 +257,11 @@ def _kinds(subject: Subject, side: str) -> list[tuple[str, str, Array]]:
         return [
             (name, color, p[labels == value]) for name, color, value in (("absent", CLASSES[0], 0), ("present", VAL, 1))
         ]
-    found = []
+    kinds = []
     for c, name in enumerate(subject.classes[:_MOST_CURVES]):
         of = task.positive if subject.is_binary else c
-        found.append((name, charts.color_of(c, len(task.classes), task.positive), p[labels == c, of]))
-    return found
+        kinds.append((name, charts.color_of(c, len(task.classes), task.positive), p[labels == c, of]))
+    return kinds
 
 
 def gain(subject: Subject) -> Figure | None:
@@ -266,19 +269,20 @@ def gain(subject: Subject) -> Figure | None:
     rows, estimates = [], []
     for side, gained in subject.record.get("gain", {}).items():
         at = gained.get("at_operating_point", {})
-        for name, found in (("auroc", gained), ("accuracy", at or gained), ("balanced_accuracy", at or gained)):
-            if name not in found:
+        for name, gains in (("auroc", gained), ("accuracy", at or gained), ("balanced_accuracy", at or gained)):
+            if name not in gains:
                 continue
-            value, low, high = found[name]
+            value, low, high = gains[name]
             label = f"{CALLED[side]}, {'AUROC' if name == 'auroc' else name.replace('_', ' ')}"
             estimates.append(charts.Estimate(label, value, (low, high)))
             rows.append([side, name, value, low, high])
     if not estimates:
         return None
-    said = "; ".join(
-        f"{each.label} {with_sign(each.value)} {interval_of(each.interval, signed=True)}" for each in estimates
+    text = "; ".join(
+        f"{estimate.label} {with_sign(estimate.value)} {interval_of(estimate.interval, signed=True)}"
+        for estimate in estimates
     )
-    chart = charts.forest(estimates, "difference: after − before", 0.0, f"What the training on pixels changed: {said}.")
+    chart = charts.forest(estimates, "difference: after − before", 0.0, f"What the training on pixels changed: {text}.")
     header = ["side", "number", "difference", "low", "high"]
     caption = "Accuracies are at each one's own operating point, where there is one. Validation rows chose the epoch."
     return Figure(f"{subject.slug}-gain", "Gain", caption, chart, header, rows)

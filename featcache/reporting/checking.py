@@ -59,8 +59,8 @@ def check_vectors(run: Run) -> None:
 
 def damaged(run: Run, reason: str) -> CorruptStore:
     """What is raised of a record."""
-    name, what = (RECORD, "evaluation") if run.record.get("format") == FORMAT else ("run.json", "Run")
-    return CorruptStore(f"{run.path / name} is damaged: {reason}. Make the {what} again.")
+    name, kind = (RECORD, "evaluation") if run.record.get("format") == FORMAT else ("run.json", "Run")
+    return CorruptStore(f"{run.path / name} is damaged: {reason}. Make the {kind} again.")
 
 
 # --- rules ------------------------------------------------------------------------------------------------------------
@@ -80,37 +80,37 @@ def _fields(must: Mapping[str, Rule], may: Mapping[str, Rule] | None = None) -> 
     def rule(value: Json) -> str | None:
         if not isinstance(value, dict):
             return ""
-        of = {**must, **{name: each for name, each in (may or {}).items() if name in value}}
+        of = {**must, **{name: rule for name, rule in (may or {}).items() if name in value}}
         lacking = (f".{name}" for name in of if name not in value)
-        return next(lacking, None) or _first((f".{name}", each(value[name])) for name, each in of.items())
+        return next(lacking, None) or _first((f".{name}", rule(value[name])) for name, rule in of.items())
 
     return rule
 
 
-def _values(each: Rule) -> Rule:
+def _values(element_rule: Rule) -> Rule:
     """A mapping of whatever names to values of one kind."""
 
     def rule(value: Json) -> str | None:
         if not isinstance(value, dict):
             return ""
-        return _first((f".{name}", each(held)) for name, held in value.items())
+        return _first((f".{name}", element_rule(field_value)) for name, field_value in value.items())
 
     return rule
 
 
-def _list(each: Rule, n: int | None = None) -> Rule:
+def _list(element_rule: Rule, n: int | None = None) -> Rule:
     """A list of values of one kind, of n where n is given."""
 
     def rule(value: Json) -> str | None:
         if not isinstance(value, list) or (n is not None and len(value) != n):
             return ""
-        return _first((f"[{i}]", each(held)) for i, held in enumerate(value))
+        return _first((f"[{i}]", element_rule(element)) for i, element in enumerate(value))
 
     return rule
 
 
-def _first(found: Iterable[tuple[str, str | None]]) -> str | None:
-    return next((name + wrong for name, wrong in found if wrong is not None), None)
+def _first(faults: Iterable[tuple[str, str | None]]) -> str | None:
+    return next((name + wrong for name, wrong in faults if wrong is not None), None)
 
 
 def _number(low: float = -math.inf, high: float = math.inf) -> Rule:
@@ -137,23 +137,23 @@ def _of_task(record: Json) -> str | None:
     """What everything else is read by: the classes."""
     is_texts = _list(_TEXT)
     wrong = _fields({"task": _is(lambda v: v in ("classes", "findings")), "classes": is_texts, "positive": _TEXT})
-    found = wrong(record)
-    if found is None:
+    fault = wrong(record)
+    if fault is None:
         classes = record["classes"]
         if len(set(classes)) < max(2, len(classes)):
             return ".classes"
         if record["positive"] not in classes:
             return ".positive"
-    return found
+    return fault
 
 
 def _record(c: int, has_findings: bool) -> Rule:
     scores = _scores(c, has_findings)
     split = _fields({"seed": _COUNT, "group_by": _or_none(_TEXT)})
-    asked = _fields({"split": split, "tta": _BOOL}, {"refit_all": _BOOL})
+    request = _fields({"split": split, "tta": _BOOL}, {"refit_all": _BOOL})
     store = _fields({"name": _TEXT, "identity": _ANY_DICT}, {"weights": _or_none(_TEXT), "weights_file": _TEXT})
     must = {
-        "asked": asked,
+        "asked": request,
         "head": _fields({"kind": _TEXT}),
         "heads": _list(_ANY_DICT),
         "metrics": _fields({TRAIN: scores, VAL: scores}, {OUTER: _or_none(scores), TEST: _or_none(scores)}),
@@ -241,9 +241,9 @@ def _of_gain(record: Json) -> str | None:
     """That a difference is of numbers that there are."""
     for side, gained in record["gain"].items():
         for key, names in (("metrics", gained), ("operating_point", gained.get("at_operating_point", {}))):
-            told = [(place[key] or {}).get(side) or {} for place in (record["before"], record)]
+            comparable = [(place[key] or {}).get(side) or {} for place in (record["before"], record)]
             names = [name for name in names if name != "at_operating_point"]
-            if lacking := [name for name in names if any(each.get(name) is None for each in told)]:
+            if lacking := [name for name in names if any(numbers.get(name) is None for numbers in comparable)]:
                 return f".before.{key}.{side}.{lacking[0]}"
     return None
 
@@ -260,14 +260,14 @@ def _identity() -> Rule:
 
 def _scores(c: int, has_findings: bool) -> Rule:
     """The numbers of a side."""
-    each = {name: _or_none(_number(0.0, _MOST.get(name, 1.0))) for name in metrics.SCALARS}
+    scalars = {name: _or_none(_number(0.0, _MOST.get(name, 1.0))) for name in metrics.SCALARS}
     support = {"n": _COUNT, "support": _COUNT} if has_findings else {"support": _COUNT}
-    per_class = _list(_fields({**support, **{name: each[name] for name in _PER_CLASS}}), c)
-    must = {"n": _COUNT, **each}
+    per_class = _list(_fields({**support, **{name: scalars[name] for name in _PER_CLASS}}), c)
+    must = {"n": _COUNT, **scalars}
     must |= {} if has_findings else {"confusion": _list(_list(_COUNT, c), c)}
     must |= {"per_class": per_class} if has_findings or c > 2 else {}
     point = _fields({"n": _COUNT, **dict.fromkeys(("low", "high", "confidence", "frequency"), _SHARE)})
-    calibrated = _fields({"ece": each["ece"], "reliability": _list(point)})
+    calibrated = _fields({"ece": scalars["ece"], "reliability": _list(point)})
     may = {"intervals": _INTERVALS, "chose": _list(_TEXT), "calibrated": calibrated}
     return _fields(must, may)
 
@@ -307,8 +307,8 @@ def _gained(triple: Rule) -> Rule:
     def rule(value: Json) -> str | None:
         if not isinstance(value, dict):
             return ""
-        at = {name: each for name, each in value.items() if name == "at_operating_point"}
-        rest = {name: each for name, each in value.items() if name not in at}
+        at = {name: numbers for name, numbers in value.items() if name == "at_operating_point"}
+        rest = {name: numbers for name, numbers in value.items() if name not in at}
         return _values(_values(triple))(at) or _values(triple)(rest)
 
     return rule

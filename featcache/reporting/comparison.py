@@ -47,16 +47,16 @@ _SHOWN = ("auroc", "accuracy", "recall", "specificity")
 
 def compared(subjects: Sequence[Subject]) -> Chapter:
     """What is said of several Runs together."""
-    first, *others = subjects
+    first, *other_runs = subjects
     lead = (
         f"{len(subjects)} Runs beside each other. Differences are those from {first.name}, on the images that both "
         f"report, the same for both, with 95 % intervals of the difference."
     )
     blocks: list[Block] = [_beside(subjects)]
-    found = [(other, difference(first, other)) for other in others]
-    figures = [figure for figure in (_areas(subjects), _differences(first, found)) if figure]
+    differences = [(other, difference(first, other)) for other in other_runs]
+    figures = [figure for figure in (_areas(subjects), _differences(first, differences)) if figure]
     blocks += [Abreast([figure]) for figure in figures]
-    blocks += _tables(first, found)
+    blocks += _tables(first, differences)
     blocks += _settings(subjects)
     section = Section("comparison-numbers", "Numbers and differences", blocks)
     return Chapter("comparison", "Comparison", lead, sections=[section])
@@ -71,10 +71,10 @@ def _beside(subjects: Sequence[Subject]) -> Table:
         where = f"called from {shown(subject.threshold)}" if subject.threshold is not None else ""
         n = len(subject.sides[side])
         rows_of = Cell(f"{n:,} {CALLED[side]}", small=where)
-        told = [_said(subject, name) for name in _SHOWN]
-        cells = [number(value, interval) for value, interval in told]
+        values = [_said(subject, name) for name in _SHOWN]
+        cells = [number(value, interval) for value, interval in values]
         rows.append([head(subject.name, about), count(subject.run.n_parameters), rows_of, *cells])
-        for name, (value, interval) in zip(_SHOWN, told, strict=True):
+        for name, (value, interval) in zip(_SHOWN, values, strict=True):
             low, high = interval or ("", "")
             data.append([subject.name, side, n, name, "" if value is None else value, low, high])
     header = ["Run", "parameters that learnt", "images", *map(name_of, _SHOWN)]
@@ -99,15 +99,15 @@ def _said(subject: Subject, name: str) -> tuple[float | None, Sequence[float] | 
 
 def _settings(subjects: Sequence[Subject]) -> list[Block]:
     """What the Runs were asked for, where that differs."""
-    asked = [settings(subject) for subject in subjects]
-    names = list(dict.fromkeys(name for each in asked for name in each))
-    differing = [name for name in names if len({each.get(name) for each in asked}) > 1]
+    all_settings = [settings(subject) for subject in subjects]
+    names = list(dict.fromkeys(name for all_setting in all_settings for name in all_setting))
+    differing = [name for name in names if len({all_setting.get(name) for all_setting in all_settings}) > 1]
     if not differing:
         return []
-    told = [[name, *(each.get(name, NOTHING) for each in asked)] for name in differing]
+    setting_rows = [[name, *(all_setting.get(name, NOTHING) for all_setting in all_settings)] for name in differing]
     header = ["", *(subject.name for subject in subjects)]
-    rows = [[head(name), *map(Cell, values)] for name, *values in told]
-    return [Table("comparison-settings", "What was done differently", header, rows, data=(header, told))]
+    rows = [[head(name), *map(Cell, values)] for name, *values in setting_rows]
+    return [Table("comparison-settings", "What was done differently", header, rows, data=(header, setting_rows))]
 
 
 def _areas(subjects: Sequence[Subject]) -> Figure | None:
@@ -120,43 +120,46 @@ def _areas(subjects: Sequence[Subject]) -> Figure | None:
             rows.append([subject.name, value, low, high])
     if not estimates:
         return None
-    said = "; ".join(f"{each.label} {each.value:.3f} {interval_of(each.interval)}" for each in estimates)
-    chart = charts.forest(estimates, "AUROC", None, f"AUROC of each Run: {said}.")
+    text = "; ".join(
+        f"{estimate.label} {estimate.value:.3f} {interval_of(estimate.interval)}" for estimate in estimates
+    )
+    chart = charts.forest(estimates, "AUROC", None, f"AUROC of each Run: {text}.")
     return Figure("comparison-auroc", "AUROC", "", chart, ["run", "auroc", "low", "high"], rows)
 
 
-def _differences(first: Subject, others: Sequence[tuple[Subject, Difference | str]]) -> Figure | None:
+def _differences(first: Subject, compared_runs: Sequence[tuple[Subject, Difference | str]]) -> Figure | None:
     rows, estimates = [], []
-    for other, found in others:
-        if isinstance(found, str) or "auroc" not in found[1]:
+    for other, differences in compared_runs:
+        if isinstance(differences, str) or "auroc" not in differences[1]:
             continue
-        value, low, high = found[1]["auroc"]
+        value, low, high = differences[1]["auroc"]
         estimates.append(Estimate(other.name, value, (low, high)))
         rows.append([other.name, value, low, high])
     if not estimates:
         return None
-    said = "; ".join(
-        f"{each.label} {with_sign(each.value)} {interval_of(each.interval, signed=True)}" for each in estimates
+    text = "; ".join(
+        f"{estimate.label} {with_sign(estimate.value)} {interval_of(estimate.interval, signed=True)}"
+        for estimate in estimates
     )
-    chart = charts.forest(estimates, f"AUROC − that of {first.name}", 0.0, f"Differences of AUROC: {said}.")
+    chart = charts.forest(estimates, f"AUROC − that of {first.name}", 0.0, f"Differences of AUROC: {text}.")
     header = ["run", "difference", "low", "high"]
     caption = "An interval that holds 0 says that the difference may be chance."
     return Figure("comparison-difference", f"AUROC above {first.name}", caption, chart, header, rows)
 
 
-def _tables(first: Subject, others: Sequence[tuple[Subject, Difference | str]]) -> list[Block]:
+def _tables(first: Subject, compared_runs: Sequence[tuple[Subject, Difference | str]]) -> list[Block]:
     rows, data, left_out = [], [], []
-    for other, found in others:
-        if isinstance(found, str):
-            left_out.append(Words(f"{other.name} is not subtracted: {found}.", "gone"))
+    for other, differences in compared_runs:
+        if isinstance(differences, str):
+            left_out.append(Words(f"{other.name} is not subtracted: {differences}.", "gone"))
             continue
-        n, told = found
+        n, remark = differences
         cells = []
         for name in _SHOWN:
-            value, low, high = told.get(name, (None, 0.0, 0.0))
+            value, low, high = remark.get(name, (None, 0.0, 0.0))
             interval = interval_of((low, high), signed=True) if value is not None else ""
             cells.append(Cell(NOTHING if value is None else with_sign(value), value, interval))
-        data += [[other.name, n, name, *told[name]] for name in COMPARED if name in told]
+        data += [[other.name, n, name, *remark[name]] for name in COMPARED if name in remark]
         rows.append([head(other.name), count(n), *cells])
     if not rows:
         return list(left_out)

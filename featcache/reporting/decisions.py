@@ -45,10 +45,10 @@ def confusions(subject: Subject) -> list[Block]:
     side = subject.reported
     if subject.task.has_findings:
         return [_finding_counts(subject, side)]
-    found = [(subject.scores(side), "0.5" if subject.is_binary else "the likeliest class", "half")]
+    thresholds = [(subject.scores(side), "0.5" if subject.is_binary else "the likeliest class", "half")]
     if at := subject.scores(side, True):
-        found.append((at, f"p ≥ {subject.threshold:.3f}, the operating point", "point"))
-    return [Abreast([_confusion(subject, each["confusion"], at, name) for each, at, name in found])]
+        thresholds.append((at, f"p ≥ {subject.threshold:.3f}, the operating point", "point"))
+    return [Abreast([_confusion(subject, scores["confusion"], at, name) for scores, at, name in thresholds])]
 
 
 def _confusion(subject: Subject, matrix: Sequence[Sequence[int]], at: str, name: str) -> Table:
@@ -70,8 +70,8 @@ def _finding_counts(subject: Subject, side: str) -> Table:
     labels, called = subject.labels(side), subject.sides[side].called
     rows, data = [], []
     for c, name in enumerate(subject.classes):
-        truth, said = labels[:, c], called[:, c]
-        n = [int(np.sum((truth == t) & (said == s))) for t, s in ((1, 1), (1, 0), (0, 1), (0, 0))]
+        truth, predicted = labels[:, c], called[:, c]
+        n = [int(np.sum((truth == t) & (predicted == s))) for t, s in ((1, 1), (1, 0), (0, 1), (0, 0))]
         rows.append([head(name), *map(count, n), count(int(np.isnan(truth).sum()))])
         data.append([name, *n, int(np.isnan(truth).sum())])
     header = ["finding", "found", "missed", "false alarms", "rightly absent", "unknown"]
@@ -81,17 +81,17 @@ def _finding_counts(subject: Subject, side: str) -> Table:
 def per_class(subject: Subject) -> list[Block]:
     """The numbers of each class, or finding, on the reported side."""
     side = subject.reported
-    scores_ = subject.scores(side)
-    if "per_class" not in scores_:
+    scores = subject.scores(side)
+    if "per_class" not in scores:
         return [_two_classes(subject, side)]
     names = ("n", "support", *_PER_CLASS) if subject.task.has_findings else ("support", *_PER_CLASS)
     rows = [
-        [head(name), *(count(each[s]) if s in ("n", "support") else number(each[s]) for s in names)]
-        for name, each in zip(subject.classes, scores_["per_class"], strict=True)
+        [head(name), *(count(class_scores[s]) if s in ("n", "support") else number(class_scores[s]) for s in names)]
+        for name, class_scores in zip(subject.classes, scores["per_class"], strict=True)
     ]
     data = [
-        [name, *("" if each[s] is None else each[s] for s in names)]
-        for name, each in zip(subject.classes, scores_["per_class"], strict=True)
+        [name, *("" if class_scores[s] is None else class_scores[s] for s in names)]
+        for name, class_scores in zip(subject.classes, scores["per_class"], strict=True)
     ]
     called = {"n": "known", "support": "present" if subject.task.has_findings else "images"}
     header = ["", *(called.get(name) or name_of(name) for name in names)]
@@ -101,17 +101,17 @@ def per_class(subject: Subject) -> list[Block]:
 
 def _two_classes(subject: Subject, side: str) -> Table:
     """Of each of two classes how much of it is found, and how often its name is right, where is decided."""
-    scores_ = subject.scores(side, subject.threshold is not None)
-    matrix = np.array(scores_["confusion"], dtype=np.float64)
+    scores = subject.scores(side, subject.threshold is not None)
+    matrix = np.array(scores["confusion"], dtype=np.float64)
     of, called = matrix.sum(axis=1), matrix.sum(axis=0)
     rows, data = [], []
     for c, name in enumerate(subject.classes):
-        found = matrix[c, c] / of[c] if of[c] else None
+        share = matrix[c, c] / of[c] if of[c] else None
         right = matrix[c, c] / called[c] if called[c] else None
         names = ("sensitivity", "PPV (precision)") if c == subject.task.positive else ("specificity", "NPV")
-        cells = [Cell(shown(value), value, small) for value, small in zip((found, right), names, strict=True)]
+        cells = [Cell(shown(value), value, small) for value, small in zip((share, right), names, strict=True)]
         rows.append([head(name), count(int(of[c])), *cells])
-        data.append([name, int(of[c]), *("" if value is None else value for value in (found, right))])
+        data.append([name, int(of[c]), *("" if value is None else value for value in (share, right))])
     at = f"p ≥ {0.5 if subject.threshold is None else subject.threshold:.3f}"
     header = ["", "images", "found (of the class)", "right (of those called so)"]
     csv = (["class", "n", "recall", "precision"], data)
@@ -127,14 +127,14 @@ def per_group(subject: Subject, by: Sequence[str], vectors: Vectors | None, no_v
         columns = sorted(set(vectors.store.columns if vectors else ()) | {FOLDER})
         words = f"--by COLUMN gives the numbers of each view, folder or site; here: {printable(listed(columns))}."
         return [Words(words, "hint")]
-    found: list[Block] = []
+    blocks: list[Block] = []
     for column in by:
         values = column_of(subject, column, vectors)
         if values is None:
-            found.append(missing(f"For the numbers by “{printable(column)}” the store is needed: {no_vectors}."))
+            blocks.append(missing(f"For the numbers by “{printable(column)}” the store is needed: {no_vectors}."))
         else:
-            found += _by(subject, column, values)
-    return found
+            blocks += _by(subject, column, values)
+    return blocks
 
 
 def column_of(subject: Subject, name: str, vectors: Vectors | None) -> list[str] | None:
@@ -152,14 +152,14 @@ def _by(subject: Subject, column: str, values: Sequence[str]) -> list[Block]:
     order = sorted(range(len(names)), key=lambda i: (-n[i], names[i]))
     rows, data, estimates = [], [], []
     for i in order[:_MOST_GROUPS]:
-        name, told = printable(str(names[i])) or "(empty)", _numbers_of(subject, side, of_row == names[i])
-        cells = [number(told["scores"].get(s), told["spread"].get(s)) for s in _PER_GROUP]
-        rows.append([head(name), count(int(n[i])), *map(count, told["counts"]), *cells])
+        name, group_name = printable(str(names[i])) or "(empty)", _numbers_of(subject, side, of_row == names[i])
+        cells = [number(group_name["scores"].get(s), group_name["spread"].get(s)) for s in _PER_GROUP]
+        rows.append([head(name), count(int(n[i])), *map(count, group_name["counts"]), *cells])
         for s in _PER_GROUP:
-            value = told["scores"].get(s)
-            data.append([name, int(n[i]), s, "" if value is None else value, *told["spread"].get(s, ["", ""])])
-        if (value := told["scores"].get("auroc")) is not None:
-            low, high = told["spread"].get("auroc", (value, value))
+            value = group_name["scores"].get(s)
+            data.append([name, int(n[i]), s, "" if value is None else value, *group_name["spread"].get(s, ["", ""])])
+        if (value := group_name["scores"].get("auroc")) is not None:
+            low, high = group_name["spread"].get("auroc", (value, value))
             estimates.append(Estimate(f"{name[:36]} ({n[i]:,})", value, (low, high)))
     classes = subject.classes if len(subject.classes) <= 3 else []
     rows = rows if classes else [[*row[:2], *row[2 + len(subject.classes) :]] for row in rows]
@@ -170,26 +170,28 @@ def _by(subject: Subject, column: str, values: Sequence[str]) -> list[Block]:
     csv = (["value", "n", "number", "estimate", "low", "high"], data)
     caption = f"By “{printable(column)}”, {CALLED[side]} rows"
     note = f"In brackets 95 % intervals.{at}{rest}"
-    found: list[Block] = [Table(f"{subject.slug}-by-{slug}", caption, header, rows, note, data=csv)]
+    blocks: list[Block] = [Table(f"{subject.slug}-by-{slug}", caption, header, rows, note, data=csv)]
     if len(estimates) > 1:
-        found.append(Abreast([_group_figure(subject, column, slug, estimates)]))
-    return found
+        blocks.append(Abreast([_group_figure(subject, column, slug, estimates)]))
+    return blocks
 
 
 def _numbers_of(subject: Subject, side: str, mask: Array) -> dict[str, Any]:
     rows, logits = subject.sides[side].rows[mask], subject.sides[side].logits[mask]
     at = (rows, logits, subject.threshold)
-    found = selection.numbers(subject.task, *at)
+    numbers = selection.numbers(subject.task, *at)
     spread = selection.spread(subject.task, subject.protocol, *at)
     counts = subject.task.counts(rows).tolist()
-    return {"scores": found, "spread": spread, "counts": counts}
+    return {"scores": numbers, "spread": spread, "counts": counts}
 
 
 def _group_figure(subject: Subject, column: str, slug: str, estimates: Sequence[Estimate]) -> Figure:
     whole = subject.scores(subject.reported)["auroc"]
-    said = "; ".join(f"{each.label} {shown(each.value)} {interval_of(each.interval)}" for each in estimates)
-    chart = charts.forest(estimates, "AUROC", whole, f"AUROC by {printable(column)}: {said}.")
-    rows = [[each.label, each.value, *(each.interval or ("", ""))] for each in estimates]
+    text = "; ".join(
+        f"{estimate.label} {shown(estimate.value)} {interval_of(estimate.interval)}" for estimate in estimates
+    )
+    chart = charts.forest(estimates, "AUROC", whole, f"AUROC by {printable(column)}: {text}.")
+    rows = [[estimate.label, estimate.value, *(estimate.interval or ("", ""))] for estimate in estimates]
     caption = f"The dotted line is the AUROC of all, {shown(whole)}."
     name = f"{subject.slug}-by-{slug}-auroc"
     return Figure(name, f"AUROC by {printable(column)}", caption, chart, ["value", "auroc", "low", "high"], rows)

@@ -121,11 +121,11 @@ class Abreast:
 
     @property
     def figures(self) -> list[Figure]:
-        return [each for each in self.of if isinstance(each, Figure)]
+        return [block for block in self.of if isinstance(block, Figure)]
 
     @property
     def tables(self) -> list[Table]:
-        return [each for each in self.of if isinstance(each, Table)]
+        return [block for block in self.of if isinstance(block, Table)]
 
     def files(self) -> Iterator[tuple[str, Content]]:
         for figure in self.figures:
@@ -195,8 +195,8 @@ def name_of(score: str) -> str:
 
 
 def _line(card: Card) -> list[object]:
-    near = " | ".join(f"{each.name} ({each.label})" for each in card.neighbours)
-    cosines = " | ".join(f"{each.similarity:.6g}" for each in card.neighbours)
+    near = " | ".join(f"{neighbour.name} ({neighbour.label})" for neighbour in card.neighbours)
+    cosines = " | ".join(f"{neighbour.similarity:.6g}" for neighbour in card.neighbours)
     return [card.name, card.label, card.called, card.p_of, f"{card.p:.9g}", near, cosines]
 
 
@@ -247,10 +247,10 @@ class Maps:
     of: Sequence[Map]
 
     def files(self) -> Iterator[tuple[str, Content]]:
-        for each in self.of:
-            yield f"{each.name}.png", each.png
-            if each.data[0]:
-                yield f"{each.name}.csv", each.data
+        for block in self.of:
+            yield f"{block.name}.png", block.png
+            if block.data[0]:
+                yield f"{block.name}.csv", block.data
 
 
 Block = Words | Facts | Table | Abreast | Cards | Maps
@@ -321,11 +321,11 @@ def probability(p: float) -> str:
     return "< 0.001" if p < 0.0005 else "> 0.999" if p > 0.9995 else f"{p:.3f}"
 
 
-def interval_of(found: Sequence[float] | None, signed: bool = False, digits: int = 3) -> str:
+def interval_of(interval: Sequence[float] | None, signed: bool = False, digits: int = 3) -> str:
     """`[0.944, 0.974]`, or nothing."""
-    if not found:
+    if not interval:
         return ""
-    low, high = (with_sign(value, digits) if signed else shown(value, digits) for value in found)
+    low, high = (with_sign(value, digits) if signed else shown(value, digits) for value in interval)
     return f"[{low}, {high}]"
 
 

@@ -82,7 +82,7 @@ def _counts_in_words(subject: Subject) -> str:
 
 def _counts(subject: Subject) -> Table:
     n, total = subject.task.counts(subject.sides[EXTERNAL].rows).tolist(), len(subject.sides[EXTERNAL])
-    cells = [Cell(f"{each:,}", each, f"{each / total:.1%}") for each in n]
+    cells = [Cell(f"{subset:,}", subset, f"{subset / total:.1%}") for subset in n]
     data = (["subset", "images", *subject.classes], [[EXTERNAL, total, *n]])
     header = ["", "images", *subject.classes]
     return Table(
@@ -91,20 +91,23 @@ def _counts(subject: Subject) -> Table:
 
 
 def _facts(subject: Subject) -> Iterator[tuple[str, str]]:
-    record, held = subject.record, identity_of(subject.run)
-    about, asked, backbone, transform = record["set"], record["asked"], held["backbone"], held["transform"]
+    record, identity = subject.record, identity_of(subject.run)
+    about, request, backbone, transform = record["set"], record["asked"], identity["backbone"], identity["transform"]
     yield "Run", printable(record["run"]["name"]) + (", a bundle" if record["run"]["is_bundle"] else "")
     yield "Head", f"{record['head']['kind']}, {record['n_parameters']:,} parameters that learnt"
     yield "Set", printable(str(about["source"]))
-    columns = printable(listed(asked.get("label_columns") or ["label"]))
-    yield "Labels", f"column {columns}" + (f" of {printable(str(asked['labels']))}" if asked.get("labels") else "")
+    columns = printable(listed(request.get("label_columns") or ["label"]))
+    yield "Labels", f"column {columns}" + (f" of {printable(str(request['labels']))}" if request.get("labels") else "")
     for title, pairs in (("Read by spelling", about["respelled"]), ("Read as asked", about["mapped"])):
         if pairs:
             yield title, printable("; ".join(f"{text} as {name}" for text, name in pairs.items()))
     if about["unknown_labels"]:
         unknown = "; ".join(f"{text} ({n:,})" for text, n in about["unknown_labels"].items())
         yield "Labels that the Run does not know", printable(unknown)
-    yield "Patients", printable(f"column {asked['split']['group_by']}") if asked["split"]["group_by"] else "not known"
+    yield (
+        "Patients",
+        printable(f"column {request['split']['group_by']}") if request["split"]["group_by"] else "not known",
+    )
     yield "Backbone", printable(str(backbone["name"]))
     yield "Weights (sha256)", f"`{backbone['weights_sha256']}"
     yield "Images seen at", f"{' × '.join(map(str, transform['input_size']))} pixels, {transform['interpolation']}"
@@ -123,19 +126,19 @@ def _facts(subject: Subject) -> Iterator[tuple[str, str]]:
 
 def comparison(subject: Subject) -> list[Block]:
     """The numbers of the set, those of the Run's own rows, and the difference with its interval."""
-    found = subject.record["comparison"]
-    where = _OWN.get(found["subset"], found["subset"])
+    comparison = subject.record["comparison"]
+    where = _OWN.get(comparison["subset"], comparison["subset"])
     header = ["", "external", f"the Run's own {where} rows", "difference"]
     rows, data = [], []
     for name, key, own, external in _pairs(subject):
-        value, *ends = (found[f"differences{key}"] or {}).get(name) or (None,)
+        value, *ends = (comparison[f"differences{key}"] or {}).get(name) or (None,)
         at = "at the operating point" if key else ""
         change = Cell("–") if value is None else Cell(with_sign(value), value, interval_of(ends, signed=True))
-        cells = [number(each.get(name), each.get("intervals", {}).get(name)) for each in (external, own)]
+        cells = [number(run_view.get(name), run_view.get("intervals", {}).get(name)) for run_view in (external, own)]
         rows.append([head(name_of(name), at), *cells, change])
         data.append([name, at or "0.5", external.get(name), own.get(name), value, *(ends or (None, None))])
     csv = ["number", "called_from", "external", "own", "difference", "low", "high"]
-    note = found["reason"] or (
+    note = comparison["reason"] or (
         "The two are of different images, so intervals of differences are unpaired (MOVER). One that does not hold 0 "
         "says that the difference is more than chance explains."
     )
@@ -146,13 +149,13 @@ def comparison(subject: Subject) -> list[Block]:
 
 def _pairs(subject: Subject) -> Iterator[tuple[str, str, Mapping[str, Any], Mapping[str, Any]]]:
     """(number, key of the record, own numbers, those of the set), decisions where is decided."""
-    found = subject.record["comparison"]
-    at_point = found["own_at_operating_point"] and subject.threshold is not None
+    comparison = subject.record["comparison"]
+    at_point = comparison["own_at_operating_point"] and subject.threshold is not None
     for name in ("auroc", "accuracy", "balanced_accuracy", "recall", "specificity"):
         if at_point and name in MOVED:
-            yield name, "_at_operating_point", found["own_at_operating_point"], subject.scores(EXTERNAL, True)
+            yield name, "_at_operating_point", comparison["own_at_operating_point"], subject.scores(EXTERNAL, True)
         else:
-            yield name, "", found["own"], subject.scores(EXTERNAL)
+            yield name, "", comparison["own"], subject.scores(EXTERNAL)
 
 
 def _without_training_images(subject: Subject) -> list[Block]:
@@ -162,11 +165,11 @@ def _without_training_images(subject: Subject) -> list[Block]:
         return []
     columns = [subject.scores(EXTERNAL), unseen["metrics"]]
     rows = [
-        [head(name_of(name)), *(number(each.get(name), each.get("intervals", {}).get(name)) for each in columns)]
+        [head(name_of(name)), *(number(column.get(name), column.get("intervals", {}).get(name)) for column in columns)]
         for name in SCORES
     ]
     header = ["", "all images", f"the {unseen['n']:,} that it has not learnt from"]
-    data = [[name, *("" if each.get(name) is None else each[name] for each in columns)] for name in SCORES]
+    data = [[name, *("" if column.get(name) is None else column[name] for column in columns)] for name in SCORES]
     csv = (["number", "all", "not_learnt_from"], data)
     return [Table(f"{subject.slug}-unseen", "Without images that the Run learnt from", header, rows, data=csv)]
 
@@ -176,11 +179,11 @@ def _without_training_images(subject: Subject) -> list[Block]:
 
 def subgroups(subject: Subject) -> list[Block]:
     """A table and a forest for each column that the evaluation was asked for."""
-    found = subject.record["subgroups"]
-    if not found:
+    subgroups = subject.record["subgroups"]
+    if not subgroups:
         return [Words("featcache evaluate --by COLUMN gives the numbers of each site, view or folder.", "hint")]
     blocks: list[Block] = []
-    for i, (column, members) in enumerate(found.items(), start=1):
+    for i, (column, members) in enumerate(subgroups.items(), start=1):
         blocks += _column(subject, f"{subject.slug}-subgroups-{i}", column, members)
     return blocks
 
@@ -189,17 +192,17 @@ def _column(subject: Subject, name: str, column: str, members: Sequence[Mapping[
     classes = subject.classes if len(subject.classes) <= 3 else []
     rows, data = [], []
     for member in members:
-        scores = [_numbers(member, each) for each in _PER_SUBGROUP]
+        scores = [_numbers(member, metric) for metric in _PER_SUBGROUP]
         cells = [
-            number(each.get(of), each.get("intervals", {}).get(of))
-            for of, each in zip(_PER_SUBGROUP, scores, strict=True)
+            number(score.get(of), score.get("intervals", {}).get(of))
+            for of, score in zip(_PER_SUBGROUP, scores, strict=True)
         ]
         support = [count(n) for n in member["support"]] if classes else []
         label = printable(member["value"]) or "(empty)"
         rows.append([head(label, " ".join(map(printable, member["reasons"]))), count(member["n"]), *support, *cells])
-        for of, each in zip(_PER_SUBGROUP, scores, strict=True):
-            low, high = each.get("intervals", {}).get(of) or ("", "")
-            data.append([label, member["n"], of, "" if each.get(of) is None else each[of], low, high])
+        for of, score in zip(_PER_SUBGROUP, scores, strict=True):
+            low, high = score.get("intervals", {}).get(of) or ("", "")
+            data.append([label, member["n"], of, "" if score.get(of) is None else score[of], low, high])
     at = "" if subject.threshold is None else f" Called at p ≥ {subject.threshold:.3f}."
     rest = f" The {_MOST_SUBGROUPS} largest of {len(rows):,}." if len(rows) > _MOST_SUBGROUPS else ""
     header = [printable(column), "images", *classes, *map(name_of, _PER_SUBGROUP)]
@@ -229,7 +232,9 @@ def _forest(subject: Subject, name: str, column: str, members: Sequence[Mapping[
     if len(estimates) < 2 or whole is None:
         return None
     title = f"AUROC by {printable(column)}"
-    alt = "; ".join(f"{each.label} {shown(each.value)} {interval_of(each.interval)}" for each in estimates)
+    alt = "; ".join(
+        f"{estimate.label} {shown(estimate.value)} {interval_of(estimate.interval)}" for estimate in estimates
+    )
     chart = charts.forest(estimates, "AUROC", whole, f"{title}: {alt}.")
     caption = f"The dotted line is the AUROC of all, {shown(whole)}."
     return Figure(f"{name}-auroc", title, caption, chart, ["value", "auroc", "low", "high"], rows)

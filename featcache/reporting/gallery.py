@@ -48,23 +48,25 @@ def gallery(subject: Subject, material: Material) -> list[Block]:
     """Cards of the reported side, with what is missing said first."""
     kinds = choose(subject)
     rows = subject.sides[subject.reported].rows
-    shown = np.unique(np.concatenate([rows[kind.places] for kind in kinds])) if kinds else np.zeros(0, dtype=np.int64)
-    near = neighbours(subject, material.vectors, shown) if material.vectors and TRAIN in subject.sides else {}
+    shown_rows = (
+        np.unique(np.concatenate([rows[kind.places] for kind in kinds])) if kinds else np.zeros(0, dtype=np.int64)
+    )
+    near = neighbours(subject, material.vectors, shown_rows) if material.vectors and TRAIN in subject.sides else {}
     if material.pictures:
-        taught = [row for found in near.values() for row, _ in found]
-        material.pictures.load([*shown.tolist(), *taught])
+        training_rows = [row for blocks in near.values() for row, _ in blocks]
+        material.pictures.load([*shown_rows.tolist(), *training_rows])
     maps, about = ({}, "") if subject.is_external else _evidence(subject, material, kinds)
-    found: list[Block] = [Words(_about(subject, near, maps))]
-    found += _missing(subject, material, about)
+    blocks: list[Block] = [Words(_about(subject, near, maps))]
+    blocks += _missing(subject, material, about)
     if subject.is_binary and not any(kind.key == "missed" for kind in kinds):
-        found.append(Words(f"No {subject.positive} was missed."))
+        blocks.append(Words(f"No {subject.positive} was missed."))
     for kind in kinds:
         cards = [
             _card(subject, material.pictures, int(place), int(of), near, maps)
             for place, of in zip(kind.places, kind.of, strict=True)
         ]
-        found.append(Cards(f"{subject.slug}-{kind.key}", kind.title, kind.words, cards))
-    return found
+        blocks.append(Cards(f"{subject.slug}-{kind.key}", kind.title, kind.words, cards))
+    return blocks
 
 
 def _about(subject: Subject, near: dict[int, list[tuple[int, float]]], maps: dict[tuple[int, int], Array]) -> str:
@@ -72,22 +74,23 @@ def _about(subject: Subject, near: dict[int, list[tuple[int, float]]], maps: dic
     if near:
         text += f" Below each its {N_NEIGHBOURS} nearest training images by the cosine of their vectors."
     if maps:
-        what = "the finding" if subject.task.has_findings else "the class called"
-        text += f" Beside each where the head found it: red speaks for {what}, blue against it, each on its own scale."
+        subject_text = "the finding" if subject.task.has_findings else "the class called"
+        text += f" Beside each where the head found it: red speaks for {subject_text}, blue "
+        text += "against it, each on its own scale."
     return text
 
 
 def _missing(subject: Subject, material: Material, about: str) -> list[Words]:
-    found = []
+    lines = []
     if material.no_pictures:
-        found.append(Words(material.no_pictures, "gone" if material.pictures else "missing"))
+        lines.append(Words(material.no_pictures, "gone" if material.pictures else "missing"))
     if material.pictures and (changed := sorted(material.pictures.changed)):
         more = f" and {len(changed) - 3:,} more" if len(changed) > 3 else ""
         text = f"Not shown, since they are not the images of the Run any more: {', '.join(changed[:3])}{more}."
-        found.append(Words(text, "gone"))
+        lines.append(Words(text, "gone"))
     if not material.vectors and not subject.is_external:
-        found.append(missing(f"For the nearest training images the store is needed: {material.no_vectors}."))
-    return found + ([missing(about)] if about else [])
+        lines.append(missing(f"For the nearest training images the store is needed: {material.no_vectors}."))
+    return lines + ([missing(about)] if about else [])
 
 
 # --- which images -----------------------------------------------------------------------------------------------------
@@ -96,12 +99,12 @@ def _missing(subject: Subject, material: Material, about: str) -> list[Words]:
 def choose(subject: Subject) -> list[Chosen]:
     """The kinds there are, errors before successes; none that would be empty."""
     if subject.task.has_findings:
-        found = _of_findings(subject)
+        kinds = _of_findings(subject)
     elif subject.is_binary:
-        found = _of_two(subject)
+        kinds = _of_two(subject)
     else:
-        found = _of_classes(subject)
-    return [kind for kind in found if len(kind.places)]
+        kinds = _of_classes(subject)
+    return [kind for kind in kinds if len(kind.places)]
 
 
 def _of_two(subject: Subject) -> list[Chosen]:
@@ -113,11 +116,11 @@ def _of_two(subject: Subject) -> list[Chosen]:
         ("found", f"{name}, found", (positive, positive), -p, N_RIGHT),
         ("rightly-absent", f"{other}, rightly called", (1 - positive, 1 - positive), p, N_RIGHT),
     )
-    found = []
+    selected = []
     for key, title, (label, called), order, most in kinds:
         places = np.flatnonzero((labels == label) & (side.called == called))
-        found.append(_first(key, title, places, order, np.full(len(labels), called), most))
-    return found
+        selected.append(_first(key, title, places, order, np.full(len(labels), called), most))
+    return selected
 
 
 def _of_classes(subject: Subject) -> list[Chosen]:
@@ -139,12 +142,12 @@ def _of_findings(subject: Subject) -> list[Chosen]:
         ("false-alarms", "False alarms", (0, 1), -order, N_ERRORS),
         ("found", "Findings found", (1, 1), -order, N_RIGHT),
     )
-    found = []
+    selected = []
     for key, title, (label, called), by, most in kinds:
         pairs = np.flatnonzero(((labels == label) & (side.called == called)).reshape(-1))
         kind = _first(key, title, pairs, by, of, most)
-        found.append(Chosen(kind.key, kind.title, kind.words, kind.places // c, kind.of))
-    return found
+        selected.append(Chosen(kind.key, kind.title, kind.words, kind.places // c, kind.of))
+    return selected
 
 
 def _first(key: str, title: str, places: Array, order: Array, of: Array, most: int) -> Chosen:
@@ -160,19 +163,19 @@ def _first(key: str, title: str, places: Array, order: Array, of: Array, most: i
 def neighbours(subject: Subject, vectors: Vectors, rows: Array) -> dict[int, list[tuple[int, float]]]:
     """For each row the k training rows with the largest cosine, nearest first, and the cosine. Training rows are those
     of the head that scored it."""
-    found: dict[int, list[tuple[int, float]]] = {}
+    nearest_rows: dict[int, list[tuple[int, float]]] = {}
     by_taught: dict[bytes, tuple[Array, list[int]]] = {}
     for row in rows.tolist():
-        taught = subject.taught(subject.reported, row)
-        by_taught.setdefault(taught.tobytes(), (taught, []))[1].append(row)
-    for taught, members in by_taught.values():
-        units = inference.unit_rows(vectors.features[taught])
-        wanted = vectors.features[members]
-        near = inference.nearest(units, wanted, N_NEIGHBOURS)
-        cosines = np.einsum("nd,nkd->nk", inference.unit_rows(wanted), units[near])
-        for row, each, similar in zip(members, near, cosines, strict=True):
-            found[row] = list(zip(taught[each].tolist(), similar.tolist(), strict=True))
-    return found
+        training_rows = subject.taught(subject.reported, row)
+        by_taught.setdefault(training_rows.tobytes(), (training_rows, []))[1].append(row)
+    for training_rows, members in by_taught.values():
+        units = inference.unit_rows(vectors.features[training_rows])
+        member_vectors = vectors.features[members]
+        near = inference.nearest(units, member_vectors, N_NEIGHBOURS)
+        cosines = np.einsum("nd,nkd->nk", inference.unit_rows(member_vectors), units[near])
+        for row, nearest_places, similar in zip(members, near, cosines, strict=True):
+            nearest_rows[row] = list(zip(training_rows[nearest_places].tolist(), similar.tolist(), strict=True))
+    return nearest_rows
 
 
 def _evidence(
@@ -183,37 +186,37 @@ def _evidence(
     if why or material.vectors is None or not kinds:
         return {}, why
     rows = subject.sides[subject.reported].rows
-    wanted = sorted({(int(rows[p]), int(of)) for kind in kinds for p, of in zip(kind.places, kind.of, strict=True)})
-    numbers = np.array([row for row, _ in wanted])
+    pairs = sorted({(int(rows[p]), int(of)) for kind in kinds for p, of in zip(kind.places, kind.of, strict=True)})
+    numbers = np.array([row for row, _ in pairs])
     places = material.vectors.places[numbers]
-    held = material.vectors.store.rows(GRID, places)
-    grid = cam.channels_first(held, material.vectors.features.shape[1])
+    grids = material.vectors.store.rows(GRID, places)
+    grid = cam.channels_first(grids, material.vectors.features.shape[1])
     if subject.run.spec.kind != "flatten-mlp" and not cam.is_mean(grid, material.vectors.features[numbers]):
         return {}, (
             "Where on the image the head finds what it says cannot be shown: the vectors of this backbone are not the "
             "mean of its feature map."
         )
-    of, found = np.array([each for _, each in wanted]), np.empty((len(wanted), *grid.shape[2:]))
+    of, maps = np.array([column for _, column in pairs]), np.empty((len(pairs), *grid.shape[2:]))
     for here, head in subject.heads(numbers):
-        found[here] = cam.maps(subject.run.spec, head, grid[here], subject.task, of[here])
-    return dict(zip(wanted, found, strict=True)), ""
+        maps[here] = cam.maps(subject.run.spec, head, grid[here], subject.task, of[here])
+    return dict(zip(pairs, maps, strict=True)), ""
 
 
 def evidence_missing(subject: Subject, vectors: Vectors | None) -> str:
     """Why no feature map can be read; empty where one can."""
-    what = "Where on the image the head finds what it says"
+    title = "Where on the image the head finds what it says"
     if subject.run.spec.kind == "knn":
-        return f"{what} cannot be shown of a knn head, which has no weights."
+        return f"{title} cannot be shown of a knn head, which has no weights."
     if vectors is None:
-        return f"{what} needs a store with feature maps (featcache embed --tap pooled --tap grid)."
+        return f"{title} needs a store with feature maps (featcache embed --tap pooled --tap grid)."
     shape = vectors.store.row_shape(GRID) if GRID in vectors.store.taps else ()
     if not shape:
-        return f"{what} needs feature maps: featcache embed --tap pooled --tap grid, and give that --store."
+        return f"{title} needs feature maps: featcache embed --tap pooled --tap grid, and give that --store."
     if len(shape) != 3:
-        return f"{what} cannot be shown: this backbone has no map of rows and columns."
+        return f"{title} cannot be shown: this backbone has no map of rows and columns."
     scored = subject.sides[subject.reported].rows
     return (
-        "" if subject.heads(scored[:1]) else f"{what} cannot be shown: the heads that scored the images were not kept."
+        "" if subject.heads(scored[:1]) else f"{title} cannot be shown: the heads that scored the images were not kept."
     )
 
 

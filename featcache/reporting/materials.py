@@ -82,9 +82,9 @@ class Pictures:
 
     def load(self, rows: Sequence[int]) -> None:
         """Reads what was not read yet of these rows, several at a time."""
-        wanted = [row for row in dict.fromkeys(rows) if row in self.paths and row not in self._kept]
+        wanted_rows = [row for row in dict.fromkeys(rows) if row in self.paths and row not in self._kept]
         with Decoders([self.transform], self.decode) as decoders, ThreadPoolExecutor(_THREADS) as pool:
-            for row, image in zip(wanted, pool.map(partial(self._read, decoders), wanted), strict=True):
+            for row, image in zip(wanted_rows, pool.map(partial(self._read, decoders), wanted_rows), strict=True):
                 if image is None:
                     self.changed.add(self.names[row])
                 else:
@@ -121,7 +121,7 @@ class Material:
 # --- stores -----------------------------------------------------------------------------------------------------------
 
 
-def material(
+def load_materials(
     subjects: Sequence[Subject], stores: Sequence[Path], images_at: Manifest | None, opened: ExitStack
 ) -> list[Material]:
     """For each Run what there is.
@@ -138,27 +138,27 @@ def material(
         UsageError: of the images that were given, none is of any of the Runs.
     """
     _check_named(subjects, images_at)
-    given = [opened.enter_context(Store.open(path)) for path in stores]
-    for store in given:
+    opened_stores = [opened.enter_context(Store.open(path)) for path in stores]
+    for store in opened_stores:
         wrong = [_mismatch(store, subject) for subject in subjects]
         if all(wrong):
             raise IdentityMismatch(wrong[0])
-    held = [_vectors(subject, given, opened) for subject in subjects]
-    seen = _seen([vectors.store for vectors, _ in held if vectors]) if images_at is None else {}
-    found = []
-    for subject, (vectors, why) in zip(subjects, held, strict=True):
+    loaded = [_vectors(subject, opened_stores, opened) for subject in subjects]
+    seen = _seen([vectors.store for vectors, _ in loaded if vectors]) if images_at is None else {}
+    materials = []
+    for subject, (vectors, why) in zip(subjects, loaded, strict=True):
         images_here = images_at or _evaluated(subject)
         paths = _named(subject, images_here) if images_here else _by_content(subject, seen)
         pictures = _pictures(subject, paths) if paths else None
-        found.append(Material(vectors, why, pictures, _why_unseen(subject, paths, images_at)))
-    return found
+        materials.append(Material(vectors, why, pictures, _why_unseen(subject, paths, images_at)))
+    return materials
 
 
-def _vectors(subject: Subject, given: Sequence[Store], opened: ExitStack) -> tuple[Vectors | None, str]:
-    for store in given:
+def _vectors(subject: Subject, opened_stores: Sequence[Store], opened: ExitStack) -> tuple[Vectors | None, str]:
+    for store in opened_stores:
         if not _mismatch(store, subject):
             return _in_order(store, subject), ""
-    others = []
+    other_paths = []
     for path in _candidates(subject):
         try:
             store = opened.enter_context(Store.open(path))
@@ -166,20 +166,20 @@ def _vectors(subject: Subject, given: Sequence[Store], opened: ExitStack) -> tup
             continue
         if not _mismatch(store, subject):
             return _in_order(store, subject), ""
-        others.append(path)
-    return None, _why_none(subject, others)
+        other_paths.append(path)
+    return None, _why_none(subject, other_paths)
 
 
-def _why_none(subject: Subject, others: Sequence[Path]) -> str:
+def _why_none(subject: Subject, other_paths: Sequence[Path]) -> str:
     if (subject.run.path / WEIGHTS).exists():
         return (
             f"this Run has a network of its own, and no store of its vectors is given: featcache predict "
             f"{printable(str(subject.run.path))} IMAGES -o tuned.csv --keep tuned.h5, then give --store tuned.h5"
         )
-    if subject.is_external and not others:
+    if subject.is_external and not other_paths:
         return "no store of the vectors of these images is at hand: give --store, or evaluate with --keep STORE.h5"
     name = printable(subject.record["store"]["name"])
-    if others:
+    if other_paths:
         return f"the {name} that is there holds other vectors or other images than those of this Run: give --store"
     return f"{name or 'it'} is not beside or above the Run, nor in the current folder: give --store"
 
@@ -236,33 +236,37 @@ def _evaluated(subject: Subject) -> Manifest | None:
         return None
 
 
-def _named(subject: Subject, given: Manifest) -> dict[int, Path]:
+def _named(subject: Subject, manifest: Manifest) -> dict[int, Path]:
     """Rows whose image_id is among the images given."""
-    path_of = {name: path for name, path in zip(given.image_ids, given.paths, strict=True) if name not in given.refused}
+    path_of = {
+        name: path
+        for name, path in zip(manifest.image_ids, manifest.paths, strict=True)
+        if name not in manifest.refused
+    }
     return {i: path_of[name] for i, name in enumerate(subject.task.image_ids) if name in path_of}
 
 
-def _check_named(subjects: Sequence[Subject], given: Manifest | None) -> None:
-    if given is None or any(_named(subject, given) for subject in subjects):
+def _check_named(subjects: Sequence[Subject], manifest: Manifest | None) -> None:
+    if manifest is None or any(_named(subject, manifest) for subject in subjects):
         return
     first = subjects[0]
-    why = given.refused.get(first.task.image_ids[0], "")
+    why = manifest.refused.get(first.task.image_ids[0], "")
     raise UsageError(
-        f"none of the {len(first.task.image_ids):,} images of {first.run.path} can be had from {given.source}; the "
+        f"none of the {len(first.task.image_ids):,} images of {first.run.path} can be had from {manifest.source}; the "
         f"first is {first.shown[0]}" + (f", which {why}." if why else ". Give the folder or the CSV that was embedded.")
     )
 
 
-def _why_unseen(subject: Subject, paths: Mapping[int, Path], given: Manifest | None) -> str:
+def _why_unseen(subject: Subject, paths: Mapping[int, Path], manifest: Manifest | None) -> str:
     """Which images of a Run are not at hand."""
-    if given is None:
+    if manifest is None:
         return "" if paths else "Give the images (--images FOLDER) to see them here."
     absent = [name for i, name in enumerate(subject.shown) if i not in paths]
     if not absent:
         return ""
     rest = f" and {len(absent) - _NAMED:,} more" if len(absent) > _NAMED else ""
     where, of = (
-        printable(given.source.resolve().name),
+        printable(manifest.source.resolve().name),
         f"{len(absent):,} of the {len(subject.shown):,} images of {subject.name}",
     )
     return f"Not under {where}, and so not shown: {of}: {', '.join(absent[:_NAMED])}{rest}."
@@ -277,5 +281,5 @@ def _seen(stores: Sequence[Store]) -> dict[str, Path]:
 
 def _by_content(subject: Subject, seen: Mapping[str, Path]) -> dict[int, Path]:
     """Rows whose image was seen; none where not one of them is there any more."""
-    found = {i: seen[digest] for i, digest in enumerate(subject.task.content) if digest in seen}
-    return found if any(path.is_file() for path in found.values()) else {}
+    paths = {i: seen[digest] for i, digest in enumerate(subject.task.content) if digest in seen}
+    return paths if any(path.is_file() for path in paths.values()) else {}

@@ -47,21 +47,21 @@ class Shown:
     def add(self, subject: Subject, material: Material, row: int, side: str, place: int) -> int:
         """The number of an image among those of the page."""
         image = material.pictures.get(row) if material.pictures else None
-        said = subject.sides[side]
-        called = said.called[place]
+        subset = subject.sides[side]
+        called = subset.called[place]
         if subject.task.has_findings:
-            told = ", ".join(name for name, value in zip(subject.classes, called, strict=True) if value) or "none"
+            names = ", ".join(name for name, value in zip(subject.classes, called, strict=True) if value) or "none"
             p = ""
         else:
-            told = subject.classes[int(called)]
+            names = subject.classes[int(called)]
             of = subject.task.positive if subject.is_binary else int(called)
-            p = f"p({subject.classes[of]}) {probability(float(said.p[place, of]))}"
+            p = f"p({subject.classes[of]}) {probability(float(subset.p[place, of]))}"
         self.entries.append(
             {
                 "name": subject.shown[row],
                 "side": CALLED[side],
                 "label": subject.label_of(row),
-                "called": told,
+                "called": names,
                 "p": p,
                 "picture": pictures.embedded(image, pictures.TINY) if image is not None else "",
             }
@@ -82,14 +82,16 @@ class Sample:
         return len(self.rows)
 
 
-def maps(subject: Subject, material: Material, umap: bool, shown: Shown, on_note: Callable[[str], None]) -> list[Block]:
+def maps(
+    subject: Subject, material: Material, umap: bool, image_names: Shown, on_note: Callable[[str], None]
+) -> list[Block]:
     """A map of the vectors, and one of the last hidden layer where there is one, each by class and by error.
 
     Args:
         subject: the Run.
         material: its vectors, and its images if they are at hand.
         umap: UMAP in place of t-SNE.
-        shown: takes the images of the points.
+        image_names: takes the images of the points.
         on_note: called with what takes a while.
 
     Raises:
@@ -97,28 +99,28 @@ def maps(subject: Subject, material: Material, umap: bool, shown: Shown, on_note
     """
     if material.vectors is None:
         return [missing(f"For a map of the vectors the store is needed: {material.no_vectors}.")]
-    found = sample(subject)
-    if len(found) < _FEWEST:
-        return [Words(f"{len(found)} images are too few for a map.", "gone")]
+    drawn = sample(subject)
+    if len(drawn) < _FEWEST:
+        return [Words(f"{len(drawn)} images are too few for a map.", "gone")]
     if material.pictures:
-        material.pictures.load(found.rows.tolist())
+        material.pictures.load(drawn.rows.tolist())
     numbers = [
-        shown.add(subject, material, int(row), side, int(place))
-        for row, side, place in zip(found.rows, found.sides, found.places, strict=True)
+        image_names.add(subject, material, int(row), side, int(place))
+        for row, side, place in zip(drawn.rows, drawn.sides, drawn.places, strict=True)
     ]
-    blocks: list[Block] = [Words(_about(subject, found, umap))]
-    for key, title, x in spaces(subject, material.vectors.features[found.rows]):
-        on_note(f"mapping {len(found):,} images of {subject.name} by {title}")
+    blocks: list[Block] = [Words(_about(subject, drawn, umap))]
+    for key, title, x in spaces(subject, material.vectors.features[drawn.rows]):
+        on_note(f"mapping {len(drawn):,} images of {subject.name} by {title}")
         plane = project(x, umap)
-        blocks.append(Maps(_pair(subject, found, plane, key, title, numbers)))
+        blocks.append(Maps(_pair(subject, drawn, plane, key, title, numbers)))
     return blocks
 
 
-def _about(subject: Subject, found: Sample, umap: bool) -> str:
+def _about(subject: Subject, sample: Sample, umap: bool) -> str:
     by = "UMAP (McInnes et al., 2018)" if umap else "t-SNE (van der Maaten and Hinton, 2008)"
-    n_taught = found.sides.count(TAUGHT)
+    n_taught = sample.sides.count(TAUGHT)
     side = CALLED[subject.reported]
-    n_side, n_wrong = len(found) - n_taught, int(found.wrong[[s != TAUGHT for s in found.sides]].sum())
+    n_side, n_wrong = len(sample) - n_taught, int(sample.wrong[[s != TAUGHT for s in sample.sides]].sum())
     total = int(subject.is_error(subject.reported).sum())
     text = f"{by} of {n_side:,} of {len(subject.sides[subject.reported]):,} {side} images"
     text += f", with {n_wrong:,} of {total:,} errors" if total else ""
@@ -136,18 +138,18 @@ def sample(subject: Subject) -> Sample:
     side = subject.reported
     wrong = subject.is_error(side)
     errors = _drawn(rng, np.flatnonzero(wrong), N_ERRORS)
-    others = _drawn(rng, np.flatnonzero(~wrong), N_REPORTED - len(errors))
-    places = np.sort(np.concatenate([errors, others]))
+    correct = _drawn(rng, np.flatnonzero(~wrong), N_REPORTED - len(errors))
+    places = np.sort(np.concatenate([errors, correct]))
     rows = subject.sides[side].rows[places]
     if TAUGHT not in subject.sides:
         return Sample(rows, [side] * len(places), places, wrong[places])
     apart = np.flatnonzero(~np.isin(subject.sides[TAUGHT].rows, subject.sides[side].rows))
-    taught = _drawn(rng, apart, N_TAUGHT)
+    training_rows = _drawn(rng, apart, N_TAUGHT)
     return Sample(
-        np.concatenate([subject.sides[TAUGHT].rows[taught], rows]),
-        [TAUGHT] * len(taught) + [side] * len(places),
-        np.concatenate([taught, places]),
-        np.concatenate([subject.is_error(TAUGHT)[taught], wrong[places]]),
+        np.concatenate([subject.sides[TAUGHT].rows[training_rows], rows]),
+        [TAUGHT] * len(training_rows) + [side] * len(places),
+        np.concatenate([training_rows, places]),
+        np.concatenate([subject.is_error(TAUGHT)[training_rows], wrong[places]]),
     )
 
 
@@ -157,11 +159,11 @@ def _drawn(rng: np.random.Generator, of: Array, most: int) -> Array:
 
 def spaces(subject: Subject, x: Array) -> list[tuple[str, str, Array]]:
     """(key, title, (n, …)) of the vectors, and of what the head makes of them before its last layer."""
-    found = [("vectors", "the vectors", x)]
+    spaces = [("vectors", "the vectors", x)]
     spec = subject.run.spec
     if spec.kind == "mlp" and not subject.is_external:
-        found.append(("hidden", f"the head's hidden layer ({spec.hidden_sizes[-1]} units)", hidden(subject, x)))
-    return found
+        spaces.append(("hidden", f"the head's hidden layer ({spec.hidden_sizes[-1]} units)", hidden(subject, x)))
+    return spaces
 
 
 def hidden(subject: Subject, x: Array) -> Array:
@@ -203,42 +205,42 @@ def check_umap() -> None:
 
 def _umap(x: Array) -> Array:
     check_umap()
-    made = importlib.import_module("umap").UMAP(n_neighbors=min(15, len(x) - 1), random_state=0, n_jobs=1)
-    return np.asarray(made.fit_transform(x))
+    reducer = importlib.import_module("umap").UMAP(n_neighbors=min(15, len(x) - 1), random_state=0, n_jobs=1)
+    return np.asarray(reducer.fit_transform(x))
 
 
 # --- blocks -----------------------------------------------------------------------------------------------------------
 
 
-def _pair(subject: Subject, found: Sample, plane: Array, key: str, title: str, numbers: Sequence[int]) -> list[Map]:
+def _pair(subject: Subject, sample: Sample, plane: Array, key: str, title: str, numbers: Sequence[int]) -> list[Map]:
     at = _scaled(plane)
-    is_taught = np.array([side == TAUGHT for side in found.sides])
-    by_class, class_names = _classes_of(subject, found)
-    by_error, error_names = _errors_of(subject, found, is_taught)
+    is_taught = np.array([side == TAUGHT for side in sample.sides])
+    by_class, class_names = _classes_of(subject, sample)
+    by_error, error_names = _errors_of(subject, sample, is_taught)
     pair = []
-    for what, colors, names in (("class", by_class, class_names), ("error", by_error, error_names)):
+    for coloring, colors, names in (("class", by_class, class_names), ("error", by_error, error_names)):
         names = [(number, name) for number, name in names if (colors == number).any()]
         points = [
-            Point(x, y, int(color), bool(what == "class" and wrong and not taught), number, bool(taught))
-            for (x, y), color, wrong, taught, number in zip(
-                at.tolist(), colors, found.wrong, is_taught, numbers, strict=True
+            Point(x, y, int(color), bool(coloring == "class" and wrong and not is_training), number, bool(is_training))
+            for (x, y), color, wrong, is_training, number in zip(
+                at.tolist(), colors, sample.wrong, is_taught, numbers, strict=True
             )
         ]
-        ringed = ", errors ringed" if what == "class" and (found.wrong & ~is_taught).any() else ""
-        name = f"{subject.slug}-map-{key}-{what}"
+        ringed = ", errors ringed" if coloring == "class" and (sample.wrong & ~is_taught).any() else ""
+        name = f"{subject.slug}-map-{key}-{coloring}"
         kinds = [(label, _color(number), colors == number) for number, label in names]
-        png = charts.scatter(at * [1, -1], kinds, found.wrong & ~is_taught & (what == "class"))
-        alt = f"Map of {len(found):,} images by {title}, coloured by {what}{ringed}."
-        data = _data(subject, found, plane) if what == "class" else ((), ())
-        called = f"{title[0].upper()}{title[1:]}, by {what}{ringed}"
+        png = charts.scatter(at * [1, -1], kinds, sample.wrong & ~is_taught & (coloring == "class"))
+        alt = f"Map of {len(sample):,} images by {title}, coloured by {coloring}{ringed}."
+        data = _data(subject, sample, plane) if coloring == "class" else ((), ())
+        called = f"{title[0].upper()}{title[1:]}, by {coloring}{ringed}"
         top = float(at[:, 1].min()) - 3
         pair.append(Map(name, called, alt, names, top, 2 * (50 - top), points, png, data))
     return pair
 
 
-def _classes_of(subject: Subject, found: Sample) -> tuple[Array, list[tuple[int, str]]]:
+def _classes_of(subject: Subject, sample: Sample) -> tuple[Array, list[tuple[int, str]]]:
     """(n,) colours, and what they stand for; of findings the first that an image has."""
-    labels, n = subject.task.labels[found.rows], len(CLASSES)
+    labels, n = subject.task.labels[sample.rows], len(CLASSES)
     if subject.task.has_findings:
         present = labels == 1
         first = np.where(present.any(axis=1), present.argmax(axis=1) % n, _FAINT)
@@ -250,15 +252,15 @@ def _classes_of(subject: Subject, found: Sample) -> tuple[Array, list[tuple[int,
     return labels % n, [(c % n, name) for c, name in enumerate(subject.classes[:n])]
 
 
-def _errors_of(subject: Subject, found: Sample, is_taught: Array) -> tuple[Array, list[tuple[int, str]]]:
+def _errors_of(subject: Subject, sample: Sample, is_taught: Array) -> tuple[Array, list[tuple[int, str]]]:
     """(n,) colours, and what they stand for; of two classes missed ones apart from false alarms."""
-    wrong: Array = np.full(len(found), _MISSED)
+    wrong: Array = np.full(len(sample), _MISSED)
     names = [(_MISSED, "called wrong")]
     if subject.is_binary:
-        is_positive = subject.task.labels[found.rows] == subject.task.positive
+        is_positive = subject.task.labels[sample.rows] == subject.task.positive
         wrong = np.where(is_positive, _MISSED, _ALARM)
         names = [(_MISSED, f"missed {subject.positive}"), (_ALARM, f"called {subject.positive}, and is not")]
-    colors = np.where(is_taught, _FAINT, np.where(found.wrong, wrong, _RIGHT))
+    colors = np.where(is_taught, _FAINT, np.where(sample.wrong, wrong, _RIGHT))
     return colors, [*names, (_RIGHT, "called right"), (_FAINT, "training")]
 
 
@@ -280,10 +282,15 @@ def _scaled(plane: Array) -> Array:
     return np.asarray(np.round(50 + 96 * (plane - (low + high) / 2) / longest, 1))
 
 
-def _data(subject: Subject, found: Sample, plane: Array) -> tuple[list[str], list[list[object]]]:
+def _data(subject: Subject, sample: Sample, plane: Array) -> tuple[list[str], list[list[object]]]:
     rows: list[list[object]] = []
     for row, side, place, wrong, (x, y) in zip(
-        found.rows.tolist(), found.sides, found.places.tolist(), found.wrong.tolist(), plane.tolist(), strict=True
+        sample.rows.tolist(),
+        sample.sides,
+        sample.places.tolist(),
+        sample.wrong.tolist(),
+        plane.tolist(),
+        strict=True,
     ):
         p = " ".join(f"{value:.6g}" for value in subject.sides[side].p[place])
         name = subject.task.image_ids[row]

@@ -36,7 +36,7 @@ from featcache.reporting.document import (
     name_of,
     shown,
 )
-from featcache.reporting.materials import Material, material
+from featcache.reporting.materials import Material, load_materials
 from featcache.reporting.page import GENERATOR, Page, render
 from featcache.reporting.run_view import CALLED, Subject, subjects
 from featcache.runs import Run
@@ -126,10 +126,10 @@ def report(
         CorruptStore: a file of a Run is damaged.
         AccessDenied, NoSpace, InputOutputError: the page cannot be written.
     """
-    told = subjects([each if isinstance(each, Run | Evaluation) else _opened(Path(each)) for each in _several(runs)])
-    for subject in told:
+    run_views = subjects([run if isinstance(run, Run | Evaluation) else _opened(Path(run)) for run in _several(runs)])
+    for subject in run_views:
         checking.check_vectors(subject.run)
-    path = Path(path) if path is not None else told[0].run.path / "report.html"
+    path = Path(path) if path is not None else run_views[0].run.path / "report.html"
     if path.suffix.lower() not in (".html", ".htm"):
         raise UsageError(f"{path} is no name of a page: give one that ends in .html with -o.")
     if umap:
@@ -139,18 +139,19 @@ def report(
     with ExitStack() as files:
         files.enter_context(durable.output(path, _is_page, "report"))
         _check_free(path)
-        found = material(told, [Path(each) for each in _several(store)], manifest, files)
-        _check_columns(told, found, by)
+        materials = load_materials(run_views, [Path(path) for path in _several(store)], manifest, files)
+        _check_columns(run_views, materials, by)
         images_shown = projection.Shown([])
-        chapters = [comparison.compared(told)] if len(told) > 1 else []
+        chapters = [comparison.compared(run_views)] if len(run_views) > 1 else []
         chapters += [
-            _chapter(subject, each, by, umap, images_shown, on_note) for subject, each in zip(told, found, strict=True)
+            _chapter(subject, material, by, umap, images_shown, on_note)
+            for subject, material in zip(run_views, materials, strict=True)
         ]
-        return _write(path, told, chapters, images_shown)
+        return _write(path, run_views, chapters, images_shown)
 
 
-def _several(given: Any) -> list[Any]:
-    return [given] if isinstance(given, Run | Evaluation | Path | str) else list(given)
+def _several(values: Any) -> list[Any]:
+    return [values] if isinstance(values, Run | Evaluation | Path | str) else list(values)
 
 
 def _opened(path: Path) -> Run | Evaluation:
@@ -182,7 +183,7 @@ def _folder_of(path: Path) -> Path:
 
 def _entries(folder: Path) -> list[Path]:
     """What lies in the folder of a page, but for what is hidden."""
-    return [each for each in folder.iterdir() if not each.name.startswith(".")] if folder.is_dir() else []
+    return [entry for entry in folder.iterdir() if not entry.name.startswith(".")] if folder.is_dir() else []
 
 
 def _is_generation(folder: Path) -> bool:
@@ -200,18 +201,20 @@ def _is_generation(folder: Path) -> bool:
 def _try_to_write(folder: Path) -> None:
     """Before hours of work, not after them: whether a file can be made where the page goes."""
     for place in dict.fromkeys((folder, folder.parent)):
-        held = next(each for each in (place, *place.absolute().parents) if each.exists())
-        if not held.is_dir():
-            raise UsageError(f"{held} is a file, not a folder. Choose another place with -o.")
-        tempfile.TemporaryFile(dir=held, buffering=0).close()
+        existing = next(parent for parent in (place, *place.absolute().parents) if parent.exists())
+        if not existing.is_dir():
+            raise UsageError(f"{existing} is a file, not a folder. Choose another place with -o.")
+        tempfile.TemporaryFile(dir=existing, buffering=0).close()
 
 
-def _check_columns(told: Sequence[Subject], found: Sequence[Material], by: Sequence[str]) -> None:
-    for subject, each in zip(told, found, strict=True):
+def _check_columns(run_views: Sequence[Subject], materials: Sequence[Material], by: Sequence[str]) -> None:
+    for subject, material in zip(run_views, materials, strict=True):
         for name in by:
-            if each.vectors and decisions.column_of(subject, name, each.vectors) is None:
-                has = sorted({*each.vectors.store.columns, decisions.FOLDER})
-                raise UsageError(f"{each.vectors.store.path} has no column {name!r} for --by; it has {', '.join(has)}.")
+            if material.vectors and decisions.column_of(subject, name, material.vectors) is None:
+                has = sorted({*material.vectors.store.columns, decisions.FOLDER})
+                raise UsageError(
+                    f"{material.vectors.store.path} has no column {name!r} for --by; it has {', '.join(has)}."
+                )
 
 
 # --- a chapter --------------------------------------------------------------------------------------------------------
@@ -219,7 +222,7 @@ def _check_columns(told: Sequence[Subject], found: Sequence[Material], by: Seque
 
 def _chapter(
     subject: Subject,
-    each: Material,
+    material: Material,
     by: Sequence[str],
     umap: bool,
     images_shown: projection.Shown,
@@ -227,7 +230,7 @@ def _chapter(
 ) -> Chapter:
     on_note(f"reading {subject.name}")
     if subject.is_external:
-        return _external_chapter(subject, each, by, umap, images_shown, on_note)
+        return _external_chapter(subject, material, by, umap, images_shown, on_note)
     judged: list[Block] = [*decisions.confusions(subject), *charts.ranking(subject), *charts.calibration(subject)]
     gained: list[Block] = []
     if subject.record.get("gain"):
@@ -240,10 +243,10 @@ def _chapter(
         ("gain", f"What {back} changed", gained),
         ("decisions", "Decisions and probabilities", judged),
         ("classes", "By class and by group" if by else "By class", [
-            *decisions.per_class(subject), *decisions.per_group(subject, by, each.vectors, each.no_vectors),
+            *decisions.per_class(subject), *decisions.per_group(subject, by, material.vectors, material.no_vectors),
         ]),
-        ("images", "Errors and successes", gallery.gallery(subject, each)),
-        ("map", "Map", projection.maps(subject, each, umap, images_shown, on_note)),
+        ("images", "Errors and successes", gallery.gallery(subject, material)),
+        ("map", "Map", projection.maps(subject, material, umap, images_shown, on_note)),
         ("curves", "Learning curves", charts.curves(subject)),
         ("sweep", "Heads that were tried", tables.sweep(subject)),
     ]  # fmt: skip
@@ -252,7 +255,7 @@ def _chapter(
 
 def _external_chapter(
     subject: Subject,
-    each: Material,
+    material: Material,
     by: Sequence[str],
     umap: bool,
     images_shown: projection.Shown,
@@ -260,7 +263,7 @@ def _external_chapter(
 ) -> Chapter:
     """Of a Run on a set from elsewhere: without curves and heads that were tried, beside the Run's own rows."""
     judged: list[Block] = [*decisions.confusions(subject), *charts.ranking(subject), *charts.calibration(subject)]
-    columns = decisions.per_group(subject, by, each.vectors, each.no_vectors) if by else []
+    columns = decisions.per_group(subject, by, material.vectors, material.no_vectors) if by else []
     sections: list[tuple[str, str, Sequence[Block]]] = [
         ("what", "What was evaluated on what", external.what(subject)),
         ("own", "Beside the Run's own rows", external.comparison(subject)),
@@ -269,27 +272,27 @@ def _external_chapter(
         ("classes", "By class and by subgroup", [
             *decisions.per_class(subject), *external.subgroups(subject), *columns,
         ]),
-        ("images", "Errors and successes", gallery.gallery(subject, each)),
-        ("map", "Map", projection.maps(subject, each, umap, images_shown, on_note)),
+        ("images", "Errors and successes", gallery.gallery(subject, material)),
+        ("map", "Map", projection.maps(subject, material, umap, images_shown, on_note)),
     ]  # fmt: skip
     return _made(subject, sections)
 
 
 def _made(subject: Subject, sections: Sequence[tuple[str, str, Sequence[Block]]]) -> Chapter:
     anchor = f"run-{subject.slug}"  # a folder may be called as some part of the page is
-    made = [Section(f"{anchor}-{name}", title, blocks) for name, title, blocks in sections if blocks]
+    nonempty = [Section(f"{anchor}-{name}", title, blocks) for name, title, blocks in sections if blocks]
     notes = [printable(note) for note in subject.record["notes"]]
-    return Chapter(anchor, subject.name, _lead(subject), _headlines(subject), _below(subject), notes, made)
+    return Chapter(anchor, subject.name, _lead(subject), _headlines(subject), _below(subject), notes, nonempty)
 
 
-def _title(told: Sequence[Subject]) -> str:
+def _title(run_views: Sequence[Subject]) -> str:
     """What is told apart, where all Runs tell the same apart."""
-    if len({tuple(subject.classes) for subject in told}) > 1:
-        return f"{len(told)} Runs"
-    classes = told[0].classes
+    if len({tuple(subject.classes) for subject in run_views}) > 1:
+        return f"{len(run_views)} Runs"
+    classes = run_views[0].classes
     if len(classes) > 4:
-        return f"{len(classes)} {'findings' if told[0].task.has_findings else 'classes'}"
-    return listed(classes, "and" if told[0].task.has_findings else "or")
+        return f"{len(classes)} {'findings' if run_views[0].task.has_findings else 'classes'}"
+    return listed(classes, "and" if run_views[0].task.has_findings else "or")
 
 
 def _lead(subject: Subject) -> str:
@@ -314,15 +317,15 @@ def _headlines(subject: Subject) -> list[Headline]:
     names = ("auroc", "recall", "specificity", "accuracy") if subject.is_binary else (
         "auroc", "accuracy", "balanced_accuracy", "f1"
     )  # fmt: skip
-    found = []
+    headlines = []
     for name in names:
         scores = subject.scores(side, at_point and name != "auroc")
         value, interval = scores.get(name), scores.get("intervals", {}).get(name)
         meaning = f"{_MEANINGS[name]}{_counted(subject, scores, name)}"
         cell = Cell(shown(value), value, interval_of(interval) if value is not None else "")
         called = "sensitivity" if name == "recall" else name_of(name)
-        found.append(Headline(called, cell, meaning))
-    return found
+        headlines.append(Headline(called, cell, meaning))
+    return headlines
 
 
 def _counted(subject: Subject, scores: Any, name: str) -> str:
@@ -357,20 +360,20 @@ def _below(subject: Subject) -> str:
 
 
 def _write(
-    path: Path, told: Sequence[Subject], chapters: Sequence[Chapter], images_shown: projection.Shown
+    path: Path, run_views: Sequence[Subject], chapters: Sequence[Chapter], images_shown: projection.Shown
 ) -> Reported:
     files, index = _beside(chapters)
     names = list(files)
-    contents = {name: each if isinstance(each, bytes) else durable.csv_bytes(*each) for name, each in files.items()}
+    contents = {name: file if isinstance(file, bytes) else durable.csv_bytes(*file) for name, file in files.items()}
     contents[_INDEX] = durable.csv_bytes(*index)
     folder = _folder_of(path) / _digest_of(contents)
-    one = told[0]
-    about = ("Runs " if len(told) > 1 else "Evaluation " if one.is_external else "Run ") + listed(
-        [subject.name for subject in told]
+    one = run_views[0]
+    about = ("Runs " if len(run_views) > 1 else "Evaluation " if one.is_external else "Run ") + listed(
+        [subject.name for subject in run_views]
     )
-    lead = chapters[0].lead if len(told) > 1 else _lead(one)
+    lead = chapters[0].lead if len(run_views) > 1 else _lead(one)
     shown_folder = printable(f"{folder.parent.name}/{folder.name}")
-    page = Page(_title(told), about, lead, chapters, images_shown.entries, names, shown_folder, __version__)
+    page = Page(_title(run_views), about, lead, chapters, images_shown.entries, names, shown_folder, __version__)
     html = render(page)
     durable.sweep_folders(folder.parent)
     durable.write_folder(folder, contents)
@@ -411,14 +414,14 @@ def _beside(chapters: Sequence[Chapter]) -> tuple[dict[str, Content], tuple[list
     rows: list[list[object]] = []
     for chapter in chapters:
         for section in chapter.sections:
-            found = dict(each for block in section.blocks for each in block.files())
-            contents |= found
-            rows += [[name, chapter.title, section.title] for name in found]
+            files = dict(file for block in section.blocks for file in block.files())
+            contents |= files
+            rows += [[name, chapter.title, section.title] for name in files]
     return contents, (_INDEX_HEADER, rows)
 
 
 def _missing(chapters: Sequence[Chapter]) -> list[str]:
     """What could not be shown, each once."""
     blocks = (block for chapter in chapters for section in chapter.sections for block in section.blocks)
-    found = [block.text for block in blocks if isinstance(block, Words) and block.role in ("missing", "gone")]
-    return list(dict.fromkeys(found))
+    missing = [block.text for block in blocks if isinstance(block, Words) and block.role in ("missing", "gone")]
+    return list(dict.fromkeys(missing))

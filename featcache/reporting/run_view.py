@@ -131,10 +131,10 @@ class Subject:
 
     def is_error(self, side: str) -> Array:
         """(n,) whether a row was called something else than it is; of findings any that is known."""
-        side_, labels = self.sides[side], self.labels(side)
+        subset, labels = self.sides[side], self.labels(side)
         if not self.task.has_findings:
-            return np.asarray(side_.called != labels)
-        return np.asarray(((side_.called != labels) & np.isfinite(labels)).any(axis=1))
+            return np.asarray(subset.called != labels)
+        return np.asarray(((subset.called != labels) & np.isfinite(labels)).any(axis=1))
 
     def heads(self, rows: Array) -> list[tuple[Array, Mapping[str, Array]]]:
         """The heads that scored n rows of the reported side, each with (n,) bool which of them. None where they were
@@ -165,13 +165,13 @@ def subjects(runs: Sequence[Run | Evaluation]) -> list[Subject]:
     if not runs or len(set(places)) < len(places):
         raise UsageError("give the Runs to report, each once.")
     names = [place.name for place in places]
-    found = []
+    views = []
     for i, (run, name) in enumerate(zip(runs, names, strict=True), start=1):
         unique = name if names.count(name) == 1 else f"{name} ({i})"
         plain = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "_" for c in name)[:60]
         slug = plain if len(runs) == 1 else f"{i}-{plain}"
         if isinstance(run, Evaluation):
-            found.append(Subject.of_evaluation(run, unique, slug))
+            views.append(Subject.of_evaluation(run, unique, slug))
         else:
-            found.append(Subject.of(run, unique, slug))
-    return found
+            views.append(Subject.of(run, unique, slug))
+    return views

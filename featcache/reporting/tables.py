@@ -72,8 +72,8 @@ def has_random_weights(record: Json) -> bool:
     return str(record["store"].get("weights")).startswith("random:")
 
 
-def _identity(subject: Subject, held: Json) -> list[Block]:
-    record, backbone, transform = subject.record, held["backbone"], held["transform"]
+def _identity(subject: Subject, identity: Json) -> list[Block]:
+    record, backbone, transform = subject.record, identity["backbone"], identity["transform"]
     size = " × ".join(map(str, transform["input_size"]))
     kept = "all" if transform["crop_pct"] == 1 else f"{transform['crop_pct']:.1%}"
     resized = f"{size} pixels, {transform['interpolation']}, {kept} of the shorter side"
@@ -83,14 +83,14 @@ def _identity(subject: Subject, held: Json) -> list[Block]:
         ("Weights", _origin(record)),
         ("Weights (sha256)", f"`{backbone['weights_sha256']}"),
         ("Images seen at", f"{resized}; {pixels}"),
-        ("Arithmetic", f"{held['precision']}, stored as {held['stored_dtype']}"),
+        ("Arithmetic", f"{identity['precision']}, stored as {identity['stored_dtype']}"),
         ("Vectors (identity)", f"`{record['identity_sha256']}"),
         ("Store", printable(record["store"]["name"]) or "none: the network is the Run's own"),
         *_training(subject),
         ("Computed with", _environment(record["environment"])),
         ("Written", _date(subject)),
     ]
-    rules = [(name.replace("_", " "), printable(str(value))) for name, value in flatten(held["decode"])]
+    rules = [(name.replace("_", " "), printable(str(value))) for name, value in flatten(identity["decode"])]
     return [Facts(rows), Facts(rules, "How files became pixels")]
 
 
@@ -99,7 +99,7 @@ def _training(subject: Subject) -> Iterator[tuple[str, str]]:
     used = {name: value for name, value in busy(record["head"]).items() if name != "kind"}
     yield "Head", "; ".join(part for part in (record["head"]["kind"], _settings(used)) if part)
     if recipe := record.get("recipe"):
-        lengths = [(each["unfreeze"], each["epochs"]) for each in recipe["stages"]]
+        lengths = [(stage["unfreeze"], stage["epochs"]) for stage in recipe["stages"]]
         stages = ", ".join(f"{name} for {n} epoch{'s' * (n != 1)}" for name, n in lengths)
         rest = {name: value for name, value in busy(recipe).items() if name not in ("stages", "augment")}
         yield "What learnt", f"{stages}; {_settings(rest)}"
@@ -114,16 +114,16 @@ def _training(subject: Subject) -> Iterator[tuple[str, str]]:
 
 def settings(subject: Subject) -> dict[str, str]:
     """What was asked for, one by one: network, head, training, division, decisions."""
-    record, held = subject.record, identity_of(subject.run)
+    record, identity = subject.record, identity_of(subject.run)
     recipe = busy(record.get("recipe") or {})
-    stages = [f"{each['unfreeze']} for {each['epochs']}" for each in recipe.pop("stages", ())]
-    point, head_ = record["operating_point"], busy(record["head"])
+    stages = [f"{stage['unfreeze']} for {stage['epochs']}" for stage in recipe.pop("stages", ())]
+    point, head = record["operating_point"], busy(record["head"])
     flat = {
-        "backbone": held["backbone"]["name"],
-        "weights": f"{_origin(record)} ({held['backbone']['weights_sha256'][:12]}…)",
-        "input size": " × ".join(map(str, held["transform"]["input_size"])),
-        "head": head_.pop("kind"),
-        **{f"head, {name}": value for name, value in head_.items()},
+        "backbone": identity["backbone"]["name"],
+        "weights": f"{_origin(record)} ({identity['backbone']['weights_sha256'][:12]}…)",
+        "input size": " × ".join(map(str, identity["transform"]["input_size"])),
+        "head": head.pop("kind"),
+        **{f"head, {name}": value for name, value in head.items()},
         "learnt on pixels": ", ".join(stages) or "nothing",
         **{f"training, {name}": value for name, value in flatten(recipe)},
         **_of_training(subject),
@@ -168,9 +168,12 @@ def _date(subject: Subject) -> str:
     return f"{at:%Y-%m-%d %H:%M} UTC, as the file run.json has it"
 
 
-def _environment(found: Mapping[str, str]) -> str:
+def _environment(environment: Mapping[str, str]) -> str:
     first = ("featcache", "torch", "timm", "scikit-learn", "numpy", "pillow")
-    return ", ".join(f"{name} {found[name]}" for name in first if name in found) + f"; {found.get('device', '')}"
+    return (
+        ", ".join(f"{name} {environment[name]}" for name in first if name in environment)
+        + f"; {environment.get('device', '')}"
+    )
 
 
 def protocol(subject: Subject) -> list[Block]:
@@ -180,15 +183,15 @@ def protocol(subject: Subject) -> list[Block]:
 
 def in_words(subject: Subject) -> str:
     """Which rows taught, which chose and which report."""
-    record, asked = subject.record, subject.record["asked"]
-    n = {side: f"{len(found):,}" for side, found in subject.sides.items()}
+    record, request = subject.record, subject.record["asked"]
+    n = {side: f"{len(subset):,}" for side, subset in subject.sides.items()}
     folds = subject.protocol.folds
     repeats = len({fold.repeat for fold in folds})
     parts = []
     if len(folds) == 1:
-        taught = f"{len(folds[0].train):,}"
-        parts.append(f"The head learnt from {taught} images; {n[VAL]} others were held out for validation.")
-        if asked.get("refit_all"):
+        n_training = f"{len(folds[0].train):,}"
+        parts.append(f"The head learnt from {n_training} images; {n[VAL]} others were held out for validation.")
+        if request.get("refit_all"):
             parts.append("In the end it learnt from these as well, after they had chosen.")
     else:
         times = f", {repeats} times anew" if repeats > 1 else ""
@@ -202,8 +205,8 @@ def in_words(subject: Subject) -> str:
     if OUTER in n:
         parts.append(f"Folds around the folds ({n[OUTER]} images) chose nothing, and are what is reported.")
     if chose := subject.scores(VAL).get("chose"):
-        what = {"head": "the best of the heads tried", "operating_point": "the operating point", "epoch": "the epoch"}
-        parts.append(f"Validation rows chose {listed([what.get(each, each) for each in chose])}.")
+        chosen = {"head": "the best of the heads tried", "operating_point": "the operating point", "epoch": "the epoch"}
+        parts.append(f"Validation rows chose {listed([chosen.get(choice, choice) for choice in chose])}.")
     if TEST in n:
         parts.append(f"{n[TEST]} test images taught nothing and chose nothing; they were scored once, at the end.")
     parts.append(_groups(subject))
@@ -229,7 +232,7 @@ def _counts(subject: Subject) -> Table:
     for side in (side for side in SIDES if side in subject.sides):
         n = subject.task.counts(subject.sides[side].rows).tolist()
         total = len(subject.sides[side])
-        shares = [Cell(f"{each:,}", each, f"{each / total:.1%}") for each in n]
+        shares = [Cell(f"{subset:,}", subset, f"{subset / total:.1%}") for subset in n]
         rows.append([head(CALLED[side]), count(total), *shares])
         data.append([side, total, *n])
     note = "An image may have several findings, or none." if subject.task.has_findings else ""
@@ -247,15 +250,17 @@ def scores(subject: Subject) -> list[Block]:
     header = ["", *(_column(subject, side, at) for side, at in columns)]
     rows, data = [], []
     for name in SCORES:
-        found = [subject.scores(side, at) for side, at in columns]
+        subset_scores = [subject.scores(side, at) for side, at in columns]
         cells = [
-            number(each.get(name), each.get("intervals", {}).get(name)) if name in MOVED or not at else Cell("")
-            for (_, at), each in zip(columns, found, strict=True)
+            number(subset_score.get(name), subset_score.get("intervals", {}).get(name))
+            if name in MOVED or not at
+            else Cell("")
+            for (_, at), subset_score in zip(columns, subset_scores, strict=True)
         ]
         rows.append([head(name_of(name)), *cells])
-        for (side, at), each in zip(columns, found, strict=True):
-            low, high = each.get("intervals", {}).get(name, ("", ""))
-            value = each.get(name)
+        for (side, at), subset_score in zip(columns, subset_scores, strict=True):
+            low, high = subset_score.get("intervals", {}).get(name, ("", ""))
+            value = subset_score.get(name)
             data.append([side, "operating point" if at else 0.5, name, "" if value is None else value, low, high])
     note = f"{_averages(subject)} In brackets 95 % intervals, of rows that were not learnt from."
     csv = (["side", "called_from", "number", "value", "low", "high"], data)
@@ -274,28 +279,28 @@ def _averages(subject: Subject) -> str:
 
 def _column(subject: Subject, side: str, at_point: bool) -> str:
     chose = subject.scores(side, at_point).get("chose", ())
-    marked = f", chose {listed([each.replace('_', ' ') for each in chose])}" if chose else ""
+    marked = f", chose {listed([choice.replace('_', ' ') for choice in chose])}" if chose else ""
     at = f", at p ≥ {subject.record['operating_point']['threshold']:.3f}" if at_point else ""
     return f"{CALLED[side]}{at}{marked}"
 
 
 def _worth(subject: Subject) -> str:
-    found = subject.record["baselines"]
+    baselines = subject.record["baselines"]
 
-    def said(each: Mapping[str, Any]) -> str:
-        names = [name for name in ("auroc", "accuracy") if each.get(name) is not None]
+    def said(scores: Mapping[str, Any]) -> str:
+        names = [name for name in ("auroc", "accuracy") if scores.get(name) is not None]
         return ", ".join(
-            f"{name_of(name)} {each[name]:.3f} {interval_of(each.get('intervals', {}).get(name))}".strip()
+            f"{name_of(name)} {scores[name]:.3f} {interval_of(scores.get('intervals', {}).get(name))}".strip()
             for name in names
         )
 
-    parts = [f"always saying the most frequent class: {said(found['majority'])}"]
-    if permuted := found.get("permuted_labels"):
+    parts = [f"always saying the most frequent class: {said(baselines['majority'])}"]
+    if permuted := baselines.get("permuted_labels"):
         parts.append(f"heads trained on shuffled labels ({permuted['n_permutations']} times): {said(permuted)}")
-    for other in found.get("other_stores", ()):
+    for other in baselines.get("other_stores", ()):
         name = printable(f"{other['store']} ({other['backbone'].get('name', '')})")
         parts.append(f"the same head on {name}: {said(other)}")
-    return f"What is to be beaten, on {CALLED[found['on']]} rows: {'; '.join(parts)}."
+    return f"What is to be beaten, on {CALLED[baselines['on']]} rows: {'; '.join(parts)}."
 
 
 def gain(subject: Subject) -> list[Block]:
@@ -304,12 +309,12 @@ def gain(subject: Subject) -> list[Block]:
     parent = record.get("parent")
     start = f"the Run {printable(parent['run'])}" if parent else "the network before any training"
     note = f"Before is {start}, on the same rows. An interval that holds 0 says that the difference may be chance."
-    found: list[Block] = []
+    blocks: list[Block] = []
     for side in (side for side in (TEST, VAL) if side in record["gain"]):
         rows, data = [], []
         for name, key, (value, low, high) in _gained(record["gain"][side]):
             before, after = record["before"][key][side], record[key][side]
-            cells = [number(each[name], each.get("intervals", {}).get(name)) for each in (before, after)]
+            cells = [number(result[name], result.get("intervals", {}).get(name)) for result in (before, after)]
             where = "each at its operating point" if key == "operating_point" else ""
             change = Cell(with_sign(value), value, interval_of((low, high), signed=True))
             rows.append([head(name_of(name), where), *cells, change])
@@ -318,19 +323,19 @@ def gain(subject: Subject) -> list[Block]:
         chose = " (which chose the epoch)" if side == VAL else ""
         caption = f"Before and after, {CALLED[side]} rows{chose}"
         header = ["", "before", "after", "difference"]
-        found.append(Table(f"{subject.slug}-before-after-{side}", caption, header, rows, note, data=csv))
+        blocks.append(Table(f"{subject.slug}-before-after-{side}", caption, header, rows, note, data=csv))
         note = ""
-    return found
+    return blocks
 
 
 def _gained(gained: Mapping[str, Any]) -> Iterator[tuple[str, str, Sequence[float]]]:
     """(number, where in the record, difference and interval), at 0.5 and at the operating points."""
-    for name, found in gained.items():
+    for name, change in gained.items():
         if name != "at_operating_point":
-            yield name, "metrics", found
-    for name, found in gained.get("at_operating_point", {}).items():
+            yield name, "metrics", change
+    for name, change in gained.get("at_operating_point", {}).items():
         if name in MOVED:
-            yield name, "operating_point", found
+            yield name, "operating_point", change
 
 
 # --- the sweep --------------------------------------------------------------------------------------------------------
@@ -338,18 +343,22 @@ def _gained(gained: Mapping[str, Any]) -> Iterator[tuple[str, str, Sequence[floa
 
 def sweep(subject: Subject) -> list[Block]:
     """The specs that were tried, best first; nothing where there was one."""
-    found = subject.run.sweep()
-    if not found:
+    trials = subject.run.sweep()
+    if not trials:
         return []
-    names = list(found[0])
+    names = list(trials[0])
     first = names.index("n_fits")
     select = names[first + 1].removesuffix("_mean")
-    shown_names = [*names[: first + 1], *(f"{select}_{what}" for what in ("mean", "std")), *names[first + 5 :]]
-    rows = [[_spec_cell(row[name], name == "rank") for name in shown_names] for row in found[:_MOST_SPECS]]
+    shown_names = [
+        *names[: first + 1],
+        *(f"{select}_{statistic}" for statistic in ("mean", "std")),
+        *names[first + 5 :],
+    ]
+    rows = [[_spec_cell(row[name], name == "rank") for name in shown_names] for row in trials[:_MOST_SPECS]]
     header = ["rank", *(name.replace("_", " ") for name in shown_names[1:])]
-    rest = f" The best {_MOST_SPECS} of {len(found):,}." if len(found) > _MOST_SPECS else ""
+    rest = f" The best {_MOST_SPECS} of {len(trials):,}." if len(trials) > _MOST_SPECS else ""
     note = f"Means on held rows, over folds and seeds; the first was trained again.{rest}"
-    data = (names, [[row[name] for name in names] for row in found])
+    data = (names, [[row[name] for name in names] for row in trials])
     return [Table(f"{subject.slug}-sweep", f"The best by {name_of(select)}", header, rows, note, data=data)]
 
 

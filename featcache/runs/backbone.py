@@ -19,51 +19,51 @@ _APART = ("views", "stored_dtype")  # which count for some heads only, and for r
 def identity_of(run: Run) -> Json:
     """Of the vectors that the head acts on."""
     with said_by(run):
-        held = run.record["store"]["identity"]
-        if not isinstance(held, dict):
+        identity = run.record["store"]["identity"]
+        if not isinstance(identity, dict):
             raise TypeError("its identity is no mapping")
-        return held
+        return identity
 
 
 def views_of(identity: Json) -> ViewSpec | None:
     """The augmentation views that vectors were made of, beside the images as they are."""
-    held = identity.get("views")
-    return ViewSpec.from_identity(held) if held else None
+    views = identity.get("views")
+    return ViewSpec.from_identity(views) if views else None
 
 
-def differences(run: Run, found: Json, *, tta: bool = False, any_precision: bool = False) -> list[str]:
+def differences(run: Run, identity: Json, *, tta: bool = False, any_precision: bool = False) -> list[str]:
     """What vectors have that those of a Run have not, a line each. What else a store holds, and under which name the
     backbone is known there, changes nothing.
 
     Args:
         run: whose vectors are wanted.
-        found: the identity of others.
+        identity: the identity of others.
         tta: whether its views count, too.
         any_precision: leave the precision out of it.
     """
-    held = identity_of(run)
-    if digest_json(found) == digest_json(held):
+    own = identity_of(run)
+    if digest_json(identity) == digest_json(own):
         return []
-    wanted = comparable(held)
-    if found.get("views") != held.get("views"):  # the probe of an identity with views is of a view, too
+    own_fields = comparable(own)
+    if identity.get("views") != own.get("views"):  # the probe of an identity with views is of a view, too
         with said_by(run):
-            transform, decode = from_json(TransformSpec, held["transform"]), DecodeSpec.of_identity(held["decode"])
-            if held["probe"] == pixels_sha256(transform, decode, views_of(held)):
-                wanted["probe"] = pixels_sha256(transform, decode, views_of(found))
-    here = comparable(found)
+            transform, decode = from_json(TransformSpec, own["transform"]), DecodeSpec.of_identity(own["decode"])
+            if own["probe"] == pixels_sha256(transform, decode, views_of(own)):
+                own_fields["probe"] = pixels_sha256(transform, decode, views_of(identity))
+    here = comparable(identity)
     for key in ("stored_dtype", *(["views"] if tta else [])):
-        here[key], wanted[key] = found.get(key), held.get(key)
+        here[key], own_fields[key] = identity.get(key), own.get(key)
     if any_precision:
-        here["precision"] = wanted.get("precision")
-    return told(_named(here, found, wanted), _named(wanted, held, here))
+        here["precision"] = own_fields.get("precision")
+    return told(_named(here, identity, own_fields), _named(own_fields, own, here))
 
 
 def comparable(identity: Json) -> Json:
     """Without what else a store held, and without the name, which follows from where the weights come from."""
-    found = {key: value for key, value in identity.items() if key not in _APART}
-    if isinstance(network := found.get("backbone"), dict):
-        found["backbone"] = {key: network[key] for key in ("weights_sha256", "pooling") if key in network}
-    return found
+    fields = {key: value for key, value in identity.items() if key not in _APART}
+    if isinstance(network := fields.get("backbone"), dict):
+        fields["backbone"] = {key: network[key] for key in ("weights_sha256", "pooling") if key in network}
+    return fields
 
 
 def _named(compared: Json, whole: Json, other: Json) -> Json:

@@ -65,8 +65,8 @@ class Evaluation:
     @property
     def metrics(self) -> dict[str, Any]:
         """The numbers of the set, as `Run.metrics` has those of a subset."""
-        found: dict[str, Any] = self.record["metrics"][EXTERNAL]
-        return found
+        metrics: dict[str, Any] = self.record["metrics"][EXTERNAL]
+        return metrics
 
     @property
     def notes(self) -> list[str]:
@@ -121,7 +121,7 @@ def check_free(path: Path, key: Json) -> None:
 
 def _check_place(path: Path) -> None:
     """Before hours of work, not after them: whether a file can be made there."""
-    place = next(each for each in (path, *path.absolute().parents) if os.path.lexists(each))
+    place = next(parent for parent in (path, *path.absolute().parents) if os.path.lexists(parent))
     if not place.is_dir():
         raise UsageError(f"{place} is no folder. Choose another place for the evaluation.")
     with in_our_words("writing", place):

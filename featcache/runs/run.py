@@ -72,7 +72,7 @@ class Images:
         """The rows of a task that are on some side of a protocol, ascending."""
         rows = np.union1d(protocol.rows, protocol.test)
         groups = np.unique(protocol.groups[rows], return_inverse=True)[1]
-        names, contents = ([each[i] for i in rows.tolist()] for each in (task.image_ids, task.content))
+        names, contents = ([texts[i] for i in rows.tolist()] for texts in (task.image_ids, task.content))
         return cls(names, contents, task.labels[rows], groups)
 
     def __len__(self) -> int:
@@ -186,8 +186,8 @@ class Run:
 
     def metrics(self, side: str) -> dict[str, Any] | None:
         """The numbers of `train`, `val`, `test` or `outer` (nested cross-validation); None without such rows."""
-        found: dict[str, Any] | None = self.record["metrics"].get(side)
-        return found
+        metrics: dict[str, Any] | None = self.record["metrics"].get(side)
+        return metrics
 
     @property
     def feature_rms(self) -> float | None:
@@ -217,12 +217,12 @@ class Run:
             CorruptStore: the file is damaged.
         """
         path = self.path / "folds.safetensors"
-        found: dict[int, dict[str, Array]] = {}
+        weights: dict[int, dict[str, Array]] = {}
         with _of_this_run(path):
             for key, tensor in self._tensors(path.name).items() if path.exists() else ():
                 number, _, name = key.partition("/")
-                found.setdefault(int(number), {})[name] = tensor
-        return [found[number] for number in sorted(found)]
+                weights.setdefault(int(number), {})[name] = tensor
+        return [weights[number] for number in sorted(weights)]
 
     def logits(self, features: Array) -> Array:
         """(n, d) features as they are stored to (n, c) logits, before the temperature; of (n, v, d), v vectors of each
@@ -240,10 +240,10 @@ class Run:
         """
         path, record = self.path / "images.json", self._kept("images.json")
         with self._unreplaced(), _of_this_run(path):
-            found = Images.from_json(record, len(self.record["classes"]), self.record["task"] == "findings")
+            images = Images.from_json(record, len(self.record["classes"]), self.record["task"] == "findings")
             if self.record.get("images_sha256", record["sha256"]) != record["sha256"]:
                 raise ValueError("it is not the one that run.json names")
-        return found
+        return images
 
     def task(self) -> Task:
         """What was learnt, rows numbered as in `images`, without the store's columns. Raises what `images` does."""
@@ -350,11 +350,11 @@ class Run:
         with _of_this_run(self.path / "history.csv"):
             if header and not {"epoch", *_CURVES} <= set(header):
                 raise ValueError("its columns are not those of a training")
-            found = [dict(zip(header, map(float, row), strict=True)) for row in rows]
+            epochs = [dict(zip(header, map(float, row), strict=True)) for row in rows]
             head = self.record["head"]
-            if header and head.get("patience") == 0 and len(found) != head["epochs"]:
-                raise ValueError(f"it has {len(found):,} of {head['epochs']:,} epochs")
-        return found
+            if header and head.get("patience") == 0 and len(epochs) != head["epochs"]:
+                raise ValueError(f"it has {len(epochs):,} of {head['epochs']:,} epochs")
+        return epochs
 
     def sweep(self) -> list[dict[str, str]]:
         """The ranking of the specs that were tried, best first, as in `sweep.csv`; none where there was one.
@@ -405,8 +405,8 @@ def check_free(run_path: Path, key: Json) -> None:
             raise UsageError(f"{run_path} is {durable.kind_of(run_path)}. Choose another place with -o.")
         names = {path.name for path in run_path.iterdir()}
     if "run.json" in names:
-        held = Run.open(run_path).record
-        if {name: held.get(name) for name in key} != json.loads(canonical_json(key)):
+        record = Run.open(run_path).record
+        if {name: record.get(name) for name in key} != json.loads(canonical_json(key)):
             raise UsageError(f"{run_path} holds another Run. Choose another folder with -o, or remove it first.")
     elif {name for name in names if not (name.startswith(".") and name.endswith(".tmp"))} - set(RUN_FILES):
         raise UsageError(f"{run_path} is a folder with other files in it. Choose another place with -o.")

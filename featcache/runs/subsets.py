@@ -56,11 +56,11 @@ class Subset:
 def subsets_of(run: Run, task: Task, protocol: Protocol) -> dict[str, Subset]:
     """What `predictions.csv` says, once it is seen to be of these rows and of the numbers of the record."""
     path = run.path / "predictions.csv"
-    found = run.table(path.name)
-    if found is None:
+    predictions = run.table(path.name)
+    if predictions is None:
         raise CorruptStore(f"{path} is gone. Make the Run again.")
     try:
-        sides = _parsed(*found, task)
+        sides = _parsed(*predictions, task)
         _check_rows(sides, _expected(protocol))
         _check_counts(run, task, sides)
     except (KeyError, ValueError, IndexError) as error:
@@ -82,13 +82,13 @@ def _parsed(header: Sequence[str], lines: Sequence[Sequence[str]], task: Task) -
     n_first = len(expected) - len(task.classes)
     if unknown := set(by_side) - set(SUBSETS):
         raise ValueError(f"it has rows of a subset {min(unknown)!r}")
-    found = {}
+    subsets = {}
     for side in (side for side in SUBSETS if side in by_side):
         rows = np.array([row_of[line[0]] for line in by_side[side]])
         p = _probabilities([line[n_first:] for line in by_side[side]], task.has_findings)
         likely, called = _calls(by_side[side], n_first, p, task)
-        found[side] = Subset(rows, _logits(p, task.has_findings), p, called, likely)
-    return found
+        subsets[side] = Subset(rows, _logits(p, task.has_findings), p, called, likely)
+    return subsets
 
 
 def _probabilities(cells: Sequence[Sequence[str]], has_findings: bool) -> Array:
@@ -117,17 +117,17 @@ def _expected(protocol: Protocol) -> dict[str, tuple[Array, ...]]:
     """The rows that each subset may consist of. A protocol without folds is that of a set from elsewhere."""
     if not protocol.folds:
         return {EXTERNAL: (protocol.test,)}
-    held = np.unique(np.concatenate([fold.held for fold in protocol.folds]))
+    val = np.unique(np.concatenate([fold.held for fold in protocol.folds]))
     test = {TEST: (protocol.test,)} if len(protocol.test) else {}
-    return {TRAIN: (protocol.folds[0].train, protocol.rows), VAL: (held,), OUTER: (held,), **test}
+    return {TRAIN: (protocol.folds[0].train, protocol.rows), VAL: (val,), OUTER: (val,), **test}
 
 
 def _check_rows(sides: Mapping[str, Subset], expected: Mapping[str, tuple[Array, ...]]) -> None:
     """Each row once in a subset, and those of the split; of the subsets that must be there only OUTER may be absent."""
     if set(sides) - set(expected) or set(expected) - set(sides) - {OUTER}:
         raise ValueError(f"its subsets are {', '.join(sorted(sides)) or 'none'}")
-    for side, found in sides.items():
-        rows = np.sort(found.rows)
+    for side, subset in sides.items():
+        rows = np.sort(subset.rows)
         if not any(np.array_equal(rows, np.sort(each)) for each in expected[side]):
             raise ValueError(f"its {side} rows are not those of the split")
 
@@ -135,15 +135,15 @@ def _check_rows(sides: Mapping[str, Subset], expected: Mapping[str, tuple[Array,
 def _check_counts(run: Run, task: Task, sides: Mapping[str, Subset]) -> None:
     """That its decisions are those that the record has counted."""
     point = run.record["operating_point"] or {}
-    for side, found in sides.items():
-        told = run.record["metrics"].get(side)
-        if told is None or told["n"] != len(found):
+    for side, subset in sides.items():
+        metrics = run.record["metrics"].get(side)
+        if metrics is None or metrics["n"] != len(subset):
             raise ValueError(f"its {side} rows are not as many as the record says")
-        for scores, called in ((told, found.likely), (point.get(side), found.called)):
+        for scores, called in ((metrics, subset.likely), (point.get(side), subset.called)):
             if scores is None or task.has_findings:
                 continue
             c = len(task.classes)
-            counts = np.bincount(task.labels[found.rows] * c + called, minlength=c * c).reshape(c, c)
+            counts = np.bincount(task.labels[subset.rows] * c + called, minlength=c * c).reshape(c, c)
             if counts.tolist() != scores["confusion"]:
                 raise ValueError(f"its {side} rows are called otherwise than the record says")
 

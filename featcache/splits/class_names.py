@@ -84,14 +84,14 @@ def positive_class(classes: Sequence[str]) -> tuple[int, str]:
     if len(looked_for) == 1:
         other = next(name for name in classes if name != chosen)
         return classes.index(chosen), f"the name {other!r} says what is absent or not known"
-    which = "neither name says" if looked_for else "both names say"
-    return classes.index(chosen), f"the last in alphabetical order, because {which} what is absent"
+    ambiguity = "neither name says" if looked_for else "both names say"
+    return classes.index(chosen), f"the last in alphabetical order, because {ambiguity} what is absent"
 
 
 def positive_note(classes: Sequence[str], positive: int, why: str) -> str:
     """What a person is told of a positive class that was chosen for them."""
-    others = " or ".join(repr(name) for i, name in enumerate(classes) if i != positive)
-    return f"the positive class is {classes[positive]!r}: {why}. Set the parameter positive to choose {others}."
+    other_names = " or ".join(repr(name) for i, name in enumerate(classes) if i != positive)
+    return f"the positive class is {classes[positive]!r}: {why}. Set the parameter positive to choose {other_names}."
 
 
 def negates(name: str, classes: Iterable[str] = ()) -> bool:
@@ -106,12 +106,12 @@ def negates(name: str, classes: Iterable[str] = ()) -> bool:
     text = unicodedata.normalize("NFKC", name).replace("−", "-").strip()
     if text.endswith(("-", "(-)")):
         return True
-    others = [other for other in classes if other != name]
-    if _negates_another(text, others):
+    other_names = [other for other in classes if other != name]
+    if _negates_another(text, other_names):
         return True
     folded = text.casefold()
-    if folded in _LETTERS and len(others) == 1:
-        return others[0].strip().casefold() in set(_LETTERS[folded])
+    if folded in _LETTERS and len(other_names) == 1:
+        return other_names[0].strip().casefold() in set(_LETTERS[folded])
     return any(_negate(_words(part)) for part in re.split(r"[|,;/]| or ", re.sub(r"(?i)w/o", "without", text)))
 
 
@@ -120,9 +120,9 @@ def means_no_finding(name: str) -> bool:
     return negates(name) and _OTHERS.isdisjoint(_words(name))
 
 
-def _negates_another(text: str, others: Iterable[str]) -> bool:
+def _negates_another(text: str, other_names: Iterable[str]) -> bool:
     compact = "".join(_words(text))
-    negations = {prefix + "".join(_words(other)) for other in others if not negates(other) for prefix in _PREFIXES}
+    negations = {prefix + "".join(_words(other)) for other in other_names if not negates(other) for prefix in _PREFIXES}
     return compact in negations
 
 
@@ -178,7 +178,7 @@ def find(name: str, classes: Sequence[str]) -> str | None:
     """The class of that name, or the only one that is the `same`; None where there is none."""
     if name in classes:
         return name
-    return next((each for each in classes if same(each) == same(name)), None)
+    return next((class_ for class_ in classes if same(class_) == same(name)), None)
 
 
 def one_spelling(counts: Counts) -> dict[str, str]:
@@ -219,10 +219,10 @@ def notes(counts: Counts) -> list[str]:
     for name, n in counts.items():
         classes[spelling[name]] += n
     lists = _about_lists(classes)
-    found = [spellings_note(counts), _about_alike(classes), _about_senses(classes), _about_codes(classes), lists]
+    class_notes = [spellings_note(counts), _about_alike(classes), _about_senses(classes), _about_codes(classes), lists]
     if not lists:
-        found.append(_about_values(classes))
-    return [note for note in (*found, _about_unsure(classes)) if note]
+        class_notes.append(_about_values(classes))
+    return [note for note in (*class_notes, _about_unsure(classes)) if note]
 
 
 def spellings_note(counts: Counts) -> str:
@@ -231,18 +231,18 @@ def spellings_note(counts: Counts) -> str:
     if not twins:
         return ""
     spelling = one_spelling(counts)
-    shown = "; ".join(f"{_with_counts(names, counts)} as {spelling[names[0]]!r}" for names in twins[:_SHOWN])
-    return f"class names that are the same number, or look the same, are read as one class: {shown}{_more(twins)}."
+    twins_text = "; ".join(f"{_with_counts(names, counts)} as {spelling[names[0]]!r}" for names in twins[:_SHOWN])
+    return f"class names that are the same number, or look the same, are read as one class: {twins_text}{_more(twins)}."
 
 
 def _about_alike(counts: Counts) -> str:
     twins = [names for names in _sets(counts, alike) if len(names) > 1]
     if not twins:
         return ""
-    shown = "; ".join(_with_counts(names, counts) for names in twins[:_SHOWN])
+    twins_text = "; ".join(_with_counts(names, counts) for names in twins[:_SHOWN])
     return (
-        f"some classes differ only in case, blanks, hyphens or underscores, and are learnt as different ones: {shown}"
-        f"{_more(twins)}. Make them one with merge_classes={_merged(twins, counts)}."
+        f"some classes differ only in case, blanks, hyphens or underscores, and are learnt as different ones: "
+        f"{twins_text}{_more(twins)}. Make them one with merge_classes={_merged(twins, counts)}."
     )
 
 
@@ -252,10 +252,10 @@ def _about_senses(counts: Counts) -> str:
     twins = [names for names in twins if len({alike(name) for name in names}) > 1]
     if not twins:
         return ""
-    shown = "; ".join(_with_counts(names, counts) for names in twins)
+    twins_text = "; ".join(_with_counts(names, counts) for names in twins)
     return (
-        f"the label column has several words for one answer, which are learnt as different classes: {shown}. Make them "
-        f"one with merge_classes={_merged(twins, counts)}."
+        f"the label column has several words for one answer, which are learnt as different classes: {twins_text}. "
+        f"Make them one with merge_classes={_merged(twins, counts)}."
     )
 
 
@@ -276,8 +276,8 @@ def _about_codes(counts: Counts) -> str:
             f"'positive' or 'negative' to count them as such."
         )
     codes = [name for name, value in value_of.items() if value in _MISSING_CODES]
-    others = [value for value in values if value not in _MISSING_CODES]
-    if codes and others and len(values) <= 6 and max(others) < 9:
+    other_values = [value for value in values if value not in _MISSING_CODES]
+    if codes and other_values and len(values) <= 6 and max(other_values) < 9:
         return (
             f"{_with_counts(codes, counts)} beside {_names(set(value_of) - set(codes))} may be a code for a missing "
             f"value; it is a class of its own. Leave it out with drop_classes=({codes[0]!r},)."
@@ -310,7 +310,7 @@ def list_separator(names: Iterable[str]) -> str | None:
     classes = {name.casefold() for name in names}
     for separator in _SEPARATORS:
         lists = [parts_of(name, separator) for name in names if separator in name and number(name) is None]
-        parts = [part.casefold() for found in lists if len(found) > 1 for part in found]
+        parts = [part.casefold() for pieces in lists if len(pieces) > 1 for part in pieces]
         if parts and (
             separator in _SURE_SEPARATORS
             or not classes.isdisjoint(parts)
@@ -357,13 +357,13 @@ def _about_unsure(counts: Counts) -> str:
 
 def _with_counts(names: Sequence[str], counts: Counts) -> str:
     """`'Normal' (20 images) and 'normal' (4)`."""
-    shown = [f"{name!r} ({counts[name]:,}{'' if i else ' images'})" for i, name in enumerate(names)]
-    return " and ".join([", ".join(shown[:-1]), shown[-1]] if len(shown) > 1 else shown)
+    counts_text = [f"{name!r} ({counts[name]:,}{'' if i else ' images'})" for i, name in enumerate(names)]
+    return " and ".join([", ".join(counts_text[:-1]), counts_text[-1]] if len(counts_text) > 1 else counts_text)
 
 
 def _names(names: Iterable[str]) -> str:
-    shown = sorted(names)
-    return ", ".join(map(repr, shown[:_SHOWN])) + (" …" if len(shown) > _SHOWN else "")
+    ordered = sorted(names)
+    return ", ".join(map(repr, ordered[:_SHOWN])) + (" …" if len(ordered) > _SHOWN else "")
 
 
 def _more(sets: Sequence[object]) -> str:

@@ -65,7 +65,7 @@ class Coded:
 # --- classes ----------------------------------------------------------------------------------------------------------
 
 
-def classes_of(texts: Texts, how: Reading) -> Coded:
+def classes_of(texts: Texts, reading: Reading) -> Coded:
     """One column of class names, in sorted order; fewer than two classes are no error here.
 
     Raises:
@@ -74,11 +74,11 @@ def classes_of(texts: Texts, how: Reading) -> Coded:
     counts = Counter(text for text in texts if text)
     spelling = class_names.one_spelling(counts)
     named = _Named([spelling.get(text, "") for text in texts], Counter(), [class_names.spellings_note(counts)])
-    if how.uncertain is not None:
-        named.code_uncertain(how.uncertain)
-    named.merge(how.merge_classes)
-    named.drop(how.drop_classes)
-    named.drop_rare(how.min_images)
+    if reading.uncertain is not None:
+        named.code_uncertain(reading.uncertain)
+    named.merge(reading.merge_classes)
+    named.drop(reading.drop_classes)
+    named.drop_rare(reading.min_images)
     notes = [*(note for note in named.notes if note), *class_names.notes(named.counts)]
     classes = sorted(named.counts)
     number = {name: i for i, name in enumerate(classes)}
@@ -106,12 +106,12 @@ class _Named:
         elif policy == "ignore":
             self._leave_out(codes, "an uncertain label")
         else:
-            wanted = [name for name, value in value_of.items() if value == _VALUES[policy]]
-            if not wanted:
+            affected = [name for name, value in value_of.items() if value == _VALUES[policy]]
+            if not affected:
                 raise UsageError(f"uncertain is {policy!r}, and no label is {_VALUES[policy]:g} to count -1 as.")
             n = self.counts[codes[0]]
-            self.notes.append(f"{n:,} labels of -1 are counted as {wanted[0]!r} (uncertain is {policy!r}).")
-            self._rename({codes[0]: wanted[0]})
+            self.notes.append(f"{n:,} labels of -1 are counted as {affected[0]!r} (uncertain is {policy!r}).")
+            self._rename({codes[0]: affected[0]})
 
     def merge(self, merged: Mapping[str, str]) -> None:
         here = list(self.counts)
@@ -139,9 +139,9 @@ class _Named:
 
 def counted(counts: Mapping[str, int]) -> str:
     """`a (2), b (1)`, of many the first."""
-    shown = [f"{name} ({n:,})" for name, n in counts.items()]
-    more = [f"and {len(shown) - _MOST_NAMES:,} more"] if len(shown) > _MOST_NAMES else []
-    return ", ".join([*shown[:_MOST_NAMES], *more])
+    counts_text = [f"{name} ({n:,})" for name, n in counts.items()]
+    more = [f"and {len(counts_text) - _MOST_NAMES:,} more"] if len(counts_text) > _MOST_NAMES else []
+    return ", ".join([*counts_text[:_MOST_NAMES], *more])
 
 
 def spelt(name: str, names: Sequence[str], parameter: str) -> str:
@@ -152,16 +152,16 @@ def spelt(name: str, names: Sequence[str], parameter: str) -> str:
     """
     if (class_name := class_names.find(name, names)) is not None:
         return class_name
-    known = sorted(names)
-    more = f" and {len(known) - _MOST_NAMES:,} more" if len(known) > _MOST_NAMES else ""
-    shown = ", ".join(known[:_MOST_NAMES])
-    raise UsageError(f"{parameter}: {name!r} is not one of the classes: {shown or 'there are none'}{more}.")
+    ordered = sorted(names)
+    more = f" and {len(ordered) - _MOST_NAMES:,} more" if len(ordered) > _MOST_NAMES else ""
+    names_text = ", ".join(ordered[:_MOST_NAMES])
+    raise UsageError(f"{parameter}: {name!r} is not one of the classes: {names_text or 'there are none'}{more}.")
 
 
 # --- findings ---------------------------------------------------------------------------------------------------------
 
 
-def findings_of(columns: Sequence[Texts], names: Sequence[str], rows: Texts, path: object, how: Reading) -> Coded:
+def findings_of(columns: Sequence[Texts], names: Sequence[str], rows: Texts, path: object, reading: Reading) -> Coded:
     """Several columns of findings, each 1, 0 or empty.
 
     Args:
@@ -169,40 +169,40 @@ def findings_of(columns: Sequence[Texts], names: Sequence[str], rows: Texts, pat
         names: c names of the findings.
         rows: n names of the rows, for messages.
         path: of the labels, for messages.
-        how: a finding is joined with another where one of both is there.
+        reading: a finding is joined with another where one of both is there.
 
     Raises:
         UsageError: another value, with its row; a finding that all or none of the images have.
     """
-    return _chosen_findings(Coded(values_of(columns, names, rows, path, how), list(names)), how)
+    return _chosen_findings(Coded(values_of(columns, names, rows, path, reading), list(names)), reading)
 
 
-def values_of(columns: Sequence[Texts], names: Sequence[str], rows: Texts, path: object, how: Reading) -> Array:
+def values_of(columns: Sequence[Texts], names: Sequence[str], rows: Texts, path: object, reading: Reading) -> Array:
     """(n, c) of 1, 0 and NaN for unknown; arguments and errors as in `findings_of`, whatever the values are."""
     labels = np.empty((len(rows), len(columns)))
     for c, (name, texts) in enumerate(zip(names, columns, strict=True)):
         for row, text in enumerate(texts):
-            labels[row, c] = _finding(text, how.uncertain, lambda i=row, n=name: f"{path}: {n} of {rows[i]}")
+            labels[row, c] = _finding(text, reading.uncertain, lambda i=row, n=name: f"{path}: {n} of {rows[i]}")
     return labels
 
 
-def findings_in(texts: Texts, separator: str, how: Reading) -> Coded:
+def findings_in(texts: Texts, separator: str, reading: Reading) -> Coded:
     """One column of lists of findings. An empty text is unknown; `No Finding` and its like are none of the others."""
     parts = [class_names.parts_of(text, separator) for text in texts]
-    counts = Counter(part for found in parts for part in found)
+    counts = Counter(part for findings in parts for part in findings)
     spelling = class_names.one_spelling(counts)
     nothing = {name for name in set(spelling.values()) if class_names.means_no_finding(name)}
     names = sorted(set(spelling.values()) - nothing)
     number = {name: c for c, name in enumerate(names)}
     labels = np.zeros((len(texts), len(names)))
-    for row, (text, found) in enumerate(zip(texts, parts, strict=True)):
-        labels[row, [number[name] for part in found if (name := spelling[part]) in number]] = 1
+    for row, (text, findings) in enumerate(zip(texts, parts, strict=True)):
+        labels[row, [number[name] for part in findings if (name := spelling[part]) in number]] = 1
         labels[row] = labels[row] if text else np.nan
     notes = [class_names.spellings_note(counts)]
     if nothing:
-        shown = ", ".join(map(repr, sorted(nothing)))
-        notes.append(f"the label {shown} is read as an image that has none of the findings.")
-    return _chosen_findings(Coded(labels, names, notes=[note for note in notes if note]), how)
+        names_text = ", ".join(map(repr, sorted(nothing)))
+        notes.append(f"the label {names_text} is read as an image that has none of the findings.")
+    return _chosen_findings(Coded(labels, names, notes=[note for note in notes if note]), reading)
 
 
 def _finding(text: str, uncertain: str | None, where: Any) -> float:
@@ -223,32 +223,32 @@ def _finding(text: str, uncertain: str | None, where: Any) -> float:
     )
 
 
-def _chosen_findings(coded: Coded, how: Reading) -> Coded:
+def _chosen_findings(coded: Coded, reading: Reading) -> Coded:
     """Findings that are joined, and those that are left out.
 
     Raises:
         UsageError: one that is not there, none left, one that all or none of the images have.
     """
     column_of = dict(zip(coded.classes, coded.labels.T, strict=True))
-    for name, to in how.merge_classes.items():
+    for name, to in reading.merge_classes.items():
         column = column_of.pop(spelt(name, list(column_of), "merge_classes"))
         other = class_names.find(to, list(column_of))
         column_of[other or to] = column if other is None else np.fmax(column, column_of[other])
-    for name in how.drop_classes:
+    for name in reading.drop_classes:
         del column_of[spelt(name, list(column_of), "drop_classes")]
     n_images = {name: int(np.nansum(column)) for name, column in column_of.items()}
-    rare = {name: n for name, n in n_images.items() if n < how.min_images}
+    rare = {name: n for name, n in n_images.items() if n < reading.min_images}
     column_of = {name: column for name, column in column_of.items() if name not in rare}
-    about_rare = [f"findings of fewer than {how.min_images} images are left out: {counted(rare)}."] if rare else []
+    about_rare = [f"findings of fewer than {reading.min_images} images are left out: {counted(rare)}."] if rare else []
     if not column_of:
         raise UsageError(f"no finding is left to learn; there were {counted(n_images) or 'none'}.")
     for name, column in column_of.items():
         values = set(column[np.isfinite(column)].tolist())
         if len(values) < 2:
-            found = f"only {values.pop():g}" if values else "no value"
+            values_text = f"only {values.pop():g}" if values else "no value"
             raise UsageError(
-                f"the finding {name!r} has {found}; it needs images with it and images without it. Leave it out with "
-                f"drop_classes."
+                f"the finding {name!r} has {values_text}; it needs images with it and images without it. Leave it out "
+                f"with drop_classes."
             )
     labels = np.stack(list(column_of.values()), axis=1)
     return Coded(labels, list(column_of), coded.left_out, [*coded.notes, *about_rare])

@@ -51,9 +51,9 @@ def near_pairs(x: Array, threshold: float, block_rows: int = 1024, max_pairs: in
         n_found += int(near.sum())
         if n_found > max_pairs:
             raise UsageError(_too_many(n_found, max_pairs, threshold))
-    found, cosine = np.concatenate(pairs), np.concatenate(cosines)
-    order = np.lexsort((found[:, 1], found[:, 0]))
-    return found[order], cosine[order]
+    joined, cosine = np.concatenate(pairs), np.concatenate(cosines)
+    order = np.lexsort((joined[:, 1], joined[:, 0]))
+    return joined[order], cosine[order]
 
 
 def pair_keys(n: int, pairs: Array) -> list[str]:

@@ -224,8 +224,8 @@ def to_json(test: Array, folds: Sequence[Fold], row_names: Sequence[str]) -> dic
         UsageError: two rows of one name, a fold with an empty side, a row on two sides.
     """
     names = _different_names(row_names)
-    held = np.unique(np.concatenate([fold.held for fold in folds])) if folds else np.array([], dtype=np.int64)
-    compact = all(np.array_equal(fold.train, np.setdiff1d(held, fold.held)) for fold in folds)
+    val = np.unique(np.concatenate([fold.held for fold in folds])) if folds else np.array([], dtype=np.int64)
+    compact = all(np.array_equal(fold.train, np.setdiff1d(val, fold.held)) for fold in folds)
     test_names = _names_of(test, names)
     entries = []
     for fold in folds:
@@ -255,11 +255,11 @@ def from_json(record: Any, row_names: Sequence[str]) -> tuple[Array, list[Fold],
     held_somewhere = {name for entry in record["folds"] for name in entry["held"]}
     named, folds = set(record["test"]) | held_somewhere, []
     for entry in record["folds"]:
-        held = set(entry["held"])
-        train = held_somewhere - held if entry["train"] is None else set(entry["train"])
+        val = set(entry["held"])
+        train = held_somewhere - val if entry["train"] is None else set(entry["train"])
         fold = _called(entry["repeat"], entry["number"])
-        _check_sides(set(record["test"]), train, held, fold)
-        rows = _rows_of(train, numbers, f"training side of {fold}"), _rows_of(held, numbers, f"held side of {fold}")
+        _check_sides(set(record["test"]), train, val, fold)
+        rows = _rows_of(train, numbers, f"training side of {fold}"), _rows_of(val, numbers, f"held side of {fold}")
         folds.append(Fold(*rows, entry["repeat"], entry["number"]))
         named |= train
     return _rows_of(set(record["test"]), numbers, "test side"), folds, len(named - numbers.keys())
@@ -300,9 +300,9 @@ def _fewest_groups(labels: Array, groups: Array) -> int:
     """The number of groups of the class that is in the fewest."""
     n_groups = _groups_per_class(labels, groups)
     if rare := [label for label, n in n_groups.items() if n < 2]:
-        shown = [f"class {label} has {_n_rows(labels, label)} image(s), all of one group" for label in rare]
+        classes_text = [f"class {label} has {_n_rows(labels, label)} image(s), all of one group" for label in rare]
         raise UsageError(
-            f"{_listed(shown)}: one side of a hold-out would be without it. Add images of other "
+            f"{_listed(classes_text)}: one side of a hold-out would be without it. Add images of other "
             f"groups, or give a split column; or {_LEAVE_OUT}."
         )
     return min(n_groups.values())
@@ -326,7 +326,7 @@ def _stratified_parts(labels: Array, groups: Array, k: int, seed: int) -> list[A
     from sklearn.model_selection import StratifiedGroupKFold
 
     folds = StratifiedGroupKFold(n_splits=k, shuffle=True, random_state=seed)
-    return [held for _, held in folds.split(np.zeros(len(labels)), labels, groups)]
+    return [val for _, val in folds.split(np.zeros(len(labels)), labels, groups)]
 
 
 def _check_counts(k: int, repeats: int) -> None:
@@ -342,9 +342,11 @@ def _check_groups(labels: Array, groups: Array, k: int) -> None:
         raise UsageError("there are no labelled rows to divide into folds.")
     n_groups = _groups_per_class(labels, groups)
     if rare := {label: n for label, n in n_groups.items() if n < k}:
-        shown = [f"class {label} has {_n_rows(labels, label)} row(s) in {n} group(s)" for label, n in rare.items()]
+        classes_text = [
+            f"class {label} has {_n_rows(labels, label)} row(s) in {n} group(s)" for label, n in rare.items()
+        ]
         remedy = _use_fewer(min(rare.values())).removesuffix(".")
-        raise UsageError(f"{_listed(shown)}, too few for {k} folds: {remedy}; or {_LEAVE_OUT}.")
+        raise UsageError(f"{_listed(classes_text)}, too few for {k} folds: {remedy}; or {_LEAVE_OUT}.")
     largest, fold_rows = int(np.unique(groups, return_counts=True)[1].max()), -(-len(labels) // k)
     if largest > fold_rows:
         raise UsageError(
@@ -365,10 +367,10 @@ def _one_repeat(labels: Array, groups: Array, k: int, seed: int, repeat: int) ->
     for attempt in range(1 + _FURTHER_SEEDS):
         drawn_with = (seed + repeat + attempt * MAX_REPEATS) % 2**32  # what a RandomState takes
         parts = _stratified_parts(codes, groups, k, drawn_with)
-        rows_of = np.stack([np.bincount(codes[held], minlength=codes.max() + 1) for held in parts])  # (k, c)
+        rows_of = np.stack([np.bincount(codes[val], minlength=codes.max() + 1) for val in parts])  # (k, c)
         if rows_of.all():
             everything = np.arange(len(codes))
-            return [Fold(np.setdiff1d(everything, held), held, repeat, number) for number, held in enumerate(parts)]
+            return [Fold(np.setdiff1d(everything, val), val, repeat, number) for number, val in enumerate(parts)]
     lacking = np.flatnonzero((rows_of == 0).any(axis=0))[0]
     raise UsageError(_uneven_message(labels, groups, labels[codes == lacking][0], k))
 
@@ -416,11 +418,11 @@ def _names_of(rows: Array, names: Sequence[str]) -> list[str]:
     return sorted(names[row] for row in rows)
 
 
-def _rows_of(wanted: set[str], numbers: dict[str, int], side: str) -> Array:
-    rows = np.array(sorted(numbers[name] for name in wanted & numbers.keys()), dtype=np.int64)
-    if wanted and not len(rows):
+def _rows_of(names: set[str], numbers: dict[str, int], side: str) -> Array:
+    rows = np.array(sorted(numbers[name] for name in names & numbers.keys()), dtype=np.int64)
+    if names and not len(rows):
         raise UsageError(
-            f"the {side} names {len(wanted)} row(s), none of which is in this store. Was the split made for another?"
+            f"the {side} names {len(names)} row(s), none of which is in this store. Was the split made for another?"
         )
     return rows
 
@@ -429,10 +431,10 @@ def _called(repeat: int, number: int) -> str:
     return f"fold {number} of repeat {repeat}"
 
 
-def _check_sides(test: set[str], train: set[str], held: set[str], fold: str) -> None:
-    if not train or not held:
-        raise UsageError(f"{fold} has {len(train)} training and {len(held)} held rows; it needs both.")
-    if twice := (test & train) | (test & held) | (train & held):
+def _check_sides(test: set[str], train: set[str], val: set[str], fold: str) -> None:
+    if not train or not val:
+        raise UsageError(f"{fold} has {len(train)} training and {len(val)} held rows; it needs both.")
+    if twice := (test & train) | (test & val) | (train & val):
         raise UsageError(f"{fold} has {len(twice)} row(s) on two sides, the first {min(twice)!a}. Make the split anew.")
 
 
@@ -441,9 +443,9 @@ def _digest(record: dict[str, Any]) -> str:
 
 
 def _check_record(record: Any) -> None:
-    found = record.get("format") if isinstance(record, dict) else None
-    if found != FORMAT:
-        raise UsageError(f"this is not a split: its format is {found!r}, not {FORMAT!r}.")
+    format_ = record.get("format") if isinstance(record, dict) else None
+    if format_ != FORMAT:
+        raise UsageError(f"this is not a split: its format is {format_!r}, not {FORMAT!r}.")
     if record.get("version") != VERSION:
         raise UsageError(
             f"this split is of version {record.get('version')!r}, this release reads version {VERSION}. Read it with "

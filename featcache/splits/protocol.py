@@ -175,10 +175,12 @@ def watch_rows(task: Task, groups: Array, train: Array, seed: int) -> tuple[Arra
 
 def _kept_together(task: Task, spec: SplitSpec) -> dict[str, list[str]]:
     """The columns whose values are on one side each: that which is asked for, and the store's own groups."""
-    asked = spec.group_by
-    if asked is not None and asked not in task.columns:
-        raise UsageError(f"there is no column {asked!r} to group by; there are {', '.join(task.columns) or 'none'}.")
-    names = dict.fromkeys(name for name in (asked, "group") if name in task.columns)
+    group_column = spec.group_by
+    if group_column is not None and group_column not in task.columns:
+        raise UsageError(
+            f"there is no column {group_column!r} to group by; there are {', '.join(task.columns) or 'none'}."
+        )
+    names = dict.fromkeys(name for name in (group_column, "group") if name in task.columns)
     kept = {name: without_missing(task.columns[name]) for name in names}
     return {name: values for name, values in kept.items() if any(values)} or {"group": [""] * len(task.image_ids)}
 
@@ -204,12 +206,12 @@ def _near(spec: SplitSpec, vectors: Any) -> tuple[Array, Array]:
 
 def _given(task: Task, groups: Array, left_out: dict[str, int]) -> tuple[Array, Array, Array]:
     """Labelled rows of the store's own train, val and test; all of them in train where it has no split."""
-    known, given = task.known, task.columns.get("split")
-    if given is None or not any(given):
-        return known, _NONE, _NONE
-    side = np.array(given, dtype=object)
-    train, val, test = (known[side[known] == name] for name in (plan.TRAIN, plan.VAL, plan.TEST))
-    if unassigned := len(known) - len(train) - len(val) - len(test):
+    known_rows, given_split = task.known, task.columns.get("split")
+    if given_split is None or not any(given_split):
+        return known_rows, _NONE, _NONE
+    side = np.array(given_split, dtype=object)
+    train, val, test = (known_rows[side[known_rows] == name] for name in (plan.TRAIN, plan.VAL, plan.TEST))
+    if unassigned := len(known_rows) - len(train) - len(val) - len(test):
         left_out["no split"] = unassigned
     plan.check_nothing_crosses(Split(train, val, test), groups, task.image_ids)
     if not len(train) and not len(val):
@@ -231,7 +233,7 @@ def _folds(task: Task, spec: SplitSpec, groups: Array, train: Array, val: Array)
     strata, fraction = task.strata(pool, groups, 2), spec.val_fraction
     fraction = DEFAULT_VAL_FRACTION if fraction is None else fraction
     drawn = [plan.hold_out(strata, groups[pool], fraction, (spec.seed + r) % 2**32) for r in range(spec.n_repeats)]
-    return [Fold(pool[kept], pool[held], r, 0) for r, (kept, held) in enumerate(drawn)]
+    return [Fold(pool[kept], pool[held_out], r, 0) for r, (kept, held_out) in enumerate(drawn)]
 
 
 def _in_rows(folds: list[Fold], pool: Array) -> list[Fold]:
@@ -241,12 +243,12 @@ def _in_rows(folds: list[Fold], pool: Array) -> list[Fold]:
 def _outer(task: Task, spec: SplitSpec, groups: Array, folds: list[Fold]) -> list[Outer]:
     """The folds themselves are the outer ones; within the training rows of each, as many folds again."""
     assert spec.n_splits is not None
-    found = []
+    outer_folds = []
     for fold in folds:
         strata = task.strata(fold.train, groups, spec.n_splits)
         inner = plan.k_folds(strata, groups[fold.train], spec.n_splits, spec.seed)
-        found.append(Outer(fold, _in_rows(inner, fold.train)))
-    return found
+        outer_folds.append(Outer(fold, _in_rows(inner, fold.train)))
+    return outer_folds
 
 
 def _from_file(task: Task, path: Path, left_out: dict[str, int]) -> tuple[Array, list[Fold]]:
@@ -266,11 +268,11 @@ def _from_file(task: Task, path: Path, left_out: dict[str, int]) -> tuple[Array,
     named = np.zeros(len(task.image_ids), dtype=bool)
     for rows in (test, *(rows for fold in folds for rows in (fold.train, fold.held))):
         named[rows] = True
-    known = np.zeros(len(task.image_ids), dtype=bool)
-    known[task.known] = True
-    if unassigned := int((known & ~named).sum()):
+    is_known = np.zeros(len(task.image_ids), dtype=bool)
+    is_known[task.known] = True
+    if unassigned := int((is_known & ~named).sum()):
         left_out["no place in the split"] = unassigned
-    kept = [Fold(f.train[known[f.train]], f.held[known[f.held]], f.repeat, f.number) for f in folds]
+    kept = [Fold(f.train[is_known[f.train]], f.held[is_known[f.held]], f.repeat, f.number) for f in folds]
     if any(not len(f.train) or not len(f.held) for f in kept):
         raise UsageError(f"{path} leaves a side without a labelled image.")
-    return test[known[test]], kept
+    return test[is_known[test]], kept

@@ -140,9 +140,11 @@ class Task:
         kept = matching(source, target.where) if target.where else np.ones(len(source), dtype=bool)
         texts = [[text if keep else "" for text, keep in zip(column, kept, strict=True)] for column in texts]
         coded = _coded(source, texts, target)
-        n_other, others = int((~kept).sum()), f"values other than {' and '.join(map(str, target.where))}"
+        n_other, others_text = int((~kept).sum()), f"values other than {' and '.join(map(str, target.where))}"
         n_unknown = int((~cls._known(coded.labels)).sum()) - sum(coded.left_out.values()) - n_other
-        left_out = {reason: n for reason, n in {"no label": n_unknown, **coded.left_out, others: n_other}.items() if n}
+        left_out = {
+            reason: n for reason, n in {"no label": n_unknown, **coded.left_out, others_text: n_other}.items() if n
+        }
         positive, about = _positive(target.positive, coded)
         notes = [*about, *notes, *coded.notes]
         return cls(
@@ -181,7 +183,7 @@ class Task:
             return np.asarray(np.nansum(self.labels[rows], axis=0), dtype=np.int64)
         return np.bincount(self.labels[rows], minlength=len(self.classes))
 
-    def check_learnable(self, rows: Array, which: str) -> None:
+    def check_learnable(self, rows: Array, subset: str) -> None:
         """A head learns no class, and no finding, of which the rows have no example, and none of whose absence they
         have no example.
 
@@ -189,14 +191,14 @@ class Task:
             UsageError: with the counts.
         """
         counts = self.counts(rows)
-        known = np.isfinite(self.labels[rows]).sum(axis=0) if self.has_findings else np.full(len(counts), len(rows))
-        rows_of = list(zip(self.classes, counts.tolist(), known.tolist(), strict=True))
-        shown = ", ".join(f"{n} {name}" for name, n, _ in rows_of)
+        n_known = np.isfinite(self.labels[rows]).sum(axis=0) if self.has_findings else np.full(len(counts), len(rows))
+        rows_of = list(zip(self.classes, counts.tolist(), n_known.tolist(), strict=True))
+        counts_text = ", ".join(f"{n} {name}" for name, n, _ in rows_of)
         remedy = "Mend the split or the labels, or leave such classes out (min_images, drop_classes)"
         if absent := [repr(name) for name, n, _ in rows_of if n == 0]:
-            raise UsageError(f"{which} have no image of class {' or '.join(absent)} ({shown}). {remedy}.")
+            raise UsageError(f"{subset} have no image of class {' or '.join(absent)} ({counts_text}). {remedy}.")
         if always := [repr(name) for name, n, of in rows_of if n == of and self.has_findings]:
-            raise UsageError(f"{which} have no image without {' or '.join(always)} ({shown}). {remedy}.")
+            raise UsageError(f"{subset} have no image without {' or '.join(always)} ({counts_text}). {remedy}.")
 
 
 def _coded(source: Rows, texts: Sequence[Sequence[str]], target: TargetSpec) -> coding.Coded:
@@ -217,13 +219,13 @@ def _too_few(source: Rows, coded: coding.Coded, target: TargetSpec) -> str:
     left_out = ", ".join(f"{n:,} with {reason}" for reason, n in coded.left_out.items())
     if left_out:
         return f"{classes} left ({n_labelled:,} images; left out: {left_out}); a head needs two classes."
-    others = [name for name in source.columns if name not in ("group", "split", *target.columns)]
-    columns = f" Its other columns are {', '.join(others[:_MOST_COLUMNS])}: one may be named as label column."
+    other_columns = [name for name in source.columns if name not in ("group", "split", *target.columns)]
+    columns = f" Its other columns are {', '.join(other_columns[:_MOST_COLUMNS])}: one may be named as label column."
     return (
         f"{classes}; a head needs two classes, and of {len(source):,} images {n_labelled:,} have a label. Put the "
         f"images into one folder per class, or give a CSV with a label column"
         f"{_AGAIN if isinstance(source, Store) else ''}, or join labels with --labels FILE.csv: they are not part of "
-        f"what is computed.{columns if others else ''}"
+        f"what is computed.{columns if other_columns else ''}"
     )
 
 
@@ -236,15 +238,15 @@ def finding_values(source: Rows, texts: Sequence[Sequence[str]], target: TargetS
     return coding.values_of(texts, target.columns, source.image_ids, target.file or source.path, target)
 
 
-def _positive(asked: str | None, coded: coding.Coded) -> tuple[int, list[str]]:
+def _positive(requested: str | None, coded: coding.Coded) -> tuple[int, list[str]]:
     """The number of the positive class, and what is said of it where it was not asked for."""
     classes, several = coded.classes, coded.labels.ndim == 2
-    if several and asked is not None:
+    if several and requested is not None:
         raise UsageError("positive is for classes; of several findings each is its own positive.")
     if several:
         return len(classes) - 1, []
-    if asked is not None:
-        return classes.index(coding.spelt(asked, classes, "positive")), []
+    if requested is not None:
+        return classes.index(coding.spelt(requested, classes, "positive")), []
     positive, why = class_names.positive_class(classes)
     return positive, [class_names.positive_note(classes, positive, why)] if len(classes) == 2 else []
 

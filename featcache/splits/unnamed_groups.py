@@ -46,8 +46,8 @@ _LEAST_MATCHED = 0.9
 _SAMPLE = 2000  # names that a pattern has to fit before all are tried
 
 
-def _crossing(what: str) -> str:
-    return f"so images of one {what} may be in training and in test"
+def _crossing(unit: str) -> str:
+    return f"so images of one {unit} may be in training and in test"
 
 
 def notes(columns: Columns, image_ids: Sequence[str]) -> list[str]:
@@ -73,8 +73,8 @@ def notes(columns: Columns, image_ids: Sequence[str]) -> list[str]:
             f"Set group_pattern to {pattern} to keep them together ({len(groups):,} groups); vectors that a store has "
             f"are not computed again."
         )
-        what = f"such as {example!r} ({n:,} images), {_crossing('patient')}"
-        return [f"the images have no groups, and {counts}, {what}. {remedy}"]
+        description = f"such as {example!r} ({n:,} images), {_crossing('patient')}"
+        return [f"the images have no groups, and {counts}, {description}. {remedy}"]
     return []
 
 

@@ -69,9 +69,9 @@ def matching(rows: Rows, where: Sequence[Where]) -> Array:
             raise UsageError(f"{rows.path} has no column {condition.column!r}; it has {', '.join(columns)}.")
     kept = np.ones(len(rows.image_ids), dtype=bool)
     for column in dict.fromkeys(condition.column for condition in where):
-        wanted = {condition.value for condition in where if condition.column == column and condition.equal}
+        accepted = {condition.value for condition in where if condition.column == column and condition.equal}
         refused = {condition.value for condition in where if condition.column == column and not condition.equal}
-        kept &= [(not wanted or value in wanted) and value not in refused for value in columns[column]]
+        kept &= [(not accepted or value in accepted) and value not in refused for value in columns[column]]
     if not kept.any():
         raise UsageError(f"no row of {rows.path} has {' and '.join(map(str, where))}{_there_is(columns, where)}.")
     return kept
@@ -82,5 +82,5 @@ def _there_is(columns: dict[str, list[str]], where: Sequence[Where]) -> str:
     if not where:
         return "any row"
     values = sorted(set(columns[where[0].column]))
-    shown = ", ".join(map(repr, values[:_MAX_VALUES])) + (" …" if len(values) > _MAX_VALUES else "")
-    return f"; {where[0].column} is {shown}" if values else "; it has no rows"
+    values_text = ", ".join(map(repr, values[:_MAX_VALUES])) + (" …" if len(values) > _MAX_VALUES else "")
+    return f"; {where[0].column} is {values_text}" if values else "; it has no rows"

@@ -55,6 +55,6 @@ def _array(store: Store, tap: str) -> Json:
 def _column(values: list[str]) -> Json:
     """How often each value stands in a column, or how many there are; unknown ones are counted apart."""
     counts = Counter(value for value in values if value)
-    known = {"unknown": len(values) - counts.total()} if counts.total() < len(values) else {}
+    unknown = {"unknown": len(values) - counts.total()} if counts.total() < len(values) else {}
     few = dict(sorted(counts.items())) if len(counts) <= _MAX_VALUES else {"different": len(counts)}
-    return {**few, **known}
+    return {**few, **unknown}

@@ -115,11 +115,11 @@ def _chosen(store: Store, where: Sequence[Where]) -> Array:
     return np.flatnonzero(matching(store, where))
 
 
-def _taps(store: Store, asked: Sequence[str], path: Path) -> list[str]:
-    for tap in asked:
+def _taps(store: Store, requested: Sequence[str], path: Path) -> list[str]:
+    for tap in requested:
         if tap not in store.taps:
             raise UsageError(f"{store.path} has no tap {tap!r}, it has {', '.join(store.taps)}.")
-    taps = [tap for tap in store.taps if not asked or tap in asked]
+    taps = [tap for tap in store.taps if not requested or tap in requested]
     if path.suffix.lower() == ".h5" and taps != store.taps:
         raise UsageError(
             f"{path} would be a store, and a store has all the arrays that its identity names: "
@@ -140,7 +140,7 @@ def _about(store: Store, where: Sequence[Where], taps: Sequence[str], digests: d
         "format": FORMAT,
         "version": VERSION,
         "of": {"rows": len(store), "content_sha256": digest_json(store.datasets_sha256)},
-        "where": [str(each) for each in where],
+        "where": [str(text) for text in where],
         "shapes": {tap: list(store.row_shape(tap)) for tap in taps},
         "columns": list(store.columns),
         "datasets_sha256": digests,
@@ -164,21 +164,21 @@ def _npz(chosen: _Selection, path: Path) -> None:
                 _add(archive, name, *_text_blocks(values), zipfile.ZIP_DEFLATED)
             for tap in chosen.taps:
                 dtype = np.dtype(chosen.store.dtype(tap)).newbyteorder("<")
-                found = blocks(chosen.store, tap, chosen.rows)
-                _add(archive, f"features/{tap}", dtype, chosen.shape(tap), found, zipfile.ZIP_STORED)
+                rows = blocks(chosen.store, tap, chosen.rows)
+                _add(archive, f"features/{tap}", dtype, chosen.shape(tap), rows, zipfile.ZIP_STORED)
 
     durable.write_with(path, fill)
 
 
 def _add(
-    archive: zipfile.ZipFile, name: str, dtype: Any, shape: tuple[int, ...], found: Iterator[Array], how: int
+    archive: zipfile.ZipFile, name: str, dtype: Any, shape: tuple[int, ...], blocks: Iterator[Array], compression: int
 ) -> None:
     info = zipfile.ZipInfo(f"{name}.npy", _NO_TIME)
-    info.compress_type = how
+    info.compress_type = compression
     header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     with archive.open(info, "w", force_zip64=True) as member:
         np.lib.format.write_array_header_1_0(member, header)
-        for block in found:
+        for block in blocks:
             member.write(_bytes(block.astype(dtype, copy=False)))
 
 
@@ -188,8 +188,8 @@ def _text_blocks(values: Sequence[str] | str) -> tuple[Any, tuple[int, ...], Ite
     listed = [values] if isinstance(values, str) else values
     dtype = np.dtype(f"<U{max([1, *map(len, listed)])}")
     step = max(1, _BLOCK_BYTES // dtype.itemsize)
-    found = (np.array(listed[start : start + step], dtype=dtype) for start in range(0, len(listed), step))
-    return dtype, () if one else (len(listed),), found
+    text_blocks = (np.array(listed[start : start + step], dtype=dtype) for start in range(0, len(listed), step))
+    return dtype, () if one else (len(listed),), text_blocks
 
 
 def _safetensors(chosen: _Selection, path: Path) -> None:
@@ -233,13 +233,13 @@ def _parquet(chosen: _Selection, path: Path) -> None:
         for name, values in chosen.texts.items():
             yield _arrow_texts(pa, values[start : start + step], schema.field(name).type)
         for tap in chosen.taps:
-            found = gather(chosen.store, tap, chosen.rows[start : start + step])
-            flat = pa.array(np.ascontiguousarray(found).reshape(-1))
+            block = gather(chosen.store, tap, chosen.rows[start : start + step])
+            flat = pa.array(np.ascontiguousarray(block).reshape(-1))
             yield pa.FixedSizeListArray.from_arrays(flat, chosen.store.width(tap))
 
     def fill(raw: BinaryIO) -> None:
-        how = {"use_dictionary": list(chosen.texts), "write_statistics": list(chosen.texts)}
-        with pq.ParquetWriter(durable.Whole(raw), schema, **how) as writer:
+        options = {"use_dictionary": list(chosen.texts), "write_statistics": list(chosen.texts)}
+        with pq.ParquetWriter(durable.Whole(raw), schema, **options) as writer:
             for start in range(0, len(chosen.rows), step):
                 writer.write_table(pa.Table.from_arrays(list(columns(start)), schema=schema), row_group_size=step)
 
@@ -264,10 +264,10 @@ def _arrow_schema(pa: Any, chosen: _Selection) -> Any:
 
 def _arrow_texts(pa: Any, values: Sequence[str], kind: Any) -> Any:
     """A name that is not UTF-8 makes a column one of bytes: Arrow's texts are UTF-8."""
-    known = [value or None for value in values]
+    cells = [value or None for value in values]
     if kind == pa.string():
-        return pa.array(known, kind)
-    return pa.array([value and value.encode("utf-8", "surrogateescape") for value in known], kind)
+        return pa.array(cells, kind)
+    return pa.array([value and value.encode("utf-8", "surrogateescape") for value in cells], kind)
 
 
 def _is_store(path: Path) -> bool:
@@ -305,10 +305,10 @@ def _check_replaceable(store: Store, path: Path) -> None:
     with Store.open(path) as there:
         identity, names, columns = there.identity, set(there.image_ids), set(there.columns)
     check_identity(path, identity, store.identity)
-    if others := names - set(store.image_ids):
+    if strangers := names - set(store.image_ids):
         raise UsageError(
-            f"{path} holds {len(others):,} image(s) that {store.path} has not, {min(others)!r} among them. Write to "
-            f"another path."
+            f"{path} holds {len(strangers):,} image(s) that {store.path} has not, {min(strangers)!r} among them. Write "
+            f"to another path."
         )
     if lost := sorted(columns - set(store.columns)):
         raise UsageError(f"{path} has a column {lost[0]!r} that {store.path} has not. Write to another path.")

@@ -54,10 +54,10 @@ class KnownVectors:
         """Its row of every array, as it was stored."""
         path, row = self._place[digest]
         block, place = divmod(row, _BLOCK_ROWS) if path is None else (0, row)
-        found = {tap: values[place] for tap, values in self._block(path, block).items()}
+        tensors = {tap: values[place] for tap, values in self._block(path, block).items()}
         if path is None and self._store is not None:
-            found |= {tap: self._store.rows(tap, [row])[0] for tap in self._singles}
-        return found
+            tensors |= {tap: self._store.rows(tap, [row])[0] for tap in self._singles}
+        return tensors
 
     def _add(self, path: Path, part: Part) -> set[str]:
         rows = enumerate(zip(part.content_sha256, part.origin, strict=True))

@@ -56,15 +56,15 @@ class OpenFile:
             _refuse_folder(self.path, self.kind)
             file = open_file(self.path, self.kind)
             try:
-                found = os.fstat(file.id.get_vfd_handle())
-                which = (found.st_ino, found.st_size, found.st_mtime_ns)
-                if self._which not in (None, which):
+                status = os.fstat(file.id.get_vfd_handle())
+                key = (status.st_ino, status.st_size, status.st_mtime_ns)
+                if self._which not in (None, key):
                     raise InputsChanged(f"{self.path} was replaced since it was opened. Open it again.")
                 check(self.path, file, self.kind)
             except BaseException:
                 file.close()
                 raise
-            self._file, self._pid, self._which = file, os.getpid(), which
+            self._file, self._pid, self._which = file, os.getpid(), key
         return self._file
 
     def raw(self, name: str) -> Iterator[tuple[slice, Callable[[], Any]]]:
@@ -116,5 +116,5 @@ def _refuse_folder(path: Path, kind: Kind) -> None:
         UsageError: it is one.
     """
     if path.is_dir():
-        what = "the folder of a Run" if (path / "run.json").is_file() else "a folder"
-        raise UsageError(f"{path} is {what}; {kind.explained}")
+        description = "the folder of a Run" if (path / "run.json").is_file() else "a folder"
+        raise UsageError(f"{path} is {description}; {kind.explained}")

@@ -256,25 +256,25 @@ class PartFolder:
             self.path.rmdir()
 
     def _keep_same_plan(self) -> None:
-        held = _read_plan(self.path)
+        stored_plan = _read_plan(self.path)
         if is_training(self.path):
             raise UsageError(
                 f"{self.path} holds epochs of an unfinished training (featcache fine-tune or train). Finish it, or "
                 f"write to another path."
             )
-        if held is None:
+        if stored_plan is None:
             self.clear()  # without its plan no part has a place
         else:
-            self._check_same_identity(held)
-            if held == self._plan:
+            self._check_same_identity(stored_plan)
+            if stored_plan == self._plan:
                 return
             for path in self.path.glob("part-*.h5"):
                 path.rename(path.with_name(f"old-{path.name[5:]}"))
         durable.sync_folder(self.path)  # else a power cut may leave the new plan with parts of the old one
         durable.write_bytes(self.path / "plan.json", canonical_json(self._plan).encode("ascii"))
 
-    def _check_same_identity(self, held: Json) -> None:
-        if lines := differences(held["identity"], self._plan["identity"]):
+    def _check_same_identity(self, stored: Json) -> None:
+        if lines := differences(stored["identity"], self._plan["identity"]):
             fields = "\n  ".join(lines)
             raise IdentityMismatch(
                 f"{self.path} holds parts of a stopped pass, of other vectors than the ones asked for:\n  {fields}\n"
@@ -435,8 +435,8 @@ def status(store_path: Path | str) -> Status:
     done = sum(len(part.origin) for part in parts if part)
     failed = sum(int(np.sum(part.origin == FAILED)) for part in parts if part)
     writer = durable.writer_of(store_path)
-    found = int(plan["n_rows"])
-    return Status("running" if writer else "stopped", found, done, found - done, failed, writer)
+    n_rows = int(plan["n_rows"])
+    return Status("running" if writer else "stopped", n_rows, done, n_rows - done, failed, writer)
 
 
 def _read_while_it_lasts(path: Path) -> Part | None:

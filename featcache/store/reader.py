@@ -85,7 +85,7 @@ class Store:
         return self._said_of_weights(WEIGHTS_READ)
 
     def _said_of_weights(self, name: str) -> list[str]:
-        texts = [each.get(name) for each in self.environments if isinstance(each, dict)]
+        texts = [environment.get(name) for environment in self.environments if isinstance(environment, dict)]
         return list(dict.fromkeys(text for text in texts if isinstance(text, str)))
 
     @property
@@ -242,42 +242,48 @@ def _places(rows: Any, views: Any, shape: tuple[int, ...]) -> list[tuple[int, ..
     Raises:
         IndexError: it has not.
     """
-    asked = [np.asarray(each, dtype=np.int64 if len(each) == 0 else None) for each in (rows, views) if each is not None]
-    if any(each.ndim != 1 or each.dtype.kind not in "iu" or len(each) != len(asked[0]) for each in asked):
+    indexes = [
+        np.asarray(numbers, dtype=np.int64 if len(numbers) == 0 else None)
+        for numbers in (rows, views)
+        if numbers is not None
+    ]
+    if any(
+        numbers.ndim != 1 or numbers.dtype.kind not in "iu" or len(numbers) != len(indexes[0]) for numbers in indexes
+    ):
         raise IndexError("rows and views are lists of whole numbers, of one length")
-    for each, n, what in zip(asked, shape, ("rows", "views"), strict=False):
-        if len(each) and (each.min() < 0 or each.max() >= n):
-            raise IndexError(f"there are {n:,} {what}, got numbers from {each.min()} to {each.max()}")
-    return list(zip(*(each.tolist() for each in asked), strict=True))
+    for numbers, n, axis in zip(indexes, shape, ("rows", "views"), strict=False):
+        if len(numbers) and (numbers.min() < 0 or numbers.max() >= n):
+            raise IndexError(f"there are {n:,} {axis}, got numbers from {numbers.min()} to {numbers.max()}")
+    return list(zip(*(numbers.tolist() for numbers in indexes), strict=True))
 
 
-def differences(held: Json, asked: Json) -> list[str]:
+def differences(stored: Json, requested: Json) -> list[str]:
     """A line per field in which two identities differ; of the probe, whose digests say nothing to a person, what it
     means, where it is not another only since other pixels are asked for. A depth of gray that was settled on one side
     only is no difference: the other side has no image of more than 8 bits."""
-    held, asked = _of_one_depth(held, asked), _of_one_depth(asked, held)
-    alike = all(held.get(key) == asked.get(key) for key in ("transform", "decode", "views"))
-    lines = difference(held, asked)
+    stored, requested = _of_one_depth(stored, requested), _of_one_depth(requested, stored)
+    alike = all(stored.get(key) == requested.get(key) for key in ("transform", "decode", "views"))
+    lines = difference(stored, requested)
     return [_PROBE if line.startswith("probe: ") else line for line in lines if alike or not line.startswith("probe: ")]
 
 
 def _of_one_depth(identity: Json, other: Json) -> Json:
     """An identity with the depth of another, where it has none that is settled itself."""
-    rules, others = (each.get("decode") if isinstance(each, dict) else None for each in (identity, other))
-    if not isinstance(rules, dict) or not isinstance(others, dict) or rules.get("gray16", "") is not None:
+    rules, other_rules = (fields.get("decode") if isinstance(fields, dict) else None for fields in (identity, other))
+    if not isinstance(rules, dict) or not isinstance(other_rules, dict) or rules.get("gray16", "") is not None:
         return identity
-    depth = others.get("gray16")
+    depth = other_rules.get("gray16")
     is_depth = isinstance(depth, str) and _DEPTH.match(depth)
     return {**identity, "decode": {**rules, "gray16": depth}} if is_depth else identity
 
 
-def check_identity(path: Path, held: Json, asked: Json) -> None:
+def check_identity(path: Path, stored: Json, requested: Json) -> None:
     """Refuses to mix vectors of two kinds at one path.
 
     Raises:
         IdentityMismatch: with a line per field that differs.
     """
-    if lines := differences(held, asked):
+    if lines := differences(stored, requested):
         fields = "\n  ".join(lines)
         why = _ONLY_PROBE if lines == [_PROBE] else ""
         raise IdentityMismatch(

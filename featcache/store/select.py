@@ -38,10 +38,10 @@ def blocks(store: Store, tap: str, rows: Array) -> Iterator[Array]:
     window = max(1, BLOCK_BYTES // (4 * max(1, store.width(tap))))  # rows; they are read as float32
     edges = np.searchsorted(rows, np.arange(0, len(store) + window, window))
     for start, stop in itertools.pairwise(edges):
-        if wanted := rows[start:stop].tolist():
-            found = store.features(tap, slice(wanted[0], wanted[-1] + 1))
-            here = np.asarray(wanted) - wanted[0]
-            yield (found if len(here) == len(found) else found[here]).astype(dtype, copy=False)
+        if block_rows := rows[start:stop].tolist():
+            block = store.features(tap, slice(block_rows[0], block_rows[-1] + 1))
+            here = np.asarray(block_rows) - block_rows[0]
+            yield (block if len(here) == len(block) else block[here]).astype(dtype, copy=False)
 
 
 def gather(store: Store, tap: str, rows: Array) -> Array:
@@ -55,24 +55,24 @@ def gather(store: Store, tap: str, rows: Array) -> Array:
 
 def texts_of(store: Store, rows: Array) -> dict[str, list[str]]:
     """The texts of some rows by the full names of their arrays: names, contents, columns."""
-    held = {"image_id": store.image_ids, "content_sha256": store.content_sha256}
-    held |= {f"columns/{name}": values for name, values in store.columns.items()}
-    return {name: [values[i] for i in rows.tolist()] for name, values in held.items()}
+    texts = {"image_id": store.image_ids, "content_sha256": store.content_sha256}
+    texts |= {f"columns/{name}": values for name, values in store.columns.items()}
+    return {name: [values[i] for i in rows.tolist()] for name, values in texts.items()}
 
 
 def digests_of(store: Store, rows: Array, taps: Sequence[str]) -> dict[str, str]:
     """Of each array, by its full name, the sha256 that it has in a store of these rows alone. Raises what `blocks`
     does."""
-    found = {}
+    digests = {}
     for name, values in texts_of(store, rows).items():
         array = text_array(values)
-        found[name] = ArrayDigest(array.dtype, array.shape).update(array).hexdigest()
+        digests[name] = ArrayDigest(array.dtype, array.shape).update(array).hexdigest()
     for tap in taps:
         digest = ArrayDigest(np.dtype(store.dtype(tap)), (len(rows), *store.row_shape(tap)))
         for block in blocks(store, tap, rows):
             digest.update(block)
-        found[f"features/{tap}"] = digest.hexdigest()
-    return found
+        digests[f"features/{tap}"] = digest.hexdigest()
+    return digests
 
 
 def publish_rows(path: Path, store: Store, rows: Array) -> None:
@@ -83,14 +83,14 @@ def publish_rows(path: Path, store: Store, rows: Array) -> None:
         NoSpace, AccessDenied, InputOutputError: the file at `path` is as it was.
         CorruptStore: the store is damaged.
     """
-    held = texts_of(store, rows)
-    contents = held.pop("content_sha256")
-    columns = {name.removeprefix("columns/"): values for name, values in held.items() if name != "image_id"}
+    texts = texts_of(store, rows)
+    contents = texts.pop("content_sha256")
+    columns = {name.removeprefix("columns/"): values for name, values in texts.items() if name != "image_id"}
     failures = [(name, *why) for name, why in store.failures.items()] if len(rows) == len(store) else []
 
     def fill(file: h5py.File) -> None:
         put_head(file, store.identity, store.environments, store.weights_source)
-        digests = put_names(file, held["image_id"], columns)
+        digests = put_names(file, texts["image_id"], columns)
         for tap in store.taps:
             digests[f"features/{tap}"] = _put_tap(file, store, tap, rows)
         digests["content_sha256"] = put_text(file, "content_sha256", contents)

@@ -94,14 +94,14 @@ FUSION = Kind(
 
 
 @contextmanager
-def reading(path: Path, what: str, kind: Kind = STORE) -> Iterator[None]:
+def reading(path: Path, subject: str, kind: Kind = STORE) -> Iterator[None]:
     """Damage, in whatever words HDF5, numpy or json put it, as one error of ours. A device that fails is no damage."""
     try:
         yield
     except (OSError, KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
         _raise_if_device_failed(path, error)
         reason = " ".join(str(error).split())[:200]
-        raise CorruptStore(f"{path} is damaged: {what} cannot be read ({reason}). {kind.again}") from error
+        raise CorruptStore(f"{path} is damaged: {subject} cannot be read ({reason}). {kind.again}") from error
 
 
 def open_file(path: Path, kind: Kind = STORE) -> h5py.File:
@@ -263,14 +263,14 @@ def _check_tree(path: Path, file: h5py.File, tree: Tree, required: set[str]) -> 
     """Everything required is there, and all that the tree names is plain; what it does not name is no link either, and
     is never opened."""
     n_bytes = 0
-    found = set()
+    names = set()
     for name, dataset in _members(path, file, tree):
-        found.add(name)
+        names.add(name)
         fault_of = tree.get(name) or tree[f"{name.rsplit('/', 1)[0]}/*"]
         if reason := fault_of(dataset) or _not_plain(dataset):
             raise UntrustedFile(f"{path}: {name} {reason}. It was not written by featcache; nothing was read.")
         n_bytes += _n_bytes(dataset)
-    if missing := required - found:
+    if missing := required - names:
         raise CorruptStore(f"{path} is damaged: it has no {', '.join(sorted(missing))}.")
     if n_bytes > (size := os.path.getsize(path)):
         raise UntrustedFile(f"{path} declares {n_bytes:,} bytes of arrays and has {size:,}; nothing was read.")

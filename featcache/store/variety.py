@@ -154,12 +154,12 @@ class _Sums:
         """(m,) whether a vector was there before, or nearly the one before it."""
         before = np.concatenate([self.last if self.last is not None else np.full_like(x[:1], np.inf), x[:-1]])
         distance = np.linalg.norm(x - before, axis=1)
-        known = np.zeros(len(x), dtype=bool)
+        is_repeat = np.zeros(len(x), dtype=bool)
         for i, row in enumerate(np.ascontiguousarray(x)):
             digest = hash(row.tobytes())
-            known[i] = digest in self.vectors
+            is_repeat[i] = digest in self.vectors
             self.vectors.add(digest)
-        repeats: Array = known | (distance <= _NEARLY * np.linalg.norm(x, axis=1))
+        repeats: Array = is_repeat | (distance <= _NEARLY * np.linalg.norm(x, axis=1))
         return repeats
 
 

@@ -49,8 +49,8 @@ def verify(path: Path | str, full: bool = True) -> Verified:
             shape, dtype = store.shape(name)
             n_bytes += int(np.prod(shape)) * dtype.itemsize
         if damages:
-            shown = damages[:_MAX_SHOWN] + [f"… and {len(damages) - _MAX_SHOWN} more"] * (len(damages) > _MAX_SHOWN)
-            raise CorruptStore(f"{path} is damaged:\n  " + "\n  ".join(shown) + "\nEmbed into another file.")
+            examples = damages[:_MAX_SHOWN] + [f"… and {len(damages) - _MAX_SHOWN} more"] * (len(damages) > _MAX_SHOWN)
+            raise CorruptStore(f"{path} is damaged:\n  " + "\n  ".join(examples) + "\nEmbed into another file.")
         return Verified(len(store), names, n_bytes)
 
 
@@ -69,27 +69,27 @@ def _damages(store: Store, name: str) -> Iterator[str]:
     """What is wrong with one array, chunk by chunk."""
     shape, dtype = store.shape(name)
     digest = ArrayDigest(dtype, shape)
-    found: list[tuple[slice, str]] = []
+    damages: list[tuple[slice, str]] = []
     for rows, read in store.raw(name):
         try:
             values = np.asarray(read())
         except (OSError, RuntimeError, ValueError) as error:
-            found.append((rows, f"cannot be read ({' '.join(str(error).split())[:120]})"))
+            damages.append((rows, f"cannot be read ({' '.join(str(error).split())[:120]})"))
             continue
         digest.update(values)
         if reason := _implausible(name, values):
-            found.append((rows, reason))
-    for rows, reason in _joined(found):
+            damages.append((rows, reason))
+    for rows, reason in _joined(damages):
         yield f"{name}, rows {rows.start} to {rows.stop - 1}: {reason}"
-    whole = not found
+    whole = not damages
     if whole and digest.hexdigest() != store.datasets_sha256.get(name):
         yield f"{name}, rows 0 to {max(0, shape[0] - 1)}: its values do not have the recorded sha256"
 
 
-def _joined(found: Sequence[tuple[slice, str]]) -> list[tuple[slice, str]]:
+def _joined(damages: Sequence[tuple[slice, str]]) -> list[tuple[slice, str]]:
     """Neighbouring chunks with the same damage as one: some arrays have a chunk per row."""
     joined: list[tuple[slice, str]] = []
-    for rows, reason in found:
+    for rows, reason in damages:
         if joined and (joined[-1][0].stop, joined[-1][1]) == (rows.start, reason):
             rows = slice(joined.pop()[0].start, rows.stop)
         joined.append((rows, reason))

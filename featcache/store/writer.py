@@ -70,11 +70,11 @@ def publish(
     """
     heads = parts.values()
     origin = np.concatenate([head.origin for head in heads])
-    known = _distinct([*environments, *(head.environment for head in heads if head.environment is not None)])
+    distinct = _distinct([*environments, *(head.environment for head in heads if head.environment is not None)])
     kept = np.flatnonzero(origin != FAILED).tolist()
 
     def fill(file: h5py.File) -> None:
-        put_head(file, identity, known, weights_source)
+        put_head(file, identity, distinct, weights_source)
         digests = put_names(file, [image_ids[i] for i in kept], {n: [v[i] for i in kept] for n, v in columns.items()})
         digests |= _pack(file, parts, image_ids, len(kept))
         set_text(file, "datasets_sha256", canonical_json(digests))
@@ -119,12 +119,12 @@ def put_names(file: h5py.File, image_ids: Sequence[str], columns: Mapping[str, S
     """The names and columns of the rows; returns the sha256 of their arrays."""
     digests = {"image_id": put_text(file, "image_id", image_ids)}
     file.create_group("columns")
-    return digests | {f"columns/{name}": put_text(file, f"columns/{name}", each) for name, each in columns.items()}
+    return digests | {f"columns/{name}": put_text(file, f"columns/{name}", column) for name, column in columns.items()}
 
 
 def _distinct(environments: Sequence[Json]) -> list[Json]:
     """Each once, in the order of their first."""
-    return [known for i, known in enumerate(environments) if known not in environments[:i]]
+    return [environment for i, environment in enumerate(environments) if environment not in environments[:i]]
 
 
 def _pack(file: h5py.File, parts: Mapping[Path, Part], image_ids: Sequence[str], n: int) -> dict[str, str]:

@@ -99,8 +99,8 @@ def kind_of(source: Path) -> str:
 
 
 def _kind(data: bytes) -> str:
-    if known := next((kind for signature, kind in _KINDS if data.startswith(signature)), ""):
-        return known
+    if name := next((kind for signature, kind in _KINDS if data.startswith(signature)), ""):
+        return name
     if data[128:132] == b"DICM":
         return "a DICOM file"
     if data[257:262] == b"ustar":
@@ -118,8 +118,8 @@ def _content(source: Path) -> bytes:
         data = _unpacked(source, data)
     if len(data) > MAX_BYTES:
         raise UsageError(f"{source} has more than {MAX_BYTES / 1e6:,.0f} MB, unpacked: no table of images is so large.")
-    if what := "packed with gzip twice" if data.startswith(_GZIP) else _kind(data):
-        raise UsageError(f"{source} is {what}; a table is a CSV or an Excel workbook. Save it as CSV.")
+    if kind := "packed with gzip twice" if data.startswith(_GZIP) else _kind(data):
+        raise UsageError(f"{source} is {kind}; a table is a CSV or an Excel workbook. Save it as CSV.")
     return data
 
 
@@ -281,8 +281,8 @@ def _check_archive(source: Path, data: bytes) -> None:
     except _DAMAGED as error:
         raise UsageError(f"{source} is a damaged ZIP archive, or a damaged Excel workbook.") from error
     if "xl/workbook.xml" not in members:
-        what = next((kind for name, kind in _MEMBERS if name in members), "a ZIP archive")
-        raise UsageError(f"{source} is {what}; a table is a CSV or an Excel workbook. Save it as CSV.")
+        content = next((kind for name, kind in _MEMBERS if name in members), "a ZIP archive")
+        raise UsageError(f"{source} is {content}; a table is a CSV or an Excel workbook. Save it as CSV.")
     if sum(members.values()) > MAX_BYTES:
         raise UsageError(f"{source} has more than {MAX_BYTES / 1e6:,.0f} MB, unpacked: no table of images is so large.")
 

@@ -32,11 +32,11 @@ def sides(on: str) -> tuple[str, str]:
     return ours.strip(), theirs.strip() or ours.strip()
 
 
-def difference(keys: Collection[str], others: Collection[str]) -> str:
+def difference(keys: Collection[str], other_keys: Collection[str]) -> str:
     """In what two sets of keys differ that have none in common, with an example of each side; empty if unknown."""
     best: tuple[int, str] = (0, "")
     for name, spelled in _SPELLINGS:
-        of_other = {spelled(other): other for other in sorted(others, reverse=True)}
+        of_other = {spelled(other): other for other in sorted(other_keys, reverse=True)}
         pairs = [(key, of_other[spelled(key)]) for key in keys if spelled(key) in of_other]
         if len(pairs) > best[0]:
             best = len(pairs), f"{min(pairs)[0]!r} and {min(pairs)[1]!r} differ in {name}"
@@ -51,9 +51,9 @@ def notes(source: object, ours: Sequence[str], theirs: Collection[str]) -> list[
         ours: the keys of the images, empty where missing.
         theirs: the keys of the table.
     """
-    keys, others = {key for key in ours if key}, set(theirs) - {""}
-    alone, unused = keys - others, others - keys
-    n_matched = sum(key in others for key in ours)
+    keys, other_keys = {key for key in ours if key}, set(theirs) - {""}
+    alone, unused = keys - other_keys, other_keys - keys
+    n_matched = sum(key in other_keys for key in ours)
     reason = difference(alone, unused) if alone and unused else ""
     if not alone or not (reason or n_matched < _SHARE * len(ours)):
         return []

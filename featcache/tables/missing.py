@@ -58,11 +58,11 @@ def without_missing(texts: Sequence[str], prose: bool = False) -> list[str]:
 
 def words(texts: Sequence[str], prose: bool = False) -> Counter[str]:
     """How often each word for a missing value stands in a column; blank cells are no words."""
-    found = Counter[str]()
+    counts = Counter[str]()
     for text, n in Counter(texts).items():
         if (cell := _shown(text)) and is_missing(cell, prose):
-            found[cell] += n
-    return found
+            counts[cell] += n
+    return counts
 
 
 def doubtful(texts: Sequence[str]) -> Counter[str]:
@@ -77,10 +77,12 @@ def notes(source: object, columns: Mapping[str, Counter[str]]) -> list[str]:
         source: the table, for the sentence.
         columns: `words` of each column by its name.
     """
-    counted = {name: found for name, found in columns.items() if found}
+    counted = {name: word_counts for name, word_counts in columns.items() if word_counts}
     if not counted:
         return []
-    parts = ", ".join(f"{found.total():,} of column {name} ({_examples(found)})" for name, found in counted.items())
+    parts = ", ".join(
+        f"{word_counts.total():,} of column {name} ({_examples(word_counts)})" for name, word_counts in counted.items()
+    )
     lead = f"{source} has words for a missing value, which are read as empty cells: {parts}"
     return [f"{lead}. Where such a word is meant as a value, write another one."]
 
@@ -89,7 +91,7 @@ def _shown(text: str) -> str:
     return text.strip().strip(_INVISIBLE).strip()
 
 
-def _examples(found: Counter[str]) -> str:
+def _examples(word_counts: Counter[str]) -> str:
     """`'nan' 12 times, 'N/A' 2 times`."""
-    shown = (f"{word!r} {n:,} times" if n > 1 else repr(word) for word, n in found.most_common(_SHOWN))
-    return ", ".join(shown) + (f" and {len(found) - _SHOWN} other words" if len(found) > _SHOWN else "")
+    examples = (f"{word!r} {n:,} times" if n > 1 else repr(word) for word, n in word_counts.most_common(_SHOWN))
+    return ", ".join(examples) + (f" and {len(word_counts) - _SHOWN} other words" if len(word_counts) > _SHOWN else "")

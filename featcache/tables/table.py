@@ -115,7 +115,7 @@ class Table:
 
 
 def read_table(
-    source: Path, required: Sequence[str] = (), known: Sequence[str] = (), header: Sequence[str] = ()
+    source: Path, required: Sequence[str] = (), known_columns: Sequence[str] = (), header: Sequence[str] = ()
 ) -> Table:
     """The records of a table. Rows without any text are none; columns without a name are left away, as are those that
     pandas has named `Unnamed: 0`.
@@ -123,7 +123,7 @@ def read_table(
     Args:
         source: the file; see `formats` for what it may be.
         required: columns it must have, in upper or lower case.
-        known: columns it may have, in upper or lower case.
+        known_columns: columns it may have, in upper or lower case.
         header: columns by which its header is recognised; those that are required where none are given.
 
     Raises:
@@ -131,16 +131,16 @@ def read_table(
             the header; with the line.
         AccessDenied, InputOutputError: it cannot be read.
     """
-    wanted = set(map(_key, header or required))
+    keys = set(map(_key, header or required))
 
     def fits(cells: Sequence[str]) -> bool:
-        return bool(wanted) and wanted <= set(map(_key, cells))
+        return bool(keys) and keys <= set(map(_key, cells))
 
     records = formats.read(source, fits)
     n_above, _ = formats.header(records.cells, fits)
     records = Records(records.lines[n_above:], records.cells[n_above:], records.notes)
     first, *rows = _squared(source, records) or [[]]
-    names = _names(f"{source}, line {(records.lines or [1])[0]}", first, required, known)
+    names = _names(f"{source}, line {(records.lines or [1])[0]}", first, required, known_columns)
     columns = {name: [cells[i] for cells in rows] for i, name in enumerate(names) if name}
     above = [f"{source}: {n_above} rows above the names of the columns are left away."] if n_above else []
     return Table(source, records.lines[1:], columns, [*records.notes, *above, *_about_unnamed(source, names, rows)])
@@ -167,13 +167,13 @@ def _squared(source: Path, records: Records) -> list[list[str]]:
     return squared
 
 
-def _names(where: str, header: Sequence[str], required: Sequence[str], known: Sequence[str]) -> list[str]:
+def _names(where: str, header: Sequence[str], required: Sequence[str], known_columns: Sequence[str]) -> list[str]:
     """Names of the columns without the blanks around them; empty for those that are left away."""
     names = [name.strip().strip(_INVISIBLE) for name in header]
     if any("\0" in name for name in names):
         raise UsageError(f"{where}: a column name has a zero byte.")
     names = ["" if _UNNAMED.fullmatch(name) else name for name in names]
-    for name in dict.fromkeys((*required, *known)):
+    for name in dict.fromkeys((*required, *known_columns)):
         alike = [i for i, other in enumerate(names) if other.lower() == name.lower() and other not in required]
         if name not in names and len(alike) == 1:
             names[alike[0]] = name
@@ -198,8 +198,8 @@ def _about_unnamed(source: Path, names: Sequence[str], rows: Sequence[Sequence[s
     filled = [i + 1 for i, name in enumerate(names) if i and not name and any(cells[i].strip() for cells in rows)]
     if not filled:
         return []
-    which = f"column {filled[0]} has" if len(filled) == 1 else f"columns {', '.join(map(str, filled))} have"
-    return [f"{source}: {which} no name and {'is' if len(filled) == 1 else 'are'} left away."]
+    counted = f"column {filled[0]} has" if len(filled) == 1 else f"columns {', '.join(map(str, filled))} have"
+    return [f"{source}: {counted} no name and {'is' if len(filled) == 1 else 'are'} left away."]
 
 
 def first_line(source: Path, texts: Sequence[str], lines: Sequence[int]) -> dict[str, int]:

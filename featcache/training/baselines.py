@@ -26,24 +26,24 @@ _PERCENTILES = (2.5, 97.5)
 
 def majority(task: Task, train: Array, rows: Array) -> Numbers:
     """Always saying how common each class is among the training rows."""
-    known = np.isfinite(task.labels[train]).sum(axis=0) if task.has_findings else len(train)
-    return by_frequency(task, task.counts(train), known, rows)
+    n_known = np.isfinite(task.labels[train]).sum(axis=0) if task.has_findings else len(train)
+    return by_frequency(task, task.counts(train), n_known, rows)
 
 
-def by_frequency(task: Task, support: Array, known: Array | int, rows: Array) -> Numbers:
+def by_frequency(task: Task, support: Array, n_known: Array | int, rows: Array) -> Numbers:
     """Always saying how common each class is.
 
     Args:
         task: labels.
         support: (c,) training rows of each class, or that have each finding.
-        known: of how many training rows; (c,) of findings.
+        n_known: of how many training rows; (c,) of findings.
         rows: those that are scored.
     """
     if task.has_findings:
-        share = (support / known).clip(1e-6, 1 - 1e-6)
+        share = (support / n_known).clip(1e-6, 1 - 1e-6)
         logits = np.log(share / (1 - share))
     else:
-        logits = np.log(np.maximum(support, 1e-6) / known)
+        logits = np.log(np.maximum(support, 1e-6) / n_known)
     return _said(numbers(task, rows, np.tile(logits, (len(rows), 1))))
 
 
@@ -65,14 +65,14 @@ def permuted(bench: Bench, spec: HeadSpec, folds: Sequence[Fold], n_permutations
     fitted = bench.run([replace(fit, labelling=i) for i, fit in enumerate(fits, start=1)], weights=False)
     check_finite(fitted)
     rounds = [fitted[start : start + len(folds)] for start in range(0, len(fitted), len(folds))]
-    found = [numbers(bench.task, *out_of_fold(len(bench.task.image_ids), each)) for each in rounds]
-    said: Numbers = {"n_permutations": n_permutations, "intervals": {}}
+    scores = [numbers(bench.task, *out_of_fold(len(bench.task.image_ids), round_)) for round_ in rounds]
+    summary: Numbers = {"n_permutations": n_permutations, "intervals": {}}
     for name in _SAID:
-        values = [each[name] for each in found if each[name] is not None]
+        values = [score[name] for score in scores if score[name] is not None]
         if values:
-            said[name] = float(np.mean(values))
-            said["intervals"][name] = [float(v) for v in np.percentile(values, _PERCENTILES)]
-    return said
+            summary[name] = float(np.mean(values))
+            summary["intervals"][name] = [float(v) for v in np.percentile(values, _PERCENTILES)]
+    return summary
 
 
 def _unwatched(spec: HeadSpec, i: int) -> HeadSpec:
@@ -128,5 +128,5 @@ def other_store(path: Path, bench: Bench, spec: HeadSpec, final: Fold, device: s
     return {**about, **_said(numbers(task, rows, logits)), "intervals": spread(task, protocol, rows, logits)}
 
 
-def _said(found: Numbers) -> Numbers:
-    return {name: found[name] for name in _SAID}
+def _said(scores: Numbers) -> Numbers:
+    return {name: scores[name] for name in _SAID}

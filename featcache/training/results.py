@@ -62,25 +62,25 @@ class Said:
         Args:
             chose: what the VAL rows have chosen.
         """
-        found: dict[str, Any] = {TEST: None}
+        metrics: dict[str, Any] = {TEST: None}
         for side, (rows, logits) in self.sides.items():
-            found[side] = dict(self._at_half[side])
+            metrics[side] = dict(self._at_half[side])
             if self.temperature is not None:
-                found[side]["calibrated"] = self._calibrated(rows, logits, self.temperature)
-        if VAL in found:
-            found[VAL]["chose"] = chose
-        return found
+                metrics[side]["calibrated"] = self._calibrated(rows, logits, self.temperature)
+        if VAL in metrics:
+            metrics[VAL]["chose"] = chose
+        return metrics
 
     def _calibrated(self, rows: Array, logits: Array, temperature: float) -> dict[str, Any]:
         cooled = logits / temperature
-        found = numbers(self.task, rows, cooled)
+        scores = numbers(self.task, rows, cooled)
         points = metrics.reliability(self.task.labels[rows], cooled, self.task.positive)
-        return {**{name: found[name] for name in ("loss", "brier", "ece")}, "reliability": points}
+        return {**{name: scores[name] for name in ("loss", "brier", "ece")}, "reliability": points}
 
     def at_operating_point(self, rule: Any) -> dict[str, Any]:
         """The threshold, and the numbers of rows it was chosen on and of those it was not."""
-        found: dict[str, Any] = {"rule": str(rule), "threshold": self.threshold, "chosen_on": VAL}
-        return found | self._at_point
+        point: dict[str, Any] = {"rule": str(rule), "threshold": self.threshold, "chosen_on": VAL}
+        return point | self._at_point
 
     @cached_property
     def _at_half(self) -> dict[str, dict[str, Any]]:
@@ -93,10 +93,10 @@ class Said:
     def _numbers(self, side: str, threshold: float | None) -> dict[str, Any]:
         """With intervals where the side was not learnt from."""
         of = *self.sides[side], threshold
-        found = numbers(self.task, *of)
+        scores = numbers(self.task, *of)
         if side == TRAIN or not self.has_intervals:
-            return found
-        return {**found, "intervals": spread(self.task, self.protocol, *of)}
+            return scores
+        return {**scores, "intervals": spread(self.task, self.protocol, *of)}
 
     def notes(self, ranked: Sequence[Candidate] = ()) -> list[str]:
         """What a reader of the numbers has to know; `ranked` are the specs that were tried."""
@@ -118,8 +118,8 @@ class Said:
             sides = self._at_point if at_point else self._at_half
             pair = [(sides[side][name], sides[side]["intervals"].get(name)) for side in (VAL, TEST)]
             if _lie_apart(*(interval for _, interval in pair)):
-                told = " and ".join(f"{value:.3f} [{low:.3f}, {high:.3f}]" for value, (low, high) in pair)
-                words.append(f"{called}{' at the operating point' if at_point else ''} {told}")
+                pair_text = " and ".join(f"{value:.3f} [{low:.3f}, {high:.3f}]" for value, (low, high) in pair)
+                words.append(f"{called}{' at the operating point' if at_point else ''} {pair_text}")
         if not words:
             return ""
         return (
@@ -150,7 +150,7 @@ def _lie_apart(one: Sequence[float] | None, other: Sequence[float] | None) -> bo
 
 
 def tables(
-    said: Said,
+    scored: Said,
     histories: Sequence[Sequence[Mapping[str, float]]],
     ranked: Sequence[Candidate] = (),
     select: str = "auroc",
@@ -158,23 +158,23 @@ def tables(
     """The CSV files of a Run by name: predictions, history, the sweep and near-duplicates where there are any.
 
     Args:
-        said: the head's logits.
+        scored: the head's logits.
         histories: of each fold a mapping per epoch, with `epoch` and perhaps `phase`.
         ranked: specs that were tried, best first.
         select: the number that ranked them.
     """
-    found: dict[str, Table] = {"predictions.csv": predictions(said)}
+    run_tables: dict[str, Table] = {"predictions.csv": predictions(scored)}
     if history := _mean_history(histories):
         names = list(history[0])
-        found["history.csv"] = (names, runs.rounded([[row[name] for name in names] for row in history]))
+        run_tables["history.csv"] = (names, runs.rounded([[row[name] for name in names] for row in history]))
     if ranked:
-        found["sweep.csv"] = _sweep(ranked, select)
-    pairs, cosines = said.protocol.near
+        run_tables["sweep.csv"] = _sweep(ranked, select)
+    pairs, cosines = scored.protocol.near
     if len(pairs):
-        ids = said.task.image_ids
+        ids = scored.task.image_ids
         rows = [[ids[i], ids[j], c] for (i, j), c in zip(pairs.tolist(), cosines.tolist(), strict=True)]
-        found["near_duplicates.csv"] = (("image_id", "near", "cosine"), runs.rounded(rows))
-    return found
+        run_tables["near_duplicates.csv"] = (("image_id", "near", "cosine"), runs.rounded(rows))
+    return run_tables
 
 
 def _mean_history(histories: Sequence[Sequence[Mapping[str, float]]]) -> list[dict[str, float]]:
@@ -189,17 +189,17 @@ def _mean_history(histories: Sequence[Sequence[Mapping[str, float]]]) -> list[di
 
 def _sweep(ranked: Sequence[Candidate], select: str) -> Table:
     """A line per spec: rank, what differs, the metric that selects over folds and seeds, the means of others."""
-    fields = [name for name in varied([each.spec for each in ranked]) if name != "seed"]
+    fields = [name for name in varied([trial.spec for trial in ranked]) if name != "seed"]
     sign = -1.0 if select == "loss" else 1.0
-    header = ["rank", *fields, "n_fits", *(f"{select}_{what}" for what in ("mean", "std", "min", "max"))]
+    header = ["rank", *fields, "n_fits", *(f"{select}_{statistic}" for statistic in ("mean", "std", "min", "max"))]
     header += [name for name in selection.SHOWN if name != select]
     rows = []
-    for place, each in enumerate(ranked, start=1):
-        used, scores = each.spec.used(), sign * np.array(each.scores)
+    for place, trial in enumerate(ranked, start=1):
+        used, scores = trial.spec.used(), sign * np.array(trial.scores)
         finite = np.isfinite(scores).all()
         about = [float(f(scores)) if finite else "" for f in (np.mean, np.std, np.min, np.max)]
         chosen = [_cell(used.get(name, "")) for name in fields]
-        rest = [each.means.get(name, "") for name in header[len(fields) + 6 :]]
+        rest = [trial.means.get(name, "") for name in header[len(fields) + 6 :]]
         rows.append([place, *chosen, len(scores), *about, *rest])
     return header, runs.rounded(rows)
 
@@ -208,18 +208,18 @@ def _cell(value: Any) -> Any:
     return " ".join(map(str, value)) if isinstance(value, tuple) else value
 
 
-def predictions(said: Said) -> Table:
+def predictions(scored: Said) -> Table:
     """A line per row and side: image_id, split, fold, label, prediction, probability of each class or finding."""
-    task, folds = said.task, said.protocol.folds
+    task, folds = scored.task, scored.protocol.folds
     fold_of = np.full(len(task.image_ids), "", dtype=object)
-    held = np.concatenate([each.held for each in folds]) if folds else np.array([], dtype=np.int64)
-    if len(folds) > 1 and len(np.unique(held)) == len(held):  # repeats have no one fold for a row
+    val = np.concatenate([fold.held for fold in folds]) if folds else np.array([], dtype=np.int64)
+    if len(folds) > 1 and len(np.unique(val)) == len(val):  # repeats have no one fold for a row
         for each in folds:
             fold_of[each.held] = str(each.number)
-    at = said.threshold
+    at = scored.threshold
     header = ["image_id", "split", "fold", "label", "prediction", *(["at_operating_point"] if at is not None else [])]
     rows: list[list[object]] = []
-    for side, (numbers_of, logits) in said.sides.items():
+    for side, (numbers_of, logits) in scored.sides.items():
         p = expit(logits.astype(np.float64)) if task.has_findings else metrics.probabilities(logits)
         for j, i in enumerate(numbers_of.tolist()):
             fold = fold_of[i] if side == VAL else ""

@@ -46,10 +46,10 @@ def spread(
     """95 % intervals of `numbers`; rows of one group are one witness."""
     groups = protocol.groups[rows]
     if task.has_findings:
-        found = intervals.evaluate_findings(task.labels[rows], logits, groups=groups)
+        scores = intervals.evaluate_findings(task.labels[rows], logits, groups=groups)
     else:
-        found = intervals.evaluate(task.labels[rows], logits, task.positive, threshold=threshold, groups=groups)
-    return {name: [float(low), float(high)] for name, (low, high) in found.items()}
+        scores = intervals.evaluate(task.labels[rows], logits, task.positive, threshold=threshold, groups=groups)
+    return {name: [float(low), float(high)] for name, (low, high) in scores.items()}
 
 
 def change(
@@ -73,10 +73,10 @@ def change(
     """
     labels, groups = task.labels[rows], protocol.groups[rows]
     if task.has_findings:
-        found = intervals.paired_findings(labels, before, after, groups=groups)
+        changes = intervals.paired_findings(labels, before, after, groups=groups)
     else:
-        found = intervals.paired(labels, before, after, task.positive, thresholds=thresholds, groups=groups)
-    return {name: list(numbers) for name, numbers in found.items()}
+        changes = intervals.paired(labels, before, after, task.positive, thresholds=thresholds, groups=groups)
+    return {name: list(numbers) for name, numbers in changes.items()}
 
 
 @dataclass(frozen=True)
@@ -124,12 +124,12 @@ class Bench:
         if any(spec.needs_watch for spec in specs):
             for i, fold in enumerate(folds):
                 watched[i] = watch_rows(self.task, self.protocol.groups, fold.train, self.protocol.seed)
-        found = []
+        fits = []
         for spec in specs:
             for i, fold in enumerate(folds):
                 train, watch = watched[i] if spec.needs_watch else (fold.train, _NONE)
-                found.append(Fit(spec, pool, train, fold.held, watch))
-        return found
+                fits.append(Fit(spec, pool, train, fold.held, watch))
+        return fits
 
     def run(
         self,
@@ -141,19 +141,19 @@ class Bench:
     ) -> list[Fitted]:
         """Trains or solves, whatever the kinds; in the order of `fits`. Curves, weights and progress are for trained
         kinds, as in `fit_all`."""
-        how: dict[str, Any] = {"tta": self.tta}
+        options: dict[str, Any] = {"tta": self.tta}
         results: dict[int, Fitted] = {}
         groups: dict[tuple[str, bool], list[int]] = {}
         for i, fit in enumerate(fits):
             groups.setdefault((tap_of(fit.spec), fit.spec.is_trained), []).append(i)
         for (tap, is_trained), members in groups.items():
-            wanted = [fits[i] for i in members]
+            members_fits = [fits[i] for i in members]
             if is_trained:
                 more: dict[str, Any] = {"curves": curves, "weights": weights, "on_progress": on_progress}
-                found = fit_all(wanted, self.x[tap], self.targets, **how, **more)
+                trained = fit_all(members_fits, self.x[tap], self.targets, **options, **more)
             else:
-                found = solve_all(wanted, self.x[tap], self.targets, **how)
-            results.update(zip(members, found, strict=True))
+                trained = solve_all(members_fits, self.x[tap], self.targets, **options)
+            results.update(zip(members, trained, strict=True))
         return [results[i] for i in range(len(fits))]
 
     def scored(self, spec: HeadSpec, rows: Array) -> Array:
@@ -185,7 +185,7 @@ def rank(
     of_spec = {spec: fitted[i * len(folds) : (i + 1) * len(folds)] for i, spec in enumerate(specs)}
     ranked, start = [], 0
     for group in groups:
-        part = {spec: found[start : start + len(group)] for spec, found in of_spec.items()}
+        part = {spec: trained[start : start + len(group)] for spec, trained in of_spec.items()}
         ranked.append(_ranked(bench, part, select))
         start += len(group)
     return ranked
@@ -197,9 +197,9 @@ def _ranked(bench: Bench, fitted: Mapping[HeadSpec, Sequence[Fitted]], select: s
         seeds.setdefault(replace(spec, seed=0), []).append(spec)
     candidates = []
     for members in seeds.values():
-        found = [_said(bench, each) for spec in members for each in fitted[spec]]
-        means = {name: _mean([each.get(name) for each in found]) for name in SHOWN}
-        scores = [_score(each, select) for each in found]
+        ranking = [_said(bench, fit_result) for spec in members for fit_result in fitted[spec]]
+        means = {name: _mean([trial.get(name) for trial in ranking]) for name in SHOWN}
+        scores = [_score(trial, select) for trial in ranking]
         candidates.append(Candidate(members[0], scores, {k: v for k, v in means.items() if v is not None}))
     ranked = sorted(candidates, key=lambda candidate: -candidate.mean)
     if ranked[0].mean == -np.inf and any(candidate.means for candidate in ranked):
@@ -214,17 +214,17 @@ def _said(bench: Bench, fitted: Fitted) -> Numbers:
     return {} if fitted.diverged else numbers(bench.task, fitted.fit.held, fitted.logits)
 
 
-def _score(found: Numbers, select: str) -> float:
+def _score(scores: Numbers, select: str) -> float:
     """Larger is better. A head that diverged, or rows on which the metric does not exist, are worth nothing."""
-    value = found.get(select)
+    value = scores.get(select)
     if value is None:
         return -np.inf
     return -float(value) if select == "loss" else float(value)
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return float(np.mean(known)) if known else None
+    numbers = [value for value in values if value is not None]
+    return float(np.mean(numbers)) if numbers else None
 
 
 def out_of_fold(n: int, fitted: Sequence[Fitted]) -> tuple[Array, Array]:
@@ -234,13 +234,13 @@ def out_of_fold(n: int, fitted: Sequence[Fitted]) -> tuple[Array, Array]:
         n: rows of the store.
         fitted: one head on each fold.
     """
-    return by_row(n, [(each.fit.held, each.logits) for each in fitted])
+    return by_row(n, [(fit_result.fit.held, fit_result.logits) for fit_result in fitted])
 
 
-def by_row(n: int, found: Sequence[tuple[Array, Array]]) -> tuple[Array, Array]:
+def by_row(n: int, parts: Sequence[tuple[Array, Array]]) -> tuple[Array, Array]:
     """(rows, logits) of several (rows, logits), ascending; where a row is in more than one, their mean."""
-    total, times = np.zeros((n, found[0][1].shape[1])), np.zeros(n, dtype=np.int64)
-    for rows, logits in found:
+    total, times = np.zeros((n, parts[0][1].shape[1])), np.zeros(n, dtype=np.int64)
+    for rows, logits in parts:
         total[rows] += logits
         times[rows] += 1
     rows = np.flatnonzero(times)
@@ -249,5 +249,5 @@ def by_row(n: int, found: Sequence[tuple[Array, Array]]) -> tuple[Array, Array]:
 
 def check_finite(fitted: Sequence[Fitted]) -> None:
     """Raises UsageError where a head has diverged."""
-    if any(each.diverged for each in fitted):
+    if any(fit_result.diverged for fit_result in fitted):
         raise UsageError("the training diverged: its numbers are not finite. Lower --lr.")

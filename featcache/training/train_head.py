@@ -112,41 +112,41 @@ def train_head(
     check_held(task, protocol, rule)
     needed = tried, report.tta
     features.check(store, *needed)
-    others = [baselines.identity_of(path, task, *needed) for path in report.compare]
+    other_stores = [baselines.identity_of(path, task, *needed) for path in report.compare]
     for note in notes:
         on_note(note)
     _tell_near(task, protocol, split, on_note)
     division = protocol.record(task.image_ids)
-    key = _key(store, tried, task, division, target, split, report, others)
+    key = _key(store, tried, task, division, target, split, report, other_stores)
     run_path = Path(run_path or f"runs/{store.path.stem}-{tried[0].kind}-{digest_json(key)[:8]}")
     with runs.place(run_path, key):
         bench = Bench(task, protocol, features.load(store, *needed, device), _targets(task), report.tta)
         ranked = selection.rank(bench, tried, [protocol.folds], report.select, on_progress)[0] if len(tried) > 1 else []
         spec = ranked[0].spec if ranked else tried[0]
         nested = _nested(bench, tried, report.select, on_progress) if protocol.outer else None
-        made = _make(bench, spec, report.refit_all, on_progress)
-        choice = chosen(task, made.val_rows, made.val_logits, rule)
+        trained = _make(bench, spec, report.refit_all, on_progress)
+        choice = chosen(task, trained.val_rows, trained.val_logits, rule)
 
-        said = Said(task, protocol, _sides(bench, spec, made, nested), choice)
-        images, worth = Images.of(task, protocol).to_json(), _baselines(bench, spec, made, report, device)
+        scored = Said(task, protocol, _sides(bench, spec, trained, nested), choice)
+        images, baseline_scores = Images.of(task, protocol).to_json(), _baselines(bench, spec, trained, report, device)
         record = {
             **key,
             "head": spec.used(),
-            "n_parameters": made.final.n_parameters,
-            "epoch": made.final.epoch,
-            "metrics": said.metrics(chose=_chose(ranked, rule)),
+            "n_parameters": trained.final.n_parameters,
+            "epoch": trained.final.epoch,
+            "metrics": scored.metrics(chose=_chose(ranked, rule)),
             "temperature": choice.temperature,
-            "operating_point": said.at_operating_point(rule) if rule else None,
-            "baselines": worth,
+            "operating_point": scored.at_operating_point(rule) if rule else None,
+            "baselines": baseline_scores,
             "notes": [
                 *notes,
                 *about_network(store.weights_source),
-                *_about_others(worth),
+                *_about_others(baseline_scores),
                 *_about_shortcuts(task, protocol, target),
-                *said.notes(ranked),
+                *scored.notes(ranked),
             ],
             "left_out": protocol.left_out,
-            "feature_rms": bench.rms(made.final.fit) if spec.kind != "knn" else None,
+            "feature_rms": bench.rms(trained.final.fit) if spec.kind != "knn" else None,
             "images_sha256": images["sha256"],
             "store": {
                 "name": store.path.name,
@@ -157,8 +157,8 @@ def train_head(
             "environment": environment(device),
             "seconds": round(time.perf_counter() - started, 3),
         }
-        found = tables(said, [each.history for each in made.folds], ranked, report.select)
-        return _save(run_path, record, {"split.json": division, "images.json": images}, made, found)
+        run_tables = tables(scored, [fold.history for fold in trained.folds], ranked, report.select)
+        return _save(run_path, record, {"split.json": division, "images.json": images}, trained, run_tables)
 
 
 # --- the heads --------------------------------------------------------------------------------------------------------
@@ -205,27 +205,27 @@ def _nested(bench: Bench, specs: Sequence[HeadSpec], select: str, on_progress: P
             ranked[0].spec for ranked in selection.rank(bench, specs, [o.inner for o in outer], select, on_progress)
         ]
     fits = bench.fits(list(dict.fromkeys(best)), [o.fold for o in outer])
-    wanted = {(best[i], id(o.fold.held)) for i, o in enumerate(outer)}
-    found = bench.run([fit for fit in fits if (fit.spec, id(fit.held)) in wanted], weights=False)
-    selection.check_finite(found)
-    return out_of_fold(len(bench.task.image_ids), found)
+    chosen = {(best[i], id(o.fold.held)) for i, o in enumerate(outer)}
+    inner = bench.run([fit for fit in fits if (fit.spec, id(fit.held)) in chosen], weights=False)
+    selection.check_finite(inner)
+    return out_of_fold(len(bench.task.image_ids), inner)
 
 
 def _sides(
-    bench: Bench, spec: HeadSpec, made: Made, nested: tuple[Array, Array] | None
+    bench: Bench, spec: HeadSpec, trained: Made, nested: tuple[Array, Array] | None
 ) -> dict[str, tuple[Array, Array]]:
     """Rows and logits by side. This is the moment at which the rows of `test` are read."""
 
     def by_the_final(rows: Array) -> tuple[Array, Array]:
         x = bench.scored(spec, rows)
-        return rows, inference.logits(spec, made.final.tensors, x, len(bench.task.classes), bench.task.positive)
+        return rows, inference.logits(spec, trained.final.tensors, x, len(bench.task.classes), bench.task.positive)
 
-    found = {TRAIN: by_the_final(made.train), VAL: (made.val_rows, made.val_logits)}
+    subsets = {TRAIN: by_the_final(trained.train), VAL: (trained.val_rows, trained.val_logits)}
     if nested:
-        found[OUTER] = nested
+        subsets[OUTER] = nested
     if len(bench.protocol.test):
-        found[TEST] = by_the_final(bench.protocol.test)
-    return found
+        subsets[TEST] = by_the_final(bench.protocol.test)
+    return subsets
 
 
 def _targets(task: Task) -> Targets:
@@ -240,29 +240,31 @@ def _chose(ranked: Sequence[Candidate], rule: Any) -> list[str]:
     return [*(["head"] if len(ranked) > 1 else []), *(["operating_point"] if rule else [])]
 
 
-def _baselines(bench: Bench, spec: HeadSpec, made: Made, report: SelectionSpec, device: str) -> dict[str, Any]:
+def _baselines(bench: Bench, spec: HeadSpec, trained: Made, report: SelectionSpec, device: str) -> dict[str, Any]:
     """Scored on test where there is one, on val otherwise."""
     protocol = bench.protocol
     on_test = len(protocol.test) > 0
-    rows = protocol.test if on_test else made.val_rows
-    folds = [Fold(made.train, rows, 0, 0)] if on_test else protocol.folds
-    final = Fold(made.train, protocol.test, 0, 0)
-    found: dict[str, Any] = {
+    rows = protocol.test if on_test else trained.val_rows
+    folds = [Fold(trained.train, rows, 0, 0)] if on_test else protocol.folds
+    final = Fold(trained.train, protocol.test, 0, 0)
+    baseline_scores: dict[str, Any] = {
         "on": TEST if on_test else VAL,
-        "majority": baselines.majority(bench.task, made.train, rows),
+        "majority": baselines.majority(bench.task, trained.train, rows),
     }
     if report.n_permutations:
-        found["permuted_labels"] = baselines.permuted(bench, spec, folds, report.n_permutations)
+        baseline_scores["permuted_labels"] = baselines.permuted(bench, spec, folds, report.n_permutations)
     for path in report.compare:
-        told = baselines.other_store(path, bench, spec, final, device)
-        found.setdefault("other_stores", []).append(told)
-    return found
+        other = baselines.other_store(path, bench, spec, final, device)
+        baseline_scores.setdefault("other_stores", []).append(other)
+    return baseline_scores
 
 
-def _about_others(worth: Mapping[str, Any]) -> list[str]:
+def _about_others(baselines: Mapping[str, Any]) -> list[str]:
     """Where a store that is compared with is of a network that has learnt from images."""
     return [
-        f"{each['store']}: {note}" for each in worth.get("other_stores", ()) for note in about_network(each["weights"])
+        f"{other['store']}: {note}"
+        for other in baselines.get("other_stores", ())
+        for note in about_network(other["weights"])
     ]
 
 
@@ -288,9 +290,9 @@ def check_held(task: Task, protocol: Protocol, rule: Any) -> None:
     """Before anything is trained: a threshold needs two classes, and held rows of both."""
     if rule and (task.has_findings or len(task.classes) > 2):
         raise UsageError("--operating-point is for two classes.")
-    held = np.concatenate([fold.held for fold in protocol.folds])
+    val = np.concatenate([fold.held for fold in protocol.folds])
     if rule:
-        n = task.counts(held).tolist()
+        n = task.counts(val).tolist()
         if 0 in n:
             raise UsageError(
                 f"an operating point is chosen on held rows, and those are {n[0]} {task.classes[0]} and {n[1]} "
@@ -313,11 +315,11 @@ def _tell_near(task: Task, protocol: Protocol, split: SplitSpec, on_note: Callab
     if split.near_duplicates is None:
         return
     pairs, cosines = protocol.near
-    shown = "; ".join(
+    examples = "; ".join(
         f"{task.image_ids[i]} and {task.image_ids[j]} ({cosine:.4f})"
         for (i, j), cosine in list(zip(pairs.tolist(), cosines.tolist(), strict=True))[:_NEAR_SHOWN]
     )
-    first = f" The first: {shown}." if len(pairs) else ""
+    first = f" The first: {examples}." if len(pairs) else ""
     on_note(f"{len(pairs):,} pair(s) of vectors have a cosine of {split.near_duplicates:g} or more.{first}")
 
 
@@ -329,22 +331,22 @@ def _key(
     target: TargetSpec,
     split: SplitSpec,
     report: SelectionSpec,
-    others: list[str],
+    other_stores: list[str],
 ) -> Json:
     """Everything that decides the result of a training: two with the same key are the same Run."""
-    known = [(task.image_ids[i], task.labels[i].tolist()) for i in task.known]
+    labelled = [(task.image_ids[i], task.labels[i].tolist()) for i in task.known]
     labels = [
-        (name, [None if v != v else v for v in label] if isinstance(label, list) else label) for name, label in known
+        (name, [None if v != v else v for v in label] if isinstance(label, list) else label) for name, label in labelled
     ]
     names = [path.name for path in report.compare]
-    asked = {**asdict(report), "compare": dict(zip(names, others, strict=True))}
+    request = {**asdict(report), "compare": dict(zip(names, other_stores, strict=True))}
     drawn = {name: getattr(split, name) for name in ("nested", "group_by", "near_duplicates", "seed")}
     return {
         "heads": [spec.used() for spec in specs],
         "classes": task.classes,
         "task": "findings" if task.has_findings else "classes",
         "positive": task.classes[task.positive],
-        "asked": {**asked, "labels": target.as_json(), "split": drawn},
+        "asked": {**request, "labels": target.as_json(), "split": drawn},
         "identity_sha256": store.identity_sha256,
         "content_sha256": digest_json(task.content),
         "split_sha256": division["sha256"],
@@ -352,16 +354,16 @@ def _key(
     }
 
 
-def _save(run_path: Path, record: Json, others: dict[str, Json], made: Made, tables: dict[str, Table]) -> Run:
-    spec, n_folds = record["head"], len(made.folds)
-    files = {name: (json.dumps(value) + "\n").encode() for name, value in others.items()}
+def _save(run_path: Path, record: Json, json_files: dict[str, Json], trained: Made, tables: dict[str, Table]) -> Run:
+    spec, n_folds = record["head"], len(trained.folds)
+    files = {name: (json.dumps(value) + "\n").encode() for name, value in json_files.items()}
     if "history.csv" in tables:
         names, points = tables["history.csv"]
         history = [dict(zip(names, point, strict=True)) for point in points]
-        how = f", lr {spec['lr']:g}, class weights {spec['class_weight']}"
+        description = f", lr {spec['lr']:g}, class weights {spec['class_weight']}"
         over = f", mean of {n_folds} folds" if n_folds > 1 else ""
-        title = f"{spec['kind']} head on {record['store']['name']}{how}{over}"
+        title = f"{spec['kind']} head on {record['store']['name']}{description}{over}"
         kept = record["epoch"] if n_folds == 1 else None if spec["patience"] else len(history)
         files["curves.png"] = figures.curves(history, title, kept)  # type: ignore[arg-type]
-    folds = [each.tensors for each in made.folds] if n_folds > 1 and spec["kind"] != "knn" else []
-    return runs.save(run_path, record, made.final.tensors, tables, files, folds)
+    folds = [fold.tensors for fold in trained.folds] if n_folds > 1 and spec["kind"] != "knn" else []
+    return runs.save(run_path, record, trained.final.tensors, tables, files, folds)
