@@ -29,7 +29,7 @@ import torch
 from featcache import backbones, phantoms
 from featcache.embedding import embed
 from featcache.finetune import cut
-from featcache.finetune.callbacks import Machine, Telling
+from featcache.finetune.callbacks import Callbacks, Machine
 from featcache.finetune.fine_tune import fine_tune
 from featcache.heads import HeadSpec
 from featcache.heads.modules import head_module
@@ -89,7 +89,7 @@ def ours(folder: Path, unfreeze: str, weights: str, source: str, compiled: str, 
             Path(out) / "tuned",
             **how,
             machine=Machine("cpu", compiled),
-            telling=Telling(on_epoch=on_epoch),
+            callbacks=Callbacks(on_epoch=on_epoch),
         )
     return {"seconds": statistics.median(np.diff(moments)), "losses": losses}
 

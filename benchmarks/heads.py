@@ -75,7 +75,7 @@ def plain(fit: Fit, x: torch.Tensor, y: torch.Tensor, loader: bool) -> torch.Ten
             loss_of(head(batch_x), batch_y).backward()
             optimizer.step()
     with torch.no_grad():
-        return head.eval()(x[fit.held])
+        return head.eval()(x[fit.val])
 
 
 def mlp(spec: HeadSpec, d: int) -> torch.nn.Sequential:
@@ -122,7 +122,7 @@ def main() -> None:
     specs, targets = grid([args.head], options), Targets(labels[None], 2, 1)
     pool, held = Pool(np.arange(n), 1 - 1 / FOLDS), [np.flatnonzero(np.arange(n) % FOLDS == i) for i in range(FOLDS)]
     fits = [Fit(spec, pool, np.setdiff1d(pool.rows, rows), rows) for spec in specs for rows in held]
-    alone = [Fit(f.spec, Pool(f.train), f.train, f.held) for f in fits]  # without the rows of the other folds
+    alone = [Fit(f.spec, Pool(f.train), f.train, f.val) for f in fits]  # without the rows of the other folds
 
     by_ours = partial(fit_all, x=x, targets=targets, weights=False)
     figures = {"featcache, all together": seconds(lambda: by_ours(fits))}
@@ -157,7 +157,7 @@ def solved_heads(
 ) -> dict[str, float]:
     """Seconds of logistic regression over a path of penalties, ours and scikit-learn's."""
     x, n, threads = torch.from_numpy(features), len(labels), torch.get_num_threads()
-    path = [Fit(HeadSpec.of("logreg", C=C), pool, f.train, f.held) for C in C_PATH for f in fits[:FOLDS]]
+    path = [Fit(HeadSpec.of("logreg", C=C), pool, f.train, f.val) for C in C_PATH for f in fits[:FOLDS]]
     solved = seconds(lambda: solve_all(path, x, targets))
     folds = PredefinedSplit(np.arange(n) % FOLDS)
     search = GridSearchCV(LogisticRegression(max_iter=300), {"C": C_PATH}, cv=folds, n_jobs=threads, refit=False)

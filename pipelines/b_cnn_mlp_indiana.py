@@ -100,8 +100,8 @@ def both_phases(
     inputs: dict[str, Any] = {"images": images} if images else {"store": store, "augmentations": True}
 
     def tune(run_path: Path) -> Run:
-        with training() as (telling, _):
-            return fine_tune(first, study.recipe, run_path, telling=telling, **inputs)
+        with training() as (callbacks, _):
+            return fine_tune(first, study.recipe, run_path, callbacks=callbacks, **inputs)
 
     return first, showing.once(folder.parent, folder.name, made_of, tune)
 

@@ -148,9 +148,9 @@ def on_pixels(asked: showing.Asked, images: Manifest, folder: Path, head: HeadSp
     recipe = replace(RECIPE, stages=(Stage("all", epochs),), lr=head.lr, backbone_lr=head.lr)
 
     def make(run_path: Path) -> Run:
-        with training() as (telling, _):
-            telling.on_note(f"{folder.name}, {OWN}, {head.hidden_sizes[1]} units: {run_path}")
-            return train(images, backbone, head, recipe, run_path, split=split, telling=telling)
+        with training() as (callbacks, _):
+            callbacks.on_note(f"{folder.name}, {OWN}, {head.hidden_sizes[1]} units: {run_path}")
+            return train(images, backbone, head, recipe, run_path, split=split, callbacks=callbacks)
 
     return showing.once(folder, OWN, (backbone, head, recipe, split, images.image_ids, images.columns), make)
 

@@ -188,11 +188,11 @@ def trained(model: Model, images: Manifest, folder: Path, split: SplitSpec, targ
         from featcache.finetune.callbacks import Machine
         from featcache.finetune.fine_tune import head_for, train
 
-        with training() as (telling, _):
-            telling.on_note(f"{model.name}: {run_path}")
+        with training() as (callbacks, _):
+            callbacks.on_note(f"{model.name}: {run_path}")
             head = head_for(model.backbone.name)
             machine = Machine(compile=model.compile)
-            how: dict[str, Any] = {"target": target, "split": split, "machine": machine, "telling": telling}
+            how: dict[str, Any] = {"target": target, "split": split, "machine": machine, "callbacks": callbacks}
             return train(images, model.backbone, head, model.recipe, run_path, **how)
 
     return once(folder, model.name, (model, images.image_ids, images.columns, split, target), make)

@@ -66,7 +66,7 @@ def test_only_training_labels_are_shuffled(tmp_path: Path) -> None:
     bench, spec = bench_of(tmp_path), HeadSpec.of("ridge")
     fold = Fold(np.arange(60), np.arange(60, 90), 0, 0)
     before = baselines.permuted(bench, spec, [fold], 5)
-    for rows, expected in ((np.arange(90, 120), before["auroc"]), (fold.held, 1 - before["auroc"])):
+    for rows, expected in ((np.arange(90, 120), before["auroc"]), (fold.val, 1 - before["auroc"])):
         labels = bench.task.labels.copy()
         labels[rows] = 1 - labels[rows]
         task = replace(bench.task, labels=labels)
@@ -107,7 +107,7 @@ def test_another_store_of_the_same_vectors_in_another_order_says_the_same(tmp_pa
     path = other_store(tmp_path, X, np.random.default_rng(0).permutation(N))
     fold = bench.protocol.folds[0]
     (fitted,) = bench.run(bench.fits([spec], [fold]))
-    expected = numbers(bench.task, fold.held, fitted.logits)
+    expected = numbers(bench.task, fold.val, fitted.logits)
     found = compared(bench, path, spec, fold)
     assert {name: found[name] for name in ("auroc", "accuracy", "f1")} == {
         name: pytest.approx(expected[name]) for name in ("auroc", "accuracy", "f1")

@@ -351,9 +351,9 @@ def test_a_stop_says_whether_anything_is_kept(n_done: int) -> None:
 @pytest.mark.parametrize("n_done", [0, 1])
 def test_a_stopped_training_says_whether_an_epoch_is_kept(n_done: int) -> None:
     def stop() -> None:
-        with training() as (telling, _):
+        with training() as (callbacks, _):
             for epoch in range(n_done):
-                telling.on_epoch(epoch + 1, 3, {"train_loss": 1.0, "train_accuracy": 0.5})
+                callbacks.on_epoch(epoch + 1, 3, {"train_loss": 1.0, "train_accuracy": 0.5})
             raise KeyboardInterrupt
 
     with pytest.raises(Interrupted) as stopped:

@@ -26,7 +26,7 @@ from featcache.embedding.network import Network
 from featcache.embedding.plan import Plan
 from featcache.errors import FeatcacheError, IdentityMismatch, InputOutputError, NoSpace, UsageError
 from featcache.identity import digest_bytes
-from featcache.images.cache import Seen
+from featcache.images.cache import FileCache
 from featcache.images.workers import Decoders
 from featcache.manifest import Manifest
 from featcache.request import BackboneSpec
@@ -468,11 +468,11 @@ def test_a_change_whose_time_was_set_back_is_seen(tmp_path: Path) -> None:
 def test_a_file_that_changed_just_before_the_plan_is_read_again(tmp_path: Path) -> None:
     """Within one tick of the file system's clock, a second change would leave its times as they are."""
     manifest = many(tmp_path / "images", 1)
-    plan = Plan.of(manifest, Seen())
+    plan = Plan.of(manifest, FileCache())
     plan.contents = [digest_bytes(manifest.paths[0].read_bytes())]
     changed_ns = manifest.paths[0].stat().st_ctime_ns
     for planned_ns, is_kept in ((changed_ns + 1_000_000, False), (changed_ns + 10_000_000_000, True)):
-        seen = Seen()
+        seen = FileCache()
         plan.remember(seen, planned_ns)
         assert bool(seen.files) is is_kept
 
@@ -481,7 +481,7 @@ def test_a_file_that_changes_after_the_plan_fails_as_changed(tmp_path: Path, mon
     manifest = many(tmp_path / "images", 3)
     planned = Plan.of
 
-    def then_changed(manifest: Manifest, seen: Seen) -> Plan:
+    def then_changed(manifest: Manifest, seen: FileCache) -> Plan:
         plan = planned(manifest, seen)
         draw(manifest.paths[1], 99)
         return plan

@@ -109,7 +109,7 @@ def check_equals_plain(fit: Fit, x: torch.Tensor, targets: Targets, atol: float 
     head = plain_loop(fit, x, targets, rate)
     scale = x[fit.train].double().square().mean().sqrt().float() if fit.spec.scale == "rms" else 1.0
     with torch.no_grad():
-        theirs = head(x[fit.held] / scale).numpy()
+        theirs = head(x[fit.val] / scale).numpy()
     np.testing.assert_allclose(ours.logits, theirs, atol=atol)
 
 
@@ -164,7 +164,7 @@ def test_findings_equal_a_plain_loop_with_binary_cross_entropy_on_known_labels()
             torch.nn.functional.binary_cross_entropy_with_logits(z[known], y[rows][known]).backward()
             optimizer.step()
     with torch.no_grad():
-        np.testing.assert_allclose(ours.logits, head(x[fit.held] / scale).numpy(), atol=1e-5)
+        np.testing.assert_allclose(ours.logits, head(x[fit.val] / scale).numpy(), atol=1e-5)
 
 
 def test_a_head_that_draws_views_equals_a_plain_loop_that_draws_them() -> None:
@@ -184,10 +184,10 @@ def test_a_head_that_draws_views_equals_a_plain_loop_that_draws_them() -> None:
             torch.nn.functional.cross_entropy(head(seen / scale), y[rows[positions]]).backward()
             optimizer.step()
     with torch.no_grad():
-        np.testing.assert_allclose(ours.logits, head(x[fit.held] / scale).numpy(), atol=1e-5)
+        np.testing.assert_allclose(ours.logits, head(x[fit.val] / scale).numpy(), atol=1e-5)
     (averaged,) = fit_all([fit], each, targets, tta=True)
     with torch.no_grad():
-        np.testing.assert_allclose(averaged.logits, head(each[fit.held] / scale).mean(1).numpy(), atol=1e-5)
+        np.testing.assert_allclose(averaged.logits, head(each[fit.val] / scale).mean(1).numpy(), atol=1e-5)
 
 
 # --- each the head it would be alone ----------------------------------------------------------------------------------
@@ -301,7 +301,7 @@ def wide_fits(**how: Any) -> tuple[list[Fit], torch.Tensor, Targets]:
     ]
     fits = [Fit(spec, pool, np.setdiff1d(pool.rows, held)[6:], held) for spec in specs for held in folds(60, 3)]
     assert all(mlp.is_wide(fit.spec, WIDE) for fit in fits)
-    return [replace(fit, watch=np.setdiff1d(fit.pool.rows, [*fit.train, *fit.held])) for fit in fits], x, targets
+    return [replace(fit, watch=np.setdiff1d(fit.pool.rows, [*fit.train, *fit.val])) for fit in fits], x, targets
 
 
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
@@ -342,7 +342,7 @@ def test_held_rows_and_their_labels_change_nothing_that_is_learnt(kind: str) -> 
     run = fit_all if early else solve_all
     (before,) = run([fit], x, targets)
     x, values = x.clone(), targets.values.copy()
-    x[fit.held], values[:, fit.held] = 1e6, 0
+    x[fit.val], values[:, fit.val] = 1e6, 0
     (after,) = run([fit], x, replace(targets, values=values))
     for name, tensor in before.tensors.items():
         assert np.array_equal(tensor, after.tensors[name]), name
@@ -354,7 +354,7 @@ def test_a_folded_head_gives_the_same_logits_on_features_as_they_are_stored(kind
     x, targets = data(3)
     x = x * 3e-2 + 1e-2
     (made,) = fit_all([one(HeadSpec.of(kind, scale=scale, epochs=5))], x, targets)
-    again = inference.logits(made.fit.spec, made.tensors, x.numpy()[made.fit.held], 3, 2)
+    again = inference.logits(made.fit.spec, made.tensors, x.numpy()[made.fit.val], 3, 2)
     np.testing.assert_allclose(again, made.logits, atol=2e-5)
 
 
@@ -365,9 +365,9 @@ def test_a_sigmoid_output_is_the_log_odds_of_the_positive_class(positive: int) -
     (made,) = fit_all([one(HeadSpec.of("flatten-mlp", lr=0.01, epochs=30))], x, targets)
     assert made.tensors["weight"].shape == (1, 256)
     assert not made.logits[:, 1 - positive].any()
-    right = made.logits.argmax(1) == targets.values[0][made.fit.held]
+    right = made.logits.argmax(1) == targets.values[0][made.fit.val]
     assert right.mean() > 0.7
-    again = inference.logits(made.fit.spec, made.tensors, x.numpy()[made.fit.held], 2, positive)
+    again = inference.logits(made.fit.spec, made.tensors, x.numpy()[made.fit.val], 2, positive)
     np.testing.assert_allclose(again, made.logits, atol=2e-5)
 
 
@@ -478,7 +478,7 @@ def test_ridge_is_that_of_scikit_learn(n_classes: int, class_weight: str, d: int
         weight = "balanced" if class_weight == "balanced" else None
         theirs = RidgeClassifier(alpha=alpha, class_weight=weight, solver="cholesky")
         theirs.fit(x[fit.train].double().numpy(), targets.values[0][fit.train])
-        expected = theirs.decision_function(x[fit.held].double().numpy())
+        expected = theirs.decision_function(x[fit.val].double().numpy())
         ours = made.logits if n_classes > 2 else made.logits[:, 1]
         np.testing.assert_allclose(ours, expected, atol=2e-4)
 
@@ -491,7 +491,7 @@ def test_logreg_is_that_of_scikit_learn_at_every_point_of_the_path(n_classes: in
         theirs = LogisticRegression(C=made.fit.spec.C, class_weight="balanced", max_iter=1000, tol=1e-8)
         theirs.fit(x[made.fit.train].numpy(), targets.values[0][made.fit.train])
         p = np.exp(made.logits) / np.exp(made.logits).sum(1, keepdims=True)
-        np.testing.assert_allclose(p, theirs.predict_proba(x[made.fit.held].numpy()), atol=5e-3)
+        np.testing.assert_allclose(p, theirs.predict_proba(x[made.fit.val].numpy()), atol=5e-3)
 
 
 def test_knn_votes_as_scikit_learn_does() -> None:
@@ -499,10 +499,10 @@ def test_knn_votes_as_scikit_learn_does() -> None:
     for made in solve_all([one(HeadSpec.of("knn", n_neighbors=k)) for k in (1, 7)], x, targets):
         theirs = KNeighborsClassifier(made.fit.spec.n_neighbors, metric="cosine", algorithm="brute")
         theirs.fit(x[made.fit.train].numpy(), targets.values[0][made.fit.train])
-        votes = theirs.predict_proba(x[made.fit.held].numpy()) * made.fit.spec.n_neighbors
+        votes = theirs.predict_proba(x[made.fit.val].numpy()) * made.fit.spec.n_neighbors
         k = made.fit.spec.n_neighbors
         np.testing.assert_allclose(np.exp(made.logits), (votes + 1 / 3) / (k + 1), atol=1e-5)
-        again = inference.logits(made.fit.spec, made.tensors, x.numpy()[made.fit.held], 3, 2)
+        again = inference.logits(made.fit.spec, made.tensors, x.numpy()[made.fit.val], 3, 2)
         np.testing.assert_allclose(again, made.logits, atol=1e-6)
 
 

@@ -1,4 +1,4 @@
-"""What a pass does with the world as it is: files it has seen, images that hang or kill, storage that rounds."""
+"""What a pass does with the processes as it is: files it has seen, images that hang or kill, storage that rounds."""
 
 import json
 import os

@@ -84,8 +84,8 @@ def test_no_study_is_on_two_sides(rehearsed: Rehearsed, name: str) -> None:
     for run in runs_of(rehearsed(name)):
         study = pd.Series([image_id.split("_")[0] for image_id in run.images().image_ids])
         for fold in run.protocol().folds:
-            assert len(fold.train) + len(fold.held) == len(study) == 48
-            assert not set(study[fold.train]) & set(study[fold.held])
+            assert len(fold.train) + len(fold.val) == len(study) == 48
+            assert not set(study[fold.train]) & set(study[fold.val])
 
 
 @pytest.mark.slow

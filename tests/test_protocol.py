@@ -58,15 +58,15 @@ def task_of(tmp_path: Path, columns: dict[str, list[str]] | None = None, target:
 
 def parts(protocol: Protocol, task: Task) -> list[list[Array]]:
     """Everything that is ever on different sides of something: test, train and held rows; learnt from and watched."""
-    inner = [(fold, outer.fold.held) for outer in protocol.outer for fold in outer.inner]
+    inner = [(fold, outer.fold.val) for outer in protocol.outer for fold in outer.inner]
     found = []
     none = np.array([], dtype=int)
     for fold, outside in [*((fold, none) for fold in protocol.folds), *inner]:
-        found.append([protocol.test, fold.train, fold.held, outside])
+        found.append([protocol.test, fold.train, fold.val, outside])
         kept, watched = watch_rows(task, protocol.groups, fold.train, protocol.seed)
         assert np.array_equal(np.sort(np.concatenate([kept, watched])), fold.train)
         assert len(watched)
-        found.append([protocol.test, kept, watched, fold.held, outside])
+        found.append([protocol.test, kept, watched, fold.val, outside])
     return found
 
 
@@ -84,10 +84,10 @@ def check_nothing_crosses(task: Task, spec: SplitSpec, keys: list[list[str]]) ->
             assert len(set().union(*on)) == sum(map(len, on))
     if spec.n_splits:
         for repeat in repeats:
-            held = np.concatenate([fold.held for fold in protocol.folds if fold.repeat == repeat])
+            held = np.concatenate([fold.val for fold in protocol.folds if fold.repeat == repeat])
             assert np.array_equal(np.sort(held), protocol.rows)
     for outer in protocol.outer:
-        within = np.concatenate([fold.held for fold in outer.inner])
+        within = np.concatenate([fold.val for fold in outer.inner])
         assert np.array_equal(np.sort(within), outer.fold.train)
     assert len(protocol.outer) == (len(protocol.folds) if spec.nested else 0)
     return protocol
@@ -148,19 +148,19 @@ def test_given_sides_are_kept_and_validation_is_carved_from_train_alone(tmp_path
     protocol = divide(plain(tmp_path, ["train"] * 60 + ["test"] * 40), SplitSpec(), no_vectors)
     assert protocol.test.tolist() == list(range(60, 100))
     assert protocol.rows.tolist() == list(range(60))
-    assert len(protocol.folds[0].held) == 12
+    assert len(protocol.folds[0].val) == 12
     assert protocol.is_hold_out
 
 
 def test_given_validation_rows_are_used_unless_a_fraction_or_folds_are_asked_for(tmp_path: Path) -> None:
     task = plain(tmp_path, ["train"] * 80 + ["val"] * 4 + ["test"] * 16)
     (fold,) = divide(task, SplitSpec(seed=5), no_vectors).folds
-    assert (fold.held.tolist(), fold.train.tolist()) == ([80, 81, 82, 83], list(range(80)))
+    assert (fold.val.tolist(), fold.train.tolist()) == ([80, 81, 82, 83], list(range(80)))
     (drawn,) = divide(task, SplitSpec(val_fraction=0.25), no_vectors).folds
-    assert len(drawn.held) in range(18, 25)
-    assert sorted([*drawn.train, *drawn.held]) == list(range(84))
+    assert len(drawn.val) in range(18, 25)
+    assert sorted([*drawn.train, *drawn.val]) == list(range(84))
     folds = divide(task, SplitSpec(n_splits=4), no_vectors).folds
-    assert sorted(np.concatenate([fold.held for fold in folds])) == list(range(84))
+    assert sorted(np.concatenate([fold.val for fold in folds])) == list(range(84))
 
 
 def test_given_validation_rows_cannot_be_drawn_anew(tmp_path: Path) -> None:

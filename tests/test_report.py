@@ -26,7 +26,7 @@ from featcache.finetune.fine_tune import fine_tune
 from featcache.heads import HeadSpec, inference
 from featcache.identity import digest_bytes
 from featcache.images import DecodeSpec, TransformSpec
-from featcache.images.cache import Seen, stamp_of
+from featcache.images.cache import FileCache, stamp_of
 from featcache.manifest import Manifest
 from featcache.metrics import intervals
 from featcache.prediction import predict
@@ -38,7 +38,7 @@ from featcache.reporting.document import Chapter, Table, Words
 from featcache.reporting.materials import Material, load_materials
 from featcache.reporting.page import GENERATOR, Page, render
 from featcache.reporting.report import Reported, report
-from featcache.reporting.run_view import Subject, subjects
+from featcache.reporting.run_view import RunView, run_views_of
 from featcache.runs import Run
 from featcache.splits.protocol import SplitSpec
 from featcache.splits.task import TargetSpec
@@ -106,7 +106,7 @@ def embedded(folder: Path) -> Path:
         parts.write(Part(0, {"pooled": pooled, "grid": grid}, content, np.zeros(N, dtype=np.uint8), {}))
         publish(path, parts.heads(), names(), columns, identity)
         parts.clear()
-    seen = Seen()
+    seen = FileCache()
     for file, digest in zip(files, content, strict=True):
         seen.keep(file, stamp_of(file), digest)
     seen.write(path)
@@ -157,8 +157,8 @@ def chapter_of(path: Path) -> Chapter:
     return report_module._chapter(subject_of(path), nothing, [], False, projection.Shown([]), lambda text: None)
 
 
-def subject_of(path: Path) -> Subject:
-    (found,) = subjects([Run.open(path)])
+def subject_of(path: Path) -> RunView:
+    (found,) = run_views_of([Run.open(path)])
     return found
 
 
@@ -300,9 +300,9 @@ def test_curves_have_the_areas_of_the_record(folder: Path, two: Reported) -> Non
 def test_reliability_is_that_of_the_record(folder: Path, tmp_path: Path) -> None:
     """Of a Run with a temperature, which so few validation rows do not tell."""
     shutil.copytree(folder / "two", tmp_path / "two")
-    record, subject = Run.open(folder / "two").record, subject_of(folder / "two")
-    labels, cooled = subject.labels("test"), subject.sides["test"].logits / 2.0
-    expected = metrics.reliability(labels, cooled, subject.task.positive)
+    record, run_view = Run.open(folder / "two").record, subject_of(folder / "two")
+    labels, cooled = run_view.labels("test"), run_view.sides["test"].logits / 2.0
+    expected = metrics.reliability(labels, cooled, run_view.task.positive)
     record["metrics"]["test"]["calibrated"] = {"ece": 0.1, "reliability": expected}
     (tmp_path / "two" / "run.json").write_text(json.dumps({**record, "temperature": 2.0}))
     rows = rows_of(chapter_of(tmp_path / "two"), "two-reliability")
@@ -318,13 +318,13 @@ def test_scores_are_counted_once_each(folder: Path, two: Reported) -> None:
 
 
 def test_numbers_by_a_column_equal_those_of_its_rows(folder: Path, two: Reported) -> None:
-    subject = subject_of(folder / "two")
-    side = subject.sides["test"]
+    run_view = subject_of(folder / "two")
+    side = run_view.sides["test"]
     views = ["lateral" if row % 5 == 0 else "<b>frontal" for row in side.rows.tolist()]
     for view in set(views):
         mask = np.array([each == view for each in views])
-        labels = subject.task.labels[side.rows[mask]]
-        expected = metrics.evaluate(labels, side.logits[mask], subject.task.positive, subject.threshold)
+        labels = run_view.task.labels[side.rows[mask]]
+        expected = metrics.evaluate(labels, side.logits[mask], run_view.task.positive, run_view.threshold)
         rows = [row for row in csv_of(two, "two-by-view.csv") if row["value"] == view]
         found = {row["number"]: row["estimate"] for row in rows}
         assert {int(row["n"]) for row in rows} == {len(labels)}
@@ -369,12 +369,12 @@ def test_other_tasks_are_told_as_they_are(folder: Path, tmp_path: Path) -> None:
 
 
 def test_missed_positives_come_first_and_the_surest_before_others(folder: Path) -> None:
-    subject = subject_of(folder / "two")
-    side, labels = subject.sides["test"], subject.labels("test")
-    kinds = gallery.choose(subject)
+    run_view = subject_of(folder / "two")
+    side, labels = run_view.sides["test"], run_view.labels("test")
+    kinds = gallery.choose(run_view)
     order = [kind.key for kind in kinds]
     assert order == [key for key in ("missed", "false-alarms", "found", "rightly-absent") if key in order]
-    positive = subject.task.positive
+    positive = run_view.task.positive
     for kind in kinds:
         p = side.p[kind.places, positive]
         is_positive, called_so = labels[kind.places] == positive, side.called[kind.places] == positive
@@ -390,20 +390,20 @@ def nearest_by_hand(features: np.ndarray, row: int, taught: Sequence[int], k: in
 
 
 def test_neighbours_are_the_nearest_of_all_training_rows(folder: Path, two: Reported) -> None:
-    subject = subject_of(folder / "two")
+    run_view = subject_of(folder / "two")
     with ExitStack() as opened:
-        vectors = load_materials([subject], [], None, opened)[0].vectors
+        vectors = load_materials([run_view], [], None, opened)[0].vectors
         assert vectors is not None
-        rows = subject.sides["test"].rows
-        found = gallery.neighbours(subject, vectors, rows)
-        taught = subject.sides["train"].rows.tolist()
+        rows = run_view.sides["test"].rows
+        found = gallery.neighbours(run_view, vectors, rows)
+        taught = run_view.sides["train"].rows.tolist()
         for row in rows.tolist():
             assert [other for other, _ in found[row]] == nearest_by_hand(vectors.features, row, taught, 3)
             x, y = vectors.features[row], vectors.features[found[row][0][0]]
             assert found[row][0][1] == pytest.approx(float(x @ y / np.linalg.norm(x) / np.linalg.norm(y)), abs=1e-6)
         first = csv_of(two, "two-found.csv")[0]
-        place = subject.task.image_ids.index(first["image_id"].removeprefix("'"))
-        assert first["neighbours"].split(" | ")[0].startswith(subject.shown[found[place][0][0]])
+        place = run_view.task.image_ids.index(first["image_id"].removeprefix("'"))
+        assert first["neighbours"].split(" | ")[0].startswith(run_view.shown[found[place][0][0]])
 
 
 def test_a_row_has_no_neighbour_that_taught_another_head(tmp_path: Path) -> None:
@@ -413,11 +413,11 @@ def test_a_row_has_no_neighbour_that_taught_another_head(tmp_path: Path) -> None
     with Store.open(path) as store:
         train_head(store, HeadSpec(epochs=2), tmp_path / "run", split=SplitSpec(n_splits=3))
         train_head(store, HeadSpec.of("knn"), tmp_path / "knn")
-    subject = subject_of(tmp_path / "run")
-    assert subject.reported == "val"
-    for fold in subject.protocol.folds:
-        for row in fold.held.tolist():
-            assert np.array_equal(subject.taught("val", row), fold.train)
+    run_view = subject_of(tmp_path / "run")
+    assert run_view.reported == "val"
+    for fold in run_view.protocol.folds:
+        for row in fold.val.tolist():
+            assert np.array_equal(run_view.taught("val", row), fold.train)
     assert "knn head" in gallery.evidence_missing(subject_of(tmp_path / "knn"), None)
 
 
@@ -426,13 +426,13 @@ def test_a_map_of_a_linear_head_sums_to_its_log_odds(folder: Path) -> None:
     with Store.open(folder / "s.h5") as store:
         grid, pooled = store.features("grid"), store.features()
     for name in ("two", "three", "findings"):
-        subject = subject_of(folder / name)
-        run, c = subject.run, len(subject.classes)
+        run_view = subject_of(folder / name)
+        run, c = run_view.run, len(run_view.classes)
         z = run.logits(pooled).astype(np.float64)
         for of in range(c):
-            found = cam.maps(run.spec, run.weights(), grid, subject.task, np.full(N, of))
+            found = cam.maps(run.spec, run.weights(), grid, run_view.task, np.full(N, of))
             assert found.shape == (N, SIDE, SIDE)
-            said = found.sum(axis=(1, 2)) + cam.constant(run.weights(), subject.task, of)
+            said = found.sum(axis=(1, 2)) + cam.constant(run.weights(), run_view.task, of)
             others = np.delete(z, of, axis=1).mean(axis=1)
             np.testing.assert_allclose(said, z[:, of] - (0 if name == "findings" else others), atol=1e-5)
 
@@ -440,11 +440,11 @@ def test_a_map_of_a_linear_head_sums_to_its_log_odds(folder: Path) -> None:
 @pytest.mark.parametrize("name", ["mlp", "flat"])
 def test_a_map_of_another_head_is_its_gradient(folder: Path, name: str) -> None:
     """Scaling an image's map by (1 + e) moves the log odds by e times the sum of what its places add."""
-    subject = subject_of(folder / name)
-    run, positive = subject.run, subject.task.positive
+    run_view = subject_of(folder / name)
+    run, positive = run_view.run, run_view.task.positive
     with Store.open(folder / "s.h5") as store:
         grid = store.features("grid")[:20]
-    found = cam.maps(run.spec, run.weights(), grid, subject.task, np.full(20, positive))
+    found = cam.maps(run.spec, run.weights(), grid, run_view.task, np.full(20, positive))
 
     def log_odds(scale: float) -> np.ndarray:
         x = grid.mean(axis=(2, 3)) if name == "mlp" else grid.reshape(20, -1)
@@ -476,15 +476,15 @@ def untested(folder: Path) -> Path:
 
 def test_a_map_is_of_the_head_that_scored_the_image(untested: Path) -> None:
     """Of folds that of its fold, of which the probability is; where it was not kept, there is none."""
-    subject = subject_of(untested / "folds")
-    side = subject.sides["val"]
+    run_view = subject_of(untested / "folds")
+    side = run_view.sides["val"]
     with Store.open(untested / "s.h5") as store:
         place = {name: i for i, name in enumerate(store.image_ids)}
-        x = store.features()[[place[subject.task.image_ids[row]] for row in side.rows]]
-    heads = subject.heads(side.rows)
+        x = store.features()[[place[run_view.task.image_ids[row]] for row in side.rows]]
+    heads = run_view.heads(side.rows)
     assert np.sum([here for here, _ in heads], axis=0).tolist() == [1] * len(side)
     for here, head in heads:
-        z = inference.logits(subject.run.spec, head, x[here], 2, subject.task.positive)
+        z = inference.logits(run_view.run.spec, head, x[here], 2, run_view.task.positive)
         np.testing.assert_allclose(metrics.probabilities(z), side.p[here], atol=1e-6)
     with ExitStack() as files:
         (found,) = load_materials([subject_of(untested / "refitted")], [untested / "s.h5"], None, files)
@@ -513,12 +513,12 @@ def test_vectors_that_are_no_mean_are_not_read_place_by_place() -> None:
 
 
 def test_the_hidden_layer_is_what_the_last_layer_acts_on(folder: Path) -> None:
-    subject = subject_of(folder / "mlp")
+    run_view = subject_of(folder / "mlp")
     with Store.open(folder / "s.h5") as store:
         x = store.features()
-    tensors = subject.run.weights()
-    z = projection.hidden(subject, x) @ tensors["weight"].T + tensors["bias"]
-    np.testing.assert_allclose(z, subject.run.logits(x), atol=1e-6)
+    tensors = run_view.run.weights()
+    z = projection.hidden(run_view, x) @ tensors["weight"].T + tensors["bias"]
+    np.testing.assert_allclose(z, run_view.run.logits(x), atol=1e-6)
     assert np.array_equal(inference.hidden(subject_of(folder / "two").run.spec, {}, x), x)
 
 
@@ -536,12 +536,12 @@ def test_umap_gives_the_same_plane_twice() -> None:
 
 
 def test_a_map_shows_all_errors_and_says_of_how_many(folder: Path, two: Reported) -> None:
-    subject = subject_of(folder / "two")
-    found = projection.sample(subject)
-    wrong = set(subject.sides["test"].rows[subject.is_error("test")].tolist())
+    run_view = subject_of(folder / "two")
+    found = projection.sample(run_view)
+    wrong = set(run_view.sides["test"].rows[run_view.is_error("test")].tolist())
     assert wrong <= set(found.rows.tolist())
     assert len(set(found.rows.tolist())) == len(found)
-    n = len(subject.sides["test"])
+    n = len(run_view.sides["test"])
     assert any(f"of {n} of {n} test images" in text for text in Seer(read(two)).texts)
     assert len(csv_of(two, "two-map-vectors-class.csv")) == len(found)
 
@@ -566,13 +566,13 @@ def test_an_image_that_is_another_by_now_is_not_shown(folder: Path, tmp_path: Pa
     for i in (1, 7):
         draw(tmp_path / "images" / f"{i:03d}.png", 1000 + i)
     (tmp_path / "images" / "013.png").unlink()
-    subject = subject_of(folder / "two")
+    run_view = subject_of(folder / "two")
     with ExitStack() as opened:
-        (found,) = load_materials([subject], [], Manifest.read(tmp_path / "rows.csv"), opened)
+        (found,) = load_materials([run_view], [], Manifest.read(tmp_path / "rows.csv"), opened)
     assert found.pictures is not None
     found.pictures.load(range(20))
     assert [row for row in range(20) if found.pictures.get(row) is None] == [1, 7, 13]
-    assert found.pictures.changed == {subject.shown[row] for row in (1, 7, 13)}
+    assert found.pictures.changed == {run_view.shown[row] for row in (1, 7, 13)}
     with Image.open(folder / "images" / "002.png") as image:
         expected = TransformSpec((24, 24), 1.0, "bilinear", (0.5,) * 3, (0.5,) * 3)(image)
     assert np.array_equal(np.asarray(found.pictures.get(2)), expected)
@@ -666,9 +666,9 @@ def test_another_store_is_refused_where_it_is_given_and_passed_over_where_not(fo
     with pytest.raises(IdentityMismatch, match="other vectors"):
         report(folder / "two", tmp_path / "r.html", other)
     shutil.copytree(folder / "two", tmp_path / "two")
-    subject = subject_of(tmp_path / "two")
+    run_view = subject_of(tmp_path / "two")
     with ExitStack() as opened:
-        (found,) = load_materials([subject], [], None, opened)
+        (found,) = load_materials([run_view], [], None, opened)
     assert found.vectors is None
     assert "holds other vectors" in found.no_vectors
     assert not (tmp_path / "r.html").exists()
@@ -725,13 +725,13 @@ def test_images_of_another_set_are_refused_and_missing_ones_named(folder: Path, 
     with pytest.raises(UsageError, match=rf"none of the {N} images of .*two can be had from .*others; the first is "):
         report(folder / "two", tmp_path / "r.html", images=tmp_path / "others")
     assert not (tmp_path / "r.html").exists()
-    subject = subject_of(folder / "two")
+    run_view = subject_of(folder / "two")
     with ExitStack() as opened:
-        (found,) = load_materials([subject], [], manifest_of(folder, tmp_path / "rows.csv", range(5, N)), opened)
+        (found,) = load_materials([run_view], [], manifest_of(folder, tmp_path / "rows.csv", range(5, N)), opened)
     assert found.pictures is not None
-    told = ", ".join(subject.shown[:3])
+    told = ", ".join(run_view.shown[:3])
     assert found.no_pictures == f"Not under rows.csv, and so not shown: 5 of the {N} images of two: {told} and 2 more."
-    assert found.no_pictures in [block.text for block in gallery.gallery(subject, found) if isinstance(block, Words)]
+    assert found.no_pictures in [block.text for block in gallery.gallery(run_view, found) if isinstance(block, Words)]
 
 
 def test_a_store_behind_a_link_has_its_images(folder: Path, tmp_path: Path) -> None:
@@ -743,14 +743,14 @@ def test_a_store_behind_a_link_has_its_images(folder: Path, tmp_path: Path) -> N
 
 
 def test_a_folder_is_that_of_the_name_whatever_the_store_has(folder: Path) -> None:
-    subject = subject_of(folder / "two")
+    run_view = subject_of(folder / "two")
     with ExitStack() as opened:
-        vectors = load_materials([subject], [], None, opened)[0].vectors
+        vectors = load_materials([run_view], [], None, opened)[0].vectors
         assert vectors is not None
         vectors.store.columns[decisions.FOLDER] = ["elsewhere"] * N
-        found = decisions.column_of(subject, decisions.FOLDER, vectors)
-    assert found == [name.rpartition("/")[0] for name in subject.task.image_ids]
-    assert found == decisions.column_of(subject, decisions.FOLDER, None)
+        found = decisions.column_of(run_view, decisions.FOLDER, vectors)
+    assert found == [name.rpartition("/")[0] for name in run_view.task.image_ids]
+    assert found == decisions.column_of(run_view, decisions.FOLDER, None)
 
 
 def forget_digests(run_path: Path) -> None:
@@ -878,7 +878,7 @@ def test_a_damaged_record_is_one_line(folder: Path, tmp_path: Path, name: str) -
 
 @pytest.fixture(scope="module")
 def compared(folder: Path) -> Chapter:
-    return comparison.compared(subjects([Run.open(folder / name) for name in ("two", "mlp", "three")]))
+    return comparison.compared(run_views_of([Run.open(folder / name) for name in ("two", "mlp", "three")]))
 
 
 def rows_of(chapter: Chapter, name: str) -> list[dict[str, Any]]:
@@ -967,10 +967,10 @@ def test_folds_around_folds_are_told_where_they_are_decided(folder: Path, tmp_pa
         target, split = TargetSpec(("kind",), tmp_path / "kind.csv"), SplitSpec(n_splits=2, nested=True)
         youden = SelectionSpec(operating_point="youden")
         train_head(store, HeadSpec(epochs=2), tmp_path / "n", target=target, split=split, report=youden)
-    subject, record = subject_of(tmp_path / "n"), Run.open(tmp_path / "n").record
-    assert (subject.reported, subject.threshold) == ("outer", None)
-    errors = int(subject.is_error("outer").sum())
-    assert errors == round((1 - record["metrics"]["outer"]["accuracy"]) * len(subject.sides["outer"]))
+    run_view, record = subject_of(tmp_path / "n"), Run.open(tmp_path / "n").record
+    assert (run_view.reported, run_view.threshold) == ("outer", None)
+    errors = int(run_view.is_error("outer").sum())
+    assert errors == round((1 - record["metrics"]["outer"]["accuracy"]) * len(run_view.sides["outer"]))
     chapter = chapter_of(tmp_path / "n")
     assert chapter.headlines[1].cell.value == record["metrics"]["outer"]["recall"]
     header = next(block for block in chapter.sections[1].blocks if isinstance(block, Table)).header

@@ -88,7 +88,7 @@ def check_same_division(found: Protocol, wanted: Protocol, rows: np.ndarray) -> 
     for ours, theirs in zip(found.folds, wanted.folds, strict=True):
         assert (ours.repeat, ours.number) == (theirs.repeat, theirs.number)
         assert rows[ours.train].tolist() == theirs.train.tolist()
-        assert rows[ours.held].tolist() == theirs.held.tolist()
+        assert rows[ours.val].tolist() == theirs.val.tolist()
     same = wanted.groups[rows][:, None] == wanted.groups[rows]
     assert np.array_equal(found.groups[:, None] == found.groups, same)
     assert (found.seed, found.left_out) == (wanted.seed, wanted.left_out)
@@ -285,7 +285,7 @@ def test_the_heads_of_the_folds_say_what_the_val_rows_were_told(tmp_path: Path, 
     assert all(head.keys() == run.weights().keys() for head in heads)
     p = {row["image_id"]: float(row["p_sick"]) for row in side(run, "val")}
     for head, fold in zip(heads, folds, strict=True):
-        names = [images.image_ids[i] for i in fold.held]
+        names = [images.image_ids[i] for i in fold.val]
         z = inference.logits(spec, head, x[[row_of[name] for name in names]], 2, 1)
         said = 1 / (1 + np.exp(z[:, 0] - z[:, 1]))
         np.testing.assert_allclose(said, [p[name] for name in names], atol=1e-5)

@@ -52,7 +52,7 @@ def ranked(bench: Bench, specs: Sequence[HeadSpec], select: str = "auroc") -> li
 def score(bench: Bench, spec: HeadSpec, fold: Fold, select: str) -> float:
     """What the head of one spec, trained alone, scores on the held rows of one fold."""
     (fitted,) = bench.run(bench.fits([spec], [fold]))
-    found = metrics.evaluate(bench.task.labels[fold.held], fitted.logits, 1)[select]
+    found = metrics.evaluate(bench.task.labels[fold.val], fitted.logits, 1)[select]
     return -found if select == "loss" else found
 
 
@@ -91,7 +91,7 @@ def test_the_held_rows_of_a_fold_change_nothing_of_its_head(tmp_path: Path, kind
         spec = HeadSpec.of(kind, epochs=8, lr=0.05, patience=2, schedule="plateau", lr_patience=1)
     for fold in bench.protocol.folds:
         x, labels = bench.x["pooled"].clone(), bench.task.labels.copy()
-        x[fold.held], labels[fold.held] = 1e3, 1 - labels[fold.held]
+        x[fold.val], labels[fold.val] = 1e3, 1 - labels[fold.val]
         task = replace(bench.task, labels=labels)
         poisoned = replace(bench, task=task, x={"pooled": x}, targets=_targets(task))
         (before,), (after,) = (each.run(each.fits([spec], [fold])) for each in (bench, poisoned))
@@ -166,10 +166,10 @@ def test_every_row_is_scored_by_heads_that_have_not_seen_it(tmp_path: Path) -> N
     rows, logits = out_of_fold(N, fitted)
     assert rows.tolist() == list(range(N))
     for i in (0, 17, N - 1):
-        unseen = [each for each in fitted if i in each.fit.held]
+        unseen = [each for each in fitted if i in each.fit.val]
         assert len(unseen) == 2
         assert not any(i in each.fit.train for each in unseen)
-        expected = np.mean([each.logits[each.fit.held == i][0] for each in unseen], axis=0)
+        expected = np.mean([each.logits[each.fit.val == i][0] for each in unseen], axis=0)
         np.testing.assert_allclose(logits[i], expected, atol=1e-6)
 
 
@@ -185,8 +185,8 @@ def test_watched_rows_are_training_rows_that_nothing_is_learnt_from(tmp_path: Pa
     for fit, fold in zip(fits, protocol.folds * 3, strict=True):
         assert np.array_equal(np.sort(np.concatenate([fit.train, fit.watch])), fold.train)
         assert (len(fit.watch) > 0) == fit.spec.needs_watch
-        assert not set(fit.watch) & set(fit.held)
-        assert not {group[i] for i in fit.watch} & {group[i] for i in np.concatenate([fit.train, fit.held])}
+        assert not set(fit.watch) & set(fit.val)
+        assert not {group[i] for i in fit.watch} & {group[i] for i in np.concatenate([fit.train, fit.val])}
 
 
 def test_kinds_may_be_mixed_and_come_back_in_order(tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ def test_findings_are_ranked_by_their_mean(tmp_path: Path) -> None:
     bench = bench_of(tmp_path, columns=columns)
     for each in ranked(bench, grid(["ridge"], {"alpha": [1.0, 1e6]})):
         fitted = bench.run(bench.fits([each.spec], bench.protocol.folds))
-        expected = [metrics.evaluate_findings(bench.task.labels[f.fit.held], f.logits)["auroc"] for f in fitted]
+        expected = [metrics.evaluate_findings(bench.task.labels[f.fit.val], f.logits)["auroc"] for f in fitted]
         assert each.scores == pytest.approx(expected)
         assert each.mean > 0.7
         rows, logits = out_of_fold(N, fitted)

@@ -45,14 +45,14 @@ def check_valid_split(split: Split, n: int, groups: np.ndarray) -> None:
 def check_valid_folds(folds: list[Fold], n: int, groups: np.ndarray) -> None:
     """A fold's sides are together all n rows, in order, and share no group; each row is held once per repeat."""
     for fold in folds:
-        check_valid_split(Split(fold.train, fold.held, NO_ROWS), n, groups)
-        assert len(fold.train) + len(fold.held) == n
+        check_valid_split(Split(fold.train, fold.val, NO_ROWS), n, groups)
+        assert len(fold.train) + len(fold.val) == n
         assert len(fold.train)
-        assert len(fold.held)
+        assert len(fold.val)
     for repeat in {fold.repeat for fold in folds}:
         of_repeat = [fold for fold in folds if fold.repeat == repeat]
         assert [fold.number for fold in of_repeat] == list(range(len(of_repeat)))
-        assert sorted(np.concatenate([fold.held for fold in of_repeat]).tolist()) == list(range(n))
+        assert sorted(np.concatenate([fold.val for fold in of_repeat]).tolist()) == list(range(n))
 
 
 def both_ways(one: np.ndarray, other: np.ndarray) -> list[Fold]:
@@ -61,7 +61,7 @@ def both_ways(one: np.ndarray, other: np.ndarray) -> list[Fold]:
 
 
 def rows_of(folds: list[Fold]) -> list[tuple[int, int, list[int], list[int]]]:
-    return [(fold.repeat, fold.number, fold.train.tolist(), fold.held.tolist()) for fold in folds]
+    return [(fold.repeat, fold.number, fold.train.tolist(), fold.val.tolist()) for fold in folds]
 
 
 @st.composite
@@ -163,7 +163,7 @@ def test_k_folds_are_valid_and_complete_or_refused(task: tuple[Any, ...], repeat
     assert len(folds) == k * repeats
     check_valid_folds(folds, len(labels), groups)
     for fold in folds:
-        assert set(labels[fold.train]) == set(labels[fold.held]) == set(labels)
+        assert set(labels[fold.train]) == set(labels[fold.val]) == set(labels)
     assert rows_of(folds) == rows_of(k_folds(labels, groups, k, seed, repeats))
 
 
@@ -176,8 +176,8 @@ def test_even_groups_are_never_refused_however_they_are_numbered(seed: int, per_
     for numbering in (groups, rng.permutation(120)[groups], -groups):
         folds = k_folds(labels, numbering, k, seed)
         check_valid_folds(folds, 120, groups)
-        assert all(abs(len(fold.held) - 120 / k) <= 2 * per_group for fold in folds)
-        assert all(abs(labels[fold.held].mean() - 0.5) < 0.2 for fold in folds)
+        assert all(abs(len(fold.val) - 120 / k) <= 2 * per_group for fold in folds)
+        assert all(abs(labels[fold.val].mean() - 0.5) < 0.2 for fold in folds)
 
 
 def test_words_and_numbers_are_folded_alike() -> None:
@@ -193,14 +193,14 @@ def test_folds_are_those_of_scikit_learn() -> None:
     labels, groups = rng.integers(0, 2, 200), rng.integers(0, 60, 200)
     expected = StratifiedGroupKFold(5, shuffle=True, random_state=7).split(labels, labels, groups)
     ours = k_folds(labels, groups, 5, 7)
-    assert [(f.train.tolist(), f.held.tolist()) for f in ours] == [(t.tolist(), h.tolist()) for t, h in expected]
+    assert [(f.train.tolist(), f.val.tolist()) for f in ours] == [(t.tolist(), h.tolist()) for t, h in expected]
 
 
 def test_a_repeat_has_the_folds_of_the_next_seed() -> None:
     labels, groups = np.arange(100) % 2, np.arange(100)
     repeated = k_folds(labels, groups, 5, 3, repeats=2)
-    assert [f.held.tolist() for f in repeated[:5]] == [f.held.tolist() for f in k_folds(labels, groups, 5, 3)]
-    assert [f.held.tolist() for f in repeated[5:]] == [f.held.tolist() for f in k_folds(labels, groups, 5, 4)]
+    assert [f.val.tolist() for f in repeated[:5]] == [f.val.tolist() for f in k_folds(labels, groups, 5, 3)]
+    assert [f.val.tolist() for f in repeated[5:]] == [f.val.tolist() for f in k_folds(labels, groups, 5, 4)]
     assert rows_of(repeated[:5]) != rows_of(repeated[5:])
 
 
@@ -262,9 +262,9 @@ def test_a_draw_that_leaves_a_fold_without_a_class_is_drawn_again() -> None:
     assert any(set(labels[held]) != {0, 1} for held in first)
     folds = k_folds(labels, groups, 3, 0)
     check_valid_folds(folds, 10, groups)
-    assert all(set(labels[fold.held]) == {0, 1} for fold in folds)
+    assert all(set(labels[fold.val]) == {0, 1} for fold in folds)
     further = splits._stratified_parts(labels, groups, 3, splits.MAX_REPEATS)  # a seed that no other repeat begins with
-    assert [fold.held.tolist() for fold in folds] == [held.tolist() for held in further]
+    assert [fold.val.tolist() for fold in folds] == [held.tolist() for held in further]
 
 
 def test_groups_too_uneven_for_any_draw_are_refused_with_counts() -> None:
@@ -377,7 +377,7 @@ def written(record: Any) -> Any:
 
 def signed(**changes: Any) -> dict[str, Any]:
     """A small valid record with other values in places and a digest that matches them."""
-    entry = {"repeat": 0, "number": 0, "train": ["a"], "held": ["b"]}
+    entry = {"repeat": 0, "number": 0, "train": ["a"], "val": ["b"]}
     record = {"format": "featcache.split", "version": 1, "test": ["c"], "folds": [entry], **changes}
     text = json.dumps(record, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     return {**record, "sha256": hashlib.sha256(text.encode("ascii")).hexdigest()}
@@ -398,7 +398,7 @@ def test_a_split_comes_back_whatever_the_names_and_the_order_of_the_rows(
     groups = np.arange(len(rows))
     folds = k_folds(np.zeros(len(rows)), groups, 3, seed, repeats=2)
     check_valid_folds(folds, len(rows), groups)
-    folds = [Fold(rows[f.train][partial:], rows[f.held], f.repeat, f.number) for f in folds]
+    folds = [Fold(rows[f.train][partial:], rows[f.val], f.repeat, f.number) for f in folds]
     record = to_json(test, folds, names)
     assert all((entry["train"] is None) != partial for entry in record["folds"])
     back = from_json(written(record), names)
@@ -406,7 +406,7 @@ def test_a_split_comes_back_whatever_the_names_and_the_order_of_the_rows(
     order = rng.permutation(len(names))
     moved = from_json(written(record), [names[i] for i in order])
     assert sorted(order[moved[0]].tolist()) == test.tolist()
-    assert [sorted(order[f.held].tolist()) for f in moved[1]] == [f.held.tolist() for f in folds]
+    assert [sorted(order[f.val].tolist()) for f in moved[1]] == [f.val.tolist() for f in folds]
     assert to_json(moved[0], moved[1], [names[i] for i in order]) == record
 
 
@@ -420,8 +420,8 @@ def test_names_that_are_not_utf8_come_back() -> None:
 def test_the_record_is_as_documented() -> None:
     record = to_json(np.array([2]), both_ways(np.array([1]), np.array([0])), ["b", "a", "c"])
     entries = [
-        {"repeat": 0, "number": 0, "train": None, "held": ["b"]},
-        {"repeat": 0, "number": 1, "train": None, "held": ["a"]},
+        {"repeat": 0, "number": 0, "train": None, "val": ["b"]},
+        {"repeat": 0, "number": 1, "train": None, "val": ["a"]},
     ]
     assert record == signed(test=["c"], folds=entries)
 
@@ -481,9 +481,9 @@ ENTRY = signed()["folds"][0]
         ({"folds": [ENTRY, 1]}, "`folds` is not a list of objects"),
         ({"folds": [{**ENTRY, "repeat": -1}]}, "`repeat` or `number` of entry 0"),
         ({"folds": [{**ENTRY, "number": True}]}, "`repeat` or `number` of entry 0"),
-        ({"folds": [{"repeat": 0, "number": 0, "held": ["b"]}]}, "`train` or `held` of entry 0"),
-        ({"folds": [ENTRY, {**ENTRY, "number": 1, "held": None}]}, "`train` or `held` of entry 1"),
-        ({"folds": [{**ENTRY, "train": [0]}]}, "`train` or `held` of entry 0"),
+        ({"folds": [{"repeat": 0, "number": 0, "val": ["b"]}]}, "`train` or `val` of entry 0"),
+        ({"folds": [ENTRY, {**ENTRY, "number": 1, "val": None}]}, "`train` or `val` of entry 1"),
+        ({"folds": [{**ENTRY, "train": [0]}]}, "`train` or `val` of entry 0"),
         ({"folds": [ENTRY, ENTRY]}, "the same fold more than once"),
     ],
 )
@@ -497,9 +497,9 @@ def test_a_wrong_shape_is_refused_by_place(changes: dict[str, Any], fault: str) 
     [
         ({"train": ["a", "b"]}, r"fold 0 of repeat 0 has 1 row\(s\) on two sides, the first 'b'"),
         ({"train": ["a", "c"]}, "on two sides, the first 'c'"),
-        ({"held": ["c"]}, "on two sides, the first 'c'"),
+        ({"val": ["c"]}, "on two sides, the first 'c'"),
         ({"train": []}, "0 training and 1 held rows"),
-        ({"held": []}, "1 training and 0 held rows"),
+        ({"val": []}, "1 training and 0 held rows"),
         ({"train": None}, "0 training and 1 held rows"),
     ],
 )

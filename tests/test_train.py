@@ -18,7 +18,7 @@ from featcache import backbones
 from featcache.backbones.networks import DENSE
 from featcache.embedding import embed
 from featcache.errors import UsageError, WeightsUnavailable
-from featcache.finetune.callbacks import Telling
+from featcache.finetune.callbacks import Callbacks
 from featcache.finetune.fine_tune import fine_tune, head_for, train
 from featcache.heads import HeadSpec, modules, stacks
 from featcache.manifest import Manifest
@@ -60,7 +60,7 @@ def test_norms_without_statistics_stay_as_they_are_and_it_says_so(images: Path, 
     }
     save_file(state, tmp_path / "folded.safetensors")  # as they begin: mean 0, variance 1
     notes: list[str] = []
-    asked = {"weights": str(tmp_path / "folded.safetensors"), "telling": Telling(on_note=notes.append)}
+    asked = {"weights": str(tmp_path / "folded.safetensors"), "callbacks": Callbacks(on_note=notes.append)}
     run = trained(images, tmp_path / "run", recipe(Stage("last-block", 2)), **asked)
     assert run.record["recipe"]["freeze_bn"] == "yes"
     assert [note for note in notes if "hold no statistics" in note and "--freeze-bn no" in note]
@@ -157,7 +157,7 @@ def test_a_stopped_training_ends_as_one_that_was_not(images: Path, tmp_path: Pat
     how = recipe(augment=AugmentSpec())
     whole = trained(images, tmp_path / "whole", how, "simple-cnn")
     with pytest.raises(KeyboardInterrupt):
-        trained(images, tmp_path / "run", how, "simple-cnn", telling=Telling(on_epoch=stop_after(1)))
+        trained(images, tmp_path / "run", how, "simple-cnn", callbacks=Callbacks(on_epoch=stop_after(1)))
     run = trained(images, tmp_path / "run", how, "simple-cnn")
     for name in {path.name for path in whole.path.iterdir()} - {"run.json"}:
         assert (run.path / name).read_bytes() == (whole.path / name).read_bytes(), name
@@ -222,7 +222,7 @@ def spoilt(images: Path, tmp_path: Path) -> Path:
 def test_images_that_cannot_be_read_are_left_out_and_counted(images: Path, spoilt: Path, tmp_path: Path) -> None:
     """And change nothing else: the training is that of the others."""
     notes: list[str] = []
-    run = trained(spoilt, tmp_path / "run", telling=Telling(on_note=notes.append))
+    run = trained(spoilt, tmp_path / "run", callbacks=Callbacks(on_note=notes.append))
     clean = trained(images, tmp_path / "clean")
     assert run.record["left_out"]["unreadable image"] == 4
     assert any(
@@ -266,7 +266,7 @@ def test_identical_images_are_never_on_two_sides(images: Path, tmp_path: Path) -
             shutil.copy(path, path.with_name(f"{path.stem}-copy{i}.png"))
     run = trained(tmp_path / "images", tmp_path / "run", recipe(Stage("all", 1)))
     content, fold = run.images().content_sha256, run.protocol().folds[0]
-    assert not {content[i] for i in fold.train} & {content[i] for i in fold.held}
+    assert not {content[i] for i in fold.train} & {content[i] for i in fold.val}
 
 
 # --- refusals ---------------------------------------------------------------------------------------------------------
@@ -280,7 +280,7 @@ def test_another_transform_is_another_training(images: Path, tmp_path: Path) -> 
         trained(images, tmp_path / "run", how, input_size=48)
     assert Run.open(run.path).record == run.record
     with pytest.raises(KeyboardInterrupt):
-        trained(images, tmp_path / "stopped", how, telling=Telling(on_epoch=stop_after(1)))
+        trained(images, tmp_path / "stopped", how, callbacks=Callbacks(on_epoch=stop_after(1)))
     with pytest.raises(UsageError, match="holds an unfinished training that differs"):
         trained(images, tmp_path / "stopped", how, input_size=48)
 
@@ -289,7 +289,7 @@ def test_images_that_were_added_since_are_another_training(images: Path, tmp_pat
     shutil.copytree(images, tmp_path / "images")
     how = recipe(Stage("all", 1))
     with pytest.raises(KeyboardInterrupt):
-        trained(tmp_path / "images", tmp_path / "run", how, telling=Telling(on_epoch=stop_after(1)))
+        trained(tmp_path / "images", tmp_path / "run", how, callbacks=Callbacks(on_epoch=stop_after(1)))
     shutil.copy(images / "test" / "sick" / "005.png", tmp_path / "images" / "train" / "sick" / "more.png")
     (tmp_path / "images" / "test" / "sick" / "005.png").unlink()
     with pytest.raises(UsageError, match="holds an unfinished training that differs"):
@@ -325,7 +325,7 @@ def test_held_rows_of_one_class_choose_by_loss_alone(images: Path, tmp_path: Pat
     names = Manifest.read(images).image_ids
     run = trained(images, tmp_path / "first", recipe(Stage("all", 1)))
     division = json.loads((run.path / "split.json").read_text())
-    held = set(division["folds"][0]["held"])
+    held = set(division["folds"][0]["val"])
     rows = [f"{name},{'normal' if name in held else name.split('/')[1]}" for name in names]
     (tmp_path / "labels.csv").write_text("\n".join(["image_id,label", *rows]) + "\n")
     asked = {"target": TargetSpec(file=tmp_path / "labels.csv"), "split": SplitSpec(file=run.path / "split.json")}

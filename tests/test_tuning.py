@@ -21,9 +21,9 @@ from featcache import backbones
 from featcache.errors import UsageError
 from featcache.finetune import cut, learning
 from featcache.finetune.boundaries import FromStore
-from featcache.finetune.callbacks import Telling
+from featcache.finetune.callbacks import Callbacks
 from featcache.finetune.checkpoints import Checkpoints
-from featcache.finetune.distributed import World
+from featcache.finetune.distributed import Processes
 from featcache.finetune.inputs import ImageInputs, StoreInputs
 from featcache.finetune.loop import Sides, Tuner
 from featcache.finetune.pixels import Pixels
@@ -73,14 +73,14 @@ class Bench:
         targets = Targets(task.labels[None], len(task.classes), task.positive)
         sides = Sides(start.protocol.rows, np.array([], dtype=np.int64))
         if fold is not None:
-            sides = Sides(start.protocol.folds[fold].train, start.protocol.folds[fold].held)
+            sides = Sides(start.protocol.folds[fold].train, start.protocol.folds[fold].val)
 
         def by_loss(rows: np.ndarray, logits: np.ndarray) -> float:
             return -float(functional.cross_entropy(torch.from_numpy(logits), torch.from_numpy(task.labels[rows])))
 
         inputs = self._of_images(start, how) if images else self._of_store(start)
         head = start.made(start.tensors if fold is None else start.of_folds[fold], how.dropout)
-        made = Tuner(start.backbone, head, how, targets, sides, inputs.open, score or by_loss, World())
+        made = Tuner(start.backbone, head, how, targets, sides, inputs.open, score or by_loss, Processes())
         return made, start
 
     def _of_store(self, start: Start) -> StoreInputs:
@@ -92,7 +92,7 @@ class Bench:
         paths = [self.manifest.paths[self.manifest.image_ids.index(name)] for name in names]
         pixels = self._files.enter_context(Pixels(paths, start.backbone.transform, start.decode, memory_bytes=1 << 30))
         pixels.read(range(len(paths)))
-        inputs = ImageInputs(start.backbone, pixels, how, len(paths), "off", World(), Telling())
+        inputs = ImageInputs(start.backbone, pixels, how, len(paths), "off", Processes(), Callbacks())
         return self._files.enter_context(inputs)
 
 
@@ -108,8 +108,8 @@ def test_a_network_that_cannot_be_divided_says_that_all_of_it_runs(bench: Bench)
                        ("test_resnet", [])):  # fmt: skip
         backbone, notes = backbones.load(BackboneSpec(name, "random:0")), list[str]()
         pixels = Pixels(bench.manifest.paths[:1], backbone.transform, DecodeSpec(), memory_bytes=1 << 30)
-        telling = Telling(on_note=notes.append)
-        with pixels, ImageInputs(backbone, pixels, how, 1, "off", World(), telling) as inputs:
+        callbacks = Callbacks(on_note=notes.append)
+        with pixels, ImageInputs(backbone, pixels, how, 1, "off", Processes(), callbacks) as inputs:
             with inputs.open(cut.unfrozen(backbone.module, "last-block")):
                 pass
             assert notes == said
@@ -184,7 +184,7 @@ def plain_loop(bench: Bench, how: Recipe, parent: str) -> tuple[np.ndarray, dict
             net.eval()
             head.eval()
             with torch.no_grad():
-                held = functional.cross_entropy(head(net(x[fold.held]) / rms), y[fold.held])
+                held = functional.cross_entropy(head(net(x[fold.val]) / rms), y[fold.val])
             seen = functional.cross_entropy(torch.cat([z for z, _ in said]), torch.cat([y for _, y in said]))
             found.append([float(seen), float(held)])
     return np.array(found), {**net.state_dict(), **{f"head.{k}": t for k, t in head.state_dict().items()}}
@@ -359,7 +359,7 @@ def test_of_equal_epochs_the_first_is_kept(bench: Bench, tmp_path: Path) -> None
 
 def test_the_logits_before_and_after_are_those_of_what_is_kept(bench: Bench, tmp_path: Path) -> None:
     tuner, start = bench.tuner(recipe(), score=best_at(1))
-    held = start.protocol.folds[0].held
+    held = start.protocol.folds[0].val
     before = tuner.logits(held)
     run(tuner, tmp_path / "run")
     after = tuner.logits(held)

@@ -201,10 +201,10 @@ def _stepper(total: int, on_progress: Progress) -> Callable[[], None]:
 
 def _near(store: Store, x: Array, sides: Sequence[str], threshold: float, seed: int, notes: list[str]) -> Near:
     side, content = np.array(sides, dtype=object), np.array(store.content_sha256, dtype=object)
-    pairs, cosine, telling = _above(x, content, threshold, seed, notes)
+    pairs, cosine, callbacks = _above(x, content, threshold, seed, notes)
     closest, of_closest = suspects.closest_across(x, side, content)
-    if too_many := telling is not None:
-        closest, of_closest = closest[of_closest >= telling], of_closest[of_closest >= telling]
+    if too_many := callbacks is not None:
+        closest, of_closest = closest[of_closest >= callbacks], of_closest[of_closest >= callbacks]
     listed = set(map(tuple, pairs.tolist()))
     new = np.array([tuple(pair) not in listed for pair in closest.tolist()], dtype=bool)
     pairs, cosine = np.concatenate([pairs, closest[new]]), np.concatenate([cosine, of_closest[new]])

@@ -197,10 +197,10 @@ def out_of_fold(x: Array, y: Array, n_classes: int, folds: Sequence[Fold], seed:
     rng = np.random.default_rng(seed)
     learnt = [np.sort(rng.permutation(fold.train)[:MAX_ROWS]) for fold in folds]
     spec = HeadSpec.of("logreg", C=_C)
-    fits = [Fit(spec, Pool(train), train, fold.held) for train, fold in zip(learnt, folds, strict=True)]
+    fits = [Fit(spec, Pool(train), train, fold.val) for train, fold in zip(learnt, folds, strict=True)]
     logits = np.empty((len(y), n_classes), dtype=np.float32)
     for fitted in solve_all(fits, torch.from_numpy(x), Targets(y[None], n_classes, n_classes - 1)):
-        logits[fitted.fit.held] = fitted.logits
+        logits[fitted.fit.val] = fitted.logits
     return logits
 
 

@@ -135,8 +135,8 @@ def _out_of_fold(x: Array, y: Array, n_classes: int, folds: Sequence[Fold], seed
     for fold in folds:
         tree = DecisionTreeClassifier(max_leaf_nodes=_MOST_LEAVES, min_samples_leaf=_LEAST_LEAF, random_state=seed)
         tree.fit(x[fold.train], y[fold.train])
-        p = np.maximum(tree.predict_proba(x[fold.held]), _LEAST_P)
-        logits[np.ix_(fold.held, tree.classes_)] = np.log(p)
+        p = np.maximum(tree.predict_proba(x[fold.val]), _LEAST_P)
+        logits[np.ix_(fold.val, tree.classes_)] = np.log(p)
     return logits
 
 

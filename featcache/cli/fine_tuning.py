@@ -131,9 +131,9 @@ def fine_tune_command(
     }  # fmt: skip
     augmentation = {"rotation": rotation, "color_jitter": color_jitter, "hflip": hflip, "scale": scale}
     recipe = recipe_of(preset, unfreeze or [], epochs or [], fields, augmentation, augment)
-    with training() as (telling, opened):
+    with training() as (callbacks, opened):
         manifest = Manifest.read(images, allow_outside=allow_outside) if images else None
-        tell_notes(manifest, telling.on_note)
+        tell_notes(manifest, callbacks.on_note)
         done = fine_tune(
             Run.open(run),
             recipe,
@@ -144,7 +144,7 @@ def fine_tune_command(
             weights=weights,
             operating_point=operating_point,
             machine=spec_of(Machine, {"device": device, "compile": compile, "timeout_s": timeout}),
-            telling=telling,
+            callbacks=callbacks,
         )
     tell_tuned(as_json, done)
 
@@ -254,9 +254,9 @@ def train_command(
         "dropout": dropout,
         "seed": seed,
     }
-    with training() as (telling, _):
+    with training() as (callbacks, _):
         manifest = Manifest.read(images, group_pattern, allow_outside, spec_of(ColumnSpec, named))
-        tell_notes(manifest, telling.on_note)
+        tell_notes(manifest, callbacks.on_note)
         done = train(
             manifest,
             spec_of(BackboneSpec, {"name": model, "weights": weights, **seen}),
@@ -267,6 +267,6 @@ def train_command(
             split=spec_of(SplitSpec, drawn, seed="split-seed", n_splits="folds", n_repeats="repeats"),
             operating_point=operating_point,
             machine=spec_of(Machine, {"device": device, "compile": compile, "timeout_s": timeout}),
-            telling=telling,
+            callbacks=callbacks,
         )
     tell_tuned(as_json, done)

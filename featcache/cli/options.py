@@ -19,7 +19,7 @@ from featcache.recipe import PRESETS, AugmentSpec, Recipe, Stage, recipe
 Spec = TypeVar("Spec")
 _CALLED: dict[str, str | None] = {"timeout_s": "timeout", "texts": "text", "label columns": "label-column",
     "merge_classes": "merge", "drop_classes": "drop-class"}  # fmt: skip
-_NO_OPTIONS = {"columns", "file", "held", "kinds", "name", "options", "stages", "taps"}
+_NO_OPTIONS = {"base", "columns", "file", "kinds", "name", "options", "stages", "taps"}
 HEAD = "Head (repeat an option to try several values)"
 
 
@@ -261,5 +261,5 @@ def recipe_of(
     lengths = epochs or [base.stages[0].epochs] * len(names)
     stages = tuple(spec_of(Stage, {"unfreeze": n, "epochs": e}) for n, e in zip(names, lengths, strict=True))
     overrides: dict[str, Any] = {name: value for name, value in fields.items() if value is not None}
-    result: Recipe = spec_of(recipe, {"preset": preset, "stages": stages or None, "held": base, **overrides})
+    result: Recipe = spec_of(recipe, {"preset": preset, "stages": stages or None, "base": base, **overrides})
     return replace(result, augment=spec_of(AugmentSpec, augmentation) if augment else None)

@@ -58,7 +58,7 @@ def going_on(doing: str) -> Iterator[tuple[Callable[[int, int], None], Callable[
 def training() -> Iterator[tuple[Any, ExitStack]]:
     """How a training on pixels is followed: a bar while images are read, a line per epoch; and files to close with it.
     Of several processes that train together only the first speaks."""
-    from featcache.finetune.callbacks import Telling
+    from featcache.finetune.callbacks import Callbacks
 
     speaks, finished = not int(os.environ.get("RANK", "0")), False
     kept = interruptible(lambda: _KEPT if finished else _NO_EPOCH_YET)
@@ -73,7 +73,7 @@ def training() -> Iterator[tuple[Any, ExitStack]]:
             )
             on_note(f"epoch {done} of {total}: {losses}")
 
-        yield Telling(on_reading, on_epoch, on_note) if speaks else Telling(), opened
+        yield Callbacks(on_reading, on_epoch, on_note) if speaks else Callbacks(), opened
 
 
 @contextmanager

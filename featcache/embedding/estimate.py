@@ -24,7 +24,7 @@ from featcache.errors import FeatcacheError, ImageError
 from featcache.identity import Json
 from featcache.images import DecodeSpec
 from featcache.images.augment import ViewSpec
-from featcache.images.cache import Seen
+from featcache.images.cache import FileCache
 from featcache.images.workers import TIMEOUT_S, Decoders
 from featcache.manifest import Manifest
 from featcache.request import BackboneSpec
@@ -101,15 +101,15 @@ def forecast(
             computes.
     """
     n_decoders, n_views = n_workers or os.cpu_count() or 1, 1 + (augmentations.n if augmentations else 0)
-    seen = {path: Seen.read(path) for path in specs}
-    decode, manifest, _ = of_one_depth(decode, manifest, seen, n_decoders, timeout_s, on_note)
+    caches = {path: FileCache.read(path) for path in specs}
+    decode, manifest, _ = of_one_depth(decode, manifest, caches, n_decoders, timeout_s, on_note)
     canaries = Canaries(manifest, decode, timeout_s)
     machine = Machine(device, compile, len(manifest.paths), canaries)
     # Nothing is recalled of the networks: they are loaded to be timed.
     networks = networks_of(
-        specs, decode, augmentations, dtype, machine, canaries, {path: Seen() for path in specs}, on_note
+        specs, decode, augmentations, dtype, machine, canaries, {path: FileCache() for path in specs}, on_note
     )
-    n_known = min(_n_known(path, Plan.of(manifest, seen[path]), networks[path]) for path in specs)
+    n_known = min(_n_known(path, Plan.of(manifest, caches[path]), networks[path]) for path in specs)
 
     decode_s, decoder_bytes, pixels = _decoding(canaries, list(networks.values()), augmentations, n_decoders)
     forward_s = sum(_computing(network, images) for network, images in zip(networks.values(), pixels, strict=True))

@@ -1,6 +1,6 @@
 """A request's answer: what the network of a pass is, recalled from the last pass or learnt by loading it.
 
-Knowing an identity takes 5 to 7 s when torch has to be imported for it (two cores) and a millisecond when `seen`
+Knowing an identity takes 5 to 7 s when torch has to be imported for it (two cores) and a millisecond when `cache`
 remembers it. A pass that finds every vector there never loads the network; one that needs it loads it then, and checks
 that it is the one that was remembered.
 """
@@ -18,7 +18,7 @@ from featcache.embedding import kernels
 from featcache.errors import FeatcacheError
 from featcache.identity import Json, digest_json, environment, from_json
 from featcache.images import TransformSpec, augment
-from featcache.images.cache import Answer, Seen
+from featcache.images.cache import Answer, FileCache
 from featcache.images.probe import pixels_sha256
 from featcache.request import Request
 from featcache.store import (
@@ -75,7 +75,7 @@ class Network:
         on_low_precision: called when a network of a low precision is about to compute; what it raises ends the pass.
     """
 
-    def __init__(self, request: Request, machine: Machine, seen: Seen, on_note: Callable[[str], None]) -> None:
+    def __init__(self, request: Request, machine: Machine, cache: FileCache, on_note: Callable[[str], None]) -> None:
         self._request, self._machine, self._on_note = request, machine, on_note
         self._key = request.digest(environment())
         self._backbone: Backbone | None = None
@@ -83,13 +83,13 @@ class Network:
         self._drift: float | None = None
         self._canary: str | None = None
         self.on_low_precision: Callable[[], None] = lambda: None
-        recalled = self._recalled(seen)
+        recalled = self._recalled(cache)
         self._is_checked = recalled is None
         self.answer = recalled or self._answer(self._load())
 
-    def _recalled(self, seen: Seen) -> Answer | None:
+    def _recalled(self, cache: FileCache) -> Answer | None:
         """What the last pass remembered of this request, if it can be an answer to it."""
-        answer, request = seen.answer(self._key), self._request
+        answer, request = cache.answer(self._key), self._request
         if answer is None or set(answer.shapes) != set(request.backbone.taps):
             return None
         fields = {
@@ -175,10 +175,10 @@ class Network:
         """
         return self.forward.vectors(images)
 
-    def remember(self, seen: Seen) -> None:
+    def remember(self, cache: FileCache) -> None:
         """Keeps the answer for the next pass, if it was learnt in this one."""
         if self._backbone is not None:
-            seen.keep_answer(self._key, self.answer, self._backbone.weights_paths)
+            cache.keep_answer(self._key, self.answer, self._backbone.weights_paths)
 
     def why_alike(self) -> str:
         """The cause of equal vectors: some images of the pass, or else the network."""

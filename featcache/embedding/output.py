@@ -19,7 +19,7 @@ from featcache.embedding.plan import Plan
 from featcache.errors import FeatcacheError, IdentityMismatch, NoSpace, UsageError, in_our_words
 from featcache.identity import Json, digest_json
 from featcache.images.augment import ViewSpec
-from featcache.images.cache import Seen
+from featcache.images.cache import FileCache
 from featcache.manifest import Manifest
 from featcache.splits import unnamed_groups
 from featcache.store import (
@@ -127,7 +127,7 @@ class Output:
     """One store of a pass.
 
     Attributes:
-        seen: what the last pass saw, and what this one is remembered by.
+        cache: what the last pass saw, and what this one is remembered by.
         only_add: whether the store that is there keeps its rows and columns.
         folder: its finished parts.
         known: the vectors there are.
@@ -143,7 +143,7 @@ class Output:
     plan: Plan
     network: Network
     augmentations: ViewSpec | None
-    seen: Seen
+    cache: FileCache
     only_add: bool = False
     folder: PartFolder = field(init=False)
     known: KnownVectors = field(init=False)
@@ -211,9 +211,9 @@ class Output:
         return replace(done, n_resumed=self.n_resumed, seconds=seconds, failures=failures, **lost)
 
     def _remember(self) -> None:
-        self.plan.remember(self.seen, self.planned_ns)
-        self.network.remember(self.seen)
-        self.seen.write(self.store_path)
+        self.plan.remember(self.cache, self.planned_ns)
+        self.network.remember(self.cache)
+        self.cache.write(self.store_path)
 
     @contextmanager
     def _known(self) -> Iterator[KnownVectors]:

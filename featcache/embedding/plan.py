@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from featcache.identity import Json, digest_json
-from featcache.images.cache import Seen, Stamp, is_at_rest, stamp_of
+from featcache.images.cache import FileCache, Stamp, is_at_rest, stamp_of
 from featcache.manifest import Manifest
 from featcache.store import Store, check_identity, folder_of
 
@@ -25,12 +25,12 @@ class Plan:
     contents: list[str]
 
     @classmethod
-    def of(cls, manifest: Manifest, seen: Seen) -> "Plan":
+    def of(cls, manifest: Manifest, cache: FileCache) -> "Plan":
         """Looks at the files of a manifest, and opens none."""
         stamps = [stamp_of(path) for path in manifest.paths]
         rows = zip(manifest.image_ids, manifest.paths, stamps, strict=True)
         contents = [
-            "" if image_id in manifest.refused else seen.content(path, stamp) or "" for image_id, path, stamp in rows
+            "" if image_id in manifest.refused else cache.content(path, stamp) or "" for image_id, path, stamp in rows
         ]
         return cls(manifest, stamps, contents)
 
@@ -60,10 +60,10 @@ class Plan:
             is_told = weights_source != "run" or store.weights_source == "run"
             return same_images and is_told and store.columns == self.manifest.columns and not store.failures
 
-    def remember(self, seen: Seen, planned_ns: int) -> None:
+    def remember(self, cache: FileCache, planned_ns: int) -> None:
         """Keeps the content of the files that were at rest when the pass was planned: had one changed since, its times
         would show it."""
-        seen.files.clear()
+        cache.files.clear()
         for path, stamp, content in zip(self.manifest.paths, self.stamps, self.contents, strict=True):
             if content and is_at_rest(stamp, planned_ns):
-                seen.keep(path, stamp, content)
+                cache.keep(path, stamp, content)

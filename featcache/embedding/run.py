@@ -29,7 +29,7 @@ from featcache.errors import FeatcacheError, UsageError, from_os_error, in_our_w
 from featcache.identity import Json
 from featcache.images import DecodeSpec, TransformSpec
 from featcache.images.augment import ViewSpec
-from featcache.images.cache import Seen, stamp_of
+from featcache.images.cache import FileCache, stamp_of
 from featcache.images.workers import TIMEOUT_S, Decoders, Prepared, check_timeout
 from featcache.manifest import Manifest
 from featcache.request import BackboneSpec, Request
@@ -121,9 +121,9 @@ def embed_all(
         raise UsageError(f"--part-rows must be at least 1, got {part_rows}.")
     for path in specs:
         check_unlocked(path)
-    seen = {path: Seen.read(path) for path in specs}
+    caches = {path: FileCache.read(path) for path in specs}
     n_decoders = n_workers or os.cpu_count() or 1
-    decode, manifest, note = of_one_depth(decode, manifest, seen, n_decoders, timeout_s, on_note)
+    decode, manifest, note = of_one_depth(decode, manifest, caches, n_decoders, timeout_s, on_note)
     canaries = Canaries(manifest, decode, timeout_s)
     machine = Machine(device, compile, len(manifest.paths), canaries, note)
 
@@ -135,19 +135,19 @@ def embed_all(
             return added_to(store, manifest)
 
     def attempt() -> list[Embedded]:
-        networks = networks_of(specs, decode, augmentations, dtype, machine, canaries, seen, on_note)
+        networks = networks_of(specs, decode, augmentations, dtype, machine, canaries, caches, on_note)
         for path, network in networks.items():
             expect(path, network.answer.identity)
         if len(specs) > 1:
             _make_folders({path.parent for path in specs})
-        plans = {path: Plan.of(wanted(path), Seen() if rehash else seen[path]) for path in specs}
+        plans = {path: Plan.of(wanted(path), FileCache() if rehash else caches[path]) for path in specs}
         answers = {path: networks[path].answer for path in specs}
         is_new = {
             path: not plans[path].is_published(path, answer.identity, answer.weights)
             for path, answer in answers.items()
         }
         outputs = [
-            Output(path, plans[path], networks[path], augmentations, seen[path], only_add)
+            Output(path, plans[path], networks[path], augmentations, caches[path], only_add)
             for path in specs
             if is_new[path]
         ]
@@ -163,21 +163,26 @@ def embed_all(
         try:
             return attempt()
         except Outdated:  # the weights of a name are others now, and no file told so: forget, and learn it by loading
-            for lookup in seen.values():
+            for lookup in caches.values():
                 lookup.answers.clear()
             return attempt()
 
 
 def of_one_depth(
-    decode: DecodeSpec, manifest: Manifest, seen: Mapping[Path, Seen], n_workers: int, timeout_s: float, on_note: Note
+    decode: DecodeSpec,
+    manifest: Manifest,
+    caches: Mapping[Path, FileCache],
+    n_workers: int,
+    timeout_s: float,
+    on_note: Note,
 ) -> tuple[DecodeSpec, Manifest, str]:
     """The spec with a depth for all images, the manifest with the note on it, and the note, which was told."""
     check_timeout(timeout_s)
-    for path in seen:
+    for path in caches:
         _check_name(path)
-    identities = [identity for path in seen if (identity := held_identity(path)) is not None]
+    identities = [identity for path in caches if (identity := held_identity(path)) is not None]
     seen_here = (
-        list(seen.values()) if len(identities) == len(seen) else []
+        list(caches.values()) if len(identities) == len(caches) else []
     )  # what was seen without a store counts for none
     paths = enumerate(manifest.paths)
     rows = [i for i, path in paths if not seen_here or not all(s.content(path, stamp_of(path)) for s in seen_here)]
@@ -195,7 +200,7 @@ def networks_of(
     dtype: str,
     machine: Machine,
     canaries: Canaries,
-    seen: Mapping[Path, Seen],
+    caches: Mapping[Path, FileCache],
     on_note: Note,
 ) -> dict[Path, Network]:
     """Store -> what is asked of its network, with "auto" settled."""
@@ -206,7 +211,7 @@ def networks_of(
     networks = {}
     for path, spec in specs.items():
         settled = settle(spec, held_precision(path), machine.device, canaries, on_note)
-        networks[path] = Network(Request(settled, decode, dtype, augmentations), machine, seen[path], on_note)
+        networks[path] = Network(Request(settled, decode, dtype, augmentations), machine, caches[path], on_note)
     return networks
 
 

@@ -17,7 +17,7 @@ from featcache.evaluation import notes, sets, subgroups
 from featcache.evaluation.comparison import about_difference, compared
 from featcache.evaluation.labels import SetLabels, Source, labels_of
 from featcache.evaluation.selection import Selection
-from featcache.evaluation.sets import Scored
+from featcache.evaluation.sets import ScoredSet
 from featcache.evaluation.subgroups import Subgroup
 from featcache.evaluation.vocabulary import Vocabulary
 from featcache.identity import Json, digest_json, environment
@@ -31,7 +31,7 @@ from featcache.runs.evaluation import Evaluation
 from featcache.splits.task import Rows
 from featcache.store import Store, Where
 from featcache.training import baselines
-from featcache.training.results import EXTERNAL, TRAIN, Said, predictions
+from featcache.training.results import EXTERNAL, TRAIN, Scored, predictions
 
 Array = np.ndarray[Any, Any]
 
@@ -148,7 +148,7 @@ def evaluate(
         part = Selection.of(predictor, rows, scored, set_labels, patients, with_training_images)
         key["set_sha256"] = digest_json([scored.image_ids, scored.content_sha256, part.labels()])
         evaluation.check_free(path, key)
-        by_column = {name: subgroups.subgroups(part.said, part.ordered(texts)) for name, texts in values.items()}
+        by_column = {name: subgroups.subgroups(part.scored, part.ordered(texts)) for name, texts in values.items()}
         record = key | _record(predictor, images, scored, set_labels, part, by_column)
         record |= {"environment": environment(), "seconds": round(time.perf_counter() - started, 3)}
         done = evaluation.save(path, record, part.images(), _tables(images, scored, part, by_column))
@@ -204,12 +204,12 @@ def _asked(
 def _record(
     predictor: Predictor,
     images: Manifest | Store,
-    scored: Scored,
+    scored: ScoredSet,
     labels: SetLabels,
     part: Selection,
     by_column: Mapping[str, Sequence[Subgroup]],
 ) -> Json:
-    run, scoring = predictor.run, part.said
+    run, scoring = predictor.run, part.scored
     own = run.record
     unseen, numbers = _unseen(part), scoring.metrics([])[EXTERNAL]
     with said_by(run):
@@ -239,9 +239,9 @@ def _record(
         }
 
 
-def _about_set(images: Manifest | Store, scored: Scored, labels: SetLabels, part: Selection) -> Json:
+def _about_set(images: Manifest | Store, scored: ScoredSet, labels: SetLabels, part: Selection) -> Json:
     """The counts add up: found = scored + left out + failed."""
-    groups = part.said.protocol.groups[part.rows]
+    groups = part.scored.protocol.groups[part.rows]
     return {
         "source": str(sets.source_of(images)),
         "found": len(scored.image_ids) + len(scored.failures),
@@ -255,7 +255,7 @@ def _about_set(images: Manifest | Store, scored: Scored, labels: SetLabels, part
     }
 
 
-def _majority(own: Json, scored: Said) -> Json:
+def _majority(own: Json, scored: Scored) -> Json:
     """Always saying how common each class is among the rows that the Run learnt from, as its record counts them."""
     train = own["metrics"][TRAIN]
     if scored.task.has_findings:
@@ -271,11 +271,11 @@ def _unseen(part: Selection) -> Subgroup | None:
         return None
     learnt = set(part.learnt)
     texts = ["seen" if i in learnt else "unseen" for i in range(len(part.order))]
-    return next((subgroup for subgroup in subgroups.subgroups(part.said, texts) if subgroup.value == "unseen"), None)
+    return next((subgroup for subgroup in subgroups.subgroups(part.scored, texts) if subgroup.value == "unseen"), None)
 
 
 def _notes(predictor: Predictor, images: Manifest | Store, labels: SetLabels, part: Selection) -> Iterator[str]:
-    task, rows = part.said.task, part.rows.tolist()
+    task, rows = part.scored.task, part.rows.tolist()
     all_labels = part.labels()
     if isinstance(images, Manifest):
         yield from images.notes
@@ -290,11 +290,11 @@ def _notes(predictor: Predictor, images: Manifest | Store, labels: SetLabels, pa
 
 
 def _tables(
-    images: Manifest | Store, scored: Scored, part: Selection, by_column: Mapping[str, Sequence[Subgroup]]
+    images: Manifest | Store, scored: ScoredSet, part: Selection, by_column: Mapping[str, Sequence[Subgroup]]
 ) -> dict[str, Table]:
-    tables = {evaluation.PREDICTIONS: predictions(part.said)}
+    tables = {evaluation.PREDICTIONS: predictions(part.scored)}
     if by_column:
-        tables[evaluation.SUBGROUPS] = subgroups.table(by_column, part.said.task.classes)
+        tables[evaluation.SUBGROUPS] = subgroups.table(by_column, part.scored.task.classes)
     if scored.failures:
         paths = images if isinstance(images, Manifest) else Manifest([], [], {}, images.path)
         tables[evaluation.FAILURES] = failures_table(scored.failures, paths)

@@ -14,7 +14,7 @@ import numpy as np
 
 from featcache.errors import UsageError
 from featcache.evaluation.labels import SetLabels
-from featcache.evaluation.sets import Scored
+from featcache.evaluation.sets import ScoredSet
 from featcache.metrics.calibration import Choice
 from featcache.prediction.overlap import Contents
 from featcache.prediction.predictor import Predictor
@@ -22,7 +22,7 @@ from featcache.runs import Images
 from featcache.splits import merge_groups
 from featcache.splits.protocol import Protocol
 from featcache.splits.task import Rows, Task
-from featcache.training.results import EXTERNAL, Said
+from featcache.training.results import EXTERNAL, Scored
 
 Array = np.ndarray[Any, Any]
 
@@ -35,13 +35,13 @@ class Selection:
     """The images that have logits, and those of them that are scored.
 
     Attributes:
-        said: labels, groups and logits; its EXTERNAL rows are scored.
+        scored: labels, groups and logits; its EXTERNAL rows are scored.
         order: the number in the set of each image.
         learnt: labelled images that the Run learnt from or was chosen by, by row.
         tested: scored images of the Run's own test subset, by row.
     """
 
-    said: Said
+    scored: Scored
     order: Sequence[int]
     learnt: Sequence[int]
     tested: Sequence[int]
@@ -51,7 +51,7 @@ class Selection:
         cls,
         predictor: Predictor,
         rows: Rows,
-        scored: Scored,
+        scored: ScoredSet,
         labels: SetLabels,
         patients: str | None,
         with_training_images: bool,
@@ -76,13 +76,13 @@ class Selection:
         near = np.empty((0, 2), dtype=np.int64), np.empty(0, dtype=np.float32)
         protocol = Protocol(kept, [], [], groups, left_out, near, 0)
         sides = {EXTERNAL: (kept, scored.logits[kept])}
-        scoring = Said(task, protocol, sides, Choice(model.temperature, model.threshold))
+        scoring = Scored(task, protocol, sides, Choice(model.temperature, model.threshold))
         return cls(scoring, order, learnt, [i for i in kept.tolist() if scored.content_sha256[i] in contents.test])
 
     @property
     def rows(self) -> Array:
         """(n,) numbers of the rows that are scored."""
-        return self.said.sides[EXTERNAL][0]
+        return self.scored.sides[EXTERNAL][0]
 
     @property
     def scored_learnt(self) -> bool:
@@ -94,19 +94,19 @@ class Selection:
         return [values[i] for i in self.order]
 
     def names(self, rows: Sequence[int]) -> list[str]:
-        return [self.said.task.image_ids[i] for i in rows]
+        return [self.scored.task.image_ids[i] for i in rows]
 
     def labels(self) -> list[Any]:
         """The labels of all rows, comparable: a number, or of findings a tuple in which unknown ones are None."""
-        values = self.said.task.labels.tolist()
-        if not self.said.task.has_findings:
+        values = self.scored.task.labels.tolist()
+        if not self.scored.task.has_findings:
             return list(values)
         return [tuple(None if value != value else value for value in row) for row in values]
 
     def images(self) -> Images:
         """The rows that are scored, as the folder keeps them."""
-        task, rows = self.said.task, self.rows
-        groups = np.unique(self.said.protocol.groups[rows], return_inverse=True)[1]
+        task, rows = self.scored.task, self.rows
+        groups = np.unique(self.scored.protocol.groups[rows], return_inverse=True)[1]
         contents = [task.content[i] for i in rows.tolist()]
         return Images(self.names(rows.tolist()), contents, task.labels[rows], groups)
 

@@ -38,7 +38,7 @@ class Listed:
 
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredSet:
     """Images that have logits.
 
     Attributes:
@@ -99,7 +99,7 @@ def restricted(images: Manifest | Store, where: Sequence[Where]) -> tuple[Manife
 
 def scored(
     predictor: Predictor, images: Manifest | Store, output: Path, keep: Path | None, options: dict[str, Any]
-) -> Scored:
+) -> ScoredSet:
     """The Run's logits of a set.
 
     Args:
@@ -121,10 +121,10 @@ def scored(
         return _with_logits(store, predictions, path.name if keep else "")
 
 
-def _with_logits(store: Store, predictions: Any, name: str) -> Scored:
+def _with_logits(store: Store, predictions: Any, name: str) -> ScoredSet:
     place = {image_id: i for i, image_id in enumerate(predictions.names)}
     contents = store.content_sha256
     kept = [i for i, image_id in enumerate(store.image_ids) if image_id not in predictions.failures]
     names = [store.image_ids[i] for i in kept]
     logits = predictions.logits[[place[image_id] for image_id in names]]
-    return Scored(names, [contents[i] for i in kept], logits, predictions.failures, contents, name)
+    return ScoredSet(names, [contents[i] for i in kept], logits, predictions.failures, contents, name)

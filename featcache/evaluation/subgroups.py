@@ -16,7 +16,7 @@ from featcache.errors import UsageError
 from featcache.runs import Table, rounded
 from featcache.splits.task import Rows, TargetSpec, label_texts
 from featcache.tables.table import read_table
-from featcache.training.results import EXTERNAL, Said
+from featcache.training.results import EXTERNAL, Scored
 
 Array = np.ndarray[Any, Any]
 
@@ -52,7 +52,7 @@ class Subgroup:
     reasons: list[str]
 
 
-def subgroups(scored: Said, values: Sequence[str]) -> list[Subgroup]:
+def subgroups(scored: Scored, values: Sequence[str]) -> list[Subgroup]:
     """The subgroups of a set, the largest first.
 
     Args:
@@ -66,7 +66,7 @@ def subgroups(scored: Said, values: Sequence[str]) -> list[Subgroup]:
     return [_subgroup(scored, text, rows[texts == text], logits[texts == text]) for text in order]
 
 
-def _subgroup(scored: Said, value: str, rows: Array, logits: Array) -> Subgroup:
+def _subgroup(scored: Scored, value: str, rows: Array, logits: Array) -> Subgroup:
     n_units = len(np.unique(scored.protocol.groups[rows]))
     part = replace(scored, sides={EXTERNAL: (rows, logits)}, has_intervals=n_units >= MIN_UNITS)
     point = part.at_operating_point("")[EXTERNAL] if scored.threshold is not None else None
@@ -79,7 +79,7 @@ def _subgroup(scored: Said, value: str, rows: Array, logits: Array) -> Subgroup:
     )
 
 
-def _reasons(scored: Said, support: Sequence[int], n: int, n_units: int) -> Iterator[str]:
+def _reasons(scored: Scored, support: Sequence[int], n: int, n_units: int) -> Iterator[str]:
     classes = scored.task.classes
     if not scored.task.has_findings and max(support) == n:
         yield f"All images are {classes[int(np.argmax(support))]!r}: there is no AUROC."

@@ -30,7 +30,7 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Telling:
+class Callbacks:
     """How a caller follows it.
 
     Attributes:

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from featcache.finetune.callbacks import Machine, Telling
+from featcache.finetune.callbacks import Callbacks, Machine
 from featcache.finetune.checkpoints import Checkpoints
-from featcache.finetune.distributed import World
+from featcache.finetune.distributed import Processes
 from featcache.finetune.inputs import Inputs
 from featcache.finetune.loop import Sides, Tuner
 from featcache.finetune.results import Outcome, Sided
@@ -39,18 +39,18 @@ class Course:
         recipe: what learns, for how long, and how.
         inputs: what the learning part is fed with.
         checkpoints: where each training is kept between two epochs.
-        world: the processes that train together.
+        processes: the processes that train together.
         machine: where they run.
-        telling: how they are followed.
+        callbacks: how they are followed.
     """
 
     start: Start
     recipe: Recipe
     inputs: Inputs
     checkpoints: Checkpoints
-    world: World
+    processes: Processes
     machine: Machine
-    telling: Telling
+    callbacks: Callbacks
 
     def outcome(self) -> Outcome:
         """Trains; the weights that are kept are then in the network of the start."""
@@ -58,20 +58,20 @@ class Course:
 
     def _of_hold_out(self) -> Outcome:
         start, fold = self.start, self.start.protocol.folds[0]
-        tuner = self._tuner(start.of_folds[0], self.recipe, Sides(fold.train, fold.held))
-        sides = {VAL: fold.held, **self._reported(fold.train)}
+        tuner = self._tuner(start.of_folds[0], self.recipe, Sides(fold.train, fold.val))
+        sides = {VAL: fold.val, **self._reported(fold.train)}
         before = _said(tuner, sides)
-        tuner.run(self.checkpoints, "fold-0", self.telling.on_epoch)
+        tuner.run(self.checkpoints, "fold-0", self.callbacks.on_epoch)
         return self._outcome(tuner, before, _said(tuner, sides), [tuner.history], tuner.best_epoch)
 
     def _of_folds(self) -> Outcome:
         start, n = self.start, len(self.start.task.image_ids)
         befores, afters, histories, best = [], [], [], []
         for i, fold in enumerate(start.protocol.folds):
-            tuner = self._tuner(start.of_folds[i], self.recipe, Sides(fold.train, fold.held))
-            befores.append((fold.held, tuner.logits(fold.held)))
-            tuner.run(self.checkpoints, f"fold-{i}", self.telling.on_epoch)
-            afters.append((fold.held, tuner.logits(fold.held)))
+            tuner = self._tuner(start.of_folds[i], self.recipe, Sides(fold.train, fold.val))
+            befores.append((fold.val, tuner.logits(fold.val)))
+            tuner.run(self.checkpoints, f"fold-{i}", self.callbacks.on_epoch)
+            afters.append((fold.val, tuner.logits(fold.val)))
             histories.append(tuner.history)
             best.append(tuner.best_epoch)
         epochs = round(float(np.mean(best)))
@@ -80,7 +80,7 @@ class Course:
         last, sides = self._tuner(start.tensors, recipe or self.recipe, Sides(rows, _NONE)), self._reported(rows)
         before = _said(last, sides)
         if recipe:
-            last.run(self.checkpoints, "final", self.telling.on_epoch)
+            last.run(self.checkpoints, "final", self.callbacks.on_epoch)
         out_of_fold = {VAL: by_row(n, befores), **before}, {VAL: by_row(n, afters), **_said(last, sides)}
         return self._outcome(last, *out_of_fold, histories, epochs)
 
@@ -89,7 +89,7 @@ class Course:
         start, task = self.start, self.start.task
         start.backbone.module.load_state_dict(self._initial)
         targets = Targets(task.labels[None], len(task.classes), task.positive)
-        options = self.inputs.open, self._score, self.world, self.machine.compile, self.telling.on_note
+        options = self.inputs.open, self._score, self.processes, self.machine.compile, self.callbacks.on_note
         return Tuner(start.backbone, start.made(tensors, recipe.dropout), recipe, targets, sides, *options)
 
     @cached_property

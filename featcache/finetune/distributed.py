@@ -26,7 +26,7 @@ _TIMEOUT = timedelta(hours=2)  # the first process may read and test for long wh
 
 
 @dataclass(frozen=True)
-class World:
+class Processes:
     """How many processes there are, and which this one is.
 
     Attributes:
@@ -75,23 +75,23 @@ class World:
 
 
 @contextmanager
-def joined(device: str, env: Any = None) -> Iterator[World]:
-    """The world of this process: alone, unless `torchrun` has set the variables that say otherwise."""
+def joined(device: str, env: Any = None) -> Iterator[Processes]:
+    """The processes of this process: alone, unless `torchrun` has set the variables that say otherwise."""
     env = os.environ if env is None else env
     size = int(env.get("WORLD_SIZE", "1"))
     if size == 1:
-        yield World()
+        yield Processes()
         return
-    world = World(int(env["RANK"]), size, int(env.get("LOCAL_RANK", "0")))
+    processes = Processes(int(env["RANK"]), size, int(env.get("LOCAL_RANK", "0")))
     if device == "cuda":
-        torch.cuda.set_device(world.local_rank)
+        torch.cuda.set_device(processes.local_rank)
     # The store of torchrun outlives a group, and the next one of this process would read the addresses of the last.
     key_store, _, _ = next(dist.rendezvous("env://", timeout=_TIMEOUT))  # type: ignore[attr-defined]
     store = dist.PrefixStore(f"featcache-{next(_numbers)}", key_store)  # type: ignore[attr-defined]
-    options: Any = {"store": store, "rank": world.rank, "world_size": size, "timeout": _TIMEOUT}
+    options: Any = {"store": store, "rank": processes.rank, "world_size": size, "timeout": _TIMEOUT}
     dist.init_process_group("nccl" if device == "cuda" else "gloo", **options)
     try:
-        yield world
+        yield processes
     finally:
         dist.destroy_process_group()
 
@@ -103,13 +103,13 @@ class WholeBatchNorms(TorchFunctionMode):
     runs on GPUs only).
     """
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, processes: Processes) -> None:
         super().__init__()
-        self._world = world
+        self._processes = processes
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func is functional.batch_norm and self._world.size > 1:
+        if func is functional.batch_norm and self._processes.size > 1:
             return _batch_norm(*args, **kwargs)
         return func(*args, **kwargs)
 

@@ -25,10 +25,10 @@ from featcache.embedding.depth import settle_depth
 from featcache.errors import UsageError
 from featcache.finetune import cut
 from featcache.finetune.boundaries import FromStore
-from featcache.finetune.callbacks import Machine, Telling
+from featcache.finetune.callbacks import Callbacks, Machine
 from featcache.finetune.checkpoints import Checkpoints
 from featcache.finetune.cross_validation import Course
-from featcache.finetune.distributed import World, joined
+from featcache.finetune.distributed import Processes, joined
 from featcache.finetune.inputs import (
     ImageInputs,
     Inputs,
@@ -70,7 +70,7 @@ def fine_tune(
     weights: str | None = None,
     operating_point: str | None = None,
     machine: Machine = Machine(),
-    telling: Telling = Telling(),
+    callbacks: Callbacks = Callbacks(),
 ) -> Run:
     """Trains a part of the backbone and the head of a Run on, and writes a Run that cites it.
 
@@ -85,7 +85,7 @@ def fine_tune(
         weights: where the backbone's weights are, if the Run's store had them from a file.
         operating_point: a rule of `calibration.parse_rule`; None for that of the Run.
         machine: where it runs.
-        telling: how it is followed.
+        callbacks: how it is followed.
 
     Raises:
         IdentityMismatch: other weights, another preprocessing, or a store of other vectors.
@@ -101,11 +101,11 @@ def fine_tune(
     recipe = replace(recipe, augment=None) if store is not None else recipe
     run = replace(run, path=_named(run.path))
     device = _checked(machine, recipe)
-    with joined(device) as world, ExitStack() as files:
-        start = Start.of_run(run, weights, world.device(device))
+    with joined(device) as processes, ExitStack() as files:
+        start = Start.of_run(run, weights, processes.device(device))
         start = start if images is None else replace(start, notes=[*images.notes, *start.notes])
-        telling.tell(start.backbone.notes)
-        recipe = _settled(start.backbone, recipe, telling)
+        callbacks.tell(start.backbone.notes)
+        recipe = _settled(start.backbone, recipe, callbacks)
         rule = operating_point or run.record["asked"].get("operating_point")
         _check_rule(start, rule)
         request = {
@@ -119,28 +119,28 @@ def fine_tune(
         run_path = (
             _named(Path(run_path)) if run_path else run.path.with_name(f"{run.path.name}-tuned-{digest_json(key)[:8]}")
         )
-        checkpoints = _prepared(run_path, key, world, files, telling)
+        checkpoints = _prepared(run_path, key, processes, files, callbacks)
         inputs: Inputs
         if store is not None:
             rows = rows_of(
                 store, start.differences(store.identity), start.task.image_ids, start.task.content, augmentations
             )
             inputs = StoreInputs(
-                start.backbone, store, FromStore(store, rows, recipe.seed, augmentations, memory_bytes(world))
+                start.backbone, store, FromStore(store, rows, recipe.seed, augmentations, memory_bytes(processes))
             )
         else:
             assert images is not None
             picked = chosen(images, start.task.image_ids)
-            pixels = files.enter_context(pixels_of(picked, start.backbone, start.decode, recipe, machine, world))
-            check_contents(pixels, start.task.image_ids, start.task.content, world, telling)
+            pixels = files.enter_context(pixels_of(picked, start.backbone, start.decode, recipe, machine, processes))
+            check_contents(pixels, start.task.image_ids, start.task.content, processes, callbacks)
             n = len(start.task.image_ids)
             inputs = files.enter_context(
-                ImageInputs(start.backbone, pixels, recipe, n, machine.compile, world, telling)
+                ImageInputs(start.backbone, pixels, recipe, n, machine.compile, processes, callbacks)
             )
         for note in (*start.task.notes, *start.protocol.notes):
-            telling.on_note(note)
-        outcome = Course(start, recipe, inputs, checkpoints, world, machine, telling).outcome()
-        return _written(start, outcome, key, rule, run_path, checkpoints, world, started)
+            callbacks.on_note(note)
+        outcome = Course(start, recipe, inputs, checkpoints, processes, machine, callbacks).outcome()
+        return _written(start, outcome, key, rule, run_path, checkpoints, processes, started)
 
 
 def train(
@@ -155,7 +155,7 @@ def train(
     decode: DecodeSpec = DecodeSpec(),
     operating_point: str | None = None,
     machine: Machine = Machine(),
-    telling: Telling = Telling(),
+    callbacks: Callbacks = Callbacks(),
 ) -> Run:
     """Trains a network with a fresh head on images, all of it or a part, and writes a Run.
 
@@ -170,7 +170,7 @@ def train(
         decode: how files become pixels.
         operating_point: a rule of `calibration.parse_rule`; None for none.
         machine: where it runs.
-        telling: how it is followed.
+        callbacks: how it is followed.
 
     Raises:
         UsageError: labels, groups or the given split do not allow it, with counts.
@@ -179,13 +179,13 @@ def train(
     """
     started = time.perf_counter()
     device = _checked(machine, recipe)
-    with joined(device) as world, ExitStack() as files:
-        backbone = backbones.load(spec, world.device(device))
-        telling.tell(backbone.notes)
-        recipe = _settled(backbone, recipe, telling)
-        decode, images = _of_one_depth(decode, images, machine, world, telling)
-        pixels = files.enter_context(pixels_of(images, backbone, decode, recipe, machine, world))
-        start, used = of_folder(images, backbone, decode, head, pixels, target, split, world, telling)
+    with joined(device) as processes, ExitStack() as files:
+        backbone = backbones.load(spec, processes.device(device))
+        callbacks.tell(backbone.notes)
+        recipe = _settled(backbone, recipe, callbacks)
+        decode, images = _of_one_depth(decode, images, machine, processes, callbacks)
+        pixels = files.enter_context(pixels_of(images, backbone, decode, recipe, machine, processes))
+        start, used = of_folder(images, backbone, decode, head, pixels, target, split, processes, callbacks)
         _check_rule(start, operating_point)
         pixels.keep_only(used)
         drawn = {name: getattr(split, name) for name in ("nested", "group_by", "near_duplicates", "seed")}
@@ -194,12 +194,14 @@ def train(
         key = _key(start, recipe, request)
         stem = f"{_named(images.source).stem}-{spec.name.replace('/', '_')}"
         run_path = _named(Path(run_path)) if run_path else Path("runs") / f"{stem}-{digest_json(key)[:8]}"
-        checkpoints = _prepared(run_path, key, world, files, telling)
-        inputs = files.enter_context(ImageInputs(backbone, pixels, recipe, len(used), machine.compile, world, telling))
+        checkpoints = _prepared(run_path, key, processes, files, callbacks)
+        inputs = files.enter_context(
+            ImageInputs(backbone, pixels, recipe, len(used), machine.compile, processes, callbacks)
+        )
         for note in (*start.task.notes, *start.protocol.notes):
-            telling.on_note(note)
-        outcome = Course(start, recipe, inputs, checkpoints, world, machine, telling).outcome()
-        return _written(start, outcome, key, operating_point, run_path, checkpoints, world, started)
+            callbacks.on_note(note)
+        outcome = Course(start, recipe, inputs, checkpoints, processes, machine, callbacks).outcome()
+        return _written(start, outcome, key, operating_point, run_path, checkpoints, processes, started)
 
 
 def head_for(model: str, kind: str | None = None, **overrides: Any) -> HeadSpec:
@@ -236,13 +238,13 @@ def _checked(machine: Machine, recipe: Recipe) -> str:
     return device
 
 
-def _settled(backbone: Backbone, recipe: Recipe, telling: Telling) -> Recipe:
+def _settled(backbone: Backbone, recipe: Recipe, callbacks: Callbacks) -> Recipe:
     """What learns is there, which is known before any image is read, and what becomes of its norms."""
     norms = cut.freeze_bn_of(backbone, recipe.stages, recipe.freeze_bn)
     for stage in recipe.stages:
         cut.unfrozen(backbone.module, stage.unfreeze, norms)
     if norms != recipe.freeze_bn and norms == "yes":
-        telling.on_note(
+        callbacks.on_note(
             "the batch norms of these weights hold no statistics (mean 0, variance 1), as where they were folded into "
             "the convolutions: they stay as they are (--freeze-bn no has them learn)."
         )
@@ -250,16 +252,16 @@ def _settled(backbone: Backbone, recipe: Recipe, telling: Telling) -> Recipe:
 
 
 def _of_one_depth(
-    decode: DecodeSpec, images: Manifest, machine: Machine, world: World, telling: Telling
+    decode: DecodeSpec, images: Manifest, machine: Machine, processes: Processes, callbacks: Callbacks
 ) -> tuple[DecodeSpec, Manifest]:
     """The spec with a depth for all images, and the manifest with the note on it; the same in every process."""
     everything, n_workers = range(len(images.paths)), os.cpu_count() or 1
-    settled = settle_depth(decode, images, everything, (), n_workers, machine.timeout_s) if world.is_first else None
-    decode, note = world.gathered(settled)[0]
+    settled = settle_depth(decode, images, everything, (), n_workers, machine.timeout_s) if processes.is_first else None
+    decode, note = processes.gathered(settled)[0]
     if not note:
         return decode, images
-    if world.is_first:
-        telling.on_note(note)
+    if processes.is_first:
+        callbacks.on_note(note)
     return decode, replace(images, notes=[*images.notes, note])
 
 
@@ -295,24 +297,24 @@ def _said_again(record: Json) -> Json:
     return {name: value for name, value in record.items() if name not in ("seconds", "environment")}
 
 
-def _prepared(run_path: Path, key: Json, world: World, files: ExitStack, telling: Telling) -> Checkpoints:
+def _prepared(run_path: Path, key: Json, processes: Processes, files: ExitStack, callbacks: Callbacks) -> Checkpoints:
     """Where it is written, if it may be, locked for this process and those that train with it."""
     runs.check_free(run_path, key)
     checkpoints = Checkpoints(run_path)
-    if world.is_first:
+    if processes.is_first:
         files.enter_context(checkpoints.locked(key))
         runs.check_free(run_path, key)
-    threads = world.gathered(checkpoints.threads)[0]  # and the plan is there before anybody looks for a checkpoint
-    files.enter_context(_with_threads(threads, telling))
+    threads = processes.gathered(checkpoints.threads)[0]  # and the plan is there before anybody looks for a checkpoint
+    files.enter_context(_with_threads(threads, callbacks))
     return checkpoints
 
 
 @contextmanager
-def _with_threads(n: int, telling: Telling) -> Iterator[None]:
+def _with_threads(n: int, callbacks: Callbacks) -> Iterator[None]:
     """A training goes on with as many threads as it was begun with."""
     here = torch.get_num_threads()
     if n != here:
-        telling.on_note(
+        callbacks.on_note(
             f"this training was begun with {n} thread(s) and goes on with {n}, not the {here} of this process, so that "
             f"it ends as if it had not been stopped."
         )
@@ -330,12 +332,12 @@ def _written(
     rule: str | None,
     run_path: Path,
     checkpoints: Checkpoints,
-    world: World,
+    processes: Processes,
     started: float,
 ) -> Run:
-    if world.is_first:
+    if processes.is_first:
         here = environment(devices.describe(start.backbone.device))
         write(start, outcome, key, rule, run_path, here, time.perf_counter() - started)
         checkpoints.remove()
-    world.gathered(None)
+    processes.gathered(None)
     return Run.open(run_path)

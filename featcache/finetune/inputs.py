@@ -19,8 +19,8 @@ from featcache.embedding.forward import Forward
 from featcache.errors import IdentityMismatch, InputsChanged, UsageError
 from featcache.finetune import cut
 from featcache.finetune.boundaries import FromImages, FromStore, Source
-from featcache.finetune.callbacks import Machine, Telling
-from featcache.finetune.distributed import World
+from featcache.finetune.callbacks import Callbacks, Machine
+from featcache.finetune.distributed import Processes
 from featcache.finetune.pixels import Pixels
 from featcache.images import DecodeSpec
 from featcache.manifest import Manifest
@@ -51,8 +51,8 @@ class ImageInputs:
         recipe: Recipe,
         n_rows: int,
         compile_: str,
-        world: World,
-        telling: Telling,
+        processes: Processes,
+        callbacks: Callbacks,
     ) -> None:
         """Args:
         backbone: the network, of which nothing below a cut may move while it is used.
@@ -60,12 +60,12 @@ class ImageInputs:
         recipe: for its augmentation, and the number of epochs.
         n_rows: n.
         compile_: "on", "off" or "auto", of the frozen part.
-        world: the processes that share the memory.
-        telling: how it is followed.
+        processes: the processes that share the memory.
+        callbacks: how it is followed.
         """
         self._backbone, self._pixels, self._augment = backbone, pixels, recipe.augment
         self._n_images = n_rows * (recipe.epochs if recipe.augment else 1)
-        self._compile, self._world, self._telling = compile_, world, telling
+        self._compile, self._processes, self._telling = compile_, processes, callbacks
         self._names: tuple[str, ...] = ()
         self._tail: nn.Module | None = None
         self._source: FromImages | None = None
@@ -91,7 +91,7 @@ class ImageInputs:
                     self._backbone, module=parts.trunk, cut=None, last_stage=None
                 )  # its vector: the boundary
                 trunk = Forward(below, self._compile, self._n_images, self._telling.on_note)
-            source = FromImages(self._pixels, self._augment, trunk, memory_bytes(self._world))
+            source = FromImages(self._pixels, self._augment, trunk, memory_bytes(self._processes))
             self._source, self._tail = self._files.enter_context(source), parts.tail
             self._names = tuple(names)
         assert self._tail is not None
@@ -135,23 +135,23 @@ class StoreInputs:
         yield self._tail, self._source
 
 
-def memory_bytes(world: World) -> int:
+def memory_bytes(processes: Processes) -> int:
     """What may be kept of images, and as much again of what was computed from them."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // _SHARE_OF_MEMORY // world.size
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // _SHARE_OF_MEMORY // processes.size
 
 
 # --- the images of a Run ----------------------------------------------------------------------------------------------
 
 
 def pixels_of(
-    manifest: Manifest, backbone: Backbone, decode: DecodeSpec, recipe: Recipe, machine: Machine, world: World
+    manifest: Manifest, backbone: Backbone, decode: DecodeSpec, recipe: Recipe, machine: Machine, processes: Processes
 ) -> Pixels:
     """The images of a manifest in its order, not read yet."""
     return Pixels(
         manifest.paths,
         backbone.transform,
         decode,
-        memory_bytes=memory_bytes(world),
+        memory_bytes=memory_bytes(processes),
         timeout_s=machine.timeout_s,
         seed=recipe.seed,
     )
@@ -176,21 +176,21 @@ def chosen(manifest: Manifest, image_ids: Sequence[str]) -> Manifest:
 
 
 def check_contents(
-    pixels: Pixels, image_ids: Sequence[str], contents: Sequence[str], world: World, telling: Telling
+    pixels: Pixels, image_ids: Sequence[str], contents: Sequence[str], processes: Processes, callbacks: Callbacks
 ) -> None:
     """Reads every image, each process its share, and compares it with what the Run was made of.
 
     Raises:
         InputsChanged: with the first of those that are others, or cannot be read.
     """
-    mine = world.share(np.arange(len(image_ids))).tolist()
-    pixels.read(mine, telling.on_reading)
+    mine = processes.share(np.arange(len(image_ids))).tolist()
+    pixels.read(mine, callbacks.on_reading)
     wrong = [
         f"{image_ids[i]} ({pixels.failures[i][1] if i in pixels.failures else 'other bytes'})"
         for i in mine
         if pixels.digests[i] != contents[i] or i in pixels.failures
     ]
-    wrong = [part for several in world.gathered(wrong) for part in several]
+    wrong = [part for several in processes.gathered(wrong) for part in several]
     if wrong:
         raise InputsChanged(
             f"{len(wrong):,} of {len(image_ids):,} images are not those of the Run: {', '.join(wrong[:_SHOWN])}. "

@@ -22,7 +22,7 @@ from featcache.errors import InputOutputError, UsageError
 from featcache.finetune import cut, learning
 from featcache.finetune.boundaries import Source
 from featcache.finetune.checkpoints import Checkpoints
-from featcache.finetune.distributed import WholeBatchNorms, World
+from featcache.finetune.distributed import Processes, WholeBatchNorms
 from featcache.finetune.learning import Learner
 from featcache.heads.modules import Head
 from featcache.heads.objective import Targets
@@ -44,7 +44,7 @@ class Sides:
     last."""
 
     train: Array
-    held: Array
+    val: Array
 
 
 @dataclass
@@ -115,7 +115,7 @@ class Tuner:
         sides: Sides,
         open_source: Open,
         score: Callable[[Array, Array], float],
-        world: World,
+        processes: Processes,
         compile_: str = "off",
         on_note: Callable[[str], None] = lambda text: None,
     ) -> None:
@@ -127,13 +127,13 @@ class Tuner:
         sides: the rows.
         open_source: for the names of what learns, gives the part of the network they lie in, and what enters it.
         score: of (rows, logits), by which the best weights are chosen: larger is better.
-        world: the processes that train together.
+        processes: the processes that train together.
         compile_: "on", "off" or "auto": of the learning part.
         on_note: told what is done about that.
         """
         self._backbone, self.head, self._recipe, self._targets = backbone, head.to(backbone.device), recipe, targets
-        self._sides, self._open, self._score, self._world = sides, open_source, score, world
-        self._compile, self._on_note = "off" if world.size > 1 else compile_, on_note
+        self._sides, self._open, self._score, self._processes = sides, open_source, score, processes
+        self._compile, self._on_note = "off" if processes.size > 1 else compile_, on_note
         self._device = backbone.device
         keep_freed_memory()
         self._objective = learning.objective(targets, sides.train, recipe, self._device)
@@ -178,7 +178,7 @@ class Tuner:
             with self._in_motion(stage, moments if state.epoch > state.before_stage else None) as moving:
                 while state.epoch < end and not state.is_over:
                     self._step(moving)
-                    if self._world.is_first:
+                    if self._processes.is_first:
                         checkpoints.save(name, state.epoch, self._tensors(moving.optimizer), self._as_json(moving))
                     on_epoch(state.epoch, self._recipe.epochs, self.history[-1])
         if self._best:
@@ -215,12 +215,12 @@ class Tuner:
             cut.learn(tail, names)
             self.head.requires_grad_(True)
             learner.at_work = for_learning(tail, sample, n_images, self._compile, self._on_note)
-            wrapped = self._world.wrapped(learner, self._device)
+            wrapped = self._processes.wrapped(learner, self._device)
             yield _InMotion(stage, names, learner, wrapped, source, optimizer, scaler, watcher)
 
     def _step(self, moving: _InMotion) -> None:
         """An epoch, and what is to be said of it."""
-        state, val = self._state, self._sides.held
+        state, val = self._state, self._sides.val
         if not state.epoch and len(val):  # the weights of the start are the first that may be kept
             state.best_score = self._score(val, self._evaluated(moving.learner, moving.source, val))
             self._best = self._weights()
@@ -257,11 +257,11 @@ class Tuner:
         weight, draws, pieces = self._weight(batch), self._draws(step, batch), self._pieces(batch)
         for i, piece in enumerate(pieces):
             of_piece = [draw[np.isin(batch, piece)] for draw in draws]
-            with self._world.waiting(moving.wrapped, i < len(pieces) - 1):
+            with self._processes.waiting(moving.wrapped, i < len(pieces) - 1):
                 z = self._said(moving.wrapped, moving.learner.entering(next(inputs)), of_piece).float()
                 rows = torch.from_numpy(piece).to(self._device)
                 total, _ = self._objective.parts(z[None], rows, torch.ones_like(z[None, :, 0]))
-                loss = total.sum() / weight * self._world.size
+                loss = total.sum() / weight * self._processes.size
                 moving.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             predictions.append((piece, z.detach().cpu().numpy()))
         return predictions
@@ -270,7 +270,7 @@ class Tuner:
         lower = _AUTOCAST.get(self._recipe.precision)
         casting = torch.autocast(self._device.type, dtype=lower) if lower else nullcontext()
         uniform = [torch.from_numpy(draw).to(self._device) for draw in draws]
-        norms = WholeBatchNorms(self._world) if self._world.size > 1 else nullcontext()
+        norms = WholeBatchNorms(self._processes) if self._processes.size > 1 else nullcontext()
         with casting, norms, learning.in_our_words():
             z: Tensor = wrapped(inputs, uniform)
             return z
@@ -287,7 +287,7 @@ class Tuner:
 
     def _check_shares(self) -> None:
         """Every process needs two rows of every piece: they wait for one another in each, and a norm needs two."""
-        size, pieces = self._world.size, self._recipe.grad_accumulation
+        size, pieces = self._processes.size, self._recipe.grad_accumulation
         fewest = len(self._sides.train) // self._n_batches // pieces
         if size > 1 and fewest < 2 * size:
             raise UsageError(
@@ -298,7 +298,7 @@ class Tuner:
     def _pieces(self, batch: Array) -> list[Array]:
         """This process's share of each of the pieces in which a batch goes through the network, one after another."""
         pieces = np.array_split(batch, min(self._recipe.grad_accumulation, len(batch)))
-        return [self._world.share(piece) for piece in pieces]
+        return [self._processes.share(piece) for piece in pieces]
 
     def _weight(self, batch: Array) -> Tensor:
         """The sum of the weights of a batch, by which its loss is averaged, whoever computes which part of it."""
@@ -316,7 +316,7 @@ class Tuner:
 
     def _note(self, moving: _InMotion, point: Point) -> None:
         """Validation, the best so far, and whether the stage is over."""
-        state, val = self._state, self._sides.held
+        state, val = self._state, self._sides.val
         if not math.isfinite(point["train_loss"]):
             raise self._diverged()
         if len(val):
@@ -332,7 +332,7 @@ class Tuner:
         state.history.append({"epoch": float(state.epoch), "stage": float(state.stage), **point})
 
     def _curve_point(self, predictions: Sequence[tuple[Array, Array]]) -> Point:
-        every = self._world.gathered(predictions)
+        every = self._processes.gathered(predictions)
         rows = np.concatenate([rows for predicted in every for rows, _ in predicted])
         logits = np.concatenate([z for predicted in every for _, z in predicted])
         if not np.isfinite(logits).all():
@@ -342,12 +342,12 @@ class Tuner:
     @torch.no_grad()
     def _evaluated(self, learner: Learner, source: Source, rows: Array) -> Array:
         learner.eval()
-        batches = np.array_split(self._world.share(rows), max(1, math.ceil(len(rows) / 32 / self._world.size)))
+        batches = np.array_split(self._processes.share(rows), max(1, math.ceil(len(rows) / 32 / self._processes.size)))
         chunks = [
             self._plain(learner, inputs) for inputs in source.batches([batch for batch in batches if len(batch)], 0)
         ]
         mine = np.concatenate(chunks) if chunks else np.zeros((0, self._targets.n_classes), dtype=np.float32)
-        logits = np.concatenate(self._world.gathered(mine))
+        logits = np.concatenate(self._processes.gathered(mine))
         if not np.isfinite(logits).all():
             if self._state.epoch:
                 raise self._diverged()

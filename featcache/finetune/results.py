@@ -21,7 +21,7 @@ from featcache.runs import WEIGHTS, Images, Run
 from featcache.splits.protocol import Protocol
 from featcache.splits.task import Task
 from featcache.training import baselines, selection
-from featcache.training.results import TEST, VAL, Said, about_network, chosen, tables
+from featcache.training.results import TEST, VAL, Scored, about_network, chosen, tables
 
 Array = np.ndarray[Any, Any]
 Sided = Mapping[str, tuple[Array, Array]]
@@ -107,17 +107,17 @@ def write(
     return runs.save(run_path, record, outcome.tensors, run_tables, files)
 
 
-def _said(task: Task, protocol: Protocol, sides: Sided, rule: str | None) -> Said:
+def _said(task: Task, protocol: Protocol, sides: Sided, rule: str | None) -> Scored:
     """The numbers of some logits; a temperature and a threshold are of their validation rows."""
     parsed = calibration.parse_rule(rule) if rule else None
-    return Said(task, protocol, sides, chosen(task, *sides[VAL], parsed))
+    return Scored(task, protocol, sides, chosen(task, *sides[VAL], parsed))
 
 
-def _point(name: str, scored: Said, rule: str | None) -> Json:
+def _point(name: str, scored: Scored, rule: str | None) -> Json:
     return {name: scored.at_operating_point(calibration.parse_rule(rule)) if rule else None}
 
 
-def _gain(task: Task, protocol: Protocol, before: Said, after: Said) -> Json:
+def _gain(task: Task, protocol: Protocol, before: Scored, after: Scored) -> Json:
     """By side, what the numbers have gained, with intervals: at 0.5, and at each its own operating point."""
     gains: dict[str, Any] = {}
     for side in (VAL, TEST):
@@ -134,13 +134,13 @@ def _gain(task: Task, protocol: Protocol, before: Said, after: Said) -> Json:
 
 def _baselines(task: Task, protocol: Protocol) -> Json:
     on_test = len(protocol.test) > 0
-    val = np.unique(np.concatenate([fold.held for fold in protocol.folds]))
+    val = np.unique(np.concatenate([fold.val for fold in protocol.folds]))
     train = protocol.folds[0].train if protocol.is_hold_out else protocol.rows
     rows = protocol.test if on_test else val
     return {"on": TEST if on_test else VAL, "majority": baselines.majority(task, train, rows)}
 
 
-def _notes(start: Start, outcome: Outcome, after: Said) -> list[str]:
+def _notes(start: Start, outcome: Outcome, after: Scored) -> list[str]:
     parent = start.parent
     sources = {start.backbone.weights_source, parent.record["store"].get("weights") if parent else None}
     inherited = about_network(checkpoints.RUN if checkpoints.RUN in sources else None)

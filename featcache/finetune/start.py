@@ -12,8 +12,8 @@ import numpy as np
 
 from featcache.backbones import Backbone
 from featcache.errors import UsageError
-from featcache.finetune.callbacks import Telling
-from featcache.finetune.distributed import World
+from featcache.finetune.callbacks import Callbacks
+from featcache.finetune.distributed import Processes
 from featcache.finetune.pixels import Pixels
 from featcache.heads import HeadSpec, modules, stacks
 from featcache.heads.modules import Head, head_module
@@ -131,8 +131,8 @@ def of_folder(
     pixels: Pixels,
     target: TargetSpec,
     split: SplitSpec,
-    world: World,
-    telling: Telling,
+    processes: Processes,
+    callbacks: Callbacks,
 ) -> tuple[Start, list[int]]:
     """A fresh head on the images of a folder that can be read, and the number among all images of each row.
 
@@ -142,11 +142,11 @@ def of_folder(
     if not images.image_ids:
         raise UsageError(f"found 0 images under {images.source}.")
     everything = np.arange(len(images.image_ids))
-    mine = world.share(everything).tolist()
-    pixels.read([i for i in mine if images.image_ids[i] not in images.refused], telling.on_reading)
-    digests = [part for several in world.gathered([pixels.digests[i] for i in mine]) for part in several]
+    mine = processes.share(everything).tolist()
+    pixels.read([i for i in mine if images.image_ids[i] not in images.refused], callbacks.on_reading)
+    digests = [part for several in processes.gathered([pixels.digests[i] for i in mine]) for part in several]
     failures: dict[int, tuple[str, str]] = {}
-    for each in world.gathered(pixels.failures):
+    for each in processes.gathered(pixels.failures):
         failures |= each
     pixels.digests = digests
     numbers = [i for i in everything.tolist() if digests[i] and i not in failures]
@@ -160,7 +160,7 @@ def of_folder(
     task = Task.of(folder, target)
     if failed:
         task.left_out["unreadable image"] = failed
-        telling.on_note(f"{failed:,} images cannot be used and are left out{first}.")
+        callbacks.on_note(f"{failed:,} images cannot be used and are left out{first}.")
     protocol = divide(task, split, None)
     n_outputs = stacks.n_outputs(head, len(task.classes), task.has_findings)
     tensors = modules.fresh(head, backbone.n_features, n_outputs)

@@ -112,7 +112,7 @@ def learnt(run: Run, store: Store) -> Learnt:
         raise UsageError(f"{run.path} has {len(heads)} heads of {len(protocol.folds)} folds. Make the Run again.")
     fold = np.full(n, -1, dtype=np.int64)
     for each in protocol.folds:
-        fold[rows[each.held]] = each.number if each.repeat == 0 else fold[rows[each.held]]
+        fold[rows[each.val]] = each.number if each.repeat == 0 else fold[rows[each.val]]
     by_fold = [(head, _mask(n, rows[fold.train])) for head, fold in zip(heads, protocol.folds, strict=False)]
     return Learnt(run, _division(run, rows, n), fold, (final, seen), by_fold)
 

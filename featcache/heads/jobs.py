@@ -67,7 +67,7 @@ class Fit:
         spec: the head.
         pool: where its batches come from.
         train: rows it learns from, all of them in the pool.
-        held: rows whose logits are wanted.
+        val: rows whose logits are wanted.
         watch: training rows kept aside for early stopping and "plateau"; neither learnt from nor reported.
         labelling: number of the labelling it learns.
     """
@@ -75,7 +75,7 @@ class Fit:
     spec: HeadSpec
     pool: Pool
     train: Array
-    held: Array
+    val: Array
     watch: Array = field(default_factory=lambda: _NONE)
     labelling: int = 0
 
@@ -133,7 +133,7 @@ def trajectories(fits: Sequence[Fit]) -> list[Trajectory]:
     trajectories: dict[Any, Trajectory] = {}
     for i, fit in enumerate(fits):
         spec = fit.spec if fit.spec.schedule == "cosine" else replace(fit.spec, epochs=1)
-        key = (spec, id(fit.pool), fit.train.tobytes(), fit.watch.tobytes(), fit.held.tobytes(), fit.labelling)
+        key = (spec, id(fit.pool), fit.train.tobytes(), fit.watch.tobytes(), fit.val.tobytes(), fit.labelling)
         trajectory = trajectories.setdefault(key, Trajectory(fit, {}, fits))
         trajectory.snapshots.setdefault(fit.spec.epochs, []).append(i)
     return list(trajectories.values())

@@ -37,7 +37,7 @@ def solve_all(fits: Sequence[Fit], x: Tensor, targets: Targets, *, tta: bool = F
     """
     groups: dict[Any, list[int]] = {}
     for i, fit in enumerate(fits):
-        shared = (fit.spec.kind, fit.spec.scale, fit.spec.class_weight, fit.train.tobytes(), fit.held.tobytes())
+        shared = (fit.spec.kind, fit.spec.scale, fit.spec.class_weight, fit.train.tobytes(), fit.val.tobytes())
         groups.setdefault((*shared, fit.labelling), []).append(i)
     results: dict[int, Fitted] = {}
     for numbers in groups.values():
@@ -142,7 +142,7 @@ class _Problem:
         weight = weight / self._divisor
         bias = bias - (weight * self._offset).sum(1)
         tensors = {"weight": weight.astype(np.float32), "bias": bias.astype(np.float32)}
-        logits = inference.averaged(lambda x: x @ tensors["weight"].T + tensors["bias"], _rows(self._scored, fit.held))
+        logits = inference.averaged(lambda x: x @ tensors["weight"].T + tensors["bias"], _rows(self._scored, fit.val))
         return Fitted(fit, tensors, logits, 0, weight.size + bias.size)
 
 
@@ -169,7 +169,7 @@ def _knn(fits: Sequence[Fit], x: Tensor, targets: Targets, tta: bool) -> list[Fi
     fit = fits[0]
     vectors = inference.unit_rows(_rows(clean(x), fit.train))
     labels = targets.values[fit.labelling][fit.train]
-    val_rows = _rows(scored(x, tta), fit.held)
+    val_rows = _rows(scored(x, tta), fit.val)
     near = inference.nearest(vectors, val_rows.reshape(-1, x.shape[-1]), max(f.spec.n_neighbors for f in fits))
     near = near.reshape(*val_rows.shape[:-1], near.shape[1])  # (m, k), or (m, v, k)
     tensors = {"vectors": vectors, "labels": labels.astype(np.float32)}

@@ -236,7 +236,7 @@ class _Training:
 
     def _curve_point(self, i: int) -> dict[str, float]:
         fit, point, head = self._members[i].fit, {}, self.stack.one(i)
-        for side, rows in (("train", fit.train), ("val", fit.held)):
+        for side, rows in (("train", fit.train), ("val", fit.val)):
             if len(rows):
                 logits = self._answer(head, torch.from_numpy(rows).to(self._device))[0].cpu().numpy()
                 values = self._targets.curve_point(fit.labelling, rows, logits)
@@ -250,7 +250,7 @@ class _Training:
         ]
         due = [i for i, t in enumerate(self._members) if stopped[i] or epoch in t.snapshots]
         kept = self._best or self.stack  # the best so far where training stops early, the last otherwise
-        for heads, rows in self._by_rows(due, lambda fit: fit.held):
+        for heads, rows in self._by_rows(due, lambda fit: fit.val):
             logits = self._said(kept, heads, rows).cpu().numpy()
             for j, i in enumerate(heads.tolist()):
                 self._snapshot(i, kept, logits[j], epoch, stopped[i], results)

@@ -63,7 +63,7 @@ class Answer:
 
 
 @dataclass
-class Seen:
+class FileCache:
     """What the last pass saw, by path and by request.
 
     Attributes:
@@ -75,7 +75,7 @@ class Seen:
     answers: dict[str, tuple[Answer, dict[str, Stamp]]] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, store_path: Path) -> "Seen":
+    def read(cls, store_path: Path) -> "FileCache":
         """What was written beside a store; empty where there is nothing, or nothing that can be read."""
         try:
             stored = json.loads(durable.read_regular(_path(store_path)))

@@ -47,7 +47,7 @@ def check_whole(kind: str | None, data: bytes) -> None:
 
 
 def kind_of(data: bytes) -> str | None:
-    """The format that the first bytes promise, where they are telling."""
+    """The format that the first bytes promise, where they are callbacks."""
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WEBP"
     starts = {"PNG": b"\x89PNG\r\n\x1a\n", "JPEG": b"\xff\xd8\xff", "GIF": b"GIF8"}
@@ -94,12 +94,12 @@ def black_is_zero(data: bytes) -> tuple[bytes, bool]:
 
 def _walk_png(data: bytes) -> None:
     """Every chunk and its checksum (PNG 3rd edition, 5.3); decoding looks at few of them."""
-    view, seen = memoryview(data), set()
+    view, chunk_kinds = memoryview(data), set()
     for kind, start, end in png_chunks(data):
         if zlib.crc32(view[start - 4 : end]) != struct.unpack_from(">I", data, end)[0]:
             raise ImageError("damaged", "the checksum of a PNG chunk does not fit its bytes")
-        seen.add(kind)
-    if data[25] == _PNG_PALETTE and b"PLTE" not in seen:
+        chunk_kinds.add(kind)
+    if data[25] == _PNG_PALETTE and b"PLTE" not in chunk_kinds:
         raise ImageError("damaged", "a PNG of palette indexes without a palette")
 
 

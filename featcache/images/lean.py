@@ -275,9 +275,9 @@ def _tiff_pages(data: Buffer) -> Iterator[int]:
     """Where directories lie, up to one that was met before."""
     offset, is_big = containers.tiff_offset(data), containers.is_big_tiff(data)
     count, width = ("Q", 20) if is_big else ("H", 12)
-    (at,), seen = struct.unpack_from(offset, data, 8 if is_big else 4), set[int]()
-    while at and at not in seen:
-        seen.add(at)
+    (at,), visited = struct.unpack_from(offset, data, 8 if is_big else 4), set[int]()
+    while at and at not in visited:
+        visited.add(at)
         (n,) = struct.unpack_from(offset[0] + count, data, at)
         yield at
         (at,) = struct.unpack_from(offset, data, at + struct.calcsize(count) + n * width)

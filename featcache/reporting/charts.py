@@ -15,7 +15,7 @@ from featcache import metrics
 from featcache.figures import INK, RULE, VAL, charts
 from featcache.figures.charts import CLASSES, Counts, Dots, Line
 from featcache.reporting.document import Abreast, Figure, Words, interval_of, listed, name_of, shown, with_sign
-from featcache.reporting.run_view import CALLED, SIDES, Subject
+from featcache.reporting.run_view import CALLED, SIDES, RunView
 from featcache.training.results import TRAIN
 
 Array = np.ndarray[Any, Any]
@@ -25,12 +25,12 @@ _MOST_CURVES = len(CLASSES)
 _N_SCORES = 25  # bins
 
 
-def curves(subject: Subject) -> list[Words | Abreast]:
+def curves(run_view: RunView) -> list[Words | Abreast]:
     """Loss, accuracy and F1 per epoch, through all phases."""
-    history = subject.run.history()
+    history = run_view.run.history()
     if not history:
         return [Words("This head was solved at once, not trained epoch by epoch: there are no curves.", "gone")]
-    kept = _kept(subject, len(history))
+    kept = _kept(run_view, len(history))
     phases = sorted({int(row.get("phase", 1)) for row in history})
     header = list(history[0])
     rows = [[row[name] for name in header] for row in history]
@@ -39,22 +39,22 @@ def curves(subject: Subject) -> list[Words | Abreast]:
         ends = f"{history[-1][f'train_{name}']:.3f} and {history[-1][f'val_{name}']:.3f}"
         alt = f"{label} per epoch; in the last of {len(history)} epochs {ends} on training and validation rows."
         drawn = charts.curve(history, name, label, kept, alt, has_legend=name == "loss")
-        figures.append(Figure(f"{subject.slug}-curve-{name}", label, "", drawn, header, rows))
-    return [Words(_about_curves(subject, len(history), len(phases), kept)), Abreast(figures, are_small=True)]
+        figures.append(Figure(f"{run_view.slug}-curve-{name}", label, "", drawn, header, rows))
+    return [Words(_about_curves(run_view, len(history), len(phases), kept)), Abreast(figures, are_small=True)]
 
 
-def _kept(subject: Subject, n_epochs: int) -> int | None:
+def _kept(run_view: RunView, n_epochs: int) -> int | None:
     """The epoch to ring: the one whose weights are kept, where the curve is of one head."""
-    epoch = subject.record["epoch"]
-    return epoch if subject.protocol.is_hold_out and epoch and epoch <= n_epochs else None
+    epoch = run_view.record["epoch"]
+    return epoch if run_view.protocol.is_hold_out and epoch and epoch <= n_epochs else None
 
 
-def _about_curves(subject: Subject, n_epochs: int, n_phases: int, kept: int | None) -> str:
-    n_folds = len(subject.protocol.folds)
+def _about_curves(run_view: RunView, n_epochs: int, n_phases: int, kept: int | None) -> str:
+    n_folds = len(run_view.protocol.folds)
     of = f"Means over {n_folds} folds. " if n_folds > 1 else ""
     ring = f"The ring is at epoch {kept}, whose weights were kept. " if kept else ""
     phases = f"They run through {n_phases} phases. " if n_phases > 1 else ""
-    recipe = subject.record.get("recipe") or {}
+    recipe = run_view.record.get("recipe") or {}
     ring += f"Validation {name_of(recipe['select'])} chose it. " if ring and recipe else ""
     last = " of the last phase" if n_phases > 1 else ""
     seen = f"Training numbers{last} are of augmented images, while the network learnt from them. " * bool(
@@ -66,46 +66,46 @@ def _about_curves(subject: Subject, n_epochs: int, n_phases: int, kept: int | No
 # --- ranking ----------------------------------------------------------------------------------------------------------
 
 
-def ranking(subject: Subject) -> list[Words | Abreast]:
+def ranking(run_view: RunView) -> list[Words | Abreast]:
     """ROC and precision against recall: of two classes for each side that was not learnt from, with the point at which
     is decided; of more classes, or findings, one curve for each on the reported side."""
-    ranked = _of_sides(subject) if subject.is_binary else _of_classes(subject)
+    ranked = _of_sides(run_view) if run_view.is_binary else _of_classes(run_view)
     if not ranked:
         return [Words("No class has rows of both kinds here, so there is nothing to rank.", "gone")]
-    return [Abreast([_roc(subject, ranked), _precision_recall(subject, ranked)])]
+    return [Abreast([_roc(run_view, ranked), _precision_recall(run_view, ranked)])]
 
 
 Ranked = tuple[str, str, str, Array, Array, tuple[float, float] | None]  # key, label, colour, truth, scores, point
 
 
-def _of_sides(subject: Subject) -> list[Ranked]:
+def _of_sides(run_view: RunView) -> list[Ranked]:
     ranked: list[Ranked] = []
-    positive = subject.task.positive
-    for side in (side for side in SIDES if side in subject.sides and side != TRAIN):
-        truth = subject.labels(side) == positive
+    positive = run_view.task.positive
+    for side in (side for side in SIDES if side in run_view.sides and side != TRAIN):
+        truth = run_view.labels(side) == positive
         if not truth.any() or truth.all():
             continue
-        is_main = side == subject.reported
-        called = subject.sides[side].called == positive
+        is_main = side == run_view.reported
+        called = run_view.sides[side].called == positive
         point = (float(np.mean(called[~truth])), float(np.mean(called[truth])))
-        auroc = subject.scores(side)["auroc"]
+        auroc = run_view.scores(side)["auroc"]
         label = f"{CALLED[side]} {shown(auroc)}"
-        scores = metrics.log_odds(subject.sides[side].logits, positive)
+        scores = metrics.log_odds(run_view.sides[side].logits, positive)
         ranked.append((side, label, INK if is_main else RULE, truth, scores, point))
-    return sorted(ranked, key=lambda curve: curve[0] == subject.reported)
+    return sorted(ranked, key=lambda curve: curve[0] == run_view.reported)
 
 
-def _of_classes(subject: Subject) -> list[Ranked]:
-    side = subject.sides[subject.reported]
-    labels = subject.labels(subject.reported)
+def _of_classes(run_view: RunView) -> list[Ranked]:
+    side = run_view.sides[run_view.reported]
+    labels = run_view.labels(run_view.reported)
     ranked: list[Ranked] = []
-    for c, name in enumerate(subject.classes[:_MOST_CURVES]):
-        is_known = np.isfinite(labels[:, c]) if subject.task.has_findings else np.ones(len(side), dtype=bool)
-        truth = (labels[:, c] == 1 if subject.task.has_findings else labels == c)[is_known]
+    for c, name in enumerate(run_view.classes[:_MOST_CURVES]):
+        is_known = np.isfinite(labels[:, c]) if run_view.task.has_findings else np.ones(len(side), dtype=bool)
+        truth = (labels[:, c] == 1 if run_view.task.has_findings else labels == c)[is_known]
         if not truth.any() or truth.all():
             continue
-        scores = side.logits[:, c] if subject.task.has_findings else metrics.log_odds(side.logits, c)
-        auroc = subject.scores(subject.reported)["per_class"][c]["auroc"]
+        scores = side.logits[:, c] if run_view.task.has_findings else metrics.log_odds(side.logits, c)
+        auroc = run_view.scores(run_view.reported)["per_class"][c]["auroc"]
         ranked.append((name, f"{_apart(name)} {shown(auroc)}", CLASSES[c], truth, scores[is_known], None))
     return ranked
 
@@ -117,7 +117,7 @@ def _apart(name: str) -> str:
     return f"{name}\u200e" if runs_left else name
 
 
-def _roc(subject: Subject, ranked: Sequence[Ranked]) -> Figure:
+def _roc(run_view: RunView, ranked: Sequence[Ranked]) -> Figure:
     drawn, rows = [], []
     for key, label, color, truth, scores, point in ranked:
         false, true, at = roc_curve(truth, scores)
@@ -125,14 +125,14 @@ def _roc(subject: Subject, ranked: Sequence[Ranked]) -> Figure:
         rows += [[key, x, y, t] for x, y, t in zip(false.tolist(), true.tolist(), at.tolist(), strict=True)]
     areas = ", ".join(curve[1] for curve in ranked)
     chart = charts.lines(drawn, "1 − specificity", "sensitivity", (0.0, 1.0), f"ROC curves. Areas: {areas}.")
-    caption = f"The number is the area under the curve{_about_point(subject)}."
+    caption = f"The number is the area under the curve{_about_point(run_view)}."
     return Figure(
-        f"{subject.slug}-roc", "ROC", caption, chart, ["of", "false_positive_rate", "true_positive_rate", "log_odds"],
+        f"{run_view.slug}-roc", "ROC", caption, chart, ["of", "false_positive_rate", "true_positive_rate", "log_odds"],
         _finite(rows),
     )  # fmt: skip
 
 
-def _precision_recall(subject: Subject, ranked: Sequence[Ranked]) -> Figure:
+def _precision_recall(run_view: RunView, ranked: Sequence[Ranked]) -> Figure:
     drawn, rows = [], []
     for key, label, color, truth, scores, point in ranked:
         precision, recall, at = precision_recall_curve(truth, scores)
@@ -146,19 +146,19 @@ def _precision_recall(subject: Subject, ranked: Sequence[Ranked]) -> Figure:
         rows += [[key, x, y, t] for x, y, t in zip(recall.tolist(), precision.tolist(), thresholds, strict=True)]
     base = float(ranked[-1][3].mean())
     alt = f"Precision against recall of {listed([line.label for line in drawn])}."
-    line = (base, base) if subject.is_binary else None
+    line = (base, base) if run_view.is_binary else None
     chart = charts.lines(drawn, "recall (sensitivity)", "precision", line, alt, "lower left")
-    dotted = f"The dotted line, at {base:.3f}, is the share of positives among the images{_about_point(subject)}."
-    caption = dotted if subject.is_binary else "Each class, or finding, against the rest."
+    dotted = f"The dotted line, at {base:.3f}, is the share of positives among the images{_about_point(run_view)}."
+    caption = dotted if run_view.is_binary else "Each class, or finding, against the rest."
     header = ["of", "recall", "precision", "log_odds"]
-    return Figure(f"{subject.slug}-pr", "Precision and recall", caption, chart, header, _finite(rows))
+    return Figure(f"{run_view.slug}-pr", "Precision and recall", caption, chart, header, _finite(rows))
 
 
-def _about_point(subject: Subject) -> str:
-    if not subject.is_binary:
+def _about_point(run_view: RunView) -> str:
+    if not run_view.is_binary:
         return ""
-    at = subject.threshold
-    return f"; the ring is where p ≥ {0.5 if at is None else at:.3f} is called {subject.positive}"
+    at = run_view.threshold
+    return f"; the ring is where p ≥ {0.5 if at is None else at:.3f} is called {run_view.positive}"
 
 
 def _finite(rows: Sequence[Sequence[Any]]) -> list[list[Any]]:
@@ -171,21 +171,21 @@ def _finite(rows: Sequence[Sequence[Any]]) -> list[list[Any]]:
 # --- probabilities ----------------------------------------------------------------------------------------------------
 
 
-def calibration(subject: Subject) -> list[Words | Abreast]:
+def calibration(run_view: RunView) -> list[Words | Abreast]:
     """What was promised and what came, before and after the temperature; and how the scores are spread."""
-    side = subject.reported
-    before = _reliability(subject, side)
+    side = run_view.reported
+    before = _reliability(run_view, side)
     drawn = [_dots("as trained", before, RULE)]
     rows = [["as trained", *_bin(bin_)] for bin_ in before]
-    temperature, scores = subject.record["temperature"], subject.scores(side)
+    temperature, scores = run_view.record["temperature"], run_view.scores(side)
     after = scores.get("calibrated")
     if after:
         drawn.append(_dots(f"divided by T = {temperature:.2f}", after["reliability"], VAL))
         rows += [["calibrated", *_bin(bin_)] for bin_ in after["reliability"]]
     ece = f"{shown(scores['ece'])}" + (f", after the temperature {shown(after['ece'])}" if after else "")
-    ordinate = "positives among them" if subject.is_binary or subject.task.has_findings else "right among them"
+    ordinate = "positives among them" if run_view.is_binary or run_view.task.has_findings else "right among them"
     promised = (
-        "probability said" if subject.is_binary or subject.task.has_findings else "probability of the class called"
+        "probability said" if run_view.is_binary or run_view.task.has_findings else "probability of the class called"
     )
     alt = f"Reliability of the probabilities on {CALLED[side]} rows. Expected calibration error: {ece}."
     chart = charts.dots(drawn, promised, f"share of {ordinate}", alt)
@@ -194,8 +194,8 @@ def calibration(subject: Subject) -> list[Words | Abreast]:
     )
     header = ["what", "low", "high", "n", "confidence", "frequency"]
     figures = [
-        Figure(f"{subject.slug}-reliability", "Reliability", caption, chart, header, rows),
-        _scores(subject, side),
+        Figure(f"{run_view.slug}-reliability", "Reliability", caption, chart, header, rows),
+        _scores(run_view, side),
     ]
     return [Abreast(figures)]
 
@@ -207,10 +207,10 @@ def _about_t(temperature: float | None) -> str:
     return f". T was chosen on validation rows; it {more}changes no decision at 0.5"
 
 
-def _reliability(subject: Subject, side: str) -> list[dict[str, Any]]:
-    labels, logits = subject.labels(side), subject.sides[side].logits
-    if not subject.task.has_findings:
-        return metrics.reliability(labels, logits, subject.task.positive)
+def _reliability(run_view: RunView, side: str) -> list[dict[str, Any]]:
+    labels, logits = run_view.labels(side), run_view.sides[side].logits
+    if not run_view.task.has_findings:
+        return metrics.reliability(labels, logits, run_view.task.positive)
     is_known = np.isfinite(labels)  # all findings together
     return metrics.reliability(labels[is_known].astype(np.int64), metrics.two_columns(logits[is_known]), 1)
 
@@ -224,10 +224,10 @@ def _bin(point: dict[str, Any]) -> list[Any]:
     return [point[name] for name in ("low", "high", "n", "confidence", "frequency")]
 
 
-def _scores(subject: Subject, side: str) -> Figure:
+def _scores(run_view: RunView, side: str) -> Figure:
     edges = np.linspace(0, 1, _N_SCORES + 1)
-    kinds = [(label, color, np.histogram(p, edges)[0]) for label, color, p in _kinds(subject, side)]
-    x, cut = _score_axis(subject)
+    kinds = [(label, color, np.histogram(p, edges)[0]) for label, color, p in _kinds(run_view, side)]
+    x, cut = _score_axis(run_view)
     drawn = [Counts(label, values, color) for label, color, values in kinds]
     parts = ", ".join(f"{values.sum():,} {label}" for label, _, values in kinds)
     chart = charts.histogram(edges, drawn, x, cut, f"Histogram of the {x} on {CALLED[side]} rows: {parts}.")
@@ -238,36 +238,36 @@ def _scores(subject: Subject, side: str) -> Figure:
     ]
     line = f"The broken line is the threshold, {cut:.3f}. " if cut is not None else ""
     caption = f"{line}{CALLED[side].capitalize()} rows, counted on a scale of logarithms."
-    title = "Scores, present and absent" if subject.task.has_findings else "Scores by class"
-    return Figure(f"{subject.slug}-scores", title, caption, chart, ["of", "low", "high", "n"], rows)
+    title = "Scores, present and absent" if run_view.task.has_findings else "Scores by class"
+    return Figure(f"{run_view.slug}-scores", title, caption, chart, ["of", "low", "high", "n"], rows)
 
 
-def _score_axis(subject: Subject) -> tuple[str, float | None]:
-    if subject.is_binary:
-        return f"probability of {subject.positive}", 0.5 if subject.threshold is None else subject.threshold
-    if subject.task.has_findings:
+def _score_axis(run_view: RunView) -> tuple[str, float | None]:
+    if run_view.is_binary:
+        return f"probability of {run_view.positive}", 0.5 if run_view.threshold is None else run_view.threshold
+    if run_view.task.has_findings:
         return "probability of a finding", 0.5
     return "probability given to the true class", None
 
 
-def _kinds(subject: Subject, side: str) -> list[tuple[str, str, Array]]:
+def _kinds(run_view: RunView, side: str) -> list[tuple[str, str, Array]]:
     """Label, colour and scores of each kind of rows."""
-    labels, p, task = subject.labels(side), subject.sides[side].p, subject.task
+    labels, p, task = run_view.labels(side), run_view.sides[side].p, run_view.task
     if task.has_findings:
         return [
             (name, color, p[labels == value]) for name, color, value in (("absent", CLASSES[0], 0), ("present", VAL, 1))
         ]
     kinds = []
-    for c, name in enumerate(subject.classes[:_MOST_CURVES]):
-        of = task.positive if subject.is_binary else c
+    for c, name in enumerate(run_view.classes[:_MOST_CURVES]):
+        of = task.positive if run_view.is_binary else c
         kinds.append((name, charts.color_of(c, len(task.classes), task.positive), p[labels == c, of]))
     return kinds
 
 
-def gain(subject: Subject) -> Figure | None:
+def gain(run_view: RunView) -> Figure | None:
     """What phase 2 bought, with intervals, as a forest; None for a Run that started from none."""
     rows, estimates = [], []
-    for side, gained in subject.record.get("gain", {}).items():
+    for side, gained in run_view.record.get("gain", {}).items():
         at = gained.get("at_operating_point", {})
         for name, gains in (("auroc", gained), ("accuracy", at or gained), ("balanced_accuracy", at or gained)):
             if name not in gains:
@@ -285,4 +285,4 @@ def gain(subject: Subject) -> Figure | None:
     chart = charts.forest(estimates, "difference: after − before", 0.0, f"What the training on pixels changed: {text}.")
     header = ["side", "number", "difference", "low", "high"]
     caption = "Accuracies are at each one's own operating point, where there is one. Validation rows chose the epoch."
-    return Figure(f"{subject.slug}-gain", "Gain", caption, chart, header, rows)
+    return Figure(f"{run_view.slug}-gain", "Gain", caption, chart, header, rows)

@@ -34,7 +34,7 @@ from featcache.reporting.document import (
     shown,
     with_sign,
 )
-from featcache.reporting.run_view import CALLED, Subject
+from featcache.reporting.run_view import CALLED, RunView
 from featcache.reporting.tables import MOVED, settings
 from featcache.runs.backbone import identity_of
 from featcache.training import selection
@@ -45,79 +45,79 @@ Difference = tuple[int, dict[str, list[float]]]
 _SHOWN = ("auroc", "accuracy", "recall", "specificity")
 
 
-def compared(subjects: Sequence[Subject]) -> Chapter:
+def compared(run_views_of: Sequence[RunView]) -> Chapter:
     """What is said of several Runs together."""
-    first, *other_runs = subjects
+    first, *other_runs = run_views_of
     lead = (
-        f"{len(subjects)} Runs beside each other. Differences are those from {first.name}, on the images that both "
+        f"{len(run_views_of)} Runs beside each other. Differences are those from {first.name}, on the images that both "
         f"report, the same for both, with 95 % intervals of the difference."
     )
-    blocks: list[Block] = [_beside(subjects)]
+    blocks: list[Block] = [_beside(run_views_of)]
     differences = [(other, difference(first, other)) for other in other_runs]
-    figures = [figure for figure in (_areas(subjects), _differences(first, differences)) if figure]
+    figures = [figure for figure in (_areas(run_views_of), _differences(first, differences)) if figure]
     blocks += [Abreast([figure]) for figure in figures]
     blocks += _tables(first, differences)
-    blocks += _settings(subjects)
+    blocks += _settings(run_views_of)
     section = Section("comparison-numbers", "Numbers and differences", blocks)
     return Chapter("comparison", "Comparison", lead, sections=[section])
 
 
-def _beside(subjects: Sequence[Subject]) -> Table:
+def _beside(run_views_of: Sequence[RunView]) -> Table:
     rows, data = [], []
-    for subject in subjects:
-        side = subject.reported
-        backbone = printable(str(identity_of(subject.run)["backbone"]["name"]))
-        about = f"{subject.record['head']['kind']} on {backbone}{_unmoved(subject)}"
-        where = f"called from {shown(subject.threshold)}" if subject.threshold is not None else ""
-        n = len(subject.sides[side])
+    for run_view in run_views_of:
+        side = run_view.reported
+        backbone = printable(str(identity_of(run_view.run)["backbone"]["name"]))
+        about = f"{run_view.record['head']['kind']} on {backbone}{_unmoved(run_view)}"
+        where = f"called from {shown(run_view.threshold)}" if run_view.threshold is not None else ""
+        n = len(run_view.sides[side])
         rows_of = Cell(f"{n:,} {CALLED[side]}", small=where)
-        values = [_said(subject, name) for name in _SHOWN]
+        values = [_said(run_view, name) for name in _SHOWN]
         cells = [number(value, interval) for value, interval in values]
-        rows.append([head(subject.name, about), count(subject.run.n_parameters), rows_of, *cells])
+        rows.append([head(run_view.name, about), count(run_view.run.n_parameters), rows_of, *cells])
         for name, (value, interval) in zip(_SHOWN, values, strict=True):
             low, high = interval or ("", "")
-            data.append([subject.name, side, n, name, "" if value is None else value, low, high])
+            data.append([run_view.name, side, n, name, "" if value is None else value, low, high])
     header = ["Run", "parameters that learnt", "images", *map(name_of, _SHOWN)]
     csv = (["run", "side", "n", "number", "value", "low", "high"], data)
     note = "At the operating point where there is one, else at 0.5 or by the likeliest class."
     return Table("comparison-runs", "Numbers of each Run", header, rows, note, data=csv)
 
 
-def _unmoved(subject: Subject) -> str:
+def _unmoved(run_view: RunView) -> str:
     """That a training on the pixels came to nothing: its best weights are those that it began with."""
-    parent = subject.record.get("parent")
-    gained = [value for _, value in flatten(subject.record.get("gain") or {})]
+    parent = run_view.record.get("parent")
+    gained = [value for _, value in flatten(run_view.record.get("gain") or {})]
     if not parent or any(value for triple in gained for value in triple):
         return ""
     return f"; no epoch was better than {printable(parent['run'])}, whose weights these are"
 
 
-def _said(subject: Subject, name: str) -> tuple[float | None, Sequence[float] | None]:
-    scores = subject.scores(subject.reported, name in MOVED and subject.threshold is not None)
+def _said(run_view: RunView, name: str) -> tuple[float | None, Sequence[float] | None]:
+    scores = run_view.scores(run_view.reported, name in MOVED and run_view.threshold is not None)
     return scores.get(name), scores.get("intervals", {}).get(name)
 
 
-def _settings(subjects: Sequence[Subject]) -> list[Block]:
+def _settings(run_views_of: Sequence[RunView]) -> list[Block]:
     """What the Runs were asked for, where that differs."""
-    all_settings = [settings(subject) for subject in subjects]
+    all_settings = [settings(run_view) for run_view in run_views_of]
     names = list(dict.fromkeys(name for all_setting in all_settings for name in all_setting))
     differing = [name for name in names if len({all_setting.get(name) for all_setting in all_settings}) > 1]
     if not differing:
         return []
     setting_rows = [[name, *(all_setting.get(name, NOTHING) for all_setting in all_settings)] for name in differing]
-    header = ["", *(subject.name for subject in subjects)]
+    header = ["", *(run_view.name for run_view in run_views_of)]
     rows = [[head(name), *map(Cell, values)] for name, *values in setting_rows]
     return [Table("comparison-settings", "What was done differently", header, rows, data=(header, setting_rows))]
 
 
-def _areas(subjects: Sequence[Subject]) -> Figure | None:
+def _areas(run_views_of: Sequence[RunView]) -> Figure | None:
     rows, estimates = [], []
-    for subject in subjects:
-        value, interval = _said(subject, "auroc")
+    for run_view in run_views_of:
+        value, interval = _said(run_view, "auroc")
         if value is not None and interval:
             low, high = interval
-            estimates.append(Estimate(subject.name, value, (low, high)))
-            rows.append([subject.name, value, low, high])
+            estimates.append(Estimate(run_view.name, value, (low, high)))
+            rows.append([run_view.name, value, low, high])
     if not estimates:
         return None
     text = "; ".join(
@@ -127,7 +127,7 @@ def _areas(subjects: Sequence[Subject]) -> Figure | None:
     return Figure("comparison-auroc", "AUROC", "", chart, ["run", "auroc", "low", "high"], rows)
 
 
-def _differences(first: Subject, compared_runs: Sequence[tuple[Subject, Difference | str]]) -> Figure | None:
+def _differences(first: RunView, compared_runs: Sequence[tuple[RunView, Difference | str]]) -> Figure | None:
     rows, estimates = [], []
     for other, differences in compared_runs:
         if isinstance(differences, str) or "auroc" not in differences[1]:
@@ -147,7 +147,7 @@ def _differences(first: Subject, compared_runs: Sequence[tuple[Subject, Differen
     return Figure("comparison-difference", f"AUROC above {first.name}", caption, chart, header, rows)
 
 
-def _tables(first: Subject, compared_runs: Sequence[tuple[Subject, Difference | str]]) -> list[Block]:
+def _tables(first: RunView, compared_runs: Sequence[tuple[RunView, Difference | str]]) -> list[Block]:
     rows, data, left_out = [], [], []
     for other, differences in compared_runs:
         if isinstance(differences, str):
@@ -169,7 +169,7 @@ def _tables(first: Subject, compared_runs: Sequence[tuple[Subject, Difference | 
     return [Table("comparison-differences", "Differences, paired", header, rows, note, data=csv), *left_out]
 
 
-def difference(first: Subject, other: Subject) -> Difference | str:
+def difference(first: RunView, other: RunView) -> Difference | str:
     """The number of rows that both report, and [difference, low, high] of each of `intervals.COMPARED`; or why it
     cannot be had."""
     if (first.task.classes, first.task.has_findings) != (other.task.classes, other.task.has_findings):
@@ -194,6 +194,6 @@ def difference(first: Subject, other: Subject) -> Difference | str:
     return len(pairs), selection.change(first.task, first.protocol, rows, before, after, thresholds)
 
 
-def _rows(subject: Subject) -> list[int]:
-    rows: list[int] = subject.sides[subject.reported].rows.tolist()
+def _rows(run_view: RunView) -> list[int]:
+    rows: list[int] = run_view.sides[run_view.reported].rows.tolist()
     return rows

@@ -28,7 +28,7 @@ from featcache.reporting.document import (
     shown,
     with_sign,
 )
-from featcache.reporting.run_view import Subject
+from featcache.reporting.run_view import RunView
 from featcache.reporting.tables import MOVED, SCORES
 from featcache.runs.backbone import identity_of, said_by
 from featcache.training.results import EXTERNAL, OUTER, TEST, VAL
@@ -38,10 +38,10 @@ _PER_SUBGROUP = ("auroc", "accuracy", "recall", "specificity")
 _MOST_SUBGROUPS = 20
 
 
-def lead(subject: Subject, kind: str) -> str:
+def lead(run_view: RunView, kind: str) -> str:
     """What was evaluated on what, in a sentence."""
-    record = subject.record
-    backbone = printable(str(identity_of(subject.run)["backbone"]["name"]))
+    record = run_view.record
+    backbone = printable(str(identity_of(run_view.run)["backbone"]["name"]))
     run = f"The {'bundle' if record['run']['is_bundle'] else 'Run'} {printable(record['run']['name'])}"
     has_learnt = bool(record["asked"].get("with_training_images"))
     learnt = "some of which it may have learnt from" if has_learnt else "none of which it is known to have learnt from"
@@ -57,14 +57,14 @@ def _source(record: Json) -> str:
 # --- what was evaluated -----------------------------------------------------------------------------------------------
 
 
-def what(subject: Subject) -> list[Block]:
+def what(run_view: RunView) -> list[Block]:
     """The Run, the set, who takes part, and how labels became classes."""
-    with said_by(subject.run):
-        return [Words(_counts_in_words(subject)), _counts(subject), Facts(list(_facts(subject)))]
+    with said_by(run_view.run):
+        return [Words(_counts_in_words(run_view)), _counts(run_view), Facts(list(_facts(run_view)))]
 
 
-def _counts_in_words(subject: Subject) -> str:
-    about, left_out = subject.record["set"], subject.record["left_out"]
+def _counts_in_words(run_view: RunView) -> str:
+    about, left_out = run_view.record["set"], run_view.record["left_out"]
     n_groups, n = about["n_groups"], about["scored"]
     reasons = ", ".join(f"{m:,} with {printable(reason)}" for reason, m in left_out.items())
     groups = (
@@ -80,18 +80,18 @@ def _counts_in_words(subject: Subject) -> str:
     )
 
 
-def _counts(subject: Subject) -> Table:
-    n, total = subject.task.counts(subject.sides[EXTERNAL].rows).tolist(), len(subject.sides[EXTERNAL])
+def _counts(run_view: RunView) -> Table:
+    n, total = run_view.task.counts(run_view.sides[EXTERNAL].rows).tolist(), len(run_view.sides[EXTERNAL])
     cells = [Cell(f"{subset:,}", subset, f"{subset / total:.1%}") for subset in n]
-    data = (["subset", "images", *subject.classes], [[EXTERNAL, total, *n]])
-    header = ["", "images", *subject.classes]
+    data = (["subset", "images", *run_view.classes], [[EXTERNAL, total, *n]])
+    header = ["", "images", *run_view.classes]
     return Table(
-        f"{subject.slug}-counts", "Images by class", header, [[head("external"), count(total), *cells]], data=data
+        f"{run_view.slug}-counts", "Images by class", header, [[head("external"), count(total), *cells]], data=data
     )
 
 
-def _facts(subject: Subject) -> Iterator[tuple[str, str]]:
-    record, identity = subject.record, identity_of(subject.run)
+def _facts(run_view: RunView) -> Iterator[tuple[str, str]]:
+    record, identity = run_view.record, identity_of(run_view.run)
     about, request, backbone, transform = record["set"], record["asked"], identity["backbone"], identity["transform"]
     yield "Run", printable(record["run"]["name"]) + (", a bundle" if record["run"]["is_bundle"] else "")
     yield "Head", f"{record['head']['kind']}, {record['n_parameters']:,} parameters that learnt"
@@ -124,13 +124,13 @@ def _facts(subject: Subject) -> Iterator[tuple[str, str]]:
 # --- beside the Run's own rows ----------------------------------------------------------------------------------------
 
 
-def comparison(subject: Subject) -> list[Block]:
+def comparison(run_view: RunView) -> list[Block]:
     """The numbers of the set, those of the Run's own rows, and the difference with its interval."""
-    comparison = subject.record["comparison"]
+    comparison = run_view.record["comparison"]
     where = _OWN.get(comparison["subset"], comparison["subset"])
     header = ["", "external", f"the Run's own {where} rows", "difference"]
     rows, data = [], []
-    for name, key, own, external in _pairs(subject):
+    for name, key, own, external in _pairs(run_view):
         value, *ends = (comparison[f"differences{key}"] or {}).get(name) or (None,)
         at = "at the operating point" if key else ""
         change = Cell("–") if value is None else Cell(with_sign(value), value, interval_of(ends, signed=True))
@@ -143,27 +143,27 @@ def comparison(subject: Subject) -> list[Block]:
         "says that the difference is more than chance explains."
     )
     empty = [["" if value is None else value for value in row] for row in data]
-    table = Table(f"{subject.slug}-own", "Beside the Run's own rows", header, rows, note, data=(csv, empty))
-    return [table, *_without_training_images(subject)]
+    table = Table(f"{run_view.slug}-own", "Beside the Run's own rows", header, rows, note, data=(csv, empty))
+    return [table, *_without_training_images(run_view)]
 
 
-def _pairs(subject: Subject) -> Iterator[tuple[str, str, Mapping[str, Any], Mapping[str, Any]]]:
+def _pairs(run_view: RunView) -> Iterator[tuple[str, str, Mapping[str, Any], Mapping[str, Any]]]:
     """(number, key of the record, own numbers, those of the set), decisions where is decided."""
-    comparison = subject.record["comparison"]
-    at_point = comparison["own_at_operating_point"] and subject.threshold is not None
+    comparison = run_view.record["comparison"]
+    at_point = comparison["own_at_operating_point"] and run_view.threshold is not None
     for name in ("auroc", "accuracy", "balanced_accuracy", "recall", "specificity"):
         if at_point and name in MOVED:
-            yield name, "_at_operating_point", comparison["own_at_operating_point"], subject.scores(EXTERNAL, True)
+            yield name, "_at_operating_point", comparison["own_at_operating_point"], run_view.scores(EXTERNAL, True)
         else:
-            yield name, "", comparison["own"], subject.scores(EXTERNAL)
+            yield name, "", comparison["own"], run_view.scores(EXTERNAL)
 
 
-def _without_training_images(subject: Subject) -> list[Block]:
+def _without_training_images(run_view: RunView) -> list[Block]:
     """Where images that the Run learnt from are scored too: the numbers of the others."""
-    unseen = subject.record["without_training_images"]
+    unseen = run_view.record["without_training_images"]
     if not unseen:
         return []
-    columns = [subject.scores(EXTERNAL), unseen["metrics"]]
+    columns = [run_view.scores(EXTERNAL), unseen["metrics"]]
     rows = [
         [head(name_of(name)), *(number(column.get(name), column.get("intervals", {}).get(name)) for column in columns)]
         for name in SCORES
@@ -171,25 +171,25 @@ def _without_training_images(subject: Subject) -> list[Block]:
     header = ["", "all images", f"the {unseen['n']:,} that it has not learnt from"]
     data = [[name, *("" if column.get(name) is None else column[name] for column in columns)] for name in SCORES]
     csv = (["number", "all", "not_learnt_from"], data)
-    return [Table(f"{subject.slug}-unseen", "Without images that the Run learnt from", header, rows, data=csv)]
+    return [Table(f"{run_view.slug}-unseen", "Without images that the Run learnt from", header, rows, data=csv)]
 
 
 # --- subgroups --------------------------------------------------------------------------------------------------------
 
 
-def subgroups(subject: Subject) -> list[Block]:
+def subgroups(run_view: RunView) -> list[Block]:
     """A table and a forest for each column that the evaluation was asked for."""
-    subgroups = subject.record["subgroups"]
+    subgroups = run_view.record["subgroups"]
     if not subgroups:
         return [Words("featcache evaluate --by COLUMN gives the numbers of each site, view or folder.", "hint")]
     blocks: list[Block] = []
     for i, (column, members) in enumerate(subgroups.items(), start=1):
-        blocks += _column(subject, f"{subject.slug}-subgroups-{i}", column, members)
+        blocks += _column(run_view, f"{run_view.slug}-subgroups-{i}", column, members)
     return blocks
 
 
-def _column(subject: Subject, name: str, column: str, members: Sequence[Mapping[str, Any]]) -> list[Block]:
-    classes = subject.classes if len(subject.classes) <= 3 else []
+def _column(run_view: RunView, name: str, column: str, members: Sequence[Mapping[str, Any]]) -> list[Block]:
+    classes = run_view.classes if len(run_view.classes) <= 3 else []
     rows, data = [], []
     for member in members:
         scores = [_numbers(member, metric) for metric in _PER_SUBGROUP]
@@ -203,14 +203,14 @@ def _column(subject: Subject, name: str, column: str, members: Sequence[Mapping[
         for of, score in zip(_PER_SUBGROUP, scores, strict=True):
             low, high = score.get("intervals", {}).get(of) or ("", "")
             data.append([label, member["n"], of, "" if score.get(of) is None else score[of], low, high])
-    at = "" if subject.threshold is None else f" Called at p ≥ {subject.threshold:.3f}."
+    at = "" if run_view.threshold is None else f" Called at p ≥ {run_view.threshold:.3f}."
     rest = f" The {_MOST_SUBGROUPS} largest of {len(rows):,}." if len(rows) > _MOST_SUBGROUPS else ""
     header = [printable(column), "images", *classes, *map(name_of, _PER_SUBGROUP)]
     csv = (["value", "n", "number", "estimate", "low", "high"], data)
     note = f"In brackets 95 % intervals.{at}{rest}"
     caption = f"By “{printable(column)}”"
     blocks: list[Block] = [Table(name, caption, header, rows[:_MOST_SUBGROUPS], note, data=csv)]
-    if figure := _forest(subject, name, column, members[:_MOST_SUBGROUPS]):
+    if figure := _forest(run_view, name, column, members[:_MOST_SUBGROUPS]):
         blocks.append(Abreast([figure]))
     return blocks
 
@@ -221,8 +221,8 @@ def _numbers(member: Mapping[str, Any], name: str) -> Mapping[str, Any]:
     return scores
 
 
-def _forest(subject: Subject, name: str, column: str, members: Sequence[Mapping[str, Any]]) -> Figure | None:
-    whole, estimates, rows = subject.scores(EXTERNAL)["auroc"], [], []
+def _forest(run_view: RunView, name: str, column: str, members: Sequence[Mapping[str, Any]]) -> Figure | None:
+    whole, estimates, rows = run_view.scores(EXTERNAL)["auroc"], [], []
     for member in members:
         value, interval = member["metrics"]["auroc"], member["metrics"]["intervals"].get("auroc")
         if value is not None and interval:

@@ -16,7 +16,7 @@ from featcache.heads import inference
 from featcache.reporting import cam, pictures
 from featcache.reporting.document import Block, Card, Cards, Neighbour, Words, missing
 from featcache.reporting.materials import Material, Pictures, Vectors
-from featcache.reporting.run_view import CALLED, Subject
+from featcache.reporting.run_view import CALLED, RunView
 from featcache.store import GRID
 from featcache.training.results import TRAIN
 
@@ -44,43 +44,43 @@ class Chosen:
     of: Array
 
 
-def gallery(subject: Subject, material: Material) -> list[Block]:
+def gallery(run_view: RunView, material: Material) -> list[Block]:
     """Cards of the reported side, with what is missing said first."""
-    kinds = choose(subject)
-    rows = subject.sides[subject.reported].rows
+    kinds = choose(run_view)
+    rows = run_view.sides[run_view.reported].rows
     shown_rows = (
         np.unique(np.concatenate([rows[kind.places] for kind in kinds])) if kinds else np.zeros(0, dtype=np.int64)
     )
-    near = neighbours(subject, material.vectors, shown_rows) if material.vectors and TRAIN in subject.sides else {}
+    near = neighbours(run_view, material.vectors, shown_rows) if material.vectors and TRAIN in run_view.sides else {}
     if material.pictures:
         training_rows = [row for blocks in near.values() for row, _ in blocks]
         material.pictures.load([*shown_rows.tolist(), *training_rows])
-    maps, about = ({}, "") if subject.is_external else _evidence(subject, material, kinds)
-    blocks: list[Block] = [Words(_about(subject, near, maps))]
-    blocks += _missing(subject, material, about)
-    if subject.is_binary and not any(kind.key == "missed" for kind in kinds):
-        blocks.append(Words(f"No {subject.positive} was missed."))
+    maps, about = ({}, "") if run_view.is_external else _evidence(run_view, material, kinds)
+    blocks: list[Block] = [Words(_about(run_view, near, maps))]
+    blocks += _missing(run_view, material, about)
+    if run_view.is_binary and not any(kind.key == "missed" for kind in kinds):
+        blocks.append(Words(f"No {run_view.positive} was missed."))
     for kind in kinds:
         cards = [
-            _card(subject, material.pictures, int(place), int(of), near, maps)
+            _card(run_view, material.pictures, int(place), int(of), near, maps)
             for place, of in zip(kind.places, kind.of, strict=True)
         ]
-        blocks.append(Cards(f"{subject.slug}-{kind.key}", kind.title, kind.words, cards))
+        blocks.append(Cards(f"{run_view.slug}-{kind.key}", kind.title, kind.words, cards))
     return blocks
 
 
-def _about(subject: Subject, near: dict[int, list[tuple[int, float]]], maps: dict[tuple[int, int], Array]) -> str:
-    text = f"{CALLED[subject.reported].capitalize()} images, the surest first, as the network saw them."
+def _about(run_view: RunView, near: dict[int, list[tuple[int, float]]], maps: dict[tuple[int, int], Array]) -> str:
+    text = f"{CALLED[run_view.reported].capitalize()} images, the surest first, as the network saw them."
     if near:
         text += f" Below each its {N_NEIGHBOURS} nearest training images by the cosine of their vectors."
     if maps:
-        subject_text = "the finding" if subject.task.has_findings else "the class called"
+        subject_text = "the finding" if run_view.task.has_findings else "the class called"
         text += f" Beside each where the head found it: red speaks for {subject_text}, blue "
         text += "against it, each on its own scale."
     return text
 
 
-def _missing(subject: Subject, material: Material, about: str) -> list[Words]:
+def _missing(run_view: RunView, material: Material, about: str) -> list[Words]:
     lines = []
     if material.no_pictures:
         lines.append(Words(material.no_pictures, "gone" if material.pictures else "missing"))
@@ -88,7 +88,7 @@ def _missing(subject: Subject, material: Material, about: str) -> list[Words]:
         more = f" and {len(changed) - 3:,} more" if len(changed) > 3 else ""
         text = f"Not shown, since they are not the images of the Run any more: {', '.join(changed[:3])}{more}."
         lines.append(Words(text, "gone"))
-    if not material.vectors and not subject.is_external:
+    if not material.vectors and not run_view.is_external:
         lines.append(missing(f"For the nearest training images the store is needed: {material.no_vectors}."))
     return lines + ([missing(about)] if about else [])
 
@@ -96,20 +96,24 @@ def _missing(subject: Subject, material: Material, about: str) -> list[Words]:
 # --- which images -----------------------------------------------------------------------------------------------------
 
 
-def choose(subject: Subject) -> list[Chosen]:
+def choose(run_view: RunView) -> list[Chosen]:
     """The kinds there are, errors before successes; none that would be empty."""
-    if subject.task.has_findings:
-        kinds = _of_findings(subject)
-    elif subject.is_binary:
-        kinds = _of_two(subject)
+    if run_view.task.has_findings:
+        kinds = _of_findings(run_view)
+    elif run_view.is_binary:
+        kinds = _of_two(run_view)
     else:
-        kinds = _of_classes(subject)
+        kinds = _of_classes(run_view)
     return [kind for kind in kinds if len(kind.places)]
 
 
-def _of_two(subject: Subject) -> list[Chosen]:
-    side, labels, positive = subject.sides[subject.reported], subject.labels(subject.reported), subject.task.positive
-    p, name, other = side.p[:, positive], subject.positive, subject.classes[1 - positive]
+def _of_two(run_view: RunView) -> list[Chosen]:
+    side, labels, positive = (
+        run_view.sides[run_view.reported],
+        run_view.labels(run_view.reported),
+        run_view.task.positive,
+    )
+    p, name, other = side.p[:, positive], run_view.positive, run_view.classes[1 - positive]
     kinds = (
         ("missed", f"Missed {name}", (positive, 1 - positive), p, N_ERRORS),
         ("false-alarms", f"{other} called {name}", (1 - positive, positive), -p, N_ERRORS),
@@ -123,8 +127,8 @@ def _of_two(subject: Subject) -> list[Chosen]:
     return selected
 
 
-def _of_classes(subject: Subject) -> list[Chosen]:
-    side, labels = subject.sides[subject.reported], subject.labels(subject.reported)
+def _of_classes(run_view: RunView) -> list[Chosen]:
+    side, labels = run_view.sides[run_view.reported], run_view.labels(run_view.reported)
     p_true, p_called = (side.p[np.arange(len(labels)), of] for of in (labels, side.called))
     wrong, right = np.flatnonzero(side.called != labels), np.flatnonzero(side.called == labels)
     return [
@@ -133,8 +137,8 @@ def _of_classes(subject: Subject) -> list[Chosen]:
     ]
 
 
-def _of_findings(subject: Subject) -> list[Chosen]:
-    side, labels = subject.sides[subject.reported], subject.labels(subject.reported)
+def _of_findings(run_view: RunView) -> list[Chosen]:
+    side, labels = run_view.sides[run_view.reported], run_view.labels(run_view.reported)
     n, c = labels.shape
     order, of = side.p.reshape(-1), np.tile(np.arange(c), n)  # a place for each image and finding
     kinds = (
@@ -160,13 +164,13 @@ def _first(key: str, title: str, places: Array, order: Array, of: Array, most: i
 # --- what is said of them ---------------------------------------------------------------------------------------------
 
 
-def neighbours(subject: Subject, vectors: Vectors, rows: Array) -> dict[int, list[tuple[int, float]]]:
+def neighbours(run_view: RunView, vectors: Vectors, rows: Array) -> dict[int, list[tuple[int, float]]]:
     """For each row the k training rows with the largest cosine, nearest first, and the cosine. Training rows are those
     of the head that scored it."""
     nearest_rows: dict[int, list[tuple[int, float]]] = {}
     by_taught: dict[bytes, tuple[Array, list[int]]] = {}
     for row in rows.tolist():
-        training_rows = subject.taught(subject.reported, row)
+        training_rows = run_view.taught(run_view.reported, row)
         by_taught.setdefault(training_rows.tobytes(), (training_rows, []))[1].append(row)
     for training_rows, members in by_taught.values():
         units = inference.unit_rows(vectors.features[training_rows])
@@ -179,33 +183,33 @@ def neighbours(subject: Subject, vectors: Vectors, rows: Array) -> dict[int, lis
 
 
 def _evidence(
-    subject: Subject, material: Material, kinds: Sequence[Chosen]
+    run_view: RunView, material: Material, kinds: Sequence[Chosen]
 ) -> tuple[dict[tuple[int, int], Array], str]:
     """(row, class) -> (h, w), and why there is none."""
-    why = evidence_missing(subject, material.vectors)
+    why = evidence_missing(run_view, material.vectors)
     if why or material.vectors is None or not kinds:
         return {}, why
-    rows = subject.sides[subject.reported].rows
+    rows = run_view.sides[run_view.reported].rows
     pairs = sorted({(int(rows[p]), int(of)) for kind in kinds for p, of in zip(kind.places, kind.of, strict=True)})
     numbers = np.array([row for row, _ in pairs])
     places = material.vectors.places[numbers]
     grids = material.vectors.store.rows(GRID, places)
     grid = cam.channels_first(grids, material.vectors.features.shape[1])
-    if subject.run.spec.kind != "flatten-mlp" and not cam.is_mean(grid, material.vectors.features[numbers]):
+    if run_view.run.spec.kind != "flatten-mlp" and not cam.is_mean(grid, material.vectors.features[numbers]):
         return {}, (
             "Where on the image the head finds what it says cannot be shown: the vectors of this backbone are not the "
             "mean of its feature map."
         )
     of, maps = np.array([column for _, column in pairs]), np.empty((len(pairs), *grid.shape[2:]))
-    for here, head in subject.heads(numbers):
-        maps[here] = cam.maps(subject.run.spec, head, grid[here], subject.task, of[here])
+    for here, head in run_view.heads(numbers):
+        maps[here] = cam.maps(run_view.run.spec, head, grid[here], run_view.task, of[here])
     return dict(zip(pairs, maps, strict=True)), ""
 
 
-def evidence_missing(subject: Subject, vectors: Vectors | None) -> str:
+def evidence_missing(run_view: RunView, vectors: Vectors | None) -> str:
     """Why no feature map can be read; empty where one can."""
     title = "Where on the image the head finds what it says"
-    if subject.run.spec.kind == "knn":
+    if run_view.run.spec.kind == "knn":
         return f"{title} cannot be shown of a knn head, which has no weights."
     if vectors is None:
         return f"{title} needs a store with feature maps (featcache embed --tap pooled --tap grid)."
@@ -214,51 +218,53 @@ def evidence_missing(subject: Subject, vectors: Vectors | None) -> str:
         return f"{title} needs feature maps: featcache embed --tap pooled --tap grid, and give that --store."
     if len(shape) != 3:
         return f"{title} cannot be shown: this backbone has no map of rows and columns."
-    scored = subject.sides[subject.reported].rows
+    scored = run_view.sides[run_view.reported].rows
     return (
-        "" if subject.heads(scored[:1]) else f"{title} cannot be shown: the heads that scored the images were not kept."
+        ""
+        if run_view.heads(scored[:1])
+        else f"{title} cannot be shown: the heads that scored the images were not kept."
     )
 
 
 def _card(
-    subject: Subject,
+    run_view: RunView,
     images: Pictures | None,
     place: int,
     of: int,
     near: dict[int, list[tuple[int, float]]],
     maps: dict[tuple[int, int], Array],
 ) -> Card:
-    side = subject.sides[subject.reported]
+    side = run_view.sides[run_view.reported]
     row = int(side.rows[place])
     image, map_ = images.get(row) if images else None, maps.get((row, of))
     evident = pictures.overlaid(image, map_) if image is not None and map_ is not None else None
-    label, called, p_of = _told(subject, place, row, of)
+    label, called, p_of = _told(run_view, place, row, of)
     return Card(
-        subject.shown[row],
+        run_view.shown[row],
         pictures.embedded(image, pictures.LARGE) if image is not None else "",
         pictures.embedded(evident, pictures.LARGE) if evident is not None else "",
         label,
         called,
         float(side.p[place, p_of]),
-        subject.classes[p_of],
-        [_neighbour(subject, images, row, other, cosine, of) for other, cosine in near.get(row, ())],
+        run_view.classes[p_of],
+        [_neighbour(run_view, images, row, other, cosine, of) for other, cosine in near.get(row, ())],
     )
 
 
-def _told(subject: Subject, place: int, row: int, of: int) -> tuple[str, str, int]:
+def _told(run_view: RunView, place: int, row: int, of: int) -> tuple[str, str, int]:
     """The true label, what it was called, and whose probability is told."""
-    side = subject.sides[subject.reported]
-    if subject.task.has_findings:
-        name = subject.classes[of]
-        label, called = subject.task.labels[row, of], side.called[place, of]
+    side = run_view.sides[run_view.reported]
+    if run_view.task.has_findings:
+        name = run_view.classes[of]
+        label, called = run_view.task.labels[row, of], side.called[place, of]
         return (name if label else f"no {name}"), (name if called else f"no {name}"), of
     called = int(side.called[place])
-    return subject.label_of(row), subject.classes[called], subject.task.positive if subject.is_binary else called
+    return run_view.label_of(row), run_view.classes[called], run_view.task.positive if run_view.is_binary else called
 
 
-def _neighbour(subject: Subject, images: Pictures | None, row: int, other: int, cosine: float, of: int) -> Neighbour:
+def _neighbour(run_view: RunView, images: Pictures | None, row: int, other: int, cosine: float, of: int) -> Neighbour:
     image = images.get(other) if images else None
     picture = pictures.embedded(image, pictures.SMALL) if image is not None else ""
-    labels = subject.task.labels[:, of] if subject.task.has_findings else subject.task.labels
+    labels = run_view.task.labels[:, of] if run_view.task.has_findings else run_view.task.labels
     differs = bool(labels[other] != labels[row] and np.isfinite(labels[other]))  # an unknown one says nothing
-    return Neighbour(subject.shown[other], subject.label_of(other), cosine, picture, not differs)
+    return Neighbour(run_view.shown[other], run_view.label_of(other), cosine, picture, not differs)

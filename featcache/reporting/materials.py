@@ -21,11 +21,11 @@ from PIL import Image
 from featcache.errors import FeatcacheError, IdentityMismatch, UsageError
 from featcache.identity import digest_json, from_json
 from featcache.images import DecodeSpec, TransformSpec
-from featcache.images.cache import Seen, stamp_of
+from featcache.images.cache import FileCache, stamp_of
 from featcache.images.workers import Decoders
 from featcache.manifest import Manifest
 from featcache.names import printable
-from featcache.reporting.run_view import Subject
+from featcache.reporting.run_view import RunView
 from featcache.runs import WEIGHTS
 from featcache.runs.backbone import differences, identity_of, said_by
 from featcache.store import POOLED, Store
@@ -122,12 +122,12 @@ class Material:
 
 
 def load_materials(
-    subjects: Sequence[Subject], stores: Sequence[Path], images_at: Manifest | None, opened: ExitStack
+    run_views_of: Sequence[RunView], stores: Sequence[Path], images_at: Manifest | None, opened: ExitStack
 ) -> list[Material]:
     """For each Run what there is.
 
     Args:
-        subjects: the Runs, of which one has some of the images that are given.
+        run_views_of: the Runs, of which one has some of the images that are given.
         stores: those that were given; without them they are looked for beside each Run, above it and here.
         images_at: the images that were given; without them they are looked for where the store's pass saw them.
         opened: keeps the stores open.
@@ -137,97 +137,97 @@ def load_materials(
         IdentityMismatch: one that was given is of none of the Runs.
         UsageError: of the images that were given, none is of any of the Runs.
     """
-    _check_named(subjects, images_at)
+    _check_named(run_views_of, images_at)
     opened_stores = [opened.enter_context(Store.open(path)) for path in stores]
     for store in opened_stores:
-        wrong = [_mismatch(store, subject) for subject in subjects]
+        wrong = [_mismatch(store, run_view) for run_view in run_views_of]
         if all(wrong):
             raise IdentityMismatch(wrong[0])
-    loaded = [_vectors(subject, opened_stores, opened) for subject in subjects]
+    loaded = [_vectors(run_view, opened_stores, opened) for run_view in run_views_of]
     seen = _seen([vectors.store for vectors, _ in loaded if vectors]) if images_at is None else {}
     materials = []
-    for subject, (vectors, why) in zip(subjects, loaded, strict=True):
-        images_here = images_at or _evaluated(subject)
-        paths = _named(subject, images_here) if images_here else _by_content(subject, seen)
-        pictures = _pictures(subject, paths) if paths else None
-        materials.append(Material(vectors, why, pictures, _why_unseen(subject, paths, images_at)))
+    for run_view, (vectors, why) in zip(run_views_of, loaded, strict=True):
+        images_here = images_at or _evaluated(run_view)
+        paths = _named(run_view, images_here) if images_here else _by_content(run_view, seen)
+        pictures = _pictures(run_view, paths) if paths else None
+        materials.append(Material(vectors, why, pictures, _why_unseen(run_view, paths, images_at)))
     return materials
 
 
-def _vectors(subject: Subject, opened_stores: Sequence[Store], opened: ExitStack) -> tuple[Vectors | None, str]:
+def _vectors(run_view: RunView, opened_stores: Sequence[Store], opened: ExitStack) -> tuple[Vectors | None, str]:
     for store in opened_stores:
-        if not _mismatch(store, subject):
-            return _in_order(store, subject), ""
+        if not _mismatch(store, run_view):
+            return _in_order(store, run_view), ""
     other_paths = []
-    for path in _candidates(subject):
+    for path in _candidates(run_view):
         try:
             store = opened.enter_context(Store.open(path))
         except FeatcacheError:
             continue
-        if not _mismatch(store, subject):
-            return _in_order(store, subject), ""
+        if not _mismatch(store, run_view):
+            return _in_order(store, run_view), ""
         other_paths.append(path)
-    return None, _why_none(subject, other_paths)
+    return None, _why_none(run_view, other_paths)
 
 
-def _why_none(subject: Subject, other_paths: Sequence[Path]) -> str:
-    if (subject.run.path / WEIGHTS).exists():
+def _why_none(run_view: RunView, other_paths: Sequence[Path]) -> str:
+    if (run_view.run.path / WEIGHTS).exists():
         return (
             f"this Run has a network of its own, and no store of its vectors is given: featcache predict "
-            f"{printable(str(subject.run.path))} IMAGES -o tuned.csv --keep tuned.h5, then give --store tuned.h5"
+            f"{printable(str(run_view.run.path))} IMAGES -o tuned.csv --keep tuned.h5, then give --store tuned.h5"
         )
-    if subject.is_external and not other_paths:
+    if run_view.is_external and not other_paths:
         return "no store of the vectors of these images is at hand: give --store, or evaluate with --keep STORE.h5"
-    name = printable(subject.record["store"]["name"])
+    name = printable(run_view.record["store"]["name"])
     if other_paths:
         return f"the {name} that is there holds other vectors or other images than those of this Run: give --store"
     return f"{name or 'it'} is not beside or above the Run, nor in the current folder: give --store"
 
 
-def _candidates(subject: Subject) -> Iterator[Path]:
+def _candidates(run_view: RunView) -> Iterator[Path]:
     """Where the store may be: files of its name."""
-    name = subject.record["store"]["name"]
+    name = run_view.record["store"]["name"]
     if not name or Path(name).name != name:
         return
-    place = subject.run.path.resolve()
+    place = run_view.run.path.resolve()
     folders = [place, *list(place.parents)[:_ABOVE], Path.cwd()]
-    if subject.is_external and (source := Path(str(subject.record["set"]["source"]))).suffix.lower() in _STORES:
+    if run_view.is_external and (source := Path(str(run_view.record["set"]["source"]))).suffix.lower() in _STORES:
         yield from (path for path in [source] if path.is_file())
     yield from (folder / name for folder in dict.fromkeys(folders) if (folder / name).is_file())
 
 
-def _mismatch(store: Store, subject: Subject) -> str:
+def _mismatch(store: Store, run_view: RunView) -> str:
     """What a store has that the Run has not, in a sentence; empty where it is the Run's own."""
-    views = bool(subject.record["asked"].get("tta"))
-    if lines := differences(subject.run, store.identity, tta=views):
+    views = bool(run_view.record["asked"].get("tta"))
+    if lines := differences(run_view.run, store.identity, tta=views):
         fields = "\n  ".join(lines)
-        return f"{store.path} holds other vectors than those of {subject.run.path}:\n  {fields}\nGive the Run's store."
-    if digest_json(store.content_sha256) != subject.record["content_sha256"]:
-        return f"{store.path} holds other images than those of {subject.run.path}. Give the Run's store."
+        return f"{store.path} holds other vectors than those of {run_view.run.path}:\n  {fields}\nGive the Run's store."
+    if digest_json(store.content_sha256) != run_view.record["content_sha256"]:
+        return f"{store.path} holds other images than those of {run_view.run.path}. Give the Run's store."
     place = set(store.image_ids)
-    if any(name not in place for name in subject.task.image_ids):
-        return f"{store.path} names its images otherwise than {subject.run.path} does. Train on it again."
+    if any(name not in place for name in run_view.task.image_ids):
+        return f"{store.path} names its images otherwise than {run_view.run.path} does. Train on it again."
     return ""
 
 
-def _in_order(store: Store, subject: Subject) -> Vectors:
+def _in_order(store: Store, run_view: RunView) -> Vectors:
     place = {name: i for i, name in enumerate(store.image_ids)}
-    return Vectors(store, np.array([place[name] for name in subject.task.image_ids]))
+    return Vectors(store, np.array([place[name] for name in run_view.task.image_ids]))
 
 
 # --- images -----------------------------------------------------------------------------------------------------------
 
 
-def _pictures(subject: Subject, paths: Mapping[int, Path]) -> Pictures:
-    identity = identity_of(subject.run)
-    with said_by(subject.run):
+def _pictures(run_view: RunView, paths: Mapping[int, Path]) -> Pictures:
+    identity = identity_of(run_view.run)
+    with said_by(run_view.run):
         transform, decode = from_json(TransformSpec, identity["transform"]), DecodeSpec.of_identity(identity["decode"])
-    return Pictures(paths, subject.shown, subject.task.content, transform, decode)
+    return Pictures(paths, run_view.shown, run_view.task.content, transform, decode)
 
 
-def _evaluated(subject: Subject) -> Manifest | None:
+def _evaluated(run_view: RunView) -> Manifest | None:
     """The images of an evaluation where they were, if they are still there."""
-    source = Path(str(subject.record["set"]["source"])) if subject.is_external else None
+    source = Path(str(run_view.record["set"]["source"])) if run_view.is_external else None
     if source is None or source.suffix.lower() in _STORES:
         return None
     try:
@@ -236,20 +236,20 @@ def _evaluated(subject: Subject) -> Manifest | None:
         return None
 
 
-def _named(subject: Subject, manifest: Manifest) -> dict[int, Path]:
+def _named(run_view: RunView, manifest: Manifest) -> dict[int, Path]:
     """Rows whose image_id is among the images given."""
     path_of = {
         name: path
         for name, path in zip(manifest.image_ids, manifest.paths, strict=True)
         if name not in manifest.refused
     }
-    return {i: path_of[name] for i, name in enumerate(subject.task.image_ids) if name in path_of}
+    return {i: path_of[name] for i, name in enumerate(run_view.task.image_ids) if name in path_of}
 
 
-def _check_named(subjects: Sequence[Subject], manifest: Manifest | None) -> None:
-    if manifest is None or any(_named(subject, manifest) for subject in subjects):
+def _check_named(run_views_of: Sequence[RunView], manifest: Manifest | None) -> None:
+    if manifest is None or any(_named(run_view, manifest) for run_view in run_views_of):
         return
-    first = subjects[0]
+    first = run_views_of[0]
     why = manifest.refused.get(first.task.image_ids[0], "")
     raise UsageError(
         f"none of the {len(first.task.image_ids):,} images of {first.run.path} can be had from {manifest.source}; the "
@@ -257,17 +257,17 @@ def _check_named(subjects: Sequence[Subject], manifest: Manifest | None) -> None
     )
 
 
-def _why_unseen(subject: Subject, paths: Mapping[int, Path], manifest: Manifest | None) -> str:
+def _why_unseen(run_view: RunView, paths: Mapping[int, Path], manifest: Manifest | None) -> str:
     """Which images of a Run are not at hand."""
     if manifest is None:
         return "" if paths else "Give the images (--images FOLDER) to see them here."
-    absent = [name for i, name in enumerate(subject.shown) if i not in paths]
+    absent = [name for i, name in enumerate(run_view.shown) if i not in paths]
     if not absent:
         return ""
     rest = f" and {len(absent) - _NAMED:,} more" if len(absent) > _NAMED else ""
     where, of = (
         printable(manifest.source.resolve().name),
-        f"{len(absent):,} of the {len(subject.shown):,} images of {subject.name}",
+        f"{len(absent):,} of the {len(run_view.shown):,} images of {run_view.name}",
     )
     return f"Not under {where}, and so not shown: {of}: {', '.join(absent[:_NAMED])}{rest}."
 
@@ -276,10 +276,10 @@ def _seen(stores: Sequence[Store]) -> dict[str, Path]:
     """Where the last passes into some stores saw images, by the sha256 of their bytes. What is there now is hashed when
     it is read. What a pass saw lies beside the name that it was given, which may have been a link."""
     beside = dict.fromkeys(path for store in stores for path in (store.path.resolve(), store.path))
-    return {digest: Path(path) for store in beside for path, (_, digest) in Seen.read(store).files.items()}
+    return {digest: Path(path) for store in beside for path, (_, digest) in FileCache.read(store).files.items()}
 
 
-def _by_content(subject: Subject, seen: Mapping[str, Path]) -> dict[int, Path]:
+def _by_content(run_view: RunView, seen: Mapping[str, Path]) -> dict[int, Path]:
     """Rows whose image was seen; none where not one of them is there any more."""
-    paths = {i: seen[digest] for i, digest in enumerate(subject.task.content) if digest in seen}
+    paths = {i: seen[digest] for i, digest in enumerate(run_view.task.content) if digest in seen}
     return paths if any(path.is_file() for path in paths.values()) else {}

@@ -21,7 +21,7 @@ from featcache.heads import inference
 from featcache.reporting import pictures
 from featcache.reporting.document import Block, Map, Maps, Point, Words, missing, probability
 from featcache.reporting.materials import Material
-from featcache.reporting.run_view import CALLED, Subject
+from featcache.reporting.run_view import CALLED, RunView
 from featcache.threads import one_thread
 from featcache.training.results import TRAIN as TAUGHT
 
@@ -44,23 +44,23 @@ class Shown:
 
     entries: list[dict[str, Any]]
 
-    def add(self, subject: Subject, material: Material, row: int, side: str, place: int) -> int:
+    def add(self, run_view: RunView, material: Material, row: int, side: str, place: int) -> int:
         """The number of an image among those of the page."""
         image = material.pictures.get(row) if material.pictures else None
-        subset = subject.sides[side]
+        subset = run_view.sides[side]
         called = subset.called[place]
-        if subject.task.has_findings:
-            names = ", ".join(name for name, value in zip(subject.classes, called, strict=True) if value) or "none"
+        if run_view.task.has_findings:
+            names = ", ".join(name for name, value in zip(run_view.classes, called, strict=True) if value) or "none"
             p = ""
         else:
-            names = subject.classes[int(called)]
-            of = subject.task.positive if subject.is_binary else int(called)
-            p = f"p({subject.classes[of]}) {probability(float(subset.p[place, of]))}"
+            names = run_view.classes[int(called)]
+            of = run_view.task.positive if run_view.is_binary else int(called)
+            p = f"p({run_view.classes[of]}) {probability(float(subset.p[place, of]))}"
         self.entries.append(
             {
-                "name": subject.shown[row],
+                "name": run_view.shown[row],
                 "side": CALLED[side],
-                "label": subject.label_of(row),
+                "label": run_view.label_of(row),
                 "called": names,
                 "p": p,
                 "picture": pictures.embedded(image, pictures.TINY) if image is not None else "",
@@ -83,12 +83,12 @@ class Sample:
 
 
 def maps(
-    subject: Subject, material: Material, umap: bool, image_names: Shown, on_note: Callable[[str], None]
+    run_view: RunView, material: Material, umap: bool, image_names: Shown, on_note: Callable[[str], None]
 ) -> list[Block]:
     """A map of the vectors, and one of the last hidden layer where there is one, each by class and by error.
 
     Args:
-        subject: the Run.
+        run_view: the Run.
         material: its vectors, and its images if they are at hand.
         umap: UMAP in place of t-SNE.
         image_names: takes the images of the points.
@@ -99,57 +99,57 @@ def maps(
     """
     if material.vectors is None:
         return [missing(f"For a map of the vectors the store is needed: {material.no_vectors}.")]
-    drawn = sample(subject)
+    drawn = sample(run_view)
     if len(drawn) < _FEWEST:
         return [Words(f"{len(drawn)} images are too few for a map.", "gone")]
     if material.pictures:
         material.pictures.load(drawn.rows.tolist())
     numbers = [
-        image_names.add(subject, material, int(row), side, int(place))
+        image_names.add(run_view, material, int(row), side, int(place))
         for row, side, place in zip(drawn.rows, drawn.sides, drawn.places, strict=True)
     ]
-    blocks: list[Block] = [Words(_about(subject, drawn, umap))]
-    for key, title, x in spaces(subject, material.vectors.features[drawn.rows]):
-        on_note(f"mapping {len(drawn):,} images of {subject.name} by {title}")
+    blocks: list[Block] = [Words(_about(run_view, drawn, umap))]
+    for key, title, x in spaces(run_view, material.vectors.features[drawn.rows]):
+        on_note(f"mapping {len(drawn):,} images of {run_view.name} by {title}")
         plane = project(x, umap)
-        blocks.append(Maps(_pair(subject, drawn, plane, key, title, numbers)))
+        blocks.append(Maps(_pair(run_view, drawn, plane, key, title, numbers)))
     return blocks
 
 
-def _about(subject: Subject, sample: Sample, umap: bool) -> str:
+def _about(run_view: RunView, sample: Sample, umap: bool) -> str:
     by = "UMAP (McInnes et al., 2018)" if umap else "t-SNE (van der Maaten and Hinton, 2008)"
     n_taught = sample.sides.count(TAUGHT)
-    side = CALLED[subject.reported]
+    side = CALLED[run_view.reported]
     n_side, n_wrong = len(sample) - n_taught, int(sample.wrong[[s != TAUGHT for s in sample.sides]].sum())
-    total = int(subject.is_error(subject.reported).sum())
-    text = f"{by} of {n_side:,} of {len(subject.sides[subject.reported]):,} {side} images"
+    total = int(run_view.is_error(run_view.reported).sum())
+    text = f"{by} of {n_side:,} of {len(run_view.sides[run_view.reported]):,} {side} images"
     text += f", with {n_wrong:,} of {total:,} errors" if total else ""
     if n_taught:
-        text += f", and of {n_taught:,} of {len(subject.sides[TAUGHT]):,} training images, which are small"
+        text += f", and of {n_taught:,} of {len(run_view.sides[TAUGHT]):,} training images, which are small"
     return (
         f"{text}. Images that lie together look alike to the network; distances between clusters, and directions, mean "
         f"nothing. Point at an image to see it, or choose a map and use the arrow keys."
     )
 
 
-def sample(subject: Subject) -> Sample:
+def sample(run_view: RunView) -> Sample:
     """Which rows are mapped: errors first, then others drawn with a fixed seed, then training rows."""
     rng = np.random.default_rng(0)
-    side = subject.reported
-    wrong = subject.is_error(side)
+    side = run_view.reported
+    wrong = run_view.is_error(side)
     errors = _drawn(rng, np.flatnonzero(wrong), N_ERRORS)
     correct = _drawn(rng, np.flatnonzero(~wrong), N_REPORTED - len(errors))
     places = np.sort(np.concatenate([errors, correct]))
-    rows = subject.sides[side].rows[places]
-    if TAUGHT not in subject.sides:
+    rows = run_view.sides[side].rows[places]
+    if TAUGHT not in run_view.sides:
         return Sample(rows, [side] * len(places), places, wrong[places])
-    apart = np.flatnonzero(~np.isin(subject.sides[TAUGHT].rows, subject.sides[side].rows))
+    apart = np.flatnonzero(~np.isin(run_view.sides[TAUGHT].rows, run_view.sides[side].rows))
     training_rows = _drawn(rng, apart, N_TAUGHT)
     return Sample(
-        np.concatenate([subject.sides[TAUGHT].rows[training_rows], rows]),
+        np.concatenate([run_view.sides[TAUGHT].rows[training_rows], rows]),
         [TAUGHT] * len(training_rows) + [side] * len(places),
         np.concatenate([training_rows, places]),
-        np.concatenate([subject.is_error(TAUGHT)[training_rows], wrong[places]]),
+        np.concatenate([run_view.is_error(TAUGHT)[training_rows], wrong[places]]),
     )
 
 
@@ -157,18 +157,18 @@ def _drawn(rng: np.random.Generator, of: Array, most: int) -> Array:
     return np.sort(rng.permutation(of)[: max(0, most)])
 
 
-def spaces(subject: Subject, x: Array) -> list[tuple[str, str, Array]]:
+def spaces(run_view: RunView, x: Array) -> list[tuple[str, str, Array]]:
     """(key, title, (n, …)) of the vectors, and of what the head makes of them before its last layer."""
     spaces = [("vectors", "the vectors", x)]
-    spec = subject.run.spec
-    if spec.kind == "mlp" and not subject.is_external:
-        spaces.append(("hidden", f"the head's hidden layer ({spec.hidden_sizes[-1]} units)", hidden(subject, x)))
+    spec = run_view.run.spec
+    if spec.kind == "mlp" and not run_view.is_external:
+        spaces.append(("hidden", f"the head's hidden layer ({spec.hidden_sizes[-1]} units)", hidden(run_view, x)))
     return spaces
 
 
-def hidden(subject: Subject, x: Array) -> Array:
+def hidden(run_view: RunView, x: Array) -> Array:
     """(n, h) activations of the last hidden layer, from (n, d) vectors."""
-    return inference.hidden(subject.run.spec, subject.run.weights(), x)
+    return inference.hidden(run_view.run.spec, run_view.run.weights(), x)
 
 
 @one_thread()
@@ -212,11 +212,11 @@ def _umap(x: Array) -> Array:
 # --- blocks -----------------------------------------------------------------------------------------------------------
 
 
-def _pair(subject: Subject, sample: Sample, plane: Array, key: str, title: str, numbers: Sequence[int]) -> list[Map]:
+def _pair(run_view: RunView, sample: Sample, plane: Array, key: str, title: str, numbers: Sequence[int]) -> list[Map]:
     at = _scaled(plane)
     is_taught = np.array([side == TAUGHT for side in sample.sides])
-    by_class, class_names = _classes_of(subject, sample)
-    by_error, error_names = _errors_of(subject, sample, is_taught)
+    by_class, class_names = _classes_of(run_view, sample)
+    by_error, error_names = _errors_of(run_view, sample, is_taught)
     pair = []
     for coloring, colors, names in (("class", by_class, class_names), ("error", by_error, error_names)):
         names = [(number, name) for number, name in names if (colors == number).any()]
@@ -227,39 +227,39 @@ def _pair(subject: Subject, sample: Sample, plane: Array, key: str, title: str, 
             )
         ]
         ringed = ", errors ringed" if coloring == "class" and (sample.wrong & ~is_taught).any() else ""
-        name = f"{subject.slug}-map-{key}-{coloring}"
+        name = f"{run_view.slug}-map-{key}-{coloring}"
         kinds = [(label, _color(number), colors == number) for number, label in names]
         png = charts.scatter(at * [1, -1], kinds, sample.wrong & ~is_taught & (coloring == "class"))
         alt = f"Map of {len(sample):,} images by {title}, coloured by {coloring}{ringed}."
-        data = _data(subject, sample, plane) if coloring == "class" else ((), ())
+        data = _data(run_view, sample, plane) if coloring == "class" else ((), ())
         called = f"{title[0].upper()}{title[1:]}, by {coloring}{ringed}"
         top = float(at[:, 1].min()) - 3
         pair.append(Map(name, called, alt, names, top, 2 * (50 - top), points, png, data))
     return pair
 
 
-def _classes_of(subject: Subject, sample: Sample) -> tuple[Array, list[tuple[int, str]]]:
+def _classes_of(run_view: RunView, sample: Sample) -> tuple[Array, list[tuple[int, str]]]:
     """(n,) colours, and what they stand for; of findings the first that an image has."""
-    labels, n = subject.task.labels[sample.rows], len(CLASSES)
-    if subject.task.has_findings:
+    labels, n = run_view.task.labels[sample.rows], len(CLASSES)
+    if run_view.task.has_findings:
         present = labels == 1
         first = np.where(present.any(axis=1), present.argmax(axis=1) % n, _FAINT)
-        names = [(c, name) for c, name in enumerate(subject.classes[:n])]
+        names = [(c, name) for c, name in enumerate(run_view.classes[:n])]
         return first, [*names, (_FAINT, "none")]
-    if subject.is_binary:
-        colors = np.where(labels == subject.task.positive, 1, 0)
-        return colors, [(1 if c == subject.task.positive else 0, name) for c, name in enumerate(subject.classes)]
-    return labels % n, [(c % n, name) for c, name in enumerate(subject.classes[:n])]
+    if run_view.is_binary:
+        colors = np.where(labels == run_view.task.positive, 1, 0)
+        return colors, [(1 if c == run_view.task.positive else 0, name) for c, name in enumerate(run_view.classes)]
+    return labels % n, [(c % n, name) for c, name in enumerate(run_view.classes[:n])]
 
 
-def _errors_of(subject: Subject, sample: Sample, is_taught: Array) -> tuple[Array, list[tuple[int, str]]]:
+def _errors_of(run_view: RunView, sample: Sample, is_taught: Array) -> tuple[Array, list[tuple[int, str]]]:
     """(n,) colours, and what they stand for; of two classes missed ones apart from false alarms."""
     wrong: Array = np.full(len(sample), _MISSED)
     names = [(_MISSED, "called wrong")]
-    if subject.is_binary:
-        is_positive = subject.task.labels[sample.rows] == subject.task.positive
+    if run_view.is_binary:
+        is_positive = run_view.task.labels[sample.rows] == run_view.task.positive
         wrong = np.where(is_positive, _MISSED, _ALARM)
-        names = [(_MISSED, f"missed {subject.positive}"), (_ALARM, f"called {subject.positive}, and is not")]
+        names = [(_MISSED, f"missed {run_view.positive}"), (_ALARM, f"called {run_view.positive}, and is not")]
     colors = np.where(is_taught, _FAINT, np.where(sample.wrong, wrong, _RIGHT))
     return colors, [*names, (_RIGHT, "called right"), (_FAINT, "training")]
 
@@ -282,7 +282,7 @@ def _scaled(plane: Array) -> Array:
     return np.asarray(np.round(50 + 96 * (plane - (low + high) / 2) / longest, 1))
 
 
-def _data(subject: Subject, sample: Sample, plane: Array) -> tuple[list[str], list[list[object]]]:
+def _data(run_view: RunView, sample: Sample, plane: Array) -> tuple[list[str], list[list[object]]]:
     rows: list[list[object]] = []
     for row, side, place, wrong, (x, y) in zip(
         sample.rows.tolist(),
@@ -292,7 +292,7 @@ def _data(subject: Subject, sample: Sample, plane: Array) -> tuple[list[str], li
         plane.tolist(),
         strict=True,
     ):
-        p = " ".join(f"{value:.6g}" for value in subject.sides[side].p[place])
-        name = subject.task.image_ids[row]
-        rows.append([name, side, subject.label_of(row), int(wrong), p, f"{x:.6g}", f"{y:.6g}"])
+        p = " ".join(f"{value:.6g}" for value in run_view.sides[side].p[place])
+        name = run_view.task.image_ids[row]
+        rows.append([name, side, run_view.label_of(row), int(wrong), p, f"{x:.6g}", f"{y:.6g}"])
     return ["image_id", "split", "label", "is_error", "probabilities", "x", "y"], rows

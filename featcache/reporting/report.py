@@ -38,7 +38,7 @@ from featcache.reporting.document import (
 )
 from featcache.reporting.materials import Material, load_materials
 from featcache.reporting.page import GENERATOR, Page, render
-from featcache.reporting.run_view import CALLED, Subject, subjects
+from featcache.reporting.run_view import CALLED, RunView, run_views_of
 from featcache.runs import Run
 from featcache.runs.backbone import identity_of
 from featcache.runs.evaluation import Evaluation, is_evaluation
@@ -126,9 +126,11 @@ def report(
         CorruptStore: a file of a Run is damaged.
         AccessDenied, NoSpace, InputOutputError: the page cannot be written.
     """
-    run_views = subjects([run if isinstance(run, Run | Evaluation) else _opened(Path(run)) for run in _several(runs)])
-    for subject in run_views:
-        checking.check_vectors(subject.run)
+    run_views = run_views_of(
+        [run if isinstance(run, Run | Evaluation) else _opened(Path(run)) for run in _several(runs)]
+    )
+    for run_view in run_views:
+        checking.check_vectors(run_view.run)
     path = Path(path) if path is not None else run_views[0].run.path / "report.html"
     if path.suffix.lower() not in (".html", ".htm"):
         raise UsageError(f"{path} is no name of a page: give one that ends in .html with -o.")
@@ -144,8 +146,8 @@ def report(
         images_shown = projection.Shown([])
         chapters = [comparison.compared(run_views)] if len(run_views) > 1 else []
         chapters += [
-            _chapter(subject, material, by, umap, images_shown, on_note)
-            for subject, material in zip(run_views, materials, strict=True)
+            _chapter(run_view, material, by, umap, images_shown, on_note)
+            for run_view, material in zip(run_views, materials, strict=True)
         ]
         return _write(path, run_views, chapters, images_shown)
 
@@ -207,10 +209,10 @@ def _try_to_write(folder: Path) -> None:
         tempfile.TemporaryFile(dir=existing, buffering=0).close()
 
 
-def _check_columns(run_views: Sequence[Subject], materials: Sequence[Material], by: Sequence[str]) -> None:
-    for subject, material in zip(run_views, materials, strict=True):
+def _check_columns(run_views: Sequence[RunView], materials: Sequence[Material], by: Sequence[str]) -> None:
+    for run_view, material in zip(run_views, materials, strict=True):
         for name in by:
-            if material.vectors and decisions.column_of(subject, name, material.vectors) is None:
+            if material.vectors and decisions.column_of(run_view, name, material.vectors) is None:
                 has = sorted({*material.vectors.store.columns, decisions.FOLDER})
                 raise UsageError(
                     f"{material.vectors.store.path} has no column {name!r} for --by; it has {', '.join(has)}."
@@ -221,40 +223,40 @@ def _check_columns(run_views: Sequence[Subject], materials: Sequence[Material], 
 
 
 def _chapter(
-    subject: Subject,
+    run_view: RunView,
     material: Material,
     by: Sequence[str],
     umap: bool,
     images_shown: projection.Shown,
     on_note: Callable[[str], None],
 ) -> Chapter:
-    on_note(f"reading {subject.name}")
-    if subject.is_external:
-        return _external_chapter(subject, material, by, umap, images_shown, on_note)
-    judged: list[Block] = [*decisions.confusions(subject), *charts.ranking(subject), *charts.calibration(subject)]
+    on_note(f"reading {run_view.name}")
+    if run_view.is_external:
+        return _external_chapter(run_view, material, by, umap, images_shown, on_note)
+    judged: list[Block] = [*decisions.confusions(run_view), *charts.ranking(run_view), *charts.calibration(run_view)]
     gained: list[Block] = []
-    if subject.record.get("gain"):
-        figure = charts.gain(subject)
-        gained = [*tables.gain(subject), *([Abreast([figure])] if figure else [])]
-    back = "going back to the pixels" if subject.record.get("parent") else "the training"
+    if run_view.record.get("gain"):
+        figure = charts.gain(run_view)
+        gained = [*tables.gain(run_view), *([Abreast([figure])] if figure else [])]
+    back = "going back to the pixels" if run_view.record.get("parent") else "the training"
     sections: list[tuple[str, str, Sequence[Block]]] = [
-        ("what", "What was trained on what", [*tables.protocol(subject), *tables.identity(subject)]),
-        ("numbers", "Numbers", tables.scores(subject)),
+        ("what", "What was trained on what", [*tables.protocol(run_view), *tables.identity(run_view)]),
+        ("numbers", "Numbers", tables.scores(run_view)),
         ("gain", f"What {back} changed", gained),
         ("decisions", "Decisions and probabilities", judged),
         ("classes", "By class and by group" if by else "By class", [
-            *decisions.per_class(subject), *decisions.per_group(subject, by, material.vectors, material.no_vectors),
+            *decisions.per_class(run_view), *decisions.per_group(run_view, by, material.vectors, material.no_vectors),
         ]),
-        ("images", "Errors and successes", gallery.gallery(subject, material)),
-        ("map", "Map", projection.maps(subject, material, umap, images_shown, on_note)),
-        ("curves", "Learning curves", charts.curves(subject)),
-        ("sweep", "Heads that were tried", tables.sweep(subject)),
+        ("images", "Errors and successes", gallery.gallery(run_view, material)),
+        ("map", "Map", projection.maps(run_view, material, umap, images_shown, on_note)),
+        ("curves", "Learning curves", charts.curves(run_view)),
+        ("sweep", "Heads that were tried", tables.sweep(run_view)),
     ]  # fmt: skip
-    return _made(subject, sections)
+    return _made(run_view, sections)
 
 
 def _external_chapter(
-    subject: Subject,
+    run_view: RunView,
     material: Material,
     by: Sequence[str],
     umap: bool,
@@ -262,32 +264,32 @@ def _external_chapter(
     on_note: Callable[[str], None],
 ) -> Chapter:
     """Of a Run on a set from elsewhere: without curves and heads that were tried, beside the Run's own rows."""
-    judged: list[Block] = [*decisions.confusions(subject), *charts.ranking(subject), *charts.calibration(subject)]
-    columns = decisions.per_group(subject, by, material.vectors, material.no_vectors) if by else []
+    judged: list[Block] = [*decisions.confusions(run_view), *charts.ranking(run_view), *charts.calibration(run_view)]
+    columns = decisions.per_group(run_view, by, material.vectors, material.no_vectors) if by else []
     sections: list[tuple[str, str, Sequence[Block]]] = [
-        ("what", "What was evaluated on what", external.what(subject)),
-        ("own", "Beside the Run's own rows", external.comparison(subject)),
-        ("numbers", "Numbers", tables.scores(subject)),
+        ("what", "What was evaluated on what", external.what(run_view)),
+        ("own", "Beside the Run's own rows", external.comparison(run_view)),
+        ("numbers", "Numbers", tables.scores(run_view)),
         ("decisions", "Decisions and probabilities", judged),
         ("classes", "By class and by subgroup", [
-            *decisions.per_class(subject), *external.subgroups(subject), *columns,
+            *decisions.per_class(run_view), *external.subgroups(run_view), *columns,
         ]),
-        ("images", "Errors and successes", gallery.gallery(subject, material)),
-        ("map", "Map", projection.maps(subject, material, umap, images_shown, on_note)),
+        ("images", "Errors and successes", gallery.gallery(run_view, material)),
+        ("map", "Map", projection.maps(run_view, material, umap, images_shown, on_note)),
     ]  # fmt: skip
-    return _made(subject, sections)
+    return _made(run_view, sections)
 
 
-def _made(subject: Subject, sections: Sequence[tuple[str, str, Sequence[Block]]]) -> Chapter:
-    anchor = f"run-{subject.slug}"  # a folder may be called as some part of the page is
+def _made(run_view: RunView, sections: Sequence[tuple[str, str, Sequence[Block]]]) -> Chapter:
+    anchor = f"run-{run_view.slug}"  # a folder may be called as some part of the page is
     nonempty = [Section(f"{anchor}-{name}", title, blocks) for name, title, blocks in sections if blocks]
-    notes = [printable(note) for note in subject.record["notes"]]
-    return Chapter(anchor, subject.name, _lead(subject), _headlines(subject), _below(subject), notes, nonempty)
+    notes = [printable(note) for note in run_view.record["notes"]]
+    return Chapter(anchor, run_view.name, _lead(run_view), _headlines(run_view), _below(run_view), notes, nonempty)
 
 
-def _title(run_views: Sequence[Subject]) -> str:
+def _title(run_views: Sequence[RunView]) -> str:
     """What is told apart, where all Runs tell the same apart."""
-    if len({tuple(subject.classes) for subject in run_views}) > 1:
+    if len({tuple(run_view.classes) for run_view in run_views}) > 1:
         return f"{len(run_views)} Runs"
     classes = run_views[0].classes
     if len(classes) > 4:
@@ -295,44 +297,44 @@ def _title(run_views: Sequence[Subject]) -> str:
     return listed(classes, "and" if run_views[0].task.has_findings else "or")
 
 
-def _lead(subject: Subject) -> str:
-    record = subject.record
-    backbone = printable(str(identity_of(subject.run)["backbone"]["name"]))
+def _lead(run_view: RunView) -> str:
+    record = run_view.record
+    backbone = printable(str(identity_of(run_view.run)["backbone"]["name"]))
     kind = _KINDS.get(record["head"]["kind"], record["head"]["kind"])
-    if subject.is_external:
-        return external.lead(subject, kind)
-    n_images = f"{len(subject.task.image_ids):,} images"
+    if run_view.is_external:
+        return external.lead(run_view, kind)
+    n_images = f"{len(run_view.task.image_ids):,} images"
     if trainable := record.get("n_trainable"):
         parts = f"{trainable['backbone']:,} parameters of {backbone} and {trainable['head']:,} of {kind}"
-        return f"{parts}, trained on the pixels of {len(subject.sides[TRAIN]):,} of {n_images}."
-    n = f" of {subject.run.n_parameters:,} parameters" if subject.run.n_parameters else ""
+        return f"{parts}, trained on the pixels of {len(run_view.sides[TRAIN]):,} of {n_images}."
+    n = f" of {run_view.run.n_parameters:,} parameters" if run_view.run.n_parameters else ""
     untaught = " with random weights" if tables.has_random_weights(record) else ""
     return f"{kind[0].upper()}{kind[1:]}{n}, on the vectors that a frozen {backbone}{untaught} made of {n_images}."
 
 
-def _headlines(subject: Subject) -> list[Headline]:
+def _headlines(run_view: RunView) -> list[Headline]:
     """The numbers that a reader takes along, of the reported side, where is decided."""
-    at_point = subject.threshold is not None
-    side = subject.reported
-    names = ("auroc", "recall", "specificity", "accuracy") if subject.is_binary else (
+    at_point = run_view.threshold is not None
+    side = run_view.reported
+    names = ("auroc", "recall", "specificity", "accuracy") if run_view.is_binary else (
         "auroc", "accuracy", "balanced_accuracy", "f1"
     )  # fmt: skip
     headlines = []
     for name in names:
-        scores = subject.scores(side, at_point and name != "auroc")
+        scores = run_view.scores(side, at_point and name != "auroc")
         value, interval = scores.get(name), scores.get("intervals", {}).get(name)
-        meaning = f"{_MEANINGS[name]}{_counted(subject, scores, name)}"
+        meaning = f"{_MEANINGS[name]}{_counted(run_view, scores, name)}"
         cell = Cell(shown(value), value, interval_of(interval) if value is not None else "")
         called = "sensitivity" if name == "recall" else name_of(name)
         headlines.append(Headline(called, cell, meaning))
     return headlines
 
 
-def _counted(subject: Subject, scores: Any, name: str) -> str:
+def _counted(run_view: RunView, scores: Any, name: str) -> str:
     """The images behind a share, of two classes."""
-    if not subject.is_binary or name == "auroc":
+    if not run_view.is_binary or name == "auroc":
         return ""
-    matrix, positive = scores["confusion"], subject.task.positive
+    matrix, positive = scores["confusion"], run_view.task.positive
     right = [matrix[0][0], matrix[1][1]]
     of = [sum(row) for row in matrix]
     if name == "accuracy":
@@ -341,17 +343,17 @@ def _counted(subject: Subject, scores: Any, name: str) -> str:
     return f": {count(right[c]).text} of {count(of[c]).text}"
 
 
-def _below(subject: Subject) -> str:
-    side = subject.reported
-    n = f"{len(subject.sides[side]):,} {CALLED[side]} images"
-    chose = " (which also chose, so these numbers flatter)" if side == VAL and subject.scores(VAL).get("chose") else ""
-    if not subject.is_binary:
-        means = "means over the findings" if subject.task.has_findings else "macro averages"
+def _below(run_view: RunView) -> str:
+    side = run_view.reported
+    n = f"{len(run_view.sides[side]):,} {CALLED[side]} images"
+    chose = " (which also chose, so these numbers flatter)" if side == VAL and run_view.scores(VAL).get("chose") else ""
+    if not run_view.is_binary:
+        means = "means over the findings" if run_view.task.has_findings else "macro averages"
         return f"{n}{chose}; {means}. In brackets 95 % intervals."
-    at = 0.5 if subject.threshold is None else subject.threshold
-    share = float((subject.labels(side) == subject.task.positive).mean())
+    at = 0.5 if run_view.threshold is None else run_view.threshold
+    share = float((run_view.labels(side) == run_view.task.positive).mean())
     return (
-        f"{n}{chose}; {share:.1%} of them are {subject.positive}, the positive class, called from p ≥ {at:.3f}. In "
+        f"{n}{chose}; {share:.1%} of them are {run_view.positive}, the positive class, called from p ≥ {at:.3f}. In "
         f"brackets 95 % intervals."
     )
 
@@ -360,7 +362,7 @@ def _below(subject: Subject) -> str:
 
 
 def _write(
-    path: Path, run_views: Sequence[Subject], chapters: Sequence[Chapter], images_shown: projection.Shown
+    path: Path, run_views: Sequence[RunView], chapters: Sequence[Chapter], images_shown: projection.Shown
 ) -> Reported:
     files, index = _beside(chapters)
     names = list(files)
@@ -369,7 +371,7 @@ def _write(
     folder = _folder_of(path) / _digest_of(contents)
     one = run_views[0]
     about = ("Runs " if len(run_views) > 1 else "Evaluation " if one.is_external else "Run ") + listed(
-        [subject.name for subject in run_views]
+        [run_view.name for run_view in run_views]
     )
     lead = chapters[0].lead if len(run_views) > 1 else _lead(one)
     shown_folder = printable(f"{folder.parent.name}/{folder.name}")

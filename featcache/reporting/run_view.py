@@ -29,7 +29,7 @@ CALLED = {TRAIN: "training", VAL: "validation", OUTER: "outer folds", TEST: "tes
 
 
 @dataclass(frozen=True)
-class Subject:
+class RunView:
     """A Run that is reported.
 
     Attributes:
@@ -144,18 +144,18 @@ class Subject:
             return [(np.ones(len(rows), dtype=bool), self.run.weights())]
         if not (kept := self.run.fold_weights() if self.reported == VAL else []):
             return []
-        held_by = np.array([next(i for i, fold in enumerate(folds) if row in fold.held) for row in rows.tolist()])
+        held_by = np.array([next(i for i, fold in enumerate(folds) if row in fold.val) for row in rows.tolist()])
         return [(held_by == i, head) for i, head in enumerate(kept)]
 
     def taught(self, side: str, row: int) -> Array:
         """The rows that the head learnt from which scored a row of this side: those of its fold, where it has one."""
         if side in (VAL, OUTER):
-            return next((fold.train for fold in self.protocol.folds if row in fold.held), self.sides[TRAIN].rows)
+            return next((fold.train for fold in self.protocol.folds if row in fold.val), self.sides[TRAIN].rows)
         rows = self.sides[TRAIN].rows
         return np.asarray(rows[rows != row])
 
 
-def subjects(runs: Sequence[Run | Evaluation]) -> list[Subject]:
+def run_views_of(runs: Sequence[Run | Evaluation]) -> list[RunView]:
     """The Runs and evaluations, each with a name and a part of a file's name of its own.
 
     Raises:
@@ -171,7 +171,7 @@ def subjects(runs: Sequence[Run | Evaluation]) -> list[Subject]:
         plain = "".join(c if c.isascii() and (c.isalnum() or c in "-_") else "_" for c in name)[:60]
         slug = plain if len(runs) == 1 else f"{i}-{plain}"
         if isinstance(run, Evaluation):
-            views.append(Subject.of_evaluation(run, unique, slug))
+            views.append(RunView.of_evaluation(run, unique, slug))
         else:
-            views.append(Subject.of(run, unique, slug))
+            views.append(RunView.of(run, unique, slug))
     return views

@@ -27,7 +27,7 @@ from featcache.reporting.document import (
     number,
     with_sign,
 )
-from featcache.reporting.run_view import CALLED, SIDES, Subject
+from featcache.reporting.run_view import CALLED, SIDES, RunView
 from featcache.runs.backbone import identity_of, said_by
 from featcache.training.results import OUTER, TEST, TRAIN, VAL
 
@@ -44,10 +44,10 @@ _MOST_SPECS = 20
 # --- what was trained on what -----------------------------------------------------------------------------------------
 
 
-def identity(subject: Subject) -> list[Block]:
+def identity(run_view: RunView) -> list[Block]:
     """Where the vectors come from, and how the head was trained."""
-    with said_by(subject.run):
-        return _identity(subject, identity_of(subject.run))
+    with said_by(run_view.run):
+        return _identity(run_view, identity_of(run_view.run))
 
 
 def _origin(record: Json) -> str:
@@ -72,8 +72,8 @@ def has_random_weights(record: Json) -> bool:
     return str(record["store"].get("weights")).startswith("random:")
 
 
-def _identity(subject: Subject, identity: Json) -> list[Block]:
-    record, backbone, transform = subject.record, identity["backbone"], identity["transform"]
+def _identity(run_view: RunView, identity: Json) -> list[Block]:
+    record, backbone, transform = run_view.record, identity["backbone"], identity["transform"]
     size = " × ".join(map(str, transform["input_size"]))
     kept = "all" if transform["crop_pct"] == 1 else f"{transform['crop_pct']:.1%}"
     resized = f"{size} pixels, {transform['interpolation']}, {kept} of the shorter side"
@@ -86,16 +86,16 @@ def _identity(subject: Subject, identity: Json) -> list[Block]:
         ("Arithmetic", f"{identity['precision']}, stored as {identity['stored_dtype']}"),
         ("Vectors (identity)", f"`{record['identity_sha256']}"),
         ("Store", printable(record["store"]["name"]) or "none: the network is the Run's own"),
-        *_training(subject),
+        *_training(run_view),
         ("Computed with", _environment(record["environment"])),
-        ("Written", _date(subject)),
+        ("Written", _date(run_view)),
     ]
     rules = [(name.replace("_", " "), printable(str(value))) for name, value in flatten(identity["decode"])]
     return [Facts(rows), Facts(rules, "How files became pixels")]
 
 
-def _training(subject: Subject) -> Iterator[tuple[str, str]]:
-    record = subject.record
+def _training(run_view: RunView) -> Iterator[tuple[str, str]]:
+    record = run_view.record
     used = {name: value for name, value in busy(record["head"]).items() if name != "kind"}
     yield "Head", "; ".join(part for part in (record["head"]["kind"], _settings(used)) if part)
     if recipe := record.get("recipe"):
@@ -107,14 +107,14 @@ def _training(subject: Subject) -> Iterator[tuple[str, str]]:
         yield "Augmentation", _settings(augment) if augment else "none"
     trainable = record.get("n_trainable")
     parts = f": {trainable['backbone']:,} of the backbone, {trainable['head']:,} of the head" if trainable else ""
-    yield "Parameters that learnt", f"{subject.run.n_parameters:,}{parts}"
+    yield "Parameters that learnt", f"{run_view.run.n_parameters:,}{parts}"
     tried = len(record["heads"])
     yield "Took", f"{record['seconds']:.1f} s" + (f", {tried:,} heads tried" if tried > 1 else "")
 
 
-def settings(subject: Subject) -> dict[str, str]:
+def settings(run_view: RunView) -> dict[str, str]:
     """What was asked for, one by one: network, head, training, division, decisions."""
-    record, identity = subject.record, identity_of(subject.run)
+    record, identity = run_view.record, identity_of(run_view.run)
     recipe = busy(record.get("recipe") or {})
     stages = [f"{stage['unfreeze']} for {stage['epochs']}" for stage in recipe.pop("stages", ())]
     point, head = record["operating_point"], busy(record["head"])
@@ -126,22 +126,22 @@ def settings(subject: Subject) -> dict[str, str]:
         **{f"head, {name}": value for name, value in head.items()},
         "learnt on pixels": ", ".join(stages) or "nothing",
         **{f"training, {name}": value for name, value in flatten(recipe)},
-        **_of_training(subject),
+        **_of_training(run_view),
         "operating point": f"{point['rule']}, p ≥ {point['threshold']:.3f}" if point else "none",
         **{name: value for name, value in record["asked"].items() if name in ("tta", "refit_all", "select")},
     }
     return {printable(name.replace("_", " ")): printable(_plain(value)) for name, value in flat.items()}
 
 
-def _of_training(subject: Subject) -> dict[str, Any]:
+def _of_training(run_view: RunView) -> dict[str, Any]:
     """How rows were divided and heads tried; of an evaluation which Run it is of."""
-    if subject.is_external:
-        return {"Run that was evaluated": subject.record["run"]["name"]}
-    folds = subject.protocol.folds
+    if run_view.is_external:
+        return {"Run that was evaluated": run_view.record["run"]["name"]}
+    folds = run_view.protocol.folds
     return {
         "division": "a hold-out" if len(folds) == 1 else f"{len(folds)} folds",
-        "learnt in the end from": f"{len(subject.sides[TRAIN]):,} images",
-        "heads tried": len(subject.record["heads"]),
+        "learnt in the end from": f"{len(run_view.sides[TRAIN]):,} images",
+        "heads tried": len(run_view.record["heads"]),
     }
 
 
@@ -161,8 +161,8 @@ def _numbers(values: Sequence[float]) -> str:
     return ", ".join(f"{value:.4g}" for value in values)
 
 
-def _date(subject: Subject) -> str:
-    path = subject.run.path / "run.json"
+def _date(run_view: RunView) -> str:
+    path = run_view.run.path / "run.json"
     with in_our_words("reading", path):
         at = datetime.fromtimestamp(path.stat().st_mtime, UTC)
     return f"{at:%Y-%m-%d %H:%M} UTC, as the file run.json has it"
@@ -176,16 +176,16 @@ def _environment(environment: Mapping[str, str]) -> str:
     )
 
 
-def protocol(subject: Subject) -> list[Block]:
+def protocol(run_view: RunView) -> list[Block]:
     """How the rows were divided, in words and in numbers."""
-    return [Words(in_words(subject)), _counts(subject)]
+    return [Words(in_words(run_view)), _counts(run_view)]
 
 
-def in_words(subject: Subject) -> str:
+def in_words(run_view: RunView) -> str:
     """Which rows taught, which chose and which report."""
-    record, request = subject.record, subject.record["asked"]
-    n = {side: f"{len(subset):,}" for side, subset in subject.sides.items()}
-    folds = subject.protocol.folds
+    record, request = run_view.record, run_view.record["asked"]
+    n = {side: f"{len(subset):,}" for side, subset in run_view.sides.items()}
+    folds = run_view.protocol.folds
     repeats = len({fold.repeat for fold in folds})
     parts = []
     if len(folds) == 1:
@@ -204,21 +204,21 @@ def in_words(subject: Subject) -> str:
         )
     if OUTER in n:
         parts.append(f"Folds around the folds ({n[OUTER]} images) chose nothing, and are what is reported.")
-    if chose := subject.scores(VAL).get("chose"):
+    if chose := run_view.scores(VAL).get("chose"):
         chosen = {"head": "the best of the heads tried", "operating_point": "the operating point", "epoch": "the epoch"}
         parts.append(f"Validation rows chose {listed([chosen.get(choice, choice) for choice in chose])}.")
     if TEST in n:
         parts.append(f"{n[TEST]} test images taught nothing and chose nothing; they were scored once, at the end.")
-    parts.append(_groups(subject))
+    parts.append(_groups(run_view))
     if left_out := record["left_out"]:
         parts.append("Left out: " + ", ".join(f"{m:,} with {printable(why)}" for why, m in left_out.items()) + ".")
     return " ".join(parts)
 
 
-def _groups(subject: Subject) -> str:
-    groups = subject.protocol.groups
+def _groups(run_view: RunView) -> str:
+    groups = run_view.protocol.groups
     n = len(np.unique(groups))
-    column = printable(subject.record["asked"]["split"]["group_by"] or "group")
+    column = printable(run_view.record["asked"]["split"]["group_by"] or "group")
     if n == len(groups):
         return "No groups are known: each image counts as its own, and patients may be on two sides."
     return (
@@ -227,30 +227,30 @@ def _groups(subject: Subject) -> str:
     )
 
 
-def _counts(subject: Subject) -> Table:
-    names, rows, data = list(subject.classes), [], []
-    for side in (side for side in SIDES if side in subject.sides):
-        n = subject.task.counts(subject.sides[side].rows).tolist()
-        total = len(subject.sides[side])
+def _counts(run_view: RunView) -> Table:
+    names, rows, data = list(run_view.classes), [], []
+    for side in (side for side in SIDES if side in run_view.sides):
+        n = run_view.task.counts(run_view.sides[side].rows).tolist()
+        total = len(run_view.sides[side])
         shares = [Cell(f"{subset:,}", subset, f"{subset / total:.1%}") for subset in n]
         rows.append([head(CALLED[side]), count(total), *shares])
         data.append([side, total, *n])
-    note = "An image may have several findings, or none." if subject.task.has_findings else ""
-    name, header = f"{subject.slug}-counts", ["", "images", *names]
+    note = "An image may have several findings, or none." if run_view.task.has_findings else ""
+    name, header = f"{run_view.slug}-counts", ["", "images", *names]
     return Table(name, "Images by side and class", header, rows, note, data=(["side", "images", *names], data))
 
 
 # --- numbers ----------------------------------------------------------------------------------------------------------
 
 
-def scores(subject: Subject) -> list[Block]:
+def scores(run_view: RunView) -> list[Block]:
     """Every number of every side, with its interval; and what they are worth."""
-    columns = [(side, False) for side in SIDES if subject.scores(side)]
-    columns += [(side, True) for side in SIDES if subject.scores(side, True)]
-    header = ["", *(_column(subject, side, at) for side, at in columns)]
+    columns = [(side, False) for side in SIDES if run_view.scores(side)]
+    columns += [(side, True) for side in SIDES if run_view.scores(side, True)]
+    header = ["", *(_column(run_view, side, at) for side, at in columns)]
     rows, data = [], []
     for name in SCORES:
-        subset_scores = [subject.scores(side, at) for side, at in columns]
+        subset_scores = [run_view.scores(side, at) for side, at in columns]
         cells = [
             number(subset_score.get(name), subset_score.get("intervals", {}).get(name))
             if name in MOVED or not at
@@ -262,30 +262,30 @@ def scores(subject: Subject) -> list[Block]:
             low, high = subset_score.get("intervals", {}).get(name, ("", ""))
             value = subset_score.get(name)
             data.append([side, "operating point" if at else 0.5, name, "" if value is None else value, low, high])
-    note = f"{_averages(subject)} In brackets 95 % intervals, of rows that were not learnt from."
+    note = f"{_averages(run_view)} In brackets 95 % intervals, of rows that were not learnt from."
     csv = (["side", "called_from", "number", "value", "low", "high"], data)
-    table = Table(f"{subject.slug}-scores-by-side", "Numbers by side", header, rows, note, data=csv)
-    return [table, Words(_worth(subject))]
+    table = Table(f"{run_view.slug}-scores-by-side", "Numbers by side", header, rows, note, data=csv)
+    return [table, Words(_worth(run_view))]
 
 
-def _averages(subject: Subject) -> str:
-    views = " Rows are scored by the mean over an image and its views." if subject.record["asked"]["tta"] else ""
-    if subject.task.has_findings:
+def _averages(run_view: RunView) -> str:
+    views = " Rows are scored by the mean over an image and its views." if run_view.record["asked"]["tta"] else ""
+    if run_view.task.has_findings:
         return f"Means over the findings.{views}"
-    if subject.is_binary:
-        return f"The positive class is {subject.positive}.{views}"
+    if run_view.is_binary:
+        return f"The positive class is {run_view.positive}.{views}"
     return f"Macro averages over the classes.{views}"
 
 
-def _column(subject: Subject, side: str, at_point: bool) -> str:
-    chose = subject.scores(side, at_point).get("chose", ())
+def _column(run_view: RunView, side: str, at_point: bool) -> str:
+    chose = run_view.scores(side, at_point).get("chose", ())
     marked = f", chose {listed([choice.replace('_', ' ') for choice in chose])}" if chose else ""
-    at = f", at p ≥ {subject.record['operating_point']['threshold']:.3f}" if at_point else ""
+    at = f", at p ≥ {run_view.record['operating_point']['threshold']:.3f}" if at_point else ""
     return f"{CALLED[side]}{at}{marked}"
 
 
-def _worth(subject: Subject) -> str:
-    baselines = subject.record["baselines"]
+def _worth(run_view: RunView) -> str:
+    baselines = run_view.record["baselines"]
 
     def said(scores: Mapping[str, Any]) -> str:
         names = [name for name in ("auroc", "accuracy") if scores.get(name) is not None]
@@ -303,9 +303,9 @@ def _worth(subject: Subject) -> str:
     return f"What is to be beaten, on {CALLED[baselines['on']]} rows: {'; '.join(parts)}."
 
 
-def gain(subject: Subject) -> list[Block]:
+def gain(run_view: RunView) -> list[Block]:
     """Before, after and the difference, of a Run that went on from another; test rows first."""
-    record = subject.record
+    record = run_view.record
     parent = record.get("parent")
     start = f"the Run {printable(parent['run'])}" if parent else "the network before any training"
     note = f"Before is {start}, on the same rows. An interval that holds 0 says that the difference may be chance."
@@ -323,7 +323,7 @@ def gain(subject: Subject) -> list[Block]:
         chose = " (which chose the epoch)" if side == VAL else ""
         caption = f"Before and after, {CALLED[side]} rows{chose}"
         header = ["", "before", "after", "difference"]
-        blocks.append(Table(f"{subject.slug}-before-after-{side}", caption, header, rows, note, data=csv))
+        blocks.append(Table(f"{run_view.slug}-before-after-{side}", caption, header, rows, note, data=csv))
         note = ""
     return blocks
 
@@ -341,9 +341,9 @@ def _gained(gained: Mapping[str, Any]) -> Iterator[tuple[str, str, Sequence[floa
 # --- the sweep --------------------------------------------------------------------------------------------------------
 
 
-def sweep(subject: Subject) -> list[Block]:
+def sweep(run_view: RunView) -> list[Block]:
     """The specs that were tried, best first; nothing where there was one."""
-    trials = subject.run.sweep()
+    trials = run_view.run.sweep()
     if not trials:
         return []
     names = list(trials[0])
@@ -359,7 +359,7 @@ def sweep(subject: Subject) -> list[Block]:
     rest = f" The best {_MOST_SPECS} of {len(trials):,}." if len(trials) > _MOST_SPECS else ""
     note = f"Means on held rows, over folds and seeds; the first was trained again.{rest}"
     data = (names, [[row[name] for name in names] for row in trials])
-    return [Table(f"{subject.slug}-sweep", f"The best by {name_of(select)}", header, rows, note, data=data)]
+    return [Table(f"{run_view.slug}-sweep", f"The best by {name_of(select)}", header, rows, note, data=data)]
 
 
 def _spec_cell(text: str, is_head: bool) -> Cell:

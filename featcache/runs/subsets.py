@@ -117,7 +117,7 @@ def _expected(protocol: Protocol) -> dict[str, tuple[Array, ...]]:
     """The rows that each subset may consist of. A protocol without folds is that of a set from elsewhere."""
     if not protocol.folds:
         return {EXTERNAL: (protocol.test,)}
-    val = np.unique(np.concatenate([fold.held for fold in protocol.folds]))
+    val = np.unique(np.concatenate([fold.val for fold in protocol.folds]))
     test = {TEST: (protocol.test,)} if len(protocol.test) else {}
     return {TRAIN: (protocol.folds[0].train, protocol.rows), VAL: (val,), OUTER: (val,), **test}
 

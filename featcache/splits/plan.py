@@ -72,10 +72,10 @@ class Split:
 
 @dataclass(frozen=True)
 class Fold:
-    """One of the k parts of a repeat: it is `held`, the others are `train`. Row numbers, ascending; counts from 0."""
+    """One of the k parts of a repeat: it is `val`, the others are `train`. Row numbers, ascending; counts from 0."""
 
     train: Array
-    held: Array
+    val: Array
     repeat: int
     number: int
 
@@ -224,14 +224,14 @@ def to_json(test: Array, folds: Sequence[Fold], row_names: Sequence[str]) -> dic
         UsageError: two rows of one name, a fold with an empty side, a row on two sides.
     """
     names = _different_names(row_names)
-    val = np.unique(np.concatenate([fold.held for fold in folds])) if folds else np.array([], dtype=np.int64)
-    compact = all(np.array_equal(fold.train, np.setdiff1d(val, fold.held)) for fold in folds)
+    val = np.unique(np.concatenate([fold.val for fold in folds])) if folds else np.array([], dtype=np.int64)
+    compact = all(np.array_equal(fold.train, np.setdiff1d(val, fold.val)) for fold in folds)
     test_names = _names_of(test, names)
     entries = []
     for fold in folds:
-        train_names, held_names = _names_of(fold.train, names), _names_of(fold.held, names)
+        train_names, held_names = _names_of(fold.train, names), _names_of(fold.val, names)
         _check_sides(set(test_names), set(train_names), set(held_names), _called(fold.repeat, fold.number))
-        sides = {"train": None if compact else train_names, "held": held_names}
+        sides = {"train": None if compact else train_names, "val": held_names}
         entries.append({"repeat": int(fold.repeat), "number": int(fold.number), **sides})
     record = {"format": FORMAT, "version": VERSION, "test": test_names, "folds": entries}
     return {**record, "sha256": _digest(record)}
@@ -252,10 +252,10 @@ def from_json(record: Any, row_names: Sequence[str]) -> tuple[Array, list[Fold],
     """
     _check_record(record)
     numbers = {name: row for row, name in enumerate(_different_names(row_names))}
-    held_somewhere = {name for entry in record["folds"] for name in entry["held"]}
+    held_somewhere = {name for entry in record["folds"] for name in entry["val"]}
     named, folds = set(record["test"]) | held_somewhere, []
     for entry in record["folds"]:
-        val = set(entry["held"])
+        val = set(entry["val"])
         train = held_somewhere - val if entry["train"] is None else set(entry["train"])
         fold = _called(entry["repeat"], entry["number"])
         _check_sides(set(record["test"]), train, val, fold)
@@ -467,8 +467,8 @@ def _shape_fault(record: dict[str, Any]) -> str | None:
     for place, entry in enumerate(folds):
         if not all(type(entry.get(key)) is int and entry[key] >= 0 for key in ("repeat", "number")):
             return f"`repeat` or `number` of entry {place} of `folds` is not a whole number from 0"
-        if not _are_names(entry.get("held")) or not (entry.get("train", 0) is None or _are_names(entry.get("train"))):
-            return f"`train` or `held` of entry {place} of `folds` is not a list of different names"
+        if not _are_names(entry.get("val")) or not (entry.get("train", 0) is None or _are_names(entry.get("train"))):
+            return f"`train` or `val` of entry {place} of `folds` is not a list of different names"
     if len({(entry["repeat"], entry["number"]) for entry in folds}) < len(folds):
         return "`folds` has the same fold more than once"
     return None

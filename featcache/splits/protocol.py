@@ -111,7 +111,7 @@ class Protocol:
     @property
     def rows(self) -> Array:
         """The m rows of the folds: everything that may be learnt from."""
-        return np.unique(np.concatenate([rows for fold in self.folds for rows in (fold.train, fold.held)]))
+        return np.unique(np.concatenate([rows for fold in self.folds for rows in (fold.train, fold.val)]))
 
     @property
     def is_hold_out(self) -> bool:
@@ -151,7 +151,7 @@ def divide(task: Task, spec: SplitSpec, vectors: Any) -> Protocol:
             why = f"{' and '.join(kept)} are kept together. {' '.join(notes)} Set group_by='group' to keep only those."
             raise UsageError(f"{error} The values of {why}") from error
     for fold in folds:
-        plan.check_nothing_crosses(Split(fold.train, fold.held, test), groups, task.image_ids)
+        plan.check_nothing_crosses(Split(fold.train, fold.val, test), groups, task.image_ids)
         task.check_learnable(fold.train, "the training rows")
     outer = _outer(task, spec, groups, folds) if spec.nested else []
     return Protocol(test, folds, outer, groups, left_out, near, spec.seed, notes)
@@ -237,7 +237,7 @@ def _folds(task: Task, spec: SplitSpec, groups: Array, train: Array, val: Array)
 
 
 def _in_rows(folds: list[Fold], pool: Array) -> list[Fold]:
-    return [Fold(pool[fold.train], pool[fold.held], fold.repeat, fold.number) for fold in folds]
+    return [Fold(pool[fold.train], pool[fold.val], fold.repeat, fold.number) for fold in folds]
 
 
 def _outer(task: Task, spec: SplitSpec, groups: Array, folds: list[Fold]) -> list[Outer]:
@@ -266,13 +266,13 @@ def _from_file(task: Task, path: Path, left_out: dict[str, int]) -> tuple[Array,
     if missing:
         left_out["no row in this store"] = missing
     named = np.zeros(len(task.image_ids), dtype=bool)
-    for rows in (test, *(rows for fold in folds for rows in (fold.train, fold.held))):
+    for rows in (test, *(rows for fold in folds for rows in (fold.train, fold.val))):
         named[rows] = True
     is_known = np.zeros(len(task.image_ids), dtype=bool)
     is_known[task.known] = True
     if unassigned := int((is_known & ~named).sum()):
         left_out["no place in the split"] = unassigned
-    kept = [Fold(f.train[is_known[f.train]], f.held[is_known[f.held]], f.repeat, f.number) for f in folds]
-    if any(not len(f.train) or not len(f.held) for f in kept):
+    kept = [Fold(f.train[is_known[f.train]], f.val[is_known[f.val]], f.repeat, f.number) for f in folds]
+    if any(not len(f.train) or not len(f.val) for f in kept):
         raise UsageError(f"{path} leaves a side without a labelled image.")
     return test[is_known[test]], kept

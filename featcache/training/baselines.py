@@ -118,9 +118,9 @@ def other_store(path: Path, bench: Bench, spec: HeadSpec, final: Fold, device: s
         x = {tap: x[order] for tap, x in features.load(store, [spec], bench.tta, device).items()}
         about = {"store": path.name, "backbone": store.identity.get("backbone", {}), "weights": store.weights_source}
     bench = replace(bench, x=x)
-    if len(final.held):
+    if len(final.val):
         fitted = bench.run(bench.fits([spec], [final]))
-        rows, logits = final.held, fitted[0].logits
+        rows, logits = final.val, fitted[0].logits
     else:
         fitted = bench.run(bench.fits([spec], protocol.folds))
         rows, logits = out_of_fold(len(task.image_ids), fitted)

@@ -29,7 +29,7 @@ _DECIDED = ("accuracy", "balanced_accuracy")  # by a threshold
 
 
 @dataclass(frozen=True)
-class Said:
+class Scored:
     """What a trained head says of rows whose labels are known.
 
     Attributes:
@@ -150,7 +150,7 @@ def _lie_apart(one: Sequence[float] | None, other: Sequence[float] | None) -> bo
 
 
 def tables(
-    scored: Said,
+    scored: Scored,
     histories: Sequence[Sequence[Mapping[str, float]]],
     ranked: Sequence[Candidate] = (),
     select: str = "auroc",
@@ -208,14 +208,14 @@ def _cell(value: Any) -> Any:
     return " ".join(map(str, value)) if isinstance(value, tuple) else value
 
 
-def predictions(scored: Said) -> Table:
+def predictions(scored: Scored) -> Table:
     """A line per row and side: image_id, split, fold, label, prediction, probability of each class or finding."""
     task, folds = scored.task, scored.protocol.folds
     fold_of = np.full(len(task.image_ids), "", dtype=object)
-    val = np.concatenate([fold.held for fold in folds]) if folds else np.array([], dtype=np.int64)
+    val = np.concatenate([fold.val for fold in folds]) if folds else np.array([], dtype=np.int64)
     if len(folds) > 1 and len(np.unique(val)) == len(val):  # repeats have no one fold for a row
         for each in folds:
-            fold_of[each.held] = str(each.number)
+            fold_of[each.val] = str(each.number)
     at = scored.threshold
     header = ["image_id", "split", "fold", "label", "prediction", *(["at_operating_point"] if at is not None else [])]
     rows: list[list[object]] = []

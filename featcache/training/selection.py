@@ -128,7 +128,7 @@ class Bench:
         for spec in specs:
             for i, fold in enumerate(folds):
                 train, watch = watched[i] if spec.needs_watch else (fold.train, _NONE)
-                fits.append(Fit(spec, pool, train, fold.held, watch))
+                fits.append(Fit(spec, pool, train, fold.val, watch))
         return fits
 
     def run(
@@ -211,7 +211,7 @@ def _ranked(bench: Bench, fitted: Mapping[HeadSpec, Sequence[Fitted]], select: s
 
 
 def _said(bench: Bench, fitted: Fitted) -> Numbers:
-    return {} if fitted.diverged else numbers(bench.task, fitted.fit.held, fitted.logits)
+    return {} if fitted.diverged else numbers(bench.task, fitted.fit.val, fitted.logits)
 
 
 def _score(scores: Numbers, select: str) -> float:
@@ -234,7 +234,7 @@ def out_of_fold(n: int, fitted: Sequence[Fitted]) -> tuple[Array, Array]:
         n: rows of the store.
         fitted: one head on each fold.
     """
-    return by_row(n, [(fit_result.fit.held, fit_result.logits) for fit_result in fitted])
+    return by_row(n, [(fit_result.fit.val, fit_result.logits) for fit_result in fitted])
 
 
 def by_row(n: int, parts: Sequence[tuple[Array, Array]]) -> tuple[Array, Array]:

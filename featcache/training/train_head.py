@@ -31,7 +31,7 @@ from featcache.splits.task import TargetSpec, Task
 from featcache.store import Store, Variety
 from featcache.tables import missing
 from featcache.training import baselines, selection
-from featcache.training.results import OUTER, TEST, TRAIN, VAL, Said, about_network, chosen, tables
+from featcache.training.results import OUTER, TEST, TRAIN, VAL, Scored, about_network, chosen, tables
 from featcache.training.selection import Bench, Candidate, out_of_fold
 
 Array = np.ndarray[Any, Any]
@@ -127,7 +127,7 @@ def train_head(
         trained = _make(bench, spec, report.refit_all, on_progress)
         choice = chosen(task, trained.val_rows, trained.val_logits, rule)
 
-        scored = Said(task, protocol, _sides(bench, spec, trained, nested), choice)
+        scored = Scored(task, protocol, _sides(bench, spec, trained, nested), choice)
         images, baseline_scores = Images.of(task, protocol).to_json(), _baselines(bench, spec, trained, report, device)
         record = {
             **key,
@@ -205,8 +205,8 @@ def _nested(bench: Bench, specs: Sequence[HeadSpec], select: str, on_progress: P
             ranked[0].spec for ranked in selection.rank(bench, specs, [o.inner for o in outer], select, on_progress)
         ]
     fits = bench.fits(list(dict.fromkeys(best)), [o.fold for o in outer])
-    chosen = {(best[i], id(o.fold.held)) for i, o in enumerate(outer)}
-    inner = bench.run([fit for fit in fits if (fit.spec, id(fit.held)) in chosen], weights=False)
+    chosen = {(best[i], id(o.fold.val)) for i, o in enumerate(outer)}
+    inner = bench.run([fit for fit in fits if (fit.spec, id(fit.val)) in chosen], weights=False)
     selection.check_finite(inner)
     return out_of_fold(len(bench.task.image_ids), inner)
 
@@ -290,7 +290,7 @@ def check_held(task: Task, protocol: Protocol, rule: Any) -> None:
     """Before anything is trained: a threshold needs two classes, and held rows of both."""
     if rule and (task.has_findings or len(task.classes) > 2):
         raise UsageError("--operating-point is for two classes.")
-    val = np.concatenate([fold.held for fold in protocol.folds])
+    val = np.concatenate([fold.val for fold in protocol.folds])
     if rule:
         n = task.counts(val).tolist()
         if 0 in n:

@@ -31,7 +31,7 @@ def store_of(folder: Path, **columns: list[str]) -> Store:
 
 def crossing(protocol: Protocol, values: list[str]) -> set[str]:
     """The values that are in training rows and in held ones of a fold."""
-    sides = [({values[i] for i in f.train}, {values[i] for i in f.held} | {values[i] for i in protocol.test})
+    sides = [({values[i] for i in f.train}, {values[i] for i in f.val} | {values[i] for i in protocol.test})
              for f in protocol.folds]  # fmt: skip
     return {value for train, held in sides for value in train & held - {""}}
 
