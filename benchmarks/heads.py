@@ -48,7 +48,7 @@ def material(store: Path | None, tap: str) -> tuple[np.ndarray, np.ndarray]:
     if store is not None:
         with Store.open(store) as opened:
             task = Task.of(opened)
-            return opened.features(tap)[task.known].reshape(len(task.known), -1), task.labels[task.known]
+            return opened.features(tap)[task.labelled].reshape(len(task.labelled), -1), task.labels[task.labelled]
     rng = np.random.default_rng(0)
     if tap == "grid":
         y = rng.integers(0, 2, 130)

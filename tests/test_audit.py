@@ -259,7 +259,7 @@ def test_a_value_in_too_few_groups_is_named() -> None:
     variable = Variable.of("age", values, np.arange(40))
     assert isinstance(variable, Variable)
     with pytest.raises(UsageError, match=r"> 31 has 8 row\(s\) in 1 group\(s\)"):
-        confounds.told(variable, np.eye(40, dtype=np.float32), np.minimum(np.arange(40), 21))
+        confounds.score_of(variable, np.eye(40, dtype=np.float32), np.minimum(np.arange(40), 21))
 
 
 # --- outliers ---------------------------------------------------------------------------------------------------------

@@ -408,7 +408,7 @@ def test_status_tells_running_stopped_and_published(tmp_path: Path) -> None:
     assert (stopped.state, stopped.done, stopped.writer) == ("stopped", 64, "")
     embed(manifest, tmp_path / "s.h5", SPEC)
     published = status(tmp_path / "s.h5")
-    assert (published.state, published.found, published.done, published.failed) == ("published", 100, 100, 1)
+    assert (published.state, published.total, published.done, published.failed) == ("published", 100, 100, 1)
 
 
 def test_two_threads_of_one_process_are_two_writers(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def check_nothing_crosses(task: Task, spec: SplitSpec, keys: list[list[str]]) ->
     """A valid division: every side has rows of every class where it learns, no row and no key is on two sides, and
     every row that is not test is held once per repeat of k folds."""
     protocol = divide(task, spec, vectors)
-    known, repeats = set(task.known.tolist()), {fold.repeat for fold in protocol.folds}
+    known, repeats = set(task.labelled.tolist()), {fold.repeat for fold in protocol.folds}
     assert sorted([*protocol.test, *protocol.rows]) == sorted(known)
     for sides in parts(protocol, task):
         assert len(np.concatenate(sides)) == len(np.unique(np.concatenate(sides)))

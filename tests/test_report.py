@@ -38,7 +38,7 @@ from featcache.reporting.document import Chapter, Table, Words
 from featcache.reporting.materials import Material, load_materials
 from featcache.reporting.page import GENERATOR, Page, render
 from featcache.reporting.report import Reported, report
-from featcache.reporting.run_view import RunView, run_views_of
+from featcache.reporting.run_view import RunView, views_of
 from featcache.runs import Run
 from featcache.splits.protocol import SplitSpec
 from featcache.splits.task import TargetSpec
@@ -154,11 +154,11 @@ def two(folder: Path) -> Reported:
 def chapter_of(path: Path) -> Chapter:
     """What a page says of a Run for which neither store nor images are at hand."""
     nothing = Material(None, "not here", None, "")
-    return report_module._chapter(subject_of(path), nothing, [], False, projection.Shown([]), lambda text: None)
+    return report_module._chapter(subject_of(path), nothing, [], False, projection.ShownImages([]), lambda text: None)
 
 
 def subject_of(path: Path) -> RunView:
-    (found,) = run_views_of([Run.open(path)])
+    (found,) = views_of([Run.open(path)])
     return found
 
 
@@ -403,7 +403,7 @@ def test_neighbours_are_the_nearest_of_all_training_rows(folder: Path, two: Repo
             assert found[row][0][1] == pytest.approx(float(x @ y / np.linalg.norm(x) / np.linalg.norm(y)), abs=1e-6)
         first = csv_of(two, "two-found.csv")[0]
         place = run_view.task.image_ids.index(first["image_id"].removeprefix("'"))
-        assert first["neighbours"].split(" | ")[0].startswith(run_view.shown[found[place][0][0]])
+        assert first["neighbours"].split(" | ")[0].startswith(run_view.printable_names[found[place][0][0]])
 
 
 def test_a_row_has_no_neighbour_that_taught_another_head(tmp_path: Path) -> None:
@@ -417,7 +417,7 @@ def test_a_row_has_no_neighbour_that_taught_another_head(tmp_path: Path) -> None
     assert run_view.reported == "val"
     for fold in run_view.protocol.folds:
         for row in fold.val.tolist():
-            assert np.array_equal(run_view.taught("val", row), fold.train)
+            assert np.array_equal(run_view.training_rows("val", row), fold.train)
     assert "knn head" in gallery.evidence_missing(subject_of(tmp_path / "knn"), None)
 
 
@@ -572,7 +572,7 @@ def test_an_image_that_is_another_by_now_is_not_shown(folder: Path, tmp_path: Pa
     assert found.pictures is not None
     found.pictures.load(range(20))
     assert [row for row in range(20) if found.pictures.get(row) is None] == [1, 7, 13]
-    assert found.pictures.changed == {run_view.shown[row] for row in (1, 7, 13)}
+    assert found.pictures.changed == {run_view.printable_names[row] for row in (1, 7, 13)}
     with Image.open(folder / "images" / "002.png") as image:
         expected = TransformSpec((24, 24), 1.0, "bilinear", (0.5,) * 3, (0.5,) * 3)(image)
     assert np.array_equal(np.asarray(found.pictures.get(2)), expected)
@@ -729,7 +729,7 @@ def test_images_of_another_set_are_refused_and_missing_ones_named(folder: Path, 
     with ExitStack() as opened:
         (found,) = load_materials([run_view], [], manifest_of(folder, tmp_path / "rows.csv", range(5, N)), opened)
     assert found.pictures is not None
-    told = ", ".join(run_view.shown[:3])
+    told = ", ".join(run_view.printable_names[:3])
     assert found.no_pictures == f"Not under rows.csv, and so not shown: 5 of the {N} images of two: {told} and 2 more."
     assert found.no_pictures in [block.text for block in gallery.gallery(run_view, found) if isinstance(block, Words)]
 
@@ -878,7 +878,7 @@ def test_a_damaged_record_is_one_line(folder: Path, tmp_path: Path, name: str) -
 
 @pytest.fixture(scope="module")
 def compared(folder: Path) -> Chapter:
-    return comparison.compared(run_views_of([Run.open(folder / name) for name in ("two", "mlp", "three")]))
+    return comparison.compared(views_of([Run.open(folder / name) for name in ("two", "mlp", "three")]))
 
 
 def rows_of(chapter: Chapter, name: str) -> list[dict[str, Any]]:

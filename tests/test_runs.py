@@ -75,7 +75,7 @@ def test_a_run_divides_its_rows_again_as_they_were_divided(tmp_path: Path, name:
     assert images.labels.tolist() == task.labels[rows].tolist()
     check_same_division(found, wanted, rows)
     assert (learnt.classes, learnt.positive, learnt.image_ids) == (task.classes, task.positive, images.image_ids)
-    assert len(images) == len(learnt.known) < N
+    assert len(images) == len(learnt.labelled) < N
     for ours, theirs in zip(found.folds, wanted.folds, strict=True):
         watched = watch_rows(learnt, found.groups, ours.train, found.seed)
         for a, b in zip(watched, watch_rows(task, wanted.groups, theirs.train, wanted.seed), strict=True):
@@ -103,7 +103,7 @@ def test_findings_are_kept_with_what_is_unknown_of_them(tmp_path: Path) -> None:
         task = Task.of(store, THREE_FINDINGS)
     assert {value for row in images_of(run)["labels"] for value in row} == {0, 1, None}
     assert "image00011" not in run.images().image_ids
-    assert np.array_equal(run.images().labels, task.labels[task.known], equal_nan=True)
+    assert np.array_equal(run.images().labels, task.labels[task.labelled], equal_nan=True)
     assert run.task().has_findings
     assert run.task().classes == ["f0", "f1", "f2"]
 

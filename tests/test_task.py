@@ -42,7 +42,7 @@ def lines(header: str, labels: list[str], name: str = "image0000") -> str:
 def test_classes_are_sorted_and_the_last_is_positive(tmp_path: Path) -> None:
     task = Task.of(store_of(tmp_path, {"label": LABELS}))
     assert (task.classes, task.labels.tolist(), task.positive) == (["a", "b"], [1, 0, 1, 0, 1, -1], 1)
-    assert task.known.tolist() == [0, 1, 2, 3, 4]
+    assert task.labelled.tolist() == [0, 1, 2, 3, 4]
     assert task.left_out == {"no label": 1}
     assert task.counts(np.arange(5)).tolist() == [2, 3]
 
@@ -224,9 +224,9 @@ def test_findings_are_one_zero_or_unknown(tmp_path: Path) -> None:
     nan = np.nan
     expected = [[1, 1], [0, 0], [nan, 1], [1, 0], [0, nan], [nan, nan]]
     assert np.array_equal(task.labels, expected, equal_nan=True)
-    assert (task.classes, task.has_findings, task.known.tolist()) == (["Mass", "Edema"], True, [0, 1, 2, 3, 4])
+    assert (task.classes, task.has_findings, task.labelled.tolist()) == (["Mass", "Edema"], True, [0, 1, 2, 3, 4])
     assert task.left_out == {"no label": 1}
-    assert task.counts(task.known).tolist() == [2, 2]
+    assert task.counts(task.labelled).tolist() == [2, 2]
 
 
 @pytest.mark.parametrize("text", ["-2", "yes", "2", "positive", "0.5"])

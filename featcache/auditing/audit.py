@@ -288,7 +288,7 @@ def _confound(
     variable: Variable, x: Array, groups: Array, to_label: Score | None, seed: int, step: Callable[[], None]
 ) -> Confound:
     try:
-        score, why = confounds.told(variable, x, groups, seed), ""
+        score, why = confounds.score_of(variable, x, groups, seed), ""
     except UsageError as error:
         score, why = None, str(error)
     step()
@@ -296,7 +296,7 @@ def _confound(
 
 
 def _worst_first(confounds: Sequence[Confound]) -> list[Confound]:
-    return sorted(confounds, key=lambda each: -each.from_vectors.low if each.from_vectors else 1.0)
+    return sorted(confounds, key=lambda confound: -confound.from_vectors.low if confound.from_vectors else 1.0)
 
 
 def _variables(texts: Columns, labels: Sequence[str], groups: Array) -> tuple[list[Variable], dict[str, str]]:

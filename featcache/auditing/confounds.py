@@ -142,7 +142,7 @@ class Score:
     @property
     def best(self) -> OneClass:
         """The class that is told best."""
-        return max(self.by_class, key=lambda each: each.auroc)
+        return max(self.by_class, key=lambda class_score: class_score.auroc)
 
 
 @dataclass(frozen=True)
@@ -237,7 +237,7 @@ def _widened(estimate: Estimate) -> tuple[float, float, float]:
     return value, max(0.0, low), min(1.0, high)
 
 
-def told(variable: Variable, x: Array, groups: Array, seed: int = 0) -> Score:
+def score_of(variable: Variable, x: Array, groups: Array, seed: int = 0) -> Score:
     """How well a variable is told from x, of the rows where it is known.
 
     Args:

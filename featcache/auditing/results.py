@@ -182,7 +182,7 @@ class Audit:
             NoSpace, AccessDenied, InputOutputError: what was written before is as it was.
         """
         check_free(folder)
-        with durable.held(folder):
+        with durable.locked(folder):
             check_free(folder)
             contents = {name: durable.csv_bytes(_HEADERS[name], rows) for name, rows in self._tables().items()}
             contents[_ANSWER] = (canonical_json(self.as_json()) + "\n").encode("utf-8")
@@ -218,7 +218,7 @@ class Audit:
 
     def _identical_rows(self) -> Iterator[list[object]]:
         row_of = {name: row for row, name in enumerate(self.image_ids)}
-        worst_first = sorted(self.identical, key=lambda each: (not each.crosses, len(each.labels) < 2))
+        worst_first = sorted(self.identical, key=lambda copies: (not copies.crosses, len(copies.labels) < 2))
         for number, copies in enumerate(worst_first, start=1):
             for name in copies.images:
                 yield [number, *self._row(row_of[name]).values(), "yes" if copies.crosses else "no"]
@@ -272,11 +272,11 @@ def _is_table(path: Path) -> bool:
         return next(csv.reader([file.readline(1000)]), []) == list(_HEADERS[path.name])
 
 
-def _confound_row(each: Confound) -> list[object]:
+def _confound_row(confound: Confound) -> list[object]:
     def numbers(score: Score | None) -> list[object]:
         return ["", "", ""] if score is None else [round(value, 4) for value in (score.auroc, score.low, score.high)]
 
-    above = "" if each.from_vectors is None else "yes" if each.from_vectors.above_chance else "no"
-    best = [each.to_label.best.name, round(each.to_label.best.auroc, 4)] if each.to_label else ["", ""]
-    cells = [*numbers(each.from_vectors), above, *numbers(each.to_label), *best]
-    return [each.name, "; ".join(each.classes), *cells, confounds.CHANCE, each.why]
+    above = "" if confound.from_vectors is None else "yes" if confound.from_vectors.above_chance else "no"
+    best = [confound.to_label.best.name, round(confound.to_label.best.auroc, 4)] if confound.to_label else ["", ""]
+    cells = [*numbers(confound.from_vectors), above, *numbers(confound.to_label), *best]
+    return [confound.name, "; ".join(confound.classes), *cells, confounds.CHANCE, confound.why]

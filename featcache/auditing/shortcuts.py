@@ -153,14 +153,12 @@ def best(scores: Mapping[str, Score | None], label: str | None = None) -> list[S
             by_variable.setdefault(class_score.name, {})[variable] = class_score
     shortcuts = []
     for name, of_class in by_variable.items():
-        alone = {
-            variable: class_score for variable, class_score in of_class.items() if variable != TOGETHER
-        } or of_class
+        alone = {variable: score for variable, score in of_class.items() if variable != TOGETHER} or of_class
         variable = max(alone, key=lambda key: alone[key].auroc)
         if TOGETHER in of_class and of_class[TOGETHER].low > of_class[variable].auroc:
             variable = TOGETHER
-        each = of_class[variable]
-        shortcuts.append(Shortcut(label or name, variable, each.auroc, each.low, each.high))
+        strongest = of_class[variable]
+        shortcuts.append(Shortcut(label or name, variable, strongest.auroc, strongest.low, strongest.high))
     return sorted(shortcuts, key=lambda shortcut: -shortcut.auroc)
 
 
@@ -218,7 +216,7 @@ def in_store(
         is_label = any(_is_label(values, of) for of in labels.values()) or (of_findings and set(values) <= _CODES)
         if name not in _NO_VARIABLES | {*ignore} and not is_label:
             texts[name] = without_missing(values)
-    variables = [each for name, of in texts.items() if isinstance(each := Variable.of(name, of, groups), Variable)]
+    variables = [v for name, of in texts.items() if isinstance(v := Variable.of(name, of, groups), Variable)]
     shortcuts: list[Shortcut] = []
     for label, of in labels.items():
         numbered = Labels.of(of, groups, seed, [], dealt)

@@ -73,12 +73,12 @@ class StateDict:
     Attributes:
         place: where they lie in it, such as `state_dict`; empty where they are all of the file.
         tensors: by name.
-        others: what lies among them and is no tensor.
+        other_entries: what lies among them and is no tensor.
     """
 
     place: str
     tensors: Mapping[str, Tensor]
-    others: tuple[str, ...] = ()
+    other_entries: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -42,14 +42,14 @@ class Match:
         state_dict: of which they are.
         prefix: taken off their names; empty for none.
         tensors: the rest of the name -> tensor, a classifier among them.
-        wanted: of the network without its classifier.
+        expected: of the network without its classifier.
         classifier: names of `tensors` that are behind the vector.
     """
 
     state_dict: StateDict
     prefix: str
     tensors: Mapping[str, Tensor]
-    wanted: Shapes
+    expected: Shapes
     classifier: frozenset[str]
 
     @property
@@ -59,16 +59,16 @@ class Match:
 
     @property
     def missing(self) -> list[str]:
-        return [name for name in self.wanted if name not in self.tensors and not name.endswith(_COUNTER)]
+        return [name for name in self.expected if name not in self.tensors and not name.endswith(_COUNTER)]
 
     @property
     def unexpected(self) -> list[str]:
-        return [name for name in self.backbone if name not in self.wanted]
+        return [name for name in self.backbone if name not in self.expected]
 
     @property
     def misshapen(self) -> list[str]:
         return [
-            name for name, shape in self.wanted.items() if name in self.tensors and self.tensors[name].shape != shape
+            name for name, shape in self.expected.items() if name in self.tensors and self.tensors[name].shape != shape
         ]
 
     @property
@@ -82,12 +82,12 @@ class Match:
         of them, and none makes many out of few. What is not is refused before so large a network is built."""
         storages = {tensor.untyped_storage().data_ptr(): tensor for tensor in self.tensors.values()}
         n_stored = sum(t.untyped_storage().nbytes() // t.element_size() for t in storages.values())
-        return 2 * n_stored >= n_elements(self.wanted)
+        return 2 * n_stored >= n_elements(self.expected)
 
     @property
     def n_common(self) -> int:
         """Tensors that are where they should be."""
-        return len(self.wanted) - len(self.missing) - len(self.misshapen)
+        return len(self.expected) - len(self.missing) - len(self.misshapen)
 
     @property
     def where(self) -> str:
@@ -97,11 +97,11 @@ class Match:
     def differences(self) -> str:
         """Missing, unexpected and misshapen tensors, each with the first of them and their number."""
         shapes = {
-            name: f"{name} {list(self.tensors[name].shape)} instead of {list(self.wanted[name])}"
+            name: f"{name} {list(self.tensors[name].shape)} instead of {list(self.expected[name])}"
             for name in self.misshapen
         }
         lists = {
-            f"of {len(self.wanted):,} tensors are missing": self.missing,
+            f"of {len(self.expected):,} tensors are missing": self.missing,
             "are unexpected": self.unexpected,
             "have another shape": list(shapes.values()),
         }
@@ -124,7 +124,9 @@ class Match:
             f"those of {first([other.where for other in alternatives])} would fit, too" if alternatives else "",
             _not_used("of a classifier", [_with_shape(name, self.tensors) for name in sorted(self.classifier)]),
             _not_used(f"outside of {self.prefix!r}", outside),
-            f"{first(self.state_dict.others)} left out, which is no tensor" if self.state_dict.others else "",
+            f"{first(self.state_dict.other_entries)} left out, which is no tensor"
+            if self.state_dict.other_entries
+            else "",
         ]
         description = "; ".join(filter(None, parts))
         return f"weights {path}: {description}." if description else None

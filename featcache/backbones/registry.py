@@ -210,7 +210,7 @@ def listing(pattern: str | None = None) -> Iterator[dict[str, Any]]:
     if pattern is None:
         archs: Sequence[str] = SUGGESTED
     else:
-        archs = [arch for arch in _known() if fnmatch.fnmatch(arch, pattern) or pattern in arch]
+        archs = [arch for arch in _supported() if fnmatch.fnmatch(arch, pattern) or pattern in arch]
     for arch in archs:
         module = weights.headless(weights.sketch(arch))
         config = weights.config_of(arch)
@@ -238,12 +238,12 @@ def sketch(name: str) -> tuple[str, nn.Module, tuple[int, ...]]:
     )
 
 
-def _known() -> list[str]:
+def _supported() -> list[str]:
     return [*list_models(), *networks.DENSE]
 
 
 def _near(arch: str) -> str:
-    near = difflib.get_close_matches(arch, _known(), n=3)
+    near = difflib.get_close_matches(arch, _supported(), n=3)
     return f"Near it: {', '.join(near)}. " if near else ""
 
 

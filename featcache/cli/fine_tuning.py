@@ -240,8 +240,8 @@ def train_command(
     }  # fmt: skip
     augmentation = {"rotation": rotation, "color_jitter": color_jitter, "hflip": hflip, "scale": scale}
     recipe = recipe_of(preset, unfreeze or [], epochs or [], fields, augmentation, augment, SCRATCH)
-    seen: dict[str, Any] = {"input_size": input_size, "crop_pct": crop_pct}
-    seen |= {"mean": numbers_of("--mean", mean), "std": numbers_of("--std", std)}
+    transform_fields: dict[str, Any] = {"input_size": input_size, "crop_pct": crop_pct}
+    transform_fields |= {"mean": numbers_of("--mean", mean), "std": numbers_of("--std", std)}
     labelled = {"file": labels, "on": on, "positive": positive, "min_images": min_images}
     labelled |= {"uncertain": uncertain, "separator": separator}
     target = target_of(label_column, where, merge, drop_class, **labelled)
@@ -259,7 +259,7 @@ def train_command(
         tell_notes(manifest, callbacks.on_note)
         done = train(
             manifest,
-            spec_of(BackboneSpec, {"name": model, "weights": weights, **seen}),
+            spec_of(BackboneSpec, {"name": model, "weights": weights, **transform_fields}),
             spec_of(head_for, {"model": model, **arguments}),
             recipe,
             output,

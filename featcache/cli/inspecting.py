@@ -26,7 +26,7 @@ def status_command(store: StoreFile, as_json: Json = False) -> None:
     writer = f" by {state.writer}" if state.writer else ""
     hint = "; run the same featcache embed command to continue" if state.state == "stopped" else ""
     console(as_json).print(
-        f"[bold]{escaped(store)}[/]: {state.state}{escaped(writer)}; of {state.found:,} images {state.done:,} are "
+        f"[bold]{escaped(store)}[/]: {state.state}{escaped(writer)}; of {state.total:,} images {state.done:,} are "
         f"done, {state.pending:,} pending, {state.failed:,} failed{hint}",
         highlight=False,
     )

@@ -112,8 +112,8 @@ def _embedded_lines(done: Any) -> Iterator[str]:
         )
     if done.n_dropped:
         one, several = "1 image that the store held is", f"{done.n_dropped:,} images that the store held are"
-        subject = (one, "its row is") if done.n_dropped == 1 else (several, "their rows are")
-        yield f"[yellow]{subject[0]} not among these; {subject[1]} gone[/]"
+        phrase = (one, "its row is") if done.n_dropped == 1 else (several, "their rows are")
+        yield f"[yellow]{phrase[0]} not among these; {phrase[1]} gone[/]"
     if names := done.dropped_columns:
         noun, are = ("column", "it is") if len(names) == 1 else ("columns", "they are")
         had = f"{escaped(done.store)} had the {noun} {', '.join(map(escaped, names))}"

@@ -269,16 +269,16 @@ def _confusions(run: Any) -> Iterator[tuple[str, str]]:
 
 
 def _baseline_lines(baselines: dict[str, Any]) -> Iterator[str]:
-    def said(scores: dict[str, Any]) -> str:
+    def described(scores: dict[str, Any]) -> str:
         return ", ".join(
             f"{name.replace('_', ' ')} {score(scores, name)}" for name in ("auroc", "accuracy") if scores.get(name)
         )
 
-    yield f"to compare, on {baselines['on']}: always the most frequent class: {said(baselines['majority'])}"
+    yield f"to compare, on {baselines['on']}: always the most frequent class: {described(baselines['majority'])}"
     if permuted := baselines.get("permuted_labels"):
-        yield f"  {permuted['n_permutations']} times shuffled training labels: {said(permuted)}"
+        yield f"  {permuted['n_permutations']} times shuffled training labels: {described(permuted)}"
     for other in baselines.get("other_stores", ()):
-        yield f"  {escaped(other['store'])} ({escaped(str(other['backbone'].get('name', '')))}): {said(other)}"
+        yield f"  {escaped(other['store'])} ({escaped(str(other['backbone'].get('name', '')))}): {described(other)}"
 
 
 def confusion_line(classes: list[str], matrix: list[list[int]]) -> str:

@@ -24,7 +24,7 @@ from featcache.durable.files import (
     write_with,
 )
 from featcache.durable.folders import recover, sweep_folders, write_folder
-from featcache.durable.outputs import claim, held, output, writer_of
+from featcache.durable.outputs import claim, locked, output, writer_of
 from featcache.durable.regular import kind_of, open_regular, read_regular
 
 __all__ = [
@@ -32,8 +32,8 @@ __all__ = [
     "cell",
     "claim",
     "csv_bytes",
-    "held",
     "kind_of",
+    "locked",
     "make_folders",
     "open_regular",
     "output",

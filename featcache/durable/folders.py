@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from featcache.durable import files
-from featcache.durable.outputs import held
+from featcache.durable.outputs import locked
 from featcache.errors import StoreLocked, in_our_words
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # of linux/fcntl.h and linux/fs.h
@@ -26,7 +26,7 @@ _OLD = ".old"
 
 def write_folder(path: Path, contents: Mapping[str, bytes], owned: Collection[str] = ()) -> None:
     """Puts a folder with these files at `path`, in the place of the one that is there, whole or not at all. To be
-    called by whoever holds `path` (`outputs.held`).
+    called by whoever holds `path` (`outputs.locked`).
 
     Args:
         path: the folder.
@@ -58,7 +58,7 @@ def recover(path: Path) -> None:
     nothing where there is a folder, or nothing to put back."""
     place = files.real(path)
     if not os.path.lexists(place) and place.parent.is_dir() and _beside(place, _OLD):
-        with suppress(StoreLocked), held(place):
+        with suppress(StoreLocked), locked(place):
             _put_back(place)
 
 

@@ -51,15 +51,15 @@ def _judged(is_ours: Callable[[Path], bool], path: Path) -> bool:
 
 @contextmanager
 def output(path: Path, is_ours: Callable[[Path], bool], noun: str) -> Iterator[None]:
-    """Holds a path for this process, once it may be written. Raises what `claim` and `held` do."""
+    """Holds a path for this process, once it may be written. Raises what `claim` and `locked` do."""
     claim(path, is_ours, noun)  # before a lock is there, or a folder for it
-    with held(path):
+    with locked(path):
         claim(path, is_ours, noun)
         yield
 
 
 @contextmanager
-def held(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     """Keeps everybody else from writing at a path, and removes the temporary files that killed writers have left there.
 
     Raises:
@@ -74,7 +74,7 @@ def held(path: Path) -> Iterator[None]:
     _held_here.add(place)
     try:
         with in_our_words("writing", path):
-            lock = _taken(place, path)
+            lock = _acquired(place, path)
         try:
             files.sweep(place)
             yield
@@ -116,7 +116,7 @@ def _lock_path(place: Path) -> Path:
     return place.with_name(f".{files.short(place.name)}.lock")
 
 
-def _taken(place: Path, path: Path) -> BinaryIO:
+def _acquired(place: Path, path: Path) -> BinaryIO:
     """The lock file, open, locked, and with the name of its holder in it; closing it frees the lock."""
     until = time.monotonic() + _PATIENCE_S
     lock_path = _lock_path(place)

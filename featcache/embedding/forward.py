@@ -115,8 +115,8 @@ class Forward:
             np.concatenate([forward.vectors(batch)[POOLED] for batch in batches]).astype(np.float64)
             for forward in (own, exact)
         )
-        norms = np.linalg.norm(vectors, axis=1) * np.linalg.norm(reference, axis=1)
-        cosines = (vectors * reference).sum(axis=1) / np.maximum(norms, np.finfo(np.float64).tiny)
+        lengths = np.linalg.norm(vectors, axis=1) * np.linalg.norm(reference, axis=1)
+        cosines = (vectors * reference).sum(axis=1) / np.maximum(lengths, np.finfo(np.float64).tiny)
         return float(np.nan_to_num(cosines, nan=-1.0).min())
 
     def _batch(self, images: Sequence[Array]) -> Tensor:
@@ -266,7 +266,7 @@ def for_learning(module: nn.Module, sample: Tensor, n_images: int, compile_: str
 
 
 def _unmoved(module: nn.Module, x: Tensor) -> Tensor:
-    """A forward pass that leaves the statistics of norms as they are; a single image would be no batch for them."""
+    """A forward pass that leaves the statistics of lengths as they are; a single image would be no batch for them."""
     was = module.training
     try:
         output: Tensor = module.eval()(x)

@@ -51,6 +51,6 @@ def cosine(one: str, other: str) -> float | None:
     if len(a) != len(b) or not len(a) or len(a) % _IMAGES:
         return None
     a, b = a.reshape(_IMAGES, -1), b.reshape(_IMAGES, -1)
-    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
-    least = float(np.min((a * b).sum(axis=1) / np.maximum(norms, np.finfo(np.float64).tiny)))
+    lengths = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    least = float(np.min((a * b).sum(axis=1) / np.maximum(lengths, np.finfo(np.float64).tiny)))
     return least if np.isfinite(least) else None

@@ -130,7 +130,7 @@ class Output:
         cache: what the last pass saw, and what this one is remembered by.
         only_add: whether the store that is there keeps its rows and columns.
         folder: its finished parts.
-        known: the vectors there are.
+        lookup: the vectors there are.
         missing: first rows of the parts that are to be made.
         n_resumed: rows that an earlier pass had finished.
         dropped_columns: those of the store of which the manifest has no value.
@@ -146,7 +146,7 @@ class Output:
     cache: FileCache
     only_add: bool = False
     folder: PartFolder = field(init=False)
-    known: KnownVectors = field(init=False)
+    lookup: KnownVectors = field(init=False)
     missing: set[int] = field(default_factory=set)
     n_resumed: int = 0
     dropped_columns: Sequence[str] = ()
@@ -159,7 +159,7 @@ class Output:
         """Locked, with what is there already looked at, and told."""
         identity = self.network.answer.identity
         self.folder = PartFolder(self.store_path, self.plan.record(identity, part_rows), self._rows())
-        with self.folder.locked(), self._known() as self.known:
+        with self.folder.locked(), self._lookup() as self.lookup:
             self.planned_ns = self.folder.planned_ns
             self._tell_what_is_there(part_rows, on_note)
             n, finished = len(self.plan), self.folder.finished()
@@ -193,7 +193,7 @@ class Output:
         manifest = self.plan.manifest
         failures = _report_failures(self.store_path, manifest, self.folder)
         self.plan.contents = self.folder.contents()
-        n_dropped = self.known.n_not_among(set(self.plan.contents))
+        n_dropped = self.lookup.n_not_among(set(self.plan.contents))
         heads, answer = self.folder.heads(), self.network.answer
         counts = publish(
             self.store_path,
@@ -201,7 +201,7 @@ class Output:
             manifest.image_ids,
             manifest.columns,
             answer.identity,
-            self.known.environments,
+            self.lookup.environments,
             answer.weights,
         )
         self.folder.clear()
@@ -216,7 +216,7 @@ class Output:
         self.cache.write(self.store_path)
 
     @contextmanager
-    def _known(self) -> Iterator[KnownVectors]:
+    def _lookup(self) -> Iterator[KnownVectors]:
         """The vectors that are there already."""
         if not self.store_path.exists():
             yield KnownVectors(None, self.folder.old())
@@ -238,9 +238,9 @@ class Output:
         self.network.on_low_precision = check
 
     def _tell_what_is_there(self, part_rows: int, on_note: Note) -> None:
-        environments = list(self.known.environments)
+        environments = list(self.lookup.environments)
         for path, head in self.folder.heads().items():
-            self.known.add_finished(path, head)
+            self.lookup.add_finished(path, head)
             environments += [head.environment] if head.environment else []
         if n_finished := len(self.folder.finished()):
             n_parts = -(-len(self.plan) // part_rows)
@@ -320,16 +320,16 @@ def _check_kernels(store_path: Path, environments: Iterable[Json], network: Netw
     here = network.environment
     for environment in measured:
         cosine = kernels.cosine(environment[CANARY], here[CANARY])
-        origin = f"{precision} vectors made with {environment.get(KERNELS, 'other kernels')}"
+        made_with = f"{precision} vectors made with {environment.get(KERNELS, 'other kernels')}"
         if cosine is not None and cosine < BOUND:
             raise IdentityMismatch(
-                f"{store_path} holds {origin}: those made here, with {here[KERNELS]}, have a cosine of only "
+                f"{store_path} holds {made_with}: those made here, with {here[KERNELS]}, have a cosine of only "
                 f"{cosine:.6f} with them (at least {BOUND} is needed). Embed on the same kind of "
                 f"processor, or all of it anew into another store; precision float32 is the same on all."
             )
         if cosine is not None and environment.get(KERNELS) != here[KERNELS]:
             on_note(
-                f"note: {store_path} holds {origin}, and gets others made with {here[KERNELS]}: their cosine is at "
+                f"note: {store_path} holds {made_with}, and gets others made with {here[KERNELS]}: their cosine is at "
                 f"least {cosine:.6f} on images built in for it."
             )
 

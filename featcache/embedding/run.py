@@ -127,7 +127,7 @@ def embed_all(
     canaries = Canaries(manifest, decode, timeout_s)
     machine = Machine(device, compile, len(manifest.paths), canaries, note)
 
-    def wanted(path: Path) -> Manifest:
+    def manifest_of(path: Path) -> Manifest:
         """As it looks now; what is decided by it is looked at again once the store is locked."""
         if not (only_add and path.exists()):
             return manifest
@@ -140,7 +140,7 @@ def embed_all(
             expect(path, network.answer.identity)
         if len(specs) > 1:
             _make_folders({path.parent for path in specs})
-        plans = {path: Plan.of(wanted(path), FileCache() if rehash else caches[path]) for path in specs}
+        plans = {path: Plan.of(manifest_of(path), FileCache() if rehash else caches[path]) for path in specs}
         answers = {path: networks[path].answer for path in specs}
         is_new = {
             path: not plans[path].is_published(path, answer.identity, answer.weights)
@@ -315,7 +315,7 @@ class _Pass:
                 fillings = [output.begin(rows, submit) for output in receivers]
                 for image in islice(prepared, len(rows)):
                     for output, filling in zip(receivers, fillings, strict=True):
-                        filling.take(image, self._pixels(output, image), output.known)
+                        filling.take(image, self._pixels(output, image), output.lookup)
                 done += self._collect(written, done, n)
                 pairs = zip(receivers, fillings, strict=True)
                 written = [(output, writer.submit(output.write, filling)) for output, filling in pairs]
@@ -326,7 +326,7 @@ class _Pass:
         n_rows = 0
         for output, future in written:
             path, part = future.result()
-            output.known.add_finished(path, part)
+            output.lookup.add_finished(path, part)
             n_rows = len(part.origin)
         if n_rows:
             self.on_progress(done + n_rows, n)
@@ -373,7 +373,7 @@ class _Pass:
         manifest = self.manifest
         start = row - row % self.options.part_rows
         receivers = [output for output in self.outputs if start in output.missing]
-        lookup = _KnownToAll([output.known for output in receivers])
+        lookup = _KnownToAll([output.lookup for output in receivers])
         content = next((content for output in receivers if (content := output.plan.contents[row])), "")
         if reason := manifest.refused.get(manifest.image_ids[row]):
             return Prepared(failure=("outside", reason))
@@ -403,10 +403,10 @@ class _Pass:
 class _KnownToAll:
     """The digests whose vectors are at hand for every store."""
 
-    each: Sequence[KnownVectors]
+    lookups: Sequence[KnownVectors]
 
     def __contains__(self, digest: object) -> bool:
-        return all(digest in lookup for lookup in self.each)
+        return all(digest in lookup for lookup in self.lookups)
 
 
 def _in_order(

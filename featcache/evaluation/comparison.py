@@ -76,12 +76,12 @@ def about_difference(comparison: Json, external: Json, point: Json | None) -> It
             of, at = SUBSETS[comparison["subset"]], " at the operating point" if at_point else ""
             here = (point if at_point else external) or {}
             yield (
-                f"{called[0].upper()}{called[1:]}{at} is {_shown(here, name)} on this set and {_shown(own, name)} on "
+                f"{called[0].upper()}{called[1:]}{at} is {_value(here, name)} on this set and {_value(own, name)} on "
                 f"the Run's own {of}: {'higher' if low > 0 else 'lower'} by {abs(difference):.3f} "
                 f"[{min(abs(low), abs(high)):.3f}, {max(abs(low), abs(high)):.3f}], more than chance explains."
             )
 
 
-def _shown(scores: Any, name: str) -> str:
+def _value(scores: Any, name: str) -> str:
     low, high = scores["intervals"][name]
     return f"{scores[name]:.3f} [{low:.3f}, {high:.3f}]"

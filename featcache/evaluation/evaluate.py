@@ -134,11 +134,11 @@ def evaluate(
         key = {
             "run_sha256": digest_json(predictor.run.record),
             "vectors_sha256": predictor.vectors_sha256,
-            "asked": _asked(predictor, source, by, patients, with_training_images)
+            "asked": _request(predictor, source, by, patients, with_training_images)
             | {"where": [str(condition) for condition in conditions], "uncertain": uncertain, "separator": separator},
         }
         _check_places(path, keep, key)
-        files.enter_context(durable.held(path))
+        files.enter_context(durable.locked(path))
         vocabulary = Vocabulary.of(predictor, uncertain, separator)
         set_labels = labels_of(rows, source, vocabulary)  # before hours of work, not after them
         if conditions:
@@ -182,7 +182,7 @@ def _patient_column(predictor: Predictor, rows: Rows, group_by: str | None) -> s
     return next((name for name in (group_by, own, "group") if name in columns), None)
 
 
-def _asked(
+def _request(
     predictor: Predictor, source: Source, by: Sequence[str], patients: str | None, with_training_images: bool
 ) -> Json:
     """What was asked for, as the record keeps it."""

@@ -257,14 +257,14 @@ def _check_one_each(used: Sequence[str], matching: Matching, vocabulary: Vocabul
 # --- what is said -----------------------------------------------------------------------------------------------------
 
 
-def _check_map(class_map: Mapping[str, str], there: Iterable[str], subject: str) -> None:
+def _check_map(class_map: Mapping[str, str], there: Iterable[str], noun: str) -> None:
     if absent := [text for text in class_map if text not in set(there)]:
-        raise UsageError(f"class_map: the set has no {subject} {quoted(absent)}; it has {quoted(there)}.")
+        raise UsageError(f"class_map: the set has no {noun} {quoted(absent)}; it has {quoted(there)}.")
 
 
 def _about_matching(
     matching: Matching,
-    subject: str,
+    noun: str,
     counts: Mapping[str, int] | None,
     unknown: Sequence[str] | None = None,
     are_left_out: bool = True,
@@ -273,7 +273,7 @@ def _about_matching(
 
     Args:
         matching: of the texts.
-        subject: they are, "label" or "column".
+        noun: they are, "label" or "column".
         counts: images of each; None of columns.
         unknown: texts that are told to stand for no class; None for all such.
         are_left_out: whether the images that have them are.
@@ -289,7 +289,7 @@ def _about_matching(
     ):
         if kinds:
             pairs = ", ".join(f"{counted(text)} as {name!r}" for text, name in kinds.items())
-            notes.append(f"Read {why}: {subject} {pairs}.")
+            notes.append(f"Read {why}: {noun} {pairs}.")
     if unknown := matching.unknown if unknown is None else unknown:
         of = f"{sum(counts[text] for text in unknown):,} images have" if counts else f"{len(unknown):,} columns are"
         more = f" and {len(unknown) - _MOST_UNKNOWN:,} more" if len(unknown) > _MOST_UNKNOWN else ""

@@ -61,10 +61,10 @@ class Selection:
         order = [place[name] for name in scored.image_ids]
         contents = Contents.of(predictor.run) or Contents(frozenset(), frozenset(), frozenset())
         reasons = [labels.reasons[i] for i in order]
-        seen = [_seen(content, contents) for content in scored.content_sha256]
-        learnt = [i for i, reason in enumerate(reasons) if seen[i] and not reason]
+        is_training = [_is_training(content, contents) for content in scored.content_sha256]
+        learnt = [i for i, reason in enumerate(reasons) if is_training[i] and not reason]
         if not with_training_images:
-            reasons = [reason or why for reason, why in zip(reasons, seen, strict=True)]
+            reasons = [reason or why for reason, why in zip(reasons, is_training, strict=True)]
         kept = np.array([i for i, reason in enumerate(reasons) if not reason], dtype=np.int64)
         left_out = dict(Counter(reason for reason in reasons if reason))
         if not len(kept):
@@ -111,7 +111,7 @@ class Selection:
         return Images(self.names(rows.tolist()), contents, task.labels[rows], groups)
 
 
-def _seen(content: str, contents: Contents) -> str:
+def _is_training(content: str, contents: Contents) -> str:
     """Why an image of such bytes says nothing of new ones; empty where it is a new one."""
     return TRAINED_ON if content in contents.train else CHOSEN_BY if content in contents.val else ""
 

@@ -50,14 +50,14 @@ class Checkpoints:
             StoreLocked: another process is training this Run.
             UsageError: an unfinished training of another kind is here.
         """
-        with durable.held(self.run_path):
+        with durable.locked(self.run_path):
             try:
                 with in_our_words("writing", self.folder):
                     durable.make_folders(self.folder)
                     self._check(json.loads(canonical_json(key)))
                 yield
             finally:
-                if not self._found():
+                if not self._newest():
                     self.remove()
 
     def save(self, name: str, epoch: int, tensors: Mapping[str, Tensor], state: Json) -> None:
@@ -71,12 +71,12 @@ class Checkpoints:
         path = self.folder / f"{name}-{epoch:06d}-{digest_bytes(data)[:16]}.safetensors"
         durable.write_bytes(path, data)
         with in_our_words("writing", self.folder):
-            for old in self._found(name)[:-_KEPT]:
+            for old in self._newest(name)[:-_KEPT]:
                 old.unlink()
 
     def latest(self, name: str, is_usable: Usable = lambda tensors, state: True) -> Checkpoint | None:
         """The last whole checkpoint that can be used: its tensors and its state; None where there is none."""
-        for path in reversed(self._found(name)):
+        for path in reversed(self._newest(name)):
             with in_our_words("reading", path):
                 data = durable.read_regular(path)
             match = _NAME.fullmatch(path.name)
@@ -89,12 +89,12 @@ class Checkpoints:
 
     def remove(self) -> None:
         """Takes the folder away, once the Run is finished; but not what somebody else has put into it."""
-        for path in (*self._found(), *self.folder.glob(".*.tmp"), self.folder / "plan.json"):
+        for path in (*self._newest(), *self.folder.glob(".*.tmp"), self.folder / "plan.json"):
             path.unlink(missing_ok=True)
         with suppress(OSError):
             self.folder.rmdir()
 
-    def _found(self, name: str | None = None) -> list[Path]:
+    def _newest(self, name: str | None = None) -> list[Path]:
         """The checkpoints of a training, or of all, in their order."""
         if not self.folder.is_dir():
             return []
@@ -104,15 +104,15 @@ class Checkpoints:
     def _check(self, key: Json) -> None:
         path = self.folder / "plan.json"
         stored_plan = self._plan(path)
-        if stored_plan == key and self._found():
+        if stored_plan == key and self._newest():
             return
-        if stored_plan is not None and self._found():
+        if stored_plan is not None and self._newest():
             differences = "; ".join(difference(stored_plan, key)[:5])
             raise UsageError(
                 f"{self.folder} holds an unfinished training that differs ({differences}). Finish it, choose another "
                 f"folder, or remove that folder."
             )
-        for old in self._found():  # without its plan nobody knows of what it is
+        for old in self._newest():  # without its plan nobody knows of what it is
             old.unlink()
         self.threads = torch.get_num_threads()
         durable.write_text(path, canonical_json({**key, _THREADS: self.threads}))

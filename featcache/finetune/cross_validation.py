@@ -17,7 +17,7 @@ from featcache.finetune.checkpoints import Checkpoints
 from featcache.finetune.distributed import Processes
 from featcache.finetune.inputs import Inputs
 from featcache.finetune.loop import Sides, Tuner
-from featcache.finetune.results import Outcome, Sided
+from featcache.finetune.results import Sided, TrainingResult
 from featcache.finetune.start import Start
 from featcache.heads import modules
 from featcache.heads.objective import Targets
@@ -31,7 +31,7 @@ _NONE = np.array([], dtype=np.int64)
 
 
 @dataclass(frozen=True)
-class Course:
+class CrossValidation:
     """What is trained, from what, on what, and how.
 
     Attributes:
@@ -52,19 +52,19 @@ class Course:
     machine: Machine
     callbacks: Callbacks
 
-    def outcome(self) -> Outcome:
+    def result(self) -> TrainingResult:
         """Trains; the weights that are kept are then in the network of the start."""
         return self._of_hold_out() if self.start.protocol.is_hold_out else self._of_folds()
 
-    def _of_hold_out(self) -> Outcome:
+    def _of_hold_out(self) -> TrainingResult:
         start, fold = self.start, self.start.protocol.folds[0]
         tuner = self._tuner(start.of_folds[0], self.recipe, Sides(fold.train, fold.val))
         sides = {VAL: fold.val, **self._reported(fold.train)}
-        before = _said(tuner, sides)
+        before = _val_predictions(tuner, sides)
         tuner.run(self.checkpoints, "fold-0", self.callbacks.on_epoch)
-        return self._outcome(tuner, before, _said(tuner, sides), [tuner.history], tuner.best_epoch)
+        return self._result(tuner, before, _val_predictions(tuner, sides), [tuner.history], tuner.best_epoch)
 
-    def _of_folds(self) -> Outcome:
+    def _of_folds(self) -> TrainingResult:
         start, n = self.start, len(self.start.task.image_ids)
         befores, afters, histories, best = [], [], [], []
         for i, fold in enumerate(start.protocol.folds):
@@ -78,11 +78,11 @@ class Course:
         recipe = shortened(self.recipe, histories, epochs)
         rows = start.protocol.rows
         last, sides = self._tuner(start.tensors, recipe or self.recipe, Sides(rows, _NONE)), self._reported(rows)
-        before = _said(last, sides)
+        before = _val_predictions(last, sides)
         if recipe:
             last.run(self.checkpoints, "final", self.callbacks.on_epoch)
-        out_of_fold = {VAL: by_row(n, befores), **before}, {VAL: by_row(n, afters), **_said(last, sides)}
-        return self._outcome(last, *out_of_fold, histories, epochs)
+        out_of_fold = {VAL: by_row(n, befores), **before}, {VAL: by_row(n, afters), **_val_predictions(last, sides)}
+        return self._result(last, *out_of_fold, histories, epochs)
 
     def _tuner(self, tensors: Mapping[str, Array], recipe: Recipe, sides: Sides) -> Tuner:
         """A training from the start, whatever was trained before it."""
@@ -109,16 +109,16 @@ class Course:
         test = self.start.protocol.test
         return {TRAIN: train, **({TEST: test} if len(test) else {})}
 
-    def _outcome(
+    def _result(
         self, tuner: Tuner, before: Sided, after: Sided, histories: Sequence[Sequence[Mapping[str, float]]], epoch: int
-    ) -> Outcome:
+    ) -> TrainingResult:
         tensors = (
             modules.tensors_of(tuner.head) if epoch else self.start.tensors
         )  # to the last bit, not through a scale
-        return Outcome(before, after, tensors, histories, epoch, tuner.n_trainable)
+        return TrainingResult(before, after, tensors, histories, epoch, tuner.n_trainable)
 
 
-def _said(tuner: Tuner, sides: Mapping[str, Array]) -> dict[str, tuple[Array, Array]]:
+def _val_predictions(tuner: Tuner, sides: Mapping[str, Array]) -> dict[str, tuple[Array, Array]]:
     return {side: (rows, tuner.logits(rows)) for side, rows in sides.items()}
 
 

@@ -59,15 +59,15 @@ def unfrozen(module: nn.Module, selection: str, freeze_bn: str = "no") -> list[s
         module: of a `backbones.Backbone`.
         selection: "last-block", "last-stage" (what follows the last block belongs to both), "all", a whole number n
             for the last n blocks, or a regular expression that is searched in the names of the parameters.
-        freeze_bn: "yes" leaves batch norms out, else "no".
+        freeze_bn: "yes" leaves batch norm_layers out, else "no".
 
     Raises:
         UsageError: it matches nothing, with the names of some blocks; or the network has no such blocks; or nothing is
-            left of it without norms.
+            left of it without norm_layers.
     """
     if freeze_bn == "yes":
         every = unfrozen(module, selection)
-        still = {f"{owner}.{name}" for owner, norm in _norms(module) for name, _ in norm.named_parameters()}
+        still = {f"{owner}.{name}" for owner, norm in _batch_norms(module) for name, _ in norm.named_parameters()}
         if left := [name for name in every if name not in still]:
             return left
         raise UsageError(f"--freeze-bn yes: nothing but batch norms is in --unfreeze {selection}.")
@@ -84,16 +84,16 @@ def unfrozen(module: nn.Module, selection: str, freeze_bn: str = "no") -> list[s
 
 
 def freeze_bn_of(backbone: backbones.Backbone, stages: Sequence[Stage], freeze_bn: str) -> str:
-    """What becomes of batch norms that would learn: `freeze_bn`, "auto" resolved to "yes" or "no"."""
+    """What becomes of batch norm_layers that would learn: `freeze_bn`, "auto" resolved to "yes" or "no"."""
     if freeze_bn != "auto":
         return freeze_bn
     learning = {name.rpartition(".")[0] for stage in stages for name in unfrozen(backbone.module, stage.unfreeze)}
-    norms = [norm for owner, norm in _norms(backbone.module) if owner in learning]
-    folded = bool(norms) and all(_is_without_statistics(norm) for norm in norms)
+    norm_layers = [norm for owner, norm in _batch_norms(backbone.module) if owner in learning]
+    folded = bool(norm_layers) and all(_is_without_statistics(norm) for norm in norm_layers)
     return "yes" if folded and not backbone.weights_source.startswith("random:") else "no"
 
 
-def _norms(module: nn.Module) -> Iterator[tuple[str, _BatchNorm]]:
+def _batch_norms(module: nn.Module) -> Iterator[tuple[str, _BatchNorm]]:
     return ((name, part) for name, part in module.named_modules() if isinstance(part, _BatchNorm))
 
 
@@ -114,13 +114,13 @@ def _matching(module: nn.Module, names: Sequence[str], pattern: str) -> list[str
     try:
         searched = re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as error:
-        raise UsageError(f"--unfreeze {pattern!r} is no regular expression: {error}. {_known(module)}") from error
+        raise UsageError(f"--unfreeze {pattern!r} is no regular expression: {error}. {_choices(module)}") from error
     if matches := [name for name in names if searched.search(name)]:
         return matches
-    raise UsageError(f"--unfreeze {pattern!r} is in the name of no parameter. {_known(module)}")
+    raise UsageError(f"--unfreeze {pattern!r} is in the name of no parameter. {_choices(module)}")
 
 
-def _known(module: nn.Module) -> str:
+def _choices(module: nn.Module) -> str:
     """What could have been asked for."""
     words = "There are last-block, last-stage, all, a number of blocks"
     try:

@@ -27,7 +27,7 @@ from featcache.finetune import cut
 from featcache.finetune.boundaries import FromStore
 from featcache.finetune.callbacks import Callbacks, Machine
 from featcache.finetune.checkpoints import Checkpoints
-from featcache.finetune.cross_validation import Course
+from featcache.finetune.cross_validation import CrossValidation
 from featcache.finetune.distributed import Processes, joined
 from featcache.finetune.inputs import (
     ImageInputs,
@@ -39,7 +39,7 @@ from featcache.finetune.inputs import (
     pixels_of,
     rows_of,
 )
-from featcache.finetune.results import Outcome, write
+from featcache.finetune.results import TrainingResult, write
 from featcache.finetune.start import Start, of_folder
 from featcache.heads import HeadSpec
 from featcache.identity import Json, digest_json, environment
@@ -139,8 +139,8 @@ def fine_tune(
             )
         for note in (*start.task.notes, *start.protocol.notes):
             callbacks.on_note(note)
-        outcome = Course(start, recipe, inputs, checkpoints, processes, machine, callbacks).outcome()
-        return _written(start, outcome, key, rule, run_path, checkpoints, processes, started)
+        result = CrossValidation(start, recipe, inputs, checkpoints, processes, machine, callbacks).result()
+        return _written(start, result, key, rule, run_path, checkpoints, processes, started)
 
 
 def train(
@@ -200,8 +200,8 @@ def train(
         )
         for note in (*start.task.notes, *start.protocol.notes):
             callbacks.on_note(note)
-        outcome = Course(start, recipe, inputs, checkpoints, processes, machine, callbacks).outcome()
-        return _written(start, outcome, key, operating_point, run_path, checkpoints, processes, started)
+        result = CrossValidation(start, recipe, inputs, checkpoints, processes, machine, callbacks).result()
+        return _written(start, result, key, operating_point, run_path, checkpoints, processes, started)
 
 
 def head_for(model: str, kind: str | None = None, **overrides: Any) -> HeadSpec:
@@ -240,15 +240,15 @@ def _checked(machine: Machine, recipe: Recipe) -> str:
 
 def _settled(backbone: Backbone, recipe: Recipe, callbacks: Callbacks) -> Recipe:
     """What learns is there, which is known before any image is read, and what becomes of its norms."""
-    norms = cut.freeze_bn_of(backbone, recipe.stages, recipe.freeze_bn)
+    freeze_bn = cut.freeze_bn_of(backbone, recipe.stages, recipe.freeze_bn)
     for stage in recipe.stages:
-        cut.unfrozen(backbone.module, stage.unfreeze, norms)
-    if norms != recipe.freeze_bn and norms == "yes":
+        cut.unfrozen(backbone.module, stage.unfreeze, freeze_bn)
+    if freeze_bn != recipe.freeze_bn and freeze_bn == "yes":
         callbacks.on_note(
             "the batch norms of these weights hold no statistics (mean 0, variance 1), as where they were folded into "
             "the convolutions: they stay as they are (--freeze-bn no has them learn)."
         )
-    return replace(recipe, freeze_bn=norms)
+    return replace(recipe, freeze_bn=freeze_bn)
 
 
 def _of_one_depth(
@@ -327,7 +327,7 @@ def _with_threads(n: int, callbacks: Callbacks) -> Iterator[None]:
 
 def _written(
     start: Start,
-    outcome: Outcome,
+    result: TrainingResult,
     key: Json,
     rule: str | None,
     run_path: Path,
@@ -337,7 +337,7 @@ def _written(
 ) -> Run:
     if processes.is_first:
         here = environment(devices.describe(start.backbone.device))
-        write(start, outcome, key, rule, run_path, here, time.perf_counter() - started)
+        write(start, result, key, rule, run_path, here, time.perf_counter() - started)
         checkpoints.remove()
     processes.gathered(None)
     return Run.open(run_path)

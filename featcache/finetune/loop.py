@@ -258,7 +258,7 @@ class Tuner:
         for i, piece in enumerate(pieces):
             of_piece = [draw[np.isin(batch, piece)] for draw in draws]
             with self._processes.waiting(moving.wrapped, i < len(pieces) - 1):
-                z = self._said(moving.wrapped, moving.learner.entering(next(inputs)), of_piece).float()
+                z = self._predictions(moving.wrapped, moving.learner.entering(next(inputs)), of_piece).float()
                 rows = torch.from_numpy(piece).to(self._device)
                 total, _ = self._objective.parts(z[None], rows, torch.ones_like(z[None, :, 0]))
                 loss = total.sum() / weight * self._processes.size
@@ -266,12 +266,12 @@ class Tuner:
             predictions.append((piece, z.detach().cpu().numpy()))
         return predictions
 
-    def _said(self, wrapped: nn.Module, inputs: Tensor, draws: Sequence[Array]) -> Tensor:
+    def _predictions(self, wrapped: nn.Module, inputs: Tensor, draws: Sequence[Array]) -> Tensor:
         lower = _AUTOCAST.get(self._recipe.precision)
         casting = torch.autocast(self._device.type, dtype=lower) if lower else nullcontext()
         uniform = [torch.from_numpy(draw).to(self._device) for draw in draws]
-        norms = WholeBatchNorms(self._processes) if self._processes.size > 1 else nullcontext()
-        with casting, norms, learning.in_our_words():
+        sync_bn = WholeBatchNorms(self._processes) if self._processes.size > 1 else nullcontext()
+        with casting, sync_bn, learning.in_our_words():
             z: Tensor = wrapped(inputs, uniform)
             return z
 
@@ -368,7 +368,7 @@ class Tuner:
 
     def _up_to(self, stage: int) -> list[str]:
         """What learns in one of the first stages: all of it is in the tail, so that nothing in a trunk ever moves."""
-        names = {name for each in self._recipe.stages[:stage] for name in self._unfrozen(each)}
+        names = {name for earlier in self._recipe.stages[:stage] for name in self._unfrozen(earlier)}
         return [name for name, _ in self._backbone.module.named_parameters() if name in names]
 
     def _moving(self) -> dict[str, Tensor]:

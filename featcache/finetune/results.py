@@ -31,7 +31,7 @@ _SHAPE = ("kind", "hidden_sizes", "activation", "norm", "dropout", "output", "C"
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TrainingResult:
     """A finished training.
 
     Attributes:
@@ -51,13 +51,13 @@ class Outcome:
 
 
 def write(
-    start: Start, outcome: Outcome, key: Json, rule: str | None, run_path: Path, environment: Json, seconds: float
+    start: Start, result: TrainingResult, key: Json, rule: str | None, run_path: Path, environment: Json, seconds: float
 ) -> Run:
     """The Run: both sets of numbers, the network and the head, the curves through all phases.
 
     Args:
         start: what it started from; its backbone's weights are by now those that are kept.
-        outcome: what came of it.
+        result: what came of it.
         key: everything that decided it.
         rule: of the operating point; None for none.
         run_path: the folder.
@@ -65,21 +65,21 @@ def write(
         seconds: it took.
     """
     task, protocol = start.task, start.protocol
-    before, after = (_said(task, protocol, sides, rule) for sides in (outcome.before, outcome.after))
-    source = checkpoints.RUN if outcome.epoch else start.backbone.weights_source
+    before, after = (_scored(task, protocol, sides, rule) for sides in (result.before, result.after))
+    source = checkpoints.RUN if result.epoch else start.backbone.weights_source
     digest = weights.digest(start.backbone.module)
     backbone = replace(start.backbone, weights_sha256=digest, weights_source=source)
     identity = backbone.identity(start.decode, "float32")
     images, division = Images.of(task, protocol).to_json(), protocol.record(task.image_ids)
-    points, epoch = _history(start.parent, outcome)
+    points, epoch = _history(start.parent, result)
     chose = ["epoch", *(["operating_point"] if rule else [])]
     parent = start.parent.record if start.parent else None
     record = {
         **key,
         "parent": {"run": start.parent.path.name, "sha256": key["parent_sha256"]} if start.parent else None,
         "head": {name: value for name, value in start.head.used().items() if name in _SHAPE},
-        "n_parameters": sum(outcome.n_trainable),
-        "n_trainable": {"backbone": outcome.n_trainable[0], "head": outcome.n_trainable[1]},
+        "n_parameters": sum(result.n_trainable),
+        "n_trainable": {"backbone": result.n_trainable[0], "head": result.n_trainable[1]},
         "epoch": epoch,
         "metrics": after.metrics(chose),
         "before": {"metrics": before.metrics(chose), **_point("operating_point", before, rule)},
@@ -87,7 +87,7 @@ def write(
         "temperature": after.temperature,
         **_point("operating_point", after, rule),
         "baselines": _baselines(task, protocol),
-        "notes": _notes(start, outcome, after),
+        "notes": _notes(start, result, after),
         "left_out": parent["left_out"] if parent else protocol.left_out,
         "feature_rms": start.feature_rms,
         "images_sha256": images["sha256"],
@@ -102,12 +102,12 @@ def write(
     run_tables = tables(after, points)
     names, rows = run_tables["history.csv"]
     history = [dict(zip(names, row, strict=True)) for row in rows]
-    ringed = epoch if len(outcome.histories) == 1 and epoch in [point["epoch"] for point in history] else None
+    ringed = epoch if len(result.histories) == 1 and epoch in [point["epoch"] for point in history] else None
     files["curves.png"] = figures.curves(history, _title(start, key), ringed)  # type: ignore[arg-type]
-    return runs.save(run_path, record, outcome.tensors, run_tables, files)
+    return runs.save(run_path, record, result.tensors, run_tables, files)
 
 
-def _said(task: Task, protocol: Protocol, sides: Sided, rule: str | None) -> Scored:
+def _scored(task: Task, protocol: Protocol, sides: Sided, rule: str | None) -> Scored:
     """The numbers of some logits; a temperature and a threshold are of their validation rows."""
     parsed = calibration.parse_rule(rule) if rule else None
     return Scored(task, protocol, sides, chosen(task, *sides[VAL], parsed))
@@ -140,7 +140,7 @@ def _baselines(task: Task, protocol: Protocol) -> Json:
     return {"on": TEST if on_test else VAL, "majority": baselines.majority(task, train, rows)}
 
 
-def _notes(start: Start, outcome: Outcome, after: Scored) -> list[str]:
+def _notes(start: Start, result: TrainingResult, after: Scored) -> list[str]:
     parent = start.parent
     sources = {start.backbone.weights_source, parent.record["store"].get("weights") if parent else None}
     inherited = about_network(checkpoints.RUN if checkpoints.RUN in sources else None)
@@ -150,27 +150,27 @@ def _notes(start: Start, outcome: Outcome, after: Scored) -> list[str]:
     if parent and parent.record["asked"].get("tta"):
         name = parent.path.name
         notes.insert(0, f"{name} was scored by means over augmented views; here nothing is, before or after")
-    if outcome.epoch == 0:
+    if result.epoch == 0:
         of = f"those of {parent.path.name}" if parent else "the first"
         notes.insert(0, f"no epoch was better on the validation rows: the weights that are kept are {of}")
     return [*start.task.notes, *start.protocol.notes, *start.notes, *notes]
 
 
-def _history(parent: Run | None, outcome: Outcome) -> tuple[list[list[dict[str, float]]], int | None]:
+def _history(parent: Run | None, result: TrainingResult) -> tuple[list[list[dict[str, float]]], int | None]:
     """Of each fold the points of all phases, those of the parent first, and the epoch of the weights."""
     earlier = parent.history() if parent else []
     phase = max((int(point.get("phase", 1)) for point in earlier), default=1 if parent else 0)
     n = int(max((point["epoch"] for point in earlier), default=0))
     rows = []
-    for history in outcome.histories:
+    for history in result.histories:
         points = [{"phase": 1.0, **point} for point in earlier]
         for point in history:
             rest = {name: value for name, value in point.items() if name not in ("epoch", "stage")}
             points.append({"phase": phase + point["stage"], "epoch": n + point["epoch"], **rest})
         rows.append(points)
-    if outcome.epoch == 0 and parent:
+    if result.epoch == 0 and parent:
         return rows, parent.record["epoch"]
-    return rows, n + outcome.epoch
+    return rows, n + result.epoch
 
 
 def _title(start: Start, key: Json) -> str:

@@ -146,8 +146,8 @@ def of_folder(
     pixels.read([i for i in mine if images.image_ids[i] not in images.refused], callbacks.on_reading)
     digests = [part for several in processes.gathered([pixels.digests[i] for i in mine]) for part in several]
     failures: dict[int, tuple[str, str]] = {}
-    for each in processes.gathered(pixels.failures):
-        failures |= each
+    for failures_there in processes.gathered(pixels.failures):
+        failures |= failures_there
     pixels.digests = digests
     numbers = [i for i in everything.tolist() if digests[i] and i not in failures]
     failed = len(everything) - len(numbers)

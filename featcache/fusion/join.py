@@ -242,8 +242,8 @@ def _sides(columns: Mapping[str, list[str]], groups: Array, also: Division) -> l
     if also.sides is None:
         return own
     decided = {group for group, side in zip(groups.tolist(), also.sides, strict=True) if side}
-    each = zip(groups.tolist(), also.sides, own, strict=True)
-    return [side if group in decided else mine for group, side, mine in each]
+    members = zip(groups.tolist(), also.sides, own, strict=True)
+    return [side if group in decided else mine for group, side, mine in members]
 
 
 def _side_of_group(
@@ -299,10 +299,10 @@ def _of_studies(
 
 def _shared(values: Sequence[str], study: Array, s: int) -> tuple[list[str], list[int]]:
     """The one text of each study, empty where there is none or more than one; and the studies with more than one."""
-    seen: list[set[str]] = [set() for _ in range(s)]
+    labels_seen: list[set[str]] = [set() for _ in range(s)]
     for value, i in zip(values, study.tolist(), strict=True):
         if value:
-            seen[i].add(value)
-    return [min(texts) if len(texts) == 1 else "" for texts in seen], [
-        i for i, texts in enumerate(seen) if len(texts) > 1
+            labels_seen[i].add(value)
+    return [min(texts) if len(texts) == 1 else "" for texts in labels_seen], [
+        i for i, texts in enumerate(labels_seen) if len(texts) > 1
     ]

@@ -73,7 +73,7 @@ class Learnt:
 
 
 @dataclass(frozen=True)
-class Said:
+class UnseenLogits:
     """Logits of studies.
 
     Attributes:
@@ -106,18 +106,18 @@ def learnt(run: Run, store: Store) -> Learnt:
         )
     rows, protocol = _rows(run, store), run.protocol()
     n, is_one = len(store), protocol.is_hold_out
-    seen = _mask(n, rows[protocol.folds[0].train if is_one and not refitted else protocol.rows])
+    is_training = _mask(n, rows[protocol.folds[0].train if is_one and not refitted else protocol.rows])
     heads = run.fold_weights()
     if len(heads) not in (0, len(protocol.folds)):
         raise UsageError(f"{run.path} has {len(heads)} heads of {len(protocol.folds)} folds. Make the Run again.")
     fold = np.full(n, -1, dtype=np.int64)
-    for each in protocol.folds:
-        fold[rows[each.val]] = each.number if each.repeat == 0 else fold[rows[each.val]]
+    for held_out in protocol.folds:
+        fold[rows[held_out.val]] = held_out.number if held_out.repeat == 0 else fold[rows[held_out.val]]
     by_fold = [(head, _mask(n, rows[fold.train])) for head, fold in zip(heads, protocol.folds, strict=False)]
-    return Learnt(run, _division(run, rows, n), fold, (final, seen), by_fold)
+    return Learnt(run, _division(run, rows, n), fold, (final, is_training), by_fold)
 
 
-def said(learnt: Learnt, store: Store, table: StudyTable) -> Said:
+def unseen_logits(learnt: Learnt, store: Store, table: StudyTable) -> UnseenLogits:
     """The logits of studies, each by heads that have not seen it.
 
     Raises:
@@ -136,14 +136,14 @@ def said(learnt: Learnt, store: Store, table: StudyTable) -> Said:
     head_of = np.full(len(table), NO_HEAD, dtype=np.uint8)
     for kind, heads in ((FINAL_HEAD, [learnt.final]), (FOLD_HEADS, learnt.folds)):
         left = np.isin(table.study, np.flatnonzero(head_of == NO_HEAD))
-        for head, seen in heads:
-            clean = np.flatnonzero(left & ~np.isin(unit, table.row_groups[seen]))
+        for head, is_training in heads:
+            clean = np.flatnonzero(left & ~np.isin(unit, table.row_groups[is_training]))
             z = inference.logits(spec, head, x[clean], c, record["classes"].index(record["positive"]))
             np.add.at(total, table.study[clean], z)
             np.add.at(times, table.study[clean], 1)
             head_of[table.study[clean]] = kind
     logits = np.where(times[:, None] > 0, total / np.maximum(times, 1)[:, None], np.nan)
-    return Said(logits.astype(np.float32), head_of, _fold_of_studies(learnt.fold, table))
+    return UnseenLogits(logits.astype(np.float32), head_of, _fold_of_studies(learnt.fold, table))
 
 
 def _rows(run: Run, store: Store) -> Array:

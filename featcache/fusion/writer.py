@@ -86,7 +86,7 @@ def _written(store: Store, path: Path, spec: FusionSpec, run: Run | None) -> Fus
     learnt = unseen.learnt(run, store) if run else None
     table = join(store, spec, learnt.division if learnt else Division())
     _check_padding(store, table, spec)
-    unseen_logits = unseen.said(learnt, store, table) if learnt else None
+    unseen_logits = unseen.unseen_logits(learnt, store, table) if learnt else None
     coverage = {**table.coverage, **(_counted(unseen_logits) if unseen_logits else {})}
     about = {
         "by": spec.by,
@@ -143,7 +143,7 @@ def _padding(table: StudyTable, spec: FusionSpec) -> tuple[str, ...]:
     )
 
 
-def _counted(unseen_logits: unseen.Said) -> Json:
+def _counted(unseen_logits: unseen.UnseenLogits) -> Json:
     kinds = {"by_final_head": FINAL_HEAD, "by_fold_heads": FOLD_HEADS, "none": NO_HEAD}
     return {"logits": {name: int((unseen_logits.head == kind).sum()) for name, kind in kinds.items()}}
 
@@ -161,7 +161,13 @@ def _most(table: StudyTable) -> int:
 
 
 def _fill(
-    file: File, *, store: Store, spec: FusionSpec, table: StudyTable, unseen_logits: unseen.Said | None, about: Json
+    file: File,
+    *,
+    store: Store,
+    spec: FusionSpec,
+    table: StudyTable,
+    unseen_logits: unseen.UnseenLogits | None,
+    about: Json,
 ) -> None:
     set_text(file, "format", FUSION_FORMAT)
     file.attrs["format_version"] = np.array(FUSION_VERSION, dtype=np.int64)

@@ -34,7 +34,7 @@ def logits(spec: HeadSpec, tensors: Mapping[str, Array], x: Array, n_classes: in
         n_classes: c.
         positive: which of two classes the single output of a sigmoid head is about.
     """
-    return averaged(lambda each: _logits(spec, tensors, each, n_classes, positive), x)
+    return averaged(lambda vectors: _logits(spec, tensors, vectors, n_classes, positive), x)
 
 
 def averaged(logits_of: Callable[[Array], Array], x: Array) -> Array:

@@ -186,7 +186,7 @@ def bytes_of_one(fit: Fit, x: Tensor, targets: Targets) -> int:
     only where it may stop early."""
     spec = fit.spec
     c = n_outputs(spec, targets.n_classes, targets.has_findings)
-    batch_size = _batch_rows(fit)
+    batch_size = _batch_size(fit)
     copies = 4 + (spec.patience > 0) if fit.is_wide(x.shape[-1], x.device) else 6
     floats = copies * n_parameters(spec, x.shape[-1], c) + 12 * batch_size * (sum(spec.hidden_sizes) + c)
     return int(4 * (floats + len(fit.pool.rows) * (2 + 2 * c + sum(spec.hidden_sizes[:1]) / 8)))
@@ -196,10 +196,10 @@ def work(members: Sequence[Trajectory], x: Tensor, targets: Targets) -> int:
     """Multiplications of a step of a stack, forward."""
     fit = members[0].fit
     outputs = n_outputs(fit.spec, targets.n_classes, targets.has_findings)
-    return int(len(members) * n_parameters(fit.spec, x.shape[-1], outputs) * _batch_rows(fit))
+    return int(len(members) * n_parameters(fit.spec, x.shape[-1], outputs) * _batch_size(fit))
 
 
-def _batch_rows(fit: Fit) -> float:
+def _batch_size(fit: Fit) -> float:
     """Of the pool, in a batch."""
     return min(len(fit.pool.rows), fit.spec.batch_size / fit.pool.share)
 

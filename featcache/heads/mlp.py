@@ -35,14 +35,14 @@ def own_rows(x: Tensor, row_mask: Tensor) -> Own:
         row_mask: (k, b), 1 where a head learns from the row.
     """
     sets: dict[bytes, tuple[Tensor, Tensor]] = {}
-    each = []
+    own = []
     for mask in row_mask.bool():
         key = mask.numpy().tobytes()
         if key not in sets:
             rows = mask.nonzero().squeeze(1)
             sets[key] = rows, x[rows]
-        each.append(sets[key])
-    return each
+        own.append(sets[key])
+    return own
 
 
 @torch.no_grad()

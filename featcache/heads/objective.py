@@ -114,13 +114,13 @@ class Objective:
         masks = {rows.tobytes(): np.isin(pool_rows, rows) for rows in train}
         mask = np.stack([masks[rows.tobytes()] for rows in train], axis=1).astype(np.float32)
         labels = [targets.values[label_set][rows] for label_set, rows in zip(labelling, train, strict=True)]
-        each = [class_weight(y, targets.n_classes, s.class_weight) for y, s in zip(labels, specs, strict=True)]
+        weights = [class_weight(y, targets.n_classes, s.class_weight) for y, s in zip(labels, specs, strict=True)]
         values = targets.values.astype(np.float32) if targets.has_findings else targets.values
         return cls(
             torch.from_numpy(mask).to(device),
             torch.from_numpy(values).to(device),
             torch.tensor(labelling, device=device),
-            torch.from_numpy(np.stack(each).astype(np.float32)).to(device),
+            torch.from_numpy(np.stack(weights).astype(np.float32)).to(device),
             torch.tensor([spec.label_smoothing for spec in specs], device=device),
             targets.has_findings,
         )
@@ -139,16 +139,16 @@ class Objective:
         """(k,) sums of losses times weights, and (k,) sums of weights: what an average over several pieces of a batch
         is made of."""
         labels = self._labels(rows, torch.arange(len(z), device=z.device))
-        each = self._of_findings if self.has_findings else self._of_classes
-        return each(z, labels, self.class_weight, self.smoothing, mask)
+        parts = self._of_findings if self.has_findings else self._of_classes
+        return parts(z, labels, self.class_weight, self.smoothing, mask)
 
     @torch.no_grad()
     def plain_loss(self, z: Tensor, rows: Tensor, heads: Tensor) -> list[float]:
         """Per head, unweighted and not smoothed."""
         mask = z.new_ones(z.shape[:2])
         weights, smoothing = torch.ones_like(self.class_weight[heads]), torch.zeros_like(self.smoothing[heads])
-        each = self._of_findings if self.has_findings else self._of_classes
-        total, weight = each(z, self._labels(rows, heads), weights, smoothing, mask)
+        parts = self._of_findings if self.has_findings else self._of_classes
+        total, weight = parts(z, self._labels(rows, heads), weights, smoothing, mask)
         losses: list[float] = (total / weight.clamp(min=1e-12)).tolist()
         return losses
 
@@ -177,5 +177,5 @@ class Objective:
         y = torch.where(is_known, y, 0.0)
         weight = mask[:, :, None] * is_known * torch.where(y > 0.5, weights[:, None, 1], weights[:, None, 0])
         target = y * (1 - smoothing)[:, None, None] + 0.5 * smoothing[:, None, None]
-        each = functional.softplus(z) - z * target
-        return (weight * each).sum((1, 2)), weight.sum((1, 2))
+        losses = functional.softplus(z) - z * target
+        return (weight * losses).sum((1, 2)), weight.sum((1, 2))

@@ -21,7 +21,7 @@ _ADAM = {"amsgrad": False, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "maximize"
 _SGD = {"dampening": 0.0, "nesterov": False, "maximize": False, "fused": True}
 
 
-class Pace(Protocol):
+class Schedule(Protocol):
     """What a `Watcher` must know of a training: fields of `HeadSpec`."""
 
     @property
@@ -37,7 +37,7 @@ class Pace(Protocol):
 class Watcher:
     """Follows one training's loss on its watch rows: lowers its rate on a plateau, says when to stop."""
 
-    def __init__(self, spec: Pace) -> None:
+    def __init__(self, spec: Schedule) -> None:
         self._spec = spec
         self._best, self.best_epoch = math.inf, 0
         self._since_stop = self._since_plateau = 0

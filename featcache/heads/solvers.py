@@ -58,8 +58,8 @@ def _logreg(fits: Sequence[Fit], x: Tensor, targets: Targets, tta: bool) -> list
     problem = _Problem(fits[0], x, targets, tta)
     model = LogisticRegression(max_iter=_LOGREG_ITERATIONS, warm_start=True)
     solutions: dict[int, tuple[Array, Array]] = {}
-    for finding in problem.findings():
-        rows, y, weights = problem.known(finding)
+    for finding in problem.labels():
+        rows, y, weights = problem.labelled(finding)
         for i in sorted(range(len(fits)), key=lambda i: fits[i].spec.C):
             model.set_params(C=fits[i].spec.C)
             with warnings.catch_warnings():
@@ -75,8 +75,8 @@ def _ridge(fits: Sequence[Fit], x: Tensor, targets: Targets, tta: bool) -> list[
     RidgeClassifier: (X'WX + alpha I) w = X'W y on centred X and y. With X'WX = V S V' every alpha is a division."""
     problem = _Problem(fits[0], x, targets, tta)
     solutions: dict[int, tuple[Array, Array]] = {}
-    for finding in problem.findings():
-        rows, y, weights = problem.known(finding)
+    for finding in problem.labels():
+        rows, y, weights = problem.labelled(finding)
         classes = np.array([1]) if finding is not None else np.arange(targets.n_classes)
         t = np.where(y[:, None] == classes, 1.0, -1.0)
         a = problem.x[rows].astype(np.float64)
@@ -117,11 +117,11 @@ class _Problem:
         self._targets = targets
         self._class_weights = class_weight(self.y, targets.n_classes, fit.spec.class_weight)
 
-    def findings(self) -> list[int | None]:
+    def labels(self) -> list[int | None]:
         """The findings one by one, or None for classes, which are learnt together."""
         return list(range(self._targets.n_classes)) if self._targets.has_findings else [None]
 
-    def known(self, finding: int | None) -> tuple[Array, Array, Array]:
+    def labelled(self, finding: int | None) -> tuple[Array, Array, Array]:
         """Rows whose label is known, their labels, their weights."""
         y = self.y if finding is None else self.y[:, finding]
         rows = np.flatnonzero(np.isfinite(y)) if finding is not None else np.arange(len(y))

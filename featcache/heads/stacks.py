@@ -45,8 +45,8 @@ def feature_scale(x: Tensor, train: Sequence[Tensor], kind: str) -> Scale:
     for rows in train:
         if (key := rows.cpu().numpy().tobytes()) not in scales:
             scales[key] = _scale_of(x[rows].flatten(0, -2), kind)
-    each = [scales[rows.cpu().numpy().tobytes()] for rows in train]
-    return Scale(torch.stack([offset for offset, _ in each]), torch.stack([divisor for _, divisor in each]))
+    pairs = [scales[rows.cpu().numpy().tobytes()] for rows in train]
+    return Scale(torch.stack([offset for offset, _ in pairs]), torch.stack([divisor for _, divisor in pairs]))
 
 
 def _scale_of(x: Tensor, kind: str) -> tuple[Tensor, Tensor]:

@@ -194,12 +194,12 @@ class _Training:
 
     def _steps(self, epoch: int) -> list[Step]:
         """Runs of neighbouring heads with the same rate and decay in this epoch."""
-        each = [
+        parts = [
             (t.fit.spec.lr * watcher.factor(epoch), t.fit.spec.weight_decay)
             for t, watcher in zip(self._members, self._watchers, strict=True)
         ]
         steps, start = [], 0
-        for (lr, weight_decay), run in itertools.groupby(each):
+        for (lr, weight_decay), run in itertools.groupby(parts):
             heads = slice(start, start + len(list(run)))
             parameters = [t.detach()[heads] for t in self.stack.parameters.values()]
             moments = [[t[heads] for t in tensors] for tensors in zip(*self._moments.values(), strict=True)]
@@ -224,7 +224,7 @@ class _Training:
         """After an epoch: what the watch rows say, and the curves."""
         watching = [i for i, t in enumerate(self._members) if t.fit.spec.needs_watch]
         for heads, rows in self._by_rows(watching, lambda fit: fit.watch):
-            z = self._said(self.stack, heads, rows)
+            z = self._logits_of(self.stack, heads, rows)
             losses = self._objective.plain_loss(z, rows, heads)
             improved = [i for i, loss in zip(heads.tolist(), losses, strict=True) if self._watchers[i].see(loss, epoch)]
             if self._best is not None and improved:
@@ -251,7 +251,7 @@ class _Training:
         due = [i for i, t in enumerate(self._members) if stopped[i] or epoch in t.snapshots]
         kept = self._best or self.stack  # the best so far where training stops early, the last otherwise
         for heads, rows in self._by_rows(due, lambda fit: fit.val):
-            logits = self._said(kept, heads, rows).cpu().numpy()
+            logits = self._logits_of(kept, heads, rows).cpu().numpy()
             for j, i in enumerate(heads.tolist()):
                 self._snapshot(i, kept, logits[j], epoch, stopped[i], results)
         if any(stopped):
@@ -288,7 +288,7 @@ class _Training:
             rows = rows_of(self._members[members[0]].fit)
             yield torch.tensor(members, device=self._device), torch.from_numpy(rows).to(self._device)
 
-    def _said(self, stack: Stack, heads: Tensor, rows: Tensor) -> Tensor:
+    def _logits_of(self, stack: Stack, heads: Tensor, rows: Tensor) -> Tensor:
         """(k, r, c) logits of r rows by these heads of a stack: in one product, or where they are wide one by one, as a
         copy of them would take longer."""
         if self._is_wide:
@@ -299,8 +299,8 @@ class _Training:
         """(k, r, c) logits of r rows."""
         if self._scored.ndim == 2:
             return self._logits(stack(self._scored[rows]))
-        each = [self._logits(stack(self._scored[rows, i])) for i in range(self._scored.shape[1])]
-        return torch.stack(each).mean(0)
+        logits = [self._logits(stack(self._scored[rows, i])) for i in range(self._scored.shape[1])]
+        return torch.stack(logits).mean(0)
 
     def _logits(self, z: Tensor) -> Tensor:
         """(k, b, c) of outputs: a single one z becomes the two logits 0 and z, z of the positive class."""

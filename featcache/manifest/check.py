@@ -183,7 +183,7 @@ def check(
                 looks = looks_at(manifest, _sample(looked), decoders, pool)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-    return _told(manifest, looked, full, _pixel_notes(looked, looks, decode.bit_depth))
+    return _checked(manifest, looked, full, _pixel_notes(looked, looks, decode.bit_depth))
 
 
 def alike(keys: Sequence[str], image_ids: Sequence[str], columns: Mapping[str, Sequence[str]]) -> list[Alike]:
@@ -262,7 +262,7 @@ def _pixel_notes(looked: Sequence[_Looked], looks: Sequence[tuple[str, Look]], b
     return notes + levels_notes(looks, sum(not one.failure for one in looked))
 
 
-def _told(manifest: Manifest, looked: Sequence[_Looked], full: bool, pixel_notes: Sequence[str]) -> Checked:
+def _checked(manifest: Manifest, looked: Sequence[_Looked], full: bool, pixel_notes: Sequence[str]) -> Checked:
     columns, headers = manifest.columns, [image.header for image in looked if image.header]
     named = zip(manifest.image_ids, looked, strict=True)
     groups = columns.get("group", [])

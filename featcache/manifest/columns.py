@@ -47,14 +47,14 @@ class ColumnSpec:
     split_column: str | None = None
 
     def __post_init__(self) -> None:
-        for parameter, name in self.given.items():
+        for parameter, name in self.named.items():
             if not name.strip():
                 raise ValueError(f"{parameter} is the name of a column, got {name!r}")
-        if len(set(self.given.values())) < len(self.given):
-            raise ValueError(f"each column is one thing only, got {', '.join(self.given.values())}")
+        if len(set(self.named.values())) < len(self.named):
+            raise ValueError(f"each column is one thing only, got {', '.join(self.named.values())}")
 
     @property
-    def given(self) -> dict[str, str]:
+    def named(self) -> dict[str, str]:
         """What was asked for, by the name of the parameter."""
         values = {field_.name: getattr(self, field_.name) for field_ in fields(self)}
         return {parameter: name for parameter, name in values.items() if name is not None}
@@ -62,7 +62,7 @@ class ColumnSpec:
     @property
     def name_of(self) -> dict[str, str]:
         """By the standard name, the name in the table, where it is another."""
-        return {_STANDARD[parameter]: name for parameter, name in self.given.items()}
+        return {_STANDARD[parameter]: name for parameter, name in self.named.items()}
 
 
 def names_in(table: Table, spec: ColumnSpec) -> dict[str, str]:

@@ -182,11 +182,11 @@ def _of_classes(
     """The first of the classes that each finding has, or `other`."""
     names = {finding: _names(finding) for finding in set(findings)}
     for name in classes:
-        if not any(_key(name) in each for each in names.values()):
+        if not any(_key(name) in synonyms for synonyms in names.values()):
             raise UsageError(f"no image of {source} has the finding {name!r}. {_nearest(name, findings)}")
     labels = {
-        finding: next((name for name in classes if _key(name) in each), "" if _is_unknown(finding) else other)
-        for finding, each in names.items()
+        finding: next((name for name in classes if _key(name) in synonyms), "" if _is_unknown(finding) else other)
+        for finding, synonyms in names.items()
     }
     counts = Counter(findings)
     notes += _about_shadowed(classes, names, labels)
@@ -213,7 +213,7 @@ def _about_shadowed(classes: Sequence[str], names: Mapping[str, set[str]], label
     """A note on each class whose images all have an earlier one."""
     for name in classes:
         if name not in labels.values():
-            shadowed = sorted({labels[finding] for finding, each in names.items() if _key(name) in each})
+            shadowed = sorted({labels[finding] for finding, synonyms in names.items() if _key(name) in synonyms})
             yield (
                 f"the class {name!r} has no image: all with this finding are {' or '.join(map(repr, shadowed))}, which "
                 f"comes first. Give the special classes before the general ones."

@@ -50,9 +50,9 @@ class Sourced(NamedTuple):
         tallies = {name: dict(sorted(Counter(columns[name]).items())) for name in _TALLIED if name in columns}
         groups = {"groups": len(set(columns["group"]))} if "group" in columns else {}
         answer = {**self.counts, **groups, **tallies, "skipped": self.manifest.skipped}
-        return {**answer, **self._findings(), "notes": self.manifest.notes}
+        return {**answer, **self._label_counts(), "notes": self.manifest.notes}
 
-    def _findings(self) -> dict[str, dict[str, dict[str, int]]]:
+    def _label_counts(self) -> dict[str, dict[str, dict[str, int]]]:
         """How many images of each label have which finding, the most frequent first."""
         columns, made_of = self.manifest.columns, dict[str, Counter[str]]()
         if not {"label", "finding"} <= columns.keys():
@@ -127,9 +127,9 @@ def iu_xray(
     texts = {name: cells for name, cells in described.items() if name != "label"}
     row_of = studies.first_rows("uid", studies.cells("uid"), texts)
     names, uids, beside = shots.cells("filename"), shots.values("uid"), shots.source.parent
-    image_files = _Found(beside, {name: beside / name for name in names}, {}, {})
+    image_files = _ImageFiles(beside, {name: beside / name for name in names}, {}, {})
     if images is not None:
-        image_files = _Found.under(Path(images), names)
+        image_files = _ImageFiles.under(Path(images), names)
     study = [row_of.get(uid) for uid in uids]
     columns = {name: ["" if row is None else values[row] for row in study] for name, values in described.items()}
     table = {"label": columns.pop("label"), "group": uids, "projection": shots.values("projection"), **columns}
@@ -202,7 +202,7 @@ def _prefixes(terms: Iterable[str]) -> set[str]:
 
 
 @dataclass(frozen=True)
-class _Found:
+class _ImageFiles:
     """Where the images of some names are.
 
     Attributes:
@@ -218,7 +218,7 @@ class _Found:
     skipped: dict[str, int]
 
     @classmethod
-    def under(cls, images: Path, names: Sequence[str]) -> "_Found":
+    def under(cls, images: Path, names: Sequence[str]) -> "_ImageFiles":
         there = Manifest.read(images)
         base = [image_id.rsplit("/", 1)[-1] for image_id in there.image_ids]
         wanted_names = set(names)

@@ -103,7 +103,7 @@ class Manifest:
         path = Path(path)
         if path.suffix.lower() != ".csv":
             raise UsageError(f"{path}: the name of a manifest ends with .csv.")
-        paths = [_relative(each, path.parent) for each in self.paths]
+        paths = [_relative(image_path, path.parent) for image_path in self.paths]
         names = {} if [name_of(path) for path in paths] == self.image_ids else {"image_id": self.image_ids}
         extra_columns = {name: values for name, values in self.columns.items() if name not in _RESERVED}
         cells = {**names, "path": paths, **extra_columns}
@@ -127,9 +127,9 @@ def _without_missing(manifest: Manifest) -> Manifest:
 
 
 def _from(source: Path, allow_outside: bool, columns: ColumnSpec) -> Manifest:
-    if columns.given and not formats.is_table(source):
+    if columns.named and not formats.is_table(source):
         raise UsageError(
-            f"{next(iter(columns.given))} is for a table (.csv .tsv .xlsx, or .csv.gz), and {source} is none."
+            f"{next(iter(columns.named))} is for a table (.csv .tsv .xlsx, or .csv.gz), and {source} is none."
         )
     if source.is_dir():
         return _from_folder(source, allow_outside)
@@ -200,7 +200,7 @@ def _about_twins(pairs: Sequence[Sequence[str]]) -> Iterator[str]:
 
 
 def _from_table(source: Path, spec: ColumnSpec) -> Manifest:
-    requested = list(spec.given.values())
+    requested = list(spec.named.values())
     standard = ("path", "image_id", *VALUE_COLUMNS)
     table = read_table(source, requested, standard, header=[spec.path_column or "path", *requested])
     names = names_in(table, spec)

@@ -68,14 +68,14 @@ class Depths:
         more = {depth: n for depth, n in self.counts.items() if depth > bits}
         if less:
             text += (
-                f" But the values of {self._told(less)} need fewer bits, and these images come out dark if that is "
-                f"their range: bring all images to one range, or embed each range into a store of its own."
+                f" But the values of {self._described(less)} need fewer bits, and these images come out dark if that "
+                f"is their range: bring all images to one range, or embed each range into a store of its own."
             )
         if more:
-            text += f" But the values of {self._told(more)} need more, and these images fail."
+            text += f" But the values of {self._described(more)} need more, and these images fail."
         return text
 
-    def _told(self, counts: Mapping[int, int]) -> str:
+    def _described(self, counts: Mapping[int, int]) -> str:
         parts = (f"{n:,} ({depth} bits, such as {self.examples[depth]!r})" for depth, n in counts.items())
         return " and ".join(parts)
 

@@ -267,8 +267,8 @@ def _scores(run: Run) -> list[str]:
         if scores and scores.get("auroc") is not None:
             lines = [f"On {scores['n']:,} {title}:", f"    AUROC {_score(scores, 'auroc')}"]
             two = len(run.record["classes"]) == 2 and run.record["task"] == "classes"
-            lines += [f"    {_found(scores)} where p is 0.5 or more"] if two else []
-            at = f"    {_found(point[side])} where p is {point['threshold']:.6f} or more" if side in point else ""
+            lines += [f"    {_located(scores)} where p is 0.5 or more"] if two else []
+            at = f"    {_located(point[side])} where p is {point['threshold']:.6f} or more" if side in point else ""
             return [
                 *lines,
                 *([at, f"    (the operating point, {point['rule']})"] if at else []),
@@ -281,7 +281,7 @@ def _of_positive(run: Run, two: bool) -> list[str]:
     return [f"    p is the probability of {run.record['positive']}; in brackets 95 % intervals"] if two else []
 
 
-def _found(scores: Mapping[str, Any]) -> str:
+def _located(scores: Mapping[str, Any]) -> str:
     return f"sensitivity {_score(scores, 'recall')}, specificity {_score(scores, 'specificity')}"
 
 

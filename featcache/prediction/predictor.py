@@ -301,7 +301,7 @@ class Predictor:
             pixels: dict[int, Array] = {}
             for i in range(start, min(start + step, len(items))):
                 try:
-                    pixels[i] = self._shown(items[i])
+                    pixels[i] = self._pixels(items[i])
                 except ImageError as error:
                     failures[names[i]] = error.code, str(error)
             if pixels:
@@ -311,7 +311,7 @@ class Predictor:
         logits[bad] = np.nan
         return Predictions(self.model, names, logits, failures)
 
-    def _shown(self, item: Array | Image.Image) -> Array:
+    def _pixels(self, item: Array | Image.Image) -> Array:
         """(v, h, w) or (v, h, w, 3): what the network sees of decoded pixels."""
         backbone, request, _ = self._network
         fast, transform = request.decode.fast, backbone.transform

@@ -57,10 +57,12 @@ def _about_curves(run_view: RunView, n_epochs: int, n_phases: int, kept: int | N
     recipe = run_view.record.get("recipe") or {}
     ring += f"Validation {name_of(recipe['select'])} chose it. " if ring and recipe else ""
     last = " of the last phase" if n_phases > 1 else ""
-    seen = f"Training numbers{last} are of augmented images, while the network learnt from them. " * bool(
+    augmented = f"Training numbers{last} are of augmented images, while the network learnt from them. " * bool(
         recipe.get("augment")
     )
-    return f"{n_epochs} epochs. {phases}{of}{ring}{seen}The loss is unweighted, whatever the weights of the training."
+    return (
+        f"{n_epochs} epochs. {phases}{of}{ring}{augmented}The loss is unweighted, whatever the weights of the training."
+    )
 
 
 # --- ranking ----------------------------------------------------------------------------------------------------------

@@ -45,33 +45,33 @@ Difference = tuple[int, dict[str, list[float]]]
 _SHOWN = ("auroc", "accuracy", "recall", "specificity")
 
 
-def compared(run_views_of: Sequence[RunView]) -> Chapter:
+def compared(run_views: Sequence[RunView]) -> Chapter:
     """What is said of several Runs together."""
-    first, *other_runs = run_views_of
+    first, *other_runs = run_views
     lead = (
-        f"{len(run_views_of)} Runs beside each other. Differences are those from {first.name}, on the images that both "
+        f"{len(run_views)} Runs beside each other. Differences are those from {first.name}, on the images that both "
         f"report, the same for both, with 95 % intervals of the difference."
     )
-    blocks: list[Block] = [_beside(run_views_of)]
+    blocks: list[Block] = [_beside(run_views)]
     differences = [(other, difference(first, other)) for other in other_runs]
-    figures = [figure for figure in (_areas(run_views_of), _differences(first, differences)) if figure]
+    figures = [figure for figure in (_areas(run_views), _differences(first, differences)) if figure]
     blocks += [Abreast([figure]) for figure in figures]
     blocks += _tables(first, differences)
-    blocks += _settings(run_views_of)
+    blocks += _settings(run_views)
     section = Section("comparison-numbers", "Numbers and differences", blocks)
     return Chapter("comparison", "Comparison", lead, sections=[section])
 
 
-def _beside(run_views_of: Sequence[RunView]) -> Table:
+def _beside(run_views: Sequence[RunView]) -> Table:
     rows, data = [], []
-    for run_view in run_views_of:
+    for run_view in run_views:
         side = run_view.reported
         backbone = printable(str(identity_of(run_view.run)["backbone"]["name"]))
         about = f"{run_view.record['head']['kind']} on {backbone}{_unmoved(run_view)}"
         where = f"called from {shown(run_view.threshold)}" if run_view.threshold is not None else ""
         n = len(run_view.sides[side])
         rows_of = Cell(f"{n:,} {CALLED[side]}", small=where)
-        values = [_said(run_view, name) for name in _SHOWN]
+        values = [_value(run_view, name) for name in _SHOWN]
         cells = [number(value, interval) for value, interval in values]
         rows.append([head(run_view.name, about), count(run_view.run.n_parameters), rows_of, *cells])
         for name, (value, interval) in zip(_SHOWN, values, strict=True):
@@ -92,28 +92,28 @@ def _unmoved(run_view: RunView) -> str:
     return f"; no epoch was better than {printable(parent['run'])}, whose weights these are"
 
 
-def _said(run_view: RunView, name: str) -> tuple[float | None, Sequence[float] | None]:
+def _value(run_view: RunView, name: str) -> tuple[float | None, Sequence[float] | None]:
     scores = run_view.scores(run_view.reported, name in MOVED and run_view.threshold is not None)
     return scores.get(name), scores.get("intervals", {}).get(name)
 
 
-def _settings(run_views_of: Sequence[RunView]) -> list[Block]:
+def _settings(run_views: Sequence[RunView]) -> list[Block]:
     """What the Runs were asked for, where that differs."""
-    all_settings = [settings(run_view) for run_view in run_views_of]
+    all_settings = [settings(run_view) for run_view in run_views]
     names = list(dict.fromkeys(name for all_setting in all_settings for name in all_setting))
     differing = [name for name in names if len({all_setting.get(name) for all_setting in all_settings}) > 1]
     if not differing:
         return []
     setting_rows = [[name, *(all_setting.get(name, NOTHING) for all_setting in all_settings)] for name in differing]
-    header = ["", *(run_view.name for run_view in run_views_of)]
+    header = ["", *(run_view.name for run_view in run_views)]
     rows = [[head(name), *map(Cell, values)] for name, *values in setting_rows]
     return [Table("comparison-settings", "What was done differently", header, rows, data=(header, setting_rows))]
 
 
-def _areas(run_views_of: Sequence[RunView]) -> Figure | None:
+def _areas(run_views: Sequence[RunView]) -> Figure | None:
     rows, estimates = [], []
-    for run_view in run_views_of:
-        value, interval = _said(run_view, "auroc")
+    for run_view in run_views:
+        value, interval = _value(run_view, "auroc")
         if value is not None and interval:
             low, high = interval
             estimates.append(Estimate(run_view.name, value, (low, high)))

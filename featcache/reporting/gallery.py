@@ -55,7 +55,7 @@ def gallery(run_view: RunView, material: Material) -> list[Block]:
     if material.pictures:
         training_rows = [row for blocks in near.values() for row, _ in blocks]
         material.pictures.load([*shown_rows.tolist(), *training_rows])
-    maps, about = ({}, "") if run_view.is_external else _evidence(run_view, material, kinds)
+    maps, about = ({}, "") if run_view.is_external else _activation_maps(run_view, material, kinds)
     blocks: list[Block] = [Words(_about(run_view, near, maps))]
     blocks += _missing(run_view, material, about)
     if run_view.is_binary and not any(kind.key == "missed" for kind in kinds):
@@ -170,7 +170,7 @@ def neighbours(run_view: RunView, vectors: Vectors, rows: Array) -> dict[int, li
     nearest_rows: dict[int, list[tuple[int, float]]] = {}
     by_taught: dict[bytes, tuple[Array, list[int]]] = {}
     for row in rows.tolist():
-        training_rows = run_view.taught(run_view.reported, row)
+        training_rows = run_view.training_rows(run_view.reported, row)
         by_taught.setdefault(training_rows.tobytes(), (training_rows, []))[1].append(row)
     for training_rows, members in by_taught.values():
         units = inference.unit_rows(vectors.features[training_rows])
@@ -182,7 +182,7 @@ def neighbours(run_view: RunView, vectors: Vectors, rows: Array) -> dict[int, li
     return nearest_rows
 
 
-def _evidence(
+def _activation_maps(
     run_view: RunView, material: Material, kinds: Sequence[Chosen]
 ) -> tuple[dict[tuple[int, int], Array], str]:
     """(row, class) -> (h, w), and why there is none."""
@@ -238,9 +238,9 @@ def _card(
     row = int(side.rows[place])
     image, map_ = images.get(row) if images else None, maps.get((row, of))
     evident = pictures.overlaid(image, map_) if image is not None and map_ is not None else None
-    label, called, p_of = _told(run_view, place, row, of)
+    label, called, p_of = _described(run_view, place, row, of)
     return Card(
-        run_view.shown[row],
+        run_view.printable_names[row],
         pictures.embedded(image, pictures.LARGE) if image is not None else "",
         pictures.embedded(evident, pictures.LARGE) if evident is not None else "",
         label,
@@ -251,7 +251,7 @@ def _card(
     )
 
 
-def _told(run_view: RunView, place: int, row: int, of: int) -> tuple[str, str, int]:
+def _described(run_view: RunView, place: int, row: int, of: int) -> tuple[str, str, int]:
     """The true label, what it was called, and whose probability is told."""
     side = run_view.sides[run_view.reported]
     if run_view.task.has_findings:
@@ -267,4 +267,4 @@ def _neighbour(run_view: RunView, images: Pictures | None, row: int, other: int,
     picture = pictures.embedded(image, pictures.SMALL) if image is not None else ""
     labels = run_view.task.labels[:, of] if run_view.task.has_findings else run_view.task.labels
     differs = bool(labels[other] != labels[row] and np.isfinite(labels[other]))  # an unknown one says nothing
-    return Neighbour(run_view.shown[other], run_view.label_of(other), cosine, picture, not differs)
+    return Neighbour(run_view.printable_names[other], run_view.label_of(other), cosine, picture, not differs)

@@ -122,12 +122,12 @@ class Material:
 
 
 def load_materials(
-    run_views_of: Sequence[RunView], stores: Sequence[Path], images_at: Manifest | None, opened: ExitStack
+    run_views: Sequence[RunView], stores: Sequence[Path], images_at: Manifest | None, opened: ExitStack
 ) -> list[Material]:
     """For each Run what there is.
 
     Args:
-        run_views_of: the Runs, of which one has some of the images that are given.
+        run_views: the Runs, of which one has some of the images that are given.
         stores: those that were given; without them they are looked for beside each Run, above it and here.
         images_at: the images that were given; without them they are looked for where the store's pass saw them.
         opened: keeps the stores open.
@@ -137,16 +137,16 @@ def load_materials(
         IdentityMismatch: one that was given is of none of the Runs.
         UsageError: of the images that were given, none is of any of the Runs.
     """
-    _check_named(run_views_of, images_at)
+    _check_named(run_views, images_at)
     opened_stores = [opened.enter_context(Store.open(path)) for path in stores]
     for store in opened_stores:
-        wrong = [_mismatch(store, run_view) for run_view in run_views_of]
+        wrong = [_mismatch(store, run_view) for run_view in run_views]
         if all(wrong):
             raise IdentityMismatch(wrong[0])
-    loaded = [_vectors(run_view, opened_stores, opened) for run_view in run_views_of]
-    seen = _seen([vectors.store for vectors, _ in loaded if vectors]) if images_at is None else {}
+    loaded = [_vectors(run_view, opened_stores, opened) for run_view in run_views]
+    seen = _cached_paths([vectors.store for vectors, _ in loaded if vectors]) if images_at is None else {}
     materials = []
-    for run_view, (vectors, why) in zip(run_views_of, loaded, strict=True):
+    for run_view, (vectors, why) in zip(run_views, loaded, strict=True):
         images_here = images_at or _evaluated(run_view)
         paths = _named(run_view, images_here) if images_here else _by_content(run_view, seen)
         pictures = _pictures(run_view, paths) if paths else None
@@ -222,7 +222,7 @@ def _pictures(run_view: RunView, paths: Mapping[int, Path]) -> Pictures:
     identity = identity_of(run_view.run)
     with said_by(run_view.run):
         transform, decode = from_json(TransformSpec, identity["transform"]), DecodeSpec.of_identity(identity["decode"])
-    return Pictures(paths, run_view.shown, run_view.task.content, transform, decode)
+    return Pictures(paths, run_view.printable_names, run_view.task.content, transform, decode)
 
 
 def _evaluated(run_view: RunView) -> Manifest | None:
@@ -246,14 +246,15 @@ def _named(run_view: RunView, manifest: Manifest) -> dict[int, Path]:
     return {i: path_of[name] for i, name in enumerate(run_view.task.image_ids) if name in path_of}
 
 
-def _check_named(run_views_of: Sequence[RunView], manifest: Manifest | None) -> None:
-    if manifest is None or any(_named(run_view, manifest) for run_view in run_views_of):
+def _check_named(run_views: Sequence[RunView], manifest: Manifest | None) -> None:
+    if manifest is None or any(_named(run_view, manifest) for run_view in run_views):
         return
-    first = run_views_of[0]
+    first = run_views[0]
     why = manifest.refused.get(first.task.image_ids[0], "")
     raise UsageError(
         f"none of the {len(first.task.image_ids):,} images of {first.run.path} can be had from {manifest.source}; the "
-        f"first is {first.shown[0]}" + (f", which {why}." if why else ". Give the folder or the CSV that was embedded.")
+        f"first is {first.printable_names[0]}"
+        + (f", which {why}." if why else ". Give the folder or the CSV that was embedded.")
     )
 
 
@@ -261,18 +262,18 @@ def _why_unseen(run_view: RunView, paths: Mapping[int, Path], manifest: Manifest
     """Which images of a Run are not at hand."""
     if manifest is None:
         return "" if paths else "Give the images (--images FOLDER) to see them here."
-    absent = [name for i, name in enumerate(run_view.shown) if i not in paths]
+    absent = [name for i, name in enumerate(run_view.printable_names) if i not in paths]
     if not absent:
         return ""
     rest = f" and {len(absent) - _NAMED:,} more" if len(absent) > _NAMED else ""
     where, of = (
         printable(manifest.source.resolve().name),
-        f"{len(absent):,} of the {len(run_view.shown):,} images of {run_view.name}",
+        f"{len(absent):,} of the {len(run_view.printable_names):,} images of {run_view.name}",
     )
     return f"Not under {where}, and so not shown: {of}: {', '.join(absent[:_NAMED])}{rest}."
 
 
-def _seen(stores: Sequence[Store]) -> dict[str, Path]:
+def _cached_paths(stores: Sequence[Store]) -> dict[str, Path]:
     """Where the last passes into some stores saw images, by the sha256 of their bytes. What is there now is hashed when
     it is read. What a pass saw lies beside the name that it was given, which may have been a link."""
     beside = dict.fromkeys(path for store in stores for path in (store.path.resolve(), store.path))

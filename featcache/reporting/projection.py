@@ -35,7 +35,7 @@ _FAINT, _RIGHT, _MISSED, _ALARM = 9, 8, 1, 0  # colours by error
 
 
 @dataclass
-class Shown:
+class ShownImages:
     """The images that the maps of a page show, each once.
 
     Attributes:
@@ -58,7 +58,7 @@ class Shown:
             p = f"p({run_view.classes[of]}) {probability(float(subset.p[place, of]))}"
         self.entries.append(
             {
-                "name": run_view.shown[row],
+                "name": run_view.printable_names[row],
                 "side": CALLED[side],
                 "label": run_view.label_of(row),
                 "called": names,
@@ -83,7 +83,7 @@ class Sample:
 
 
 def maps(
-    run_view: RunView, material: Material, umap: bool, image_names: Shown, on_note: Callable[[str], None]
+    run_view: RunView, material: Material, umap: bool, image_names: ShownImages, on_note: Callable[[str], None]
 ) -> list[Block]:
     """A map of the vectors, and one of the last hidden layer where there is one, each by class and by error.
 

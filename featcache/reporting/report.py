@@ -38,7 +38,7 @@ from featcache.reporting.document import (
 )
 from featcache.reporting.materials import Material, load_materials
 from featcache.reporting.page import GENERATOR, Page, render
-from featcache.reporting.run_view import CALLED, RunView, run_views_of
+from featcache.reporting.run_view import CALLED, RunView, views_of
 from featcache.runs import Run
 from featcache.runs.backbone import identity_of
 from featcache.runs.evaluation import Evaluation, is_evaluation
@@ -126,9 +126,7 @@ def report(
         CorruptStore: a file of a Run is damaged.
         AccessDenied, NoSpace, InputOutputError: the page cannot be written.
     """
-    run_views = run_views_of(
-        [run if isinstance(run, Run | Evaluation) else _opened(Path(run)) for run in _several(runs)]
-    )
+    run_views = views_of([run if isinstance(run, Run | Evaluation) else _opened(Path(run)) for run in _several(runs)])
     for run_view in run_views:
         checking.check_vectors(run_view.run)
     path = Path(path) if path is not None else run_views[0].run.path / "report.html"
@@ -143,7 +141,7 @@ def report(
         _check_free(path)
         materials = load_materials(run_views, [Path(path) for path in _several(store)], manifest, files)
         _check_columns(run_views, materials, by)
-        images_shown = projection.Shown([])
+        images_shown = projection.ShownImages([])
         chapters = [comparison.compared(run_views)] if len(run_views) > 1 else []
         chapters += [
             _chapter(run_view, material, by, umap, images_shown, on_note)
@@ -227,7 +225,7 @@ def _chapter(
     material: Material,
     by: Sequence[str],
     umap: bool,
-    images_shown: projection.Shown,
+    images_shown: projection.ShownImages,
     on_note: Callable[[str], None],
 ) -> Chapter:
     on_note(f"reading {run_view.name}")
@@ -252,7 +250,7 @@ def _chapter(
         ("curves", "Learning curves", charts.curves(run_view)),
         ("sweep", "Heads that were tried", tables.sweep(run_view)),
     ]  # fmt: skip
-    return _made(run_view, sections)
+    return _sections(run_view, sections)
 
 
 def _external_chapter(
@@ -260,7 +258,7 @@ def _external_chapter(
     material: Material,
     by: Sequence[str],
     umap: bool,
-    images_shown: projection.Shown,
+    images_shown: projection.ShownImages,
     on_note: Callable[[str], None],
 ) -> Chapter:
     """Of a Run on a set from elsewhere: without curves and heads that were tried, beside the Run's own rows."""
@@ -277,10 +275,10 @@ def _external_chapter(
         ("images", "Errors and successes", gallery.gallery(run_view, material)),
         ("map", "Map", projection.maps(run_view, material, umap, images_shown, on_note)),
     ]  # fmt: skip
-    return _made(run_view, sections)
+    return _sections(run_view, sections)
 
 
-def _made(run_view: RunView, sections: Sequence[tuple[str, str, Sequence[Block]]]) -> Chapter:
+def _sections(run_view: RunView, sections: Sequence[tuple[str, str, Sequence[Block]]]) -> Chapter:
     anchor = f"run-{run_view.slug}"  # a folder may be called as some part of the page is
     nonempty = [Section(f"{anchor}-{name}", title, blocks) for name, title, blocks in sections if blocks]
     notes = [printable(note) for note in run_view.record["notes"]]
@@ -362,7 +360,7 @@ def _below(run_view: RunView) -> str:
 
 
 def _write(
-    path: Path, run_views: Sequence[RunView], chapters: Sequence[Chapter], images_shown: projection.Shown
+    path: Path, run_views: Sequence[RunView], chapters: Sequence[Chapter], images_shown: projection.ShownImages
 ) -> Reported:
     files, index = _beside(chapters)
     names = list(files)

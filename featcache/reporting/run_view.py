@@ -107,7 +107,7 @@ class RunView:
         return [printable(name) for name in self.task.classes]
 
     @cached_property
-    def shown(self) -> list[str]:
+    def printable_names(self) -> list[str]:
         """The names of all rows as they are shown."""
         return [printable(name) for name in self.task.image_ids]
 
@@ -147,7 +147,7 @@ class RunView:
         held_by = np.array([next(i for i, fold in enumerate(folds) if row in fold.val) for row in rows.tolist()])
         return [(held_by == i, head) for i, head in enumerate(kept)]
 
-    def taught(self, side: str, row: int) -> Array:
+    def training_rows(self, side: str, row: int) -> Array:
         """The rows that the head learnt from which scored a row of this side: those of its fold, where it has one."""
         if side in (VAL, OUTER):
             return next((fold.train for fold in self.protocol.folds if row in fold.val), self.sides[TRAIN].rows)
@@ -155,7 +155,7 @@ class RunView:
         return np.asarray(rows[rows != row])
 
 
-def run_views_of(runs: Sequence[Run | Evaluation]) -> list[RunView]:
+def views_of(runs: Sequence[Run | Evaluation]) -> list[RunView]:
     """The Runs and evaluations, each with a name and a part of a file's name of its own.
 
     Raises:

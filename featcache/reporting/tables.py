@@ -50,7 +50,7 @@ def identity(run_view: RunView) -> list[Block]:
         return _identity(run_view, identity_of(run_view.run))
 
 
-def _origin(record: Json) -> str:
+def _backbone(record: Json) -> str:
     """Where the weights come from, as far as the Run knows."""
     source = str(record["store"].get("weights"))
     if record.get("n_trainable"):
@@ -80,7 +80,7 @@ def _identity(run_view: RunView, identity: Json) -> list[Block]:
     pixels = f"mean {_numbers(transform['mean'])}, standard deviation {_numbers(transform['std'])}"
     rows = [
         ("Backbone", printable(str(backbone["name"]))),
-        ("Weights", _origin(record)),
+        ("Weights", _backbone(record)),
         ("Weights (sha256)", f"`{backbone['weights_sha256']}"),
         ("Images seen at", f"{resized}; {pixels}"),
         ("Arithmetic", f"{identity['precision']}, stored as {identity['stored_dtype']}"),
@@ -120,7 +120,7 @@ def settings(run_view: RunView) -> dict[str, str]:
     point, head = record["operating_point"], busy(record["head"])
     flat = {
         "backbone": identity["backbone"]["name"],
-        "weights": f"{_origin(record)} ({identity['backbone']['weights_sha256'][:12]}…)",
+        "weights": f"{_backbone(record)} ({identity['backbone']['weights_sha256'][:12]}…)",
         "input size": " × ".join(map(str, identity["transform"]["input_size"])),
         "head": head.pop("kind"),
         **{f"head, {name}": value for name, value in head.items()},
@@ -265,7 +265,7 @@ def scores(run_view: RunView) -> list[Block]:
     note = f"{_averages(run_view)} In brackets 95 % intervals, of rows that were not learnt from."
     csv = (["side", "called_from", "number", "value", "low", "high"], data)
     table = Table(f"{run_view.slug}-scores-by-side", "Numbers by side", header, rows, note, data=csv)
-    return [table, Words(_worth(run_view))]
+    return [table, Words(_baselines(run_view))]
 
 
 def _averages(run_view: RunView) -> str:
@@ -284,22 +284,22 @@ def _column(run_view: RunView, side: str, at_point: bool) -> str:
     return f"{CALLED[side]}{at}{marked}"
 
 
-def _worth(run_view: RunView) -> str:
+def _baselines(run_view: RunView) -> str:
     baselines = run_view.record["baselines"]
 
-    def said(scores: Mapping[str, Any]) -> str:
+    def described(scores: Mapping[str, Any]) -> str:
         names = [name for name in ("auroc", "accuracy") if scores.get(name) is not None]
         return ", ".join(
             f"{name_of(name)} {scores[name]:.3f} {interval_of(scores.get('intervals', {}).get(name))}".strip()
             for name in names
         )
 
-    parts = [f"always saying the most frequent class: {said(baselines['majority'])}"]
+    parts = [f"always saying the most frequent class: {described(baselines['majority'])}"]
     if permuted := baselines.get("permuted_labels"):
-        parts.append(f"heads trained on shuffled labels ({permuted['n_permutations']} times): {said(permuted)}")
+        parts.append(f"heads trained on shuffled labels ({permuted['n_permutations']} times): {described(permuted)}")
     for other in baselines.get("other_stores", ()):
         name = printable(f"{other['store']} ({other['backbone'].get('name', '')})")
-        parts.append(f"the same head on {name}: {said(other)}")
+        parts.append(f"the same head on {name}: {described(other)}")
     return f"What is to be beaten, on {CALLED[baselines['on']]} rows: {'; '.join(parts)}."
 
 

@@ -421,7 +421,7 @@ def place(run_path: Path, key: Json) -> Iterator[None]:
         StoreLocked: another process is writing a Run there.
     """
     check_free(run_path, key)
-    with durable.held(run_path):
+    with durable.locked(run_path):
         check_free(run_path, key)
         yield
 

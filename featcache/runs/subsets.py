@@ -128,7 +128,7 @@ def _check_rows(sides: Mapping[str, Subset], expected: Mapping[str, tuple[Array,
         raise ValueError(f"its subsets are {', '.join(sorted(sides)) or 'none'}")
     for side, subset in sides.items():
         rows = np.sort(subset.rows)
-        if not any(np.array_equal(rows, np.sort(each)) for each in expected[side]):
+        if not any(np.array_equal(rows, np.sort(allowed)) for allowed in expected[side]):
             raise ValueError(f"its {side} rows are not those of the split")
 
 

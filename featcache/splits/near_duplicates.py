@@ -41,10 +41,10 @@ def near_pairs(x: Array, threshold: float, block_rows: int = 1024, max_pairs: in
     """
     assert x.ndim == 2
     _check_arguments(threshold, block_rows)
-    norms = _norms(x, block_rows)
+    lengths = _lengths(x, block_rows)
     pairs, cosines, n_found = [np.empty((0, 2), dtype=np.int64)], [np.empty(0, dtype=np.float32)], 0
-    for candidates in _candidates(x, norms, threshold, block_rows):
-        cosine = _cosine(x, norms, candidates)
+    for candidates in _candidates(x, lengths, threshold, block_rows):
+        cosine = _cosine(x, lengths, candidates)
         near = cosine >= np.float32(threshold)
         pairs.append(candidates[near])
         cosines.append(cosine[near])
@@ -79,54 +79,54 @@ def _check_arguments(threshold: float, block_rows: int) -> None:
         raise UsageError(f"a block must have at least 1 row, got {block_rows}.")
 
 
-def _norms(x: Array, block_rows: int) -> Array:
-    """(n,) Euclidean norms in float64."""
-    norms = np.empty(len(x), dtype=np.float64)
+def _lengths(x: Array, block_rows: int) -> Array:
+    """(n,) Euclidean lengths in float64."""
+    lengths = np.empty(len(x), dtype=np.float64)
     for start in range(0, len(x), block_rows):
         block = x[start : start + block_rows].astype(np.float64)
         with np.errstate(over="ignore", invalid="ignore"):
-            norms[start : start + block_rows] = np.sqrt(np.einsum("nd,nd->n", block, block))
-    strange = np.flatnonzero(~np.isfinite(norms))
+            lengths[start : start + block_rows] = np.sqrt(np.einsum("nd,nd->n", block, block))
+    strange = np.flatnonzero(~np.isfinite(lengths))
     if len(strange):
         raise UsageError(
             f"{len(strange)} of {len(x)} vectors hold NaN, infinite or huge numbers, the first is row {strange[0]}. "
             f"Leave them out."
         )
-    return norms
+    return lengths
 
 
-def _candidates(x: Array, norms: Array, threshold: float, block_rows: int) -> Iterator[Array]:
+def _candidates(x: Array, lengths: Array, threshold: float, block_rows: int) -> Iterator[Array]:
     """(m, 2) pairs i < j, at most `block_rows` at a time, among which are all with a cosine of `threshold`.
 
     The sieve is coarser than the threshold by (d + 8) units in the last place of float32. A dot product of d terms errs
-    by at most d half units of the product of the norms (Higham, Accuracy and Stability of Numerical Algorithms, 2nd
+    by at most d half units of the product of the lengths (Higham, Accuracy and Stability of Numerical Algorithms, 2nd
     ed., section 3.1), whatever the order of summation, and normalising and rounding add a few.
     """
-    rows = np.flatnonzero(norms > 0)
+    rows = np.flatnonzero(lengths > 0)
     coarse = threshold - (x.shape[1] + 8) * float(np.finfo(np.float32).eps)
     blocks = [rows[start : start + block_rows] for start in range(0, len(rows), block_rows)]
     for first in range(0, len(blocks), _LEFT_BLOCKS):
         lefts = blocks[first : first + _LEFT_BLOCKS]
         left, unit = (
             np.concatenate(lefts),
-            np.concatenate([_unit(x, norms, block).astype(np.float32) for block in lefts]),
+            np.concatenate([_unit(x, lengths, block).astype(np.float32) for block in lefts]),
         )
         for right in blocks[first:]:
-            product = unit @ _unit(x, norms, right).astype(np.float32).T  # (4 block_rows, block_rows)
+            product = unit @ _unit(x, lengths, right).astype(np.float32).T  # (4 block_rows, block_rows)
             i, j = np.nonzero(product >= coarse)
             pairs = np.stack([left[i], right[j]], axis=1)
             pairs = pairs[pairs[:, 0] < pairs[:, 1]]
             yield from (pairs[start : start + block_rows] for start in range(0, len(pairs), block_rows))
 
 
-def _unit(x: Array, norms: Array, rows: Array) -> Array:
+def _unit(x: Array, lengths: Array, rows: Array) -> Array:
     """(len(rows), d) float64 vectors of length 1."""
-    return np.asarray(x[rows] / norms[rows, None])
+    return np.asarray(x[rows] / lengths[rows, None])
 
 
-def _cosine(x: Array, norms: Array, pairs: Array) -> Array:
+def _cosine(x: Array, lengths: Array, pairs: Array) -> Array:
     """(m,) float32, computed in float64."""
-    left, right = (_unit(x, norms, pairs[:, side]) for side in (0, 1))
+    left, right = (_unit(x, lengths, pairs[:, side]) for side in (0, 1))
     return np.asarray((left * right).sum(axis=1).astype(np.float32))
 
 

@@ -274,11 +274,11 @@ def check_nothing_crosses(split: Split, groups: Array, row_names: Sequence[str])
     side_of = np.full(len(groups), "", dtype=object)
     for side, rows in split.sides().items():
         side_of[rows] = side
-    seen: dict[int, set[str]] = {}
+    sides_of: dict[int, set[str]] = {}
     for group, side in zip(groups, side_of, strict=True):
         if side:
-            seen.setdefault(int(group), set()).add(side)
-    crossing = [group for group, sides in seen.items() if len(sides) > 1]
+            sides_of.setdefault(int(group), set()).add(side)
+    crossing = [group for group, sides in sides_of.items() if len(sides) > 1]
     if crossing:
         raise UsageError(_crossing_message(crossing, groups, side_of, row_names))
 

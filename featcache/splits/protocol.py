@@ -143,7 +143,7 @@ def divide(task: Task, spec: SplitSpec, vectors: Any) -> Protocol:
         test, folds = _from_file(task, spec.file, left_out)
     else:
         try:
-            train, val, test = _given(task, groups, left_out)
+            train, val, test = _from_store(task, groups, left_out)
             folds = _folds(task, spec, groups, train, val)
         except UsageError as error:
             if len(kept) == 1:
@@ -189,8 +189,8 @@ def _about_groups(task: Task, spec: SplitSpec, kept: Mapping[str, Sequence[str]]
     """How many sets of rows stay together where two columns join them; or what may be a group where there is none."""
     if len(kept) < 2:
         return [] if spec.group_by or spec.file else unnamed_groups.notes(task.columns, task.image_ids)
-    n_values = {name: len({values[row] for row in task.known} - {""}) for name, values in kept.items()}
-    n_sets = len(np.unique(plan.merge_groups(*kept.values())[task.known]))
+    n_values = {name: len({values[row] for row in task.labelled} - {""}) for name, values in kept.items()}
+    n_sets = len(np.unique(plan.merge_groups(*kept.values())[task.labelled]))
     if n_sets >= n_values[str(spec.group_by)]:
         return []
     values = " and ".join(f"{n:,} values of {name}" for name, n in n_values.items())
@@ -204,9 +204,9 @@ def _near(spec: SplitSpec, vectors: Any) -> tuple[Array, Array]:
     return near_pairs(vectors(), spec.near_duplicates)
 
 
-def _given(task: Task, groups: Array, left_out: dict[str, int]) -> tuple[Array, Array, Array]:
+def _from_store(task: Task, groups: Array, left_out: dict[str, int]) -> tuple[Array, Array, Array]:
     """Labelled rows of the store's own train, val and test; all of them in train where it has no split."""
-    known_rows, given_split = task.known, task.columns.get("split")
+    known_rows, given_split = task.labelled, task.columns.get("split")
     if given_split is None or not any(given_split):
         return known_rows, _NONE, _NONE
     side = np.array(given_split, dtype=object)
@@ -269,7 +269,7 @@ def _from_file(task: Task, path: Path, left_out: dict[str, int]) -> tuple[Array,
     for rows in (test, *(rows for fold in folds for rows in (fold.train, fold.val))):
         named[rows] = True
     is_known = np.zeros(len(task.image_ids), dtype=bool)
-    is_known[task.known] = True
+    is_known[task.labelled] = True
     if unassigned := int((is_known & ~named).sum()):
         left_out["no place in the split"] = unassigned
     kept = [Fold(f.train[is_known[f.train]], f.val[is_known[f.val]], f.repeat, f.number) for f in folds]

@@ -141,7 +141,7 @@ class Task:
         texts = [[text if keep else "" for text, keep in zip(column, kept, strict=True)] for column in texts]
         coded = _coded(source, texts, target)
         n_other, others_text = int((~kept).sum()), f"values other than {' and '.join(map(str, target.where))}"
-        n_unknown = int((~cls._known(coded.labels)).sum()) - sum(coded.left_out.values()) - n_other
+        n_unknown = int((~cls._labelled(coded.labels)).sum()) - sum(coded.left_out.values()) - n_other
         left_out = {
             reason: n for reason, n in {"no label": n_unknown, **coded.left_out, others_text: n_other}.items() if n
         }
@@ -163,12 +163,12 @@ class Task:
         return self.labels.ndim == 2
 
     @property
-    def known(self) -> Array:
+    def labelled(self) -> Array:
         """Rows with a label, or with one finding at least that is known."""
-        return np.flatnonzero(self._known(self.labels))
+        return np.flatnonzero(self._labelled(self.labels))
 
     @staticmethod
-    def _known(labels: Array) -> Array:
+    def _labelled(labels: Array) -> Array:
         return np.asarray(np.isfinite(labels).any(axis=1) if labels.ndim == 2 else labels >= 0)
 
     def strata(self, rows: Array, groups: Array, min_groups: int) -> Array:

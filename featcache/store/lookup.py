@@ -61,7 +61,11 @@ class KnownVectors:
 
     def _add(self, path: Path, part: Part) -> set[str]:
         rows = enumerate(zip(part.content_sha256, part.origin, strict=True))
-        new = {digest: (path, row) for row, (digest, origin) in rows if origin != FAILED and digest not in self._place}
+        new = {
+            digest: (path, row)
+            for row, (digest, environment) in rows
+            if environment != FAILED and digest not in self._place
+        }
         self._place.update(new)
         return set(new)
 

@@ -154,7 +154,7 @@ class PartFolder:
             StoreLocked: another process is writing this store.
             IdentityMismatch: the folder belongs to a pass with another identity.
         """
-        with durable.held(self.store_path):
+        with durable.locked(self.store_path):
             try:
                 with in_our_words("writing", self.path):
                     durable.make_folders(self.path)
@@ -365,26 +365,26 @@ def out_of_reach_of_signals(work: Callable[[], None]) -> None:
     at once if it has not begun: an executor forgets a thread whose start was interrupted, and its file would be closed
     under it.
     """
-    outcome: Future[None] = Future()
+    result: Future[None] = Future()
 
     def run() -> None:
-        if outcome.set_running_or_notify_cancel():
+        if result.set_running_or_notify_cancel():
             try:
                 work()
             except BaseException as error:  # noqa: BLE001 - raised below, in the thread that waits
-                outcome.set_exception(error)
+                result.set_exception(error)
             else:
-                outcome.set_result(None)
+                result.set_result(None)
 
     try:
         threading.Thread(target=run, name="hdf5").start()
-        wait([outcome])
+        wait([result])
     except BaseException:
-        while not (outcome.cancel() or outcome.done()):
+        while not (result.cancel() or result.done()):
             with suppress(KeyboardInterrupt):  # another Ctrl-C; the first one is raised when the work has ended
-                wait([outcome])
+                wait([result])
         raise
-    outcome.result()
+    result.result()
 
 
 # --- how far a pass is ------------------------------------------------------------------------------------------------
@@ -396,12 +396,12 @@ class Status:
 
     Attributes:
         state: "running", "stopped" (the same command continues) or "published" (nothing is under way).
-        found, done, pending, failed: images; done are on disk, failed ones among them.
+        total, done, pending, failed: images; done are on disk, failed ones among them.
         writer: who is writing, while running.
     """
 
     state: str
-    found: int
+    total: int
     done: int
     pending: int
     failed: int

@@ -94,14 +94,14 @@ FUSION = Kind(
 
 
 @contextmanager
-def reading(path: Path, subject: str, kind: Kind = STORE) -> Iterator[None]:
+def reading(path: Path, part: str, kind: Kind = STORE) -> Iterator[None]:
     """Damage, in whatever words HDF5, numpy or json put it, as one error of ours. A device that fails is no damage."""
     try:
         yield
     except (OSError, KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
         _raise_if_device_failed(path, error)
         reason = " ".join(str(error).split())[:200]
-        raise CorruptStore(f"{path} is damaged: {subject} cannot be read ({reason}). {kind.again}") from error
+        raise CorruptStore(f"{path} is damaged: {part} cannot be read ({reason}). {kind.again}") from error
 
 
 def open_file(path: Path, kind: Kind = STORE) -> h5py.File:

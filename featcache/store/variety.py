@@ -165,12 +165,12 @@ class _Sums:
 
 def _of_different_images(blocks: Iterable[Array], content_sha256: Sequence[str]) -> Iterator[Array]:
     """The blocks without rows whose bytes went by before."""
-    seen: set[str] = set()
+    kept: set[str] = set()
     start = 0
     for block in blocks:
         contents = content_sha256[start : start + len(block)]
         start += len(block)
-        first = {content: i for i, content in reversed(list(enumerate(contents))) if content not in seen}
-        seen.update(first)
+        first = {content: i for i, content in reversed(list(enumerate(contents))) if content not in kept}
+        kept.update(first)
         if first:
             yield np.asarray(block[sorted(first.values())], dtype=np.float32)

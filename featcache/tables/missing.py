@@ -41,7 +41,7 @@ def is_missing(text: str, prose: bool = False) -> bool:
         text: the cell.
         prose: the cell is of a column of text, where `None`, `.` and `?` are what somebody wrote.
     """
-    cell = _shown(text)
+    cell = _listed(text)
     return not cell or cell.lower() in _MISSING or (not prose and cell in _MISSING_VALUES)
 
 
@@ -60,7 +60,7 @@ def words(texts: Sequence[str], prose: bool = False) -> Counter[str]:
     """How often each word for a missing value stands in a column; blank cells are no words."""
     counts = Counter[str]()
     for text, n in Counter(texts).items():
-        if (cell := _shown(text)) and is_missing(cell, prose):
+        if (cell := _listed(text)) and is_missing(cell, prose):
             counts[cell] += n
     return counts
 
@@ -87,7 +87,7 @@ def notes(source: object, columns: Mapping[str, Counter[str]]) -> list[str]:
     return [f"{lead}. Where such a word is meant as a value, write another one."]
 
 
-def _shown(text: str) -> str:
+def _listed(text: str) -> str:
     return text.strip().strip(_INVISIBLE).strip()
 
 

@@ -44,7 +44,7 @@ def by_frequency(task: Task, support: Array, n_known: Array | int, rows: Array) 
         logits = np.log(share / (1 - share))
     else:
         logits = np.log(np.maximum(support, 1e-6) / n_known)
-    return _said(numbers(task, rows, np.tile(logits, (len(rows), 1))))
+    return _summary(numbers(task, rows, np.tile(logits, (len(rows), 1))))
 
 
 def permuted(bench: Bench, spec: HeadSpec, folds: Sequence[Fold], n_permutations: int) -> Numbers:
@@ -125,8 +125,8 @@ def other_store(path: Path, bench: Bench, spec: HeadSpec, final: Fold, device: s
         fitted = bench.run(bench.fits([spec], protocol.folds))
         rows, logits = out_of_fold(len(task.image_ids), fitted)
     check_finite(fitted)
-    return {**about, **_said(numbers(task, rows, logits)), "intervals": spread(task, protocol, rows, logits)}
+    return {**about, **_summary(numbers(task, rows, logits)), "intervals": spread(task, protocol, rows, logits)}
 
 
-def _said(scores: Numbers) -> Numbers:
+def _summary(scores: Numbers) -> Numbers:
     return {name: scores[name] for name in _SAID}

@@ -183,8 +183,8 @@ def _mean_history(histories: Sequence[Sequence[Mapping[str, float]]]) -> list[di
     for history in histories:
         for point in history:
             points.setdefault((point.get("phase", 1.0), point["epoch"]), []).append(point)
-    each = [points[epoch] for epoch in sorted(points)]
-    return [{name: float(np.mean([point[name] for point in of])) for name in of[0]} for of in each]
+    epochs = [points[epoch] for epoch in sorted(points)]
+    return [{name: float(np.mean([point[name] for point in of])) for name in of[0]} for of in epochs]
 
 
 def _sweep(ranked: Sequence[Candidate], select: str) -> Table:
@@ -214,8 +214,8 @@ def predictions(scored: Scored) -> Table:
     fold_of = np.full(len(task.image_ids), "", dtype=object)
     val = np.concatenate([fold.val for fold in folds]) if folds else np.array([], dtype=np.int64)
     if len(folds) > 1 and len(np.unique(val)) == len(val):  # repeats have no one fold for a row
-        for each in folds:
-            fold_of[each.val] = str(each.number)
+        for one_fold in folds:
+            fold_of[one_fold.val] = str(one_fold.number)
     at = scored.threshold
     header = ["image_id", "split", "fold", "label", "prediction", *(["at_operating_point"] if at is not None else [])]
     rows: list[list[object]] = []

@@ -197,7 +197,7 @@ def _ranked(bench: Bench, fitted: Mapping[HeadSpec, Sequence[Fitted]], select: s
         seeds.setdefault(replace(spec, seed=0), []).append(spec)
     candidates = []
     for members in seeds.values():
-        ranking = [_said(bench, fit_result) for spec in members for fit_result in fitted[spec]]
+        ranking = [_trial(bench, fit_result) for spec in members for fit_result in fitted[spec]]
         means = {name: _mean([trial.get(name) for trial in ranking]) for name in SHOWN}
         scores = [_score(trial, select) for trial in ranking]
         candidates.append(Candidate(members[0], scores, {k: v for k, v in means.items() if v is not None}))
@@ -210,7 +210,7 @@ def _ranked(bench: Bench, fitted: Mapping[HeadSpec, Sequence[Fitted]], select: s
     return ranked
 
 
-def _said(bench: Bench, fitted: Fitted) -> Numbers:
+def _trial(bench: Bench, fitted: Fitted) -> Numbers:
     return {} if fitted.diverged else numbers(bench.task, fitted.fit.val, fitted.logits)
 
 

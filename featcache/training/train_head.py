@@ -165,7 +165,7 @@ def train_head(
 
 
 @dataclass(frozen=True)
-class Made:
+class TrainedHeads:
     """The winner, trained.
 
     Attributes:
@@ -182,7 +182,7 @@ class Made:
     val_logits: Array
 
 
-def _make(bench: Bench, spec: HeadSpec, refit_all: bool, on_progress: Progress) -> Made:
+def _make(bench: Bench, spec: HeadSpec, refit_all: bool, on_progress: Progress) -> TrainedHeads:
     task, protocol = bench.task, bench.protocol
     fitted = bench.run(bench.fits([spec], protocol.folds), curves=True, on_progress=on_progress)
     selection.check_finite(fitted)
@@ -192,7 +192,7 @@ def _make(bench: Bench, spec: HeadSpec, refit_all: bool, on_progress: Progress) 
         train = protocol.rows
         (final,) = bench.run(bench.fits([spec], [Fold(train, _NONE, 0, 0)]))
         selection.check_finite([final])
-    return Made(fitted, final, train, rows, logits)
+    return TrainedHeads(fitted, final, train, rows, logits)
 
 
 def _nested(bench: Bench, specs: Sequence[HeadSpec], select: str, on_progress: Progress) -> tuple[Array, Array]:
@@ -212,7 +212,7 @@ def _nested(bench: Bench, specs: Sequence[HeadSpec], select: str, on_progress: P
 
 
 def _sides(
-    bench: Bench, spec: HeadSpec, trained: Made, nested: tuple[Array, Array] | None
+    bench: Bench, spec: HeadSpec, trained: TrainedHeads, nested: tuple[Array, Array] | None
 ) -> dict[str, tuple[Array, Array]]:
     """Rows and logits by side. This is the moment at which the rows of `test` are read."""
 
@@ -240,7 +240,9 @@ def _chose(ranked: Sequence[Candidate], rule: Any) -> list[str]:
     return [*(["head"] if len(ranked) > 1 else []), *(["operating_point"] if rule else [])]
 
 
-def _baselines(bench: Bench, spec: HeadSpec, trained: Made, report: SelectionSpec, device: str) -> dict[str, Any]:
+def _baselines(
+    bench: Bench, spec: HeadSpec, trained: TrainedHeads, report: SelectionSpec, device: str
+) -> dict[str, Any]:
     """Scored on test where there is one, on val otherwise."""
     protocol = bench.protocol
     on_test = len(protocol.test) > 0
@@ -334,7 +336,7 @@ def _key(
     other_stores: list[str],
 ) -> Json:
     """Everything that decides the result of a training: two with the same key are the same Run."""
-    labelled = [(task.image_ids[i], task.labels[i].tolist()) for i in task.known]
+    labelled = [(task.image_ids[i], task.labels[i].tolist()) for i in task.labelled]
     labels = [
         (name, [None if v != v else v for v in label] if isinstance(label, list) else label) for name, label in labelled
     ]
@@ -354,7 +356,9 @@ def _key(
     }
 
 
-def _save(run_path: Path, record: Json, json_files: dict[str, Json], trained: Made, tables: dict[str, Table]) -> Run:
+def _save(
+    run_path: Path, record: Json, json_files: dict[str, Json], trained: TrainedHeads, tables: dict[str, Table]
+) -> Run:
     spec, n_folds = record["head"], len(trained.folds)
     files = {name: (json.dumps(value) + "\n").encode() for name, value in json_files.items()}
     if "history.csv" in tables:

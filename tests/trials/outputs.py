@@ -171,7 +171,7 @@ def held_elsewhere(path: Path) -> Iterator[int]:
     pid = os.fork()
     if not pid:
         try:
-            with durable.held(path):
+            with durable.locked(path):
                 os.write(write, b"!")
                 time.sleep(60)
         finally:

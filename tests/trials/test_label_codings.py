@@ -46,7 +46,7 @@ def test_the_same_number_or_the_same_to_the_eye_is_one_class(
     task = task_of(tmp_path, labels)
     assert task.classes == classes
     assert any("are read as one class" in note for note in task.notes)
-    assert len(task.known) == len(labels)
+    assert len(task.labelled) == len(labels)
 
 
 @pytest.mark.parametrize(

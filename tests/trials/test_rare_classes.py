@@ -83,7 +83,7 @@ def test_classes_are_left_out_and_joined_as_asked(
 ) -> None:
     task = Task.of(store, TargetSpec(**asked))  # type: ignore[arg-type]
     assert (task.classes, task.left_out) == (classes, left_out)
-    assert len(task.known) == N - sum(left_out.values())
+    assert len(task.labelled) == N - sum(left_out.values())
 
 
 def test_findings_are_left_out_and_joined_too(tmp_path: Path) -> None:

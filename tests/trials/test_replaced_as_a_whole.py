@@ -18,7 +18,7 @@ OLD, NEW = {"a": b"old", "b": b"old"}, {"a": b"new", "c": b"new"}
 
 
 def put(path: Path, contents: dict[str, bytes]) -> None:
-    with durable.held(path):
+    with durable.locked(path):
         durable.write_folder(path, contents, owned=("a", "b", "c"))
 
 

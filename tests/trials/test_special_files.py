@@ -92,7 +92,7 @@ def test_a_file_of_a_run_is_named_for_what_it_is(material: Material, tmp_path: P
 def test_a_lock_is_a_file(tmp_path: Path, kind: str) -> None:
     make = SPECIAL.get(kind, lambda path: path.symlink_to(tmp_path / "elsewhere"))
     make(tmp_path / ".o.lock")
-    with pytest.raises(FeatcacheError), durable.held(tmp_path / "o"):
+    with pytest.raises(FeatcacheError), durable.locked(tmp_path / "o"):
         pass
     assert not (tmp_path / "elsewhere").exists()
 

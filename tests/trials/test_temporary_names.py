@@ -30,7 +30,7 @@ def test_a_link_that_waits_at_a_temporary_name_is_not_followed(tmp_path: Path, m
     assert (tmp_path / "victim").read_text() == "mine"
     for pid in (os.getpid(), os.getpid() + 1):
         (tmp_path / f".f.{pid}.tmp").symlink_to(tmp_path / "victim")
-    with durable.held(tmp_path / "f"):
+    with durable.locked(tmp_path / "f"):
         durable.write_bytes(tmp_path / "f", b"new")
     assert (tmp_path / "victim").read_text() == "mine"
     assert (tmp_path / "f").read_bytes() == b"new"
@@ -88,10 +88,10 @@ def test_what_a_living_writer_writes_is_not_swept(tmp_path: Path) -> None:
         (alive,) = tmp_path.glob(".f.*.tmp")
         time.sleep(0.1)
         (tmp_path / f".f.{'a' * 16}.tmp").write_bytes(b"half")
-        with durable.held(tmp_path / "f"):
+        with durable.locked(tmp_path / "f"):
             assert [path.name for path in tmp_path.glob(".f.*.tmp")] == [alive.name]
     finally:
         os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
-    with durable.held(tmp_path / "f"):
+    with durable.locked(tmp_path / "f"):
         assert list(tmp_path.glob(".f.*.tmp")) == []

@@ -41,7 +41,7 @@ def test_a_store_that_is_reached_through_links_has_one_lock(material: Material, 
     for place in (tmp_path / "link.h5", tmp_path / "folder" / "o.h5", tmp_path / "disk" / "o.h5"):
         with held_elsewhere(tmp_path / "disk" / "o.h5"), pytest.raises(StoreLocked):
             write(material, place)
-        with durable.held(place):
+        with durable.locked(place):
             assert durable.writer_of(tmp_path / "disk" / "o.h5")
     write(material, tmp_path / "link.h5")
     assert (tmp_path / "disk" / "o.h5").is_file()
@@ -51,20 +51,20 @@ def test_a_store_that_is_reached_through_links_has_one_lock(material: Material, 
 def test_kinds_of_outputs_share_the_lock_of_a_path(material: Material, tmp_path: Path) -> None:
     """A fusion file, an export and a pass that go to one name."""
     for kind in ("fusion", "h5", "store"):
-        with durable.held(tmp_path / "o.h5"), pytest.raises(StoreLocked, match="is being written by"):
+        with durable.locked(tmp_path / "o.h5"), pytest.raises(StoreLocked, match="is being written by"):
             WRITERS[kind][1](material, tmp_path / "o.h5")
 
 
 def test_to_ask_who_writes_does_not_free_the_lock(tmp_path: Path) -> None:
     """POSIX frees a lock when any descriptor of its file is closed in the process that holds it."""
     path = tmp_path / "o"
-    with durable.held(path):
+    with durable.locked(path):
         assert durable.writer_of(path) == f"pid {os.getpid()} on {os.uname().nodename}"
         pid = os.fork()
         if not pid:
             code = 0
             try:
-                with durable.held(path):
+                with durable.locked(path):
                     code = 1
             except StoreLocked:
                 code = 11
@@ -76,7 +76,7 @@ def test_to_ask_who_writes_does_not_free_the_lock(tmp_path: Path) -> None:
 
 
 def test_folders_made_for_an_output_that_did_not_come_to_be_are_gone(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), durable.held(tmp_path / "a" / "b" / "o"):
+    with pytest.raises(ZeroDivisionError), durable.locked(tmp_path / "a" / "b" / "o"):
         raise ZeroDivisionError
     assert list(tmp_path.iterdir()) == []
 
@@ -84,6 +84,6 @@ def test_folders_made_for_an_output_that_did_not_come_to_be_are_gone(tmp_path: P
 def test_a_lock_left_by_a_killed_writer_is_no_lock(tmp_path: Path) -> None:
     with held_elsewhere(tmp_path / "o") as pid:
         os.kill(pid, signal.SIGKILL)
-        with durable.held(tmp_path / "o"):
+        with durable.locked(tmp_path / "o"):
             pass
     assert list(tmp_path.iterdir()) == []
