@@ -31,11 +31,11 @@ def choose(device: str) -> str:
         UsageError: torch cannot use it on this machine.
     """
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d{1,3})?", device):
-        raise UsageError(f"--device {device}: expected auto, cpu, cuda or cuda:N.")
+        raise UsageError(f"`device`={device}: expected auto, cpu, cuda or cuda:N.")
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UsageError(f"--device {device} cannot be used here: {str(error).splitlines()[0]}") from error
+        raise UsageError(f"`device`={device} cannot be used here: {str(error).splitlines()[0]}") from error
     return device

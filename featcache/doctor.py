@@ -108,7 +108,7 @@ def _libraries() -> Iterator[Finding]:
                       "python -m pip install FOLDER, with that of the sources")  # fmt: skip
         return
     if unmet := [text for text in map(_unmet, needed) if text]:
-        yield Finding("libraries", PROBLEM, "; ".join(unmet), "python -m pip install --upgrade featcache")
+        yield Finding("libraries", PROBLEM, "; ".join(unmet), "install featcache again with pip")
         return
     versions = ", ".join(f"{requirement.name} {metadata.version(requirement.name)}" for requirement in needed)
     yield Finding("libraries", WELL, versions)
@@ -152,9 +152,9 @@ def _compiler() -> Finding:
 
     compiler = cpp_compiler()
     if compiler:
-        return Finding("--compile", WELL, f"C++ compiler {compiler}")
+        return Finding("compiler", WELL, f"C++ compiler {compiler}")
     return Finding(
-        "--compile", NOTE, "no C++ compiler: on a CPU the network runs uncompiled", "Debian: apt install g++"
+        "compiler", NOTE, "no C++ compiler: on a CPU the network runs uncompiled", "Debian: apt install g++"
     )
 
 
@@ -166,7 +166,7 @@ def _weights() -> Finding:
     text = f"{len(cached)} of {len(of_hub)} suggested backbones in {weights.cache_folder()}"
     if weights.hub_is_reachable():
         return Finding("pretrained weights", WELL, f"{text}; the hub can be reached")
-    remedy = "connect once, copy the cache of a connected machine, or give --weights FILE"
+    remedy = "connect once, copy the cache of a connected machine, or name a file of weights"
     return Finding("pretrained weights", NOTE, f"{text}; the hub cannot be reached", remedy)
 
 

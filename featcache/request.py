@@ -66,7 +66,7 @@ class BackboneSpec:
 def check_weights(weights: str | None) -> None:
     """Raises UsageError for a file of weights that is not there."""
     if weights is not None and not weights.startswith("random:") and not os.path.isfile(weights):
-        raise UsageError(f"--weights {weights}: no such file (a local .safetensors or .pth, or random:SEED).")
+        raise UsageError(f"`weights`={weights}: no such file (a local .safetensors or .pth, or random:SEED).")
 
 
 @dataclass(frozen=True)

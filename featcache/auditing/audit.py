@@ -230,7 +230,7 @@ def _above(
         if n_near <= n:
             return pairs, cosine, None
     share, low = suspects.how_alike(x, content, threshold, few, seed)
-    way_out = "no other tells them apart" if low is None else f"--near {low:g} leaves about {few:,} pairs"
+    way_out = "no other tells them apart" if low is None else f"`near`={low:g} leaves about {few:,} pairs"
     of_all = f"near copies: the images are alike throughout: {share:.1%} of all pairs have a cosine of {threshold:g}"
     if near_pairs is not None and n_near <= _TELLS_NOTHING * n * (n - 1) / 2:
         notes.append(f"{of_all} or more; {way_out}")

@@ -175,7 +175,7 @@ def load(spec: BackboneSpec, device: str = "cpu") -> Backbone:
 def check_precision(precision: str, device: str) -> None:
     """Raises UsageError where a device has no such arithmetic."""
     if device == "cpu" and precision not in _CPU_PRECISIONS:
-        raise UsageError(f"--precision {precision} needs a GPU; on the CPU there are {' and '.join(_CPU_PRECISIONS)}.")
+        raise UsageError(f"`precision`={precision} needs a GPU; on the CPU there are {' and '.join(_CPU_PRECISIONS)}.")
 
 
 # --- names ------------------------------------------------------------------------------------------------------------
@@ -266,9 +266,9 @@ def _divided(module: nn.Module) -> tuple[str, Cut]:
         last_stage = groups(module, coarse=True)[-1]
         divided = cut(module, last_stage)
     except UsageError as error:
-        raise UsageError(f"--tap boundary: the last stage of this backbone is not known. {error}") from error
+        raise UsageError(f"the tap boundary: the last stage of this backbone is not known. {error}") from error
     if divided.trunk is None:
-        raise UsageError("--tap boundary: nothing lies before the last stage of this backbone.")
+        raise UsageError("the tap boundary: nothing lies before the last stage of this backbone.")
     return last_stage[0], divided
 
 

@@ -36,7 +36,7 @@ _MAX_WAYS = 6  # to read a checkpoint, which are tried one after another
 _DO_NOT_FIT = (RuntimeError, KeyError, AttributeError, IndexError, ValueError, TypeError, AssertionError)
 _WAYS_OUT = (
     "Connect once (weights are then cached), copy the hub cache of a connected machine, pass a local file with "
-    "--weights FILE.safetensors, or ask for random weights with --weights random:0."
+    "`weights`=FILE.safetensors, or ask for random weights with `weights`=random:0."
 )
 
 
@@ -105,7 +105,7 @@ def config_of(name: str) -> dict[str, Any]:
 def _random(arch: str, weights: str) -> nn.Module:
     seed = weights.removeprefix("random:")
     if not re.fullmatch(r"[0-9]{1,18}", seed):
-        raise UsageError(f"--weights {weights[:40]}: the seed must be a whole number, as in random:0.")
+        raise UsageError(f"`weights`={weights[:40]}: the seed must be a whole number, as in random:0.")
     _check_memory(arch)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(seed))
@@ -202,8 +202,8 @@ def _fetch(name: str, config: Mapping[str, Any]) -> Path:
     repository = config.get("hf_hub_id")
     if not repository:
         raise WeightsUnavailable(
-            f"{name} has no pretrained weights. Pass a local file with --weights FILE.safetensors, or ask for random "
-            "weights with --weights random:0."
+            f"{name} has no pretrained weights. Pass a local file with `weights`=FILE.safetensors, or ask for random "
+            "weights with `weights`=random:0."
         )
     if path := cached(name, config):
         return path

@@ -153,7 +153,7 @@ def _decoding(
     started = time.perf_counter()
     decoded, n_bytes = canaries.timed(transforms, augmentations, N_TIMED, n_decoders)
     if not decoded:
-        raise FeatcacheError("none of the images that were tried can be decoded: embed without --dry-run says why.")
+        raise FeatcacheError("none of the images that were tried can be decoded: embedding them says why.")
     moments = [started] * n_decoders + sorted(when for when, _ in decoded)
     n_timed = len(decoded) - n_decoders if len(decoded) > n_decoders else len(decoded)
     seconds = (moments[-1] - moments[-1 - n_timed]) / n_timed
@@ -205,14 +205,14 @@ def _advice(decoding: bool, decode: DecodeSpec, networks: Sequence[Network], n_d
     """What would shorten the longer of the two."""
     n_cores = os.cpu_count() or 1
     if decoding:
-        more = [f"--workers {n_cores}: there are as many cores"] if n_decoders < n_cores else []
-        fast = [] if decode.fast else ["--decode fast: shortcuts that change pixels a little"]
+        more = [f"`workers`={n_cores}: there are as many cores"] if n_decoders < n_cores else []
+        fast = [] if decode.fast else ["`decode`=fast: shortcuts that change pixels a little"]
         return [*more, *fast, "copies of the images that are nearer to the input size"]
     advice = []
     if any(network.environment["device"] == "cpu" for network in networks):
-        advice.append("--device cuda, on a machine that has one")
+        advice.append("`device`=cuda, on a machine that has one")
         if any(network.answer.identity["precision"] == "float32" for network in networks):
-            advice.append("--precision bfloat16: other vectors, its drift is measured")
+            advice.append("`precision`=bfloat16: other vectors, its drift is measured")
     if not all(network.forward.is_compiled for network in networks):
-        advice.append("--compile on: a tenth to a third less, after half a minute or more")
-    return [*advice, "a smaller --input-size or backbone: other vectors"]
+        advice.append("`compile`=on: a tenth to a third less, after half a minute or more")
+    return [*advice, "a smaller `input_size` or backbone: other vectors"]

@@ -161,8 +161,8 @@ def _not_finite(features: Mapping[str, Array], failures: Mapping[int, object]) -
     bad = [int(row) for row in np.flatnonzero(~finite) if row not in failures]
     if len(bad) > max(1, _MAX_NOT_FINITE * n):
         raise InputOutputError(
-            f"the network gave values that are not finite for {len(bad)} of {n} images: its weights, --mean and --std "
-            f"or --precision are broken. Nothing of this part was kept."
+            f"the network gave values that are not finite for {len(bad)} of {n} images: its weights, `mean` and `std` "
+            f"or `precision` are broken. Nothing of this part was kept."
         )
     return dict.fromkeys(bad, ("not-finite", "the network gave a value that is not finite"))
 
@@ -184,11 +184,11 @@ def stored(vectors: Array, dtype: str) -> Array:
     size = np.array([np.linalg.norm(rows[i]) for i in whole])
     if not np.isfinite(lost).all():
         raise UsageError(
-            f"float16 ends at 65,504, and these vectors reach {np.abs(rows[whole]).max():,.0f}. Use --dtype float32."
+            f"float16 ends at 65,504, and these vectors reach {np.abs(rows[whole]).max():,.0f}. Use `dtype`=float32."
         )
     if (lost > _MAX_ROUNDING * size).any():
         raise UsageError(
             f"float16 would lose up to {np.max(lost / np.maximum(size, 1e-45)):.1%} of these vectors: their values are "
-            f"too small for it (the median is {np.median(np.abs(rows[whole])):.1g}). Use --dtype float32."
+            f"too small for it (the median is {np.median(np.abs(rows[whole])):.1g}). Use `dtype`=float32."
         )
     return rounded

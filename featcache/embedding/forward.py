@@ -151,7 +151,7 @@ class Forward:
         except Exception as error:  # dynamo, inductor and a C++ compiler in all their words
             reason = " ".join(str(error).split())[:200]
             if self._is_asked:
-                raise UsageError(f"--compile on: {self._backbone.name} cannot be compiled here: {reason}") from error
+                raise UsageError(f"`compile`=on: {self._backbone.name} cannot be compiled here: {reason}") from error
             self._on_note(f"going on without compiling, which failed: {reason}")
             self._network, self.is_compiled = self._backbone, False
             return self._network(batch)
@@ -161,7 +161,7 @@ class Forward:
         device = self._backbone.device
         if n == 1:
             raise InputOutputError(
-                f"{device} has not enough memory for one image of {height} x {width}: choose another --device, or a "
+                f"{device} has not enough memory for one image of {height} x {width}: choose another `device`, or a "
                 "smaller network."
             ) from error
         with self._warming:
@@ -193,7 +193,7 @@ def _is_to_be_compiled(backbone: Backbone, compile_: str, n_images: int, on_note
     has_compiler = _has_compiler(kind)
     if compile_ == "on":
         if not has_compiler:
-            raise UsageError("--compile on needs a C++ compiler (Debian: apt install g++); none was found.")
+            raise UsageError("`compile`=on needs a C++ compiler (Debian: apt install g++); none was found.")
         on_note("compiling the network, which takes half a minute or more (less where it was compiled before).")
         return True
     if not has_compiler or kind not in _WORTH_COMPILING:
@@ -203,7 +203,7 @@ def _is_to_be_compiled(backbone: Backbone, compile_: str, n_images: int, on_note
         return False
     on_note(
         f"compiling the network first: {n_images:,} images of {flops / 1e9:.1f} billion operations are worth the "
-        "minute it takes (--compile off does without)."
+        "minute it takes (`compile`=off does without)."
     )
     return True
 
@@ -255,11 +255,11 @@ def for_learning(module: nn.Module, sample: Tensor, n_images: int, compile_: str
     kind = sample.device.type
     if compile_ == "off" or kind not in _WORTH_COMPILING or not _has_compiler(kind):
         if compile_ == "on":
-            raise UsageError("--compile on needs a C++ compiler (Debian: apt install g++); none was found.")
+            raise UsageError("`compile`=on needs a C++ compiler (Debian: apt install g++); none was found.")
         return module
     if compile_ == "auto" and not _is_worth_it(kind, 3.0 * n_images * _operations(lambda: _unmoved(module, sample))):
         return module
-    on_note("compiling the part that learns, which takes about a minute (--compile off does without).")
+    on_note("compiling the part that learns, which takes about a minute (`compile`=off does without).")
     _keep_compiled_code()
     compiled: Any = torch.compile(module, dynamic=True)
     return _OrPlain(module, compiled, on_note)

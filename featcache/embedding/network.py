@@ -197,7 +197,7 @@ class Network:
         self._drift = forward.drift(self._machine.canaries(self.transform))
         if self._drift is not None:
             differences = (
-                "" if self._drift >= BOUND else f", below {BOUND}: the vectors are others, --precision float32 is exact"
+                "" if self._drift >= BOUND else f", below {BOUND}: the vectors are others, `precision`=float32 is exact"
             )
             precision = self.answer.identity["precision"]
             self._on_note(

@@ -118,7 +118,7 @@ def embed_all(
         NoSpace, AccessDenied, InputOutputError: everything finished is kept; the same call continues.
     """
     if part_rows is not None and part_rows < 1:
-        raise UsageError(f"--part-rows must be at least 1, got {part_rows}.")
+        raise UsageError(f"`part_rows` must be at least 1, got {part_rows}.")
     for path in specs:
         check_unlocked(path)
     caches = {path: FileCache.read(path) for path in specs}
@@ -205,9 +205,9 @@ def networks_of(
 ) -> dict[Path, Network]:
     """Store -> what is asked of its network, with "auto" settled."""
     if dtype not in STORED_DTYPES:
-        raise UsageError(f"--dtype {dtype}: {' or '.join(STORED_DTYPES)} is expected.")
+        raise UsageError(f"`dtype`={dtype}: {' or '.join(STORED_DTYPES)} is expected.")
     if machine.compile not in COMPILE:
-        raise UsageError(f"--compile {machine.compile}: {', '.join(COMPILE)} is expected.")
+        raise UsageError(f"`compile`={machine.compile}: {', '.join(COMPILE)} is expected.")
     networks = {}
     for path, spec in specs.items():
         settled = settle(spec, held_precision(path), machine.device, canaries, on_note)
@@ -224,7 +224,7 @@ def store_paths(output: Path, names: Sequence[str]) -> dict[str, Path]:
     if len(names) == 1:
         return {names[0]: output}
     if len(set(names)) < len(names):
-        raise UsageError(f"--backbone: each once, got {', '.join(names)}.")
+        raise UsageError(f"`backbone` names each network once, got {', '.join(names)}.")
     if output.suffix in (".h5", ".hdf5") or output.is_file():
         raise UsageError(f"-o {output}: {len(names)} backbones make as many stores; give the name of a folder.")
     return {name: output / f"{name.replace('/', '_')}.h5" for name in names}
@@ -390,7 +390,7 @@ class _Pass:
                 any_good = True
             elif self.options.strict:
                 name = self.manifest.image_ids[row]
-                raise FeatcacheError(f"--strict: {name!r}: {image.failure[1]}. What was finished before it is kept.")
+                raise FeatcacheError(f"`strict`: {name!r}: {image.failure[1]}. What was finished before it is kept.")
             else:
                 failed[image.failure[1]] += 1
             if not any_good and failed.total() == _HOPELESS:

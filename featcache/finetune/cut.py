@@ -59,18 +59,18 @@ def unfrozen(module: nn.Module, selection: str, freeze_bn: str = "no") -> list[s
         module: of a `backbones.Backbone`.
         selection: "last-block", "last-stage" (what follows the last block belongs to both), "all", a whole number n
             for the last n blocks, or a regular expression that is searched in the names of the parameters.
-        freeze_bn: "yes" leaves batch norm_layers out, else "no".
+        freeze_bn: "yes" leaves batch norms out, else "no".
 
     Raises:
         UsageError: it matches nothing, with the names of some blocks; or the network has no such blocks; or nothing is
-            left of it without norm_layers.
+            left of it without norms.
     """
     if freeze_bn == "yes":
         every = unfrozen(module, selection)
         still = {f"{owner}.{name}" for owner, norm in _batch_norms(module) for name, _ in norm.named_parameters()}
         if left := [name for name in every if name not in still]:
             return left
-        raise UsageError(f"--freeze-bn yes: nothing but batch norms is in --unfreeze {selection}.")
+        raise UsageError(f"`freeze_bn`=yes: nothing but batch norms is in `unfreeze`={selection}.")
     names = [name for name, _ in module.named_parameters()]
     if selection == "all":
         return names
@@ -84,7 +84,7 @@ def unfrozen(module: nn.Module, selection: str, freeze_bn: str = "no") -> list[s
 
 
 def freeze_bn_of(backbone: backbones.Backbone, stages: Sequence[Stage], freeze_bn: str) -> str:
-    """What becomes of batch norm_layers that would learn: `freeze_bn`, "auto" resolved to "yes" or "no"."""
+    """What becomes of batch norms that would learn: `freeze_bn`, "auto" resolved to "yes" or "no"."""
     if freeze_bn != "auto":
         return freeze_bn
     learning = {name.rpartition(".")[0] for stage in stages for name in unfrozen(backbone.module, stage.unfreeze)}
@@ -105,7 +105,7 @@ def _is_without_statistics(norm: _BatchNorm) -> bool:
 def _last(blocks: Sequence[Sequence[str]], n: int) -> list[str]:
     if not 1 <= n <= len(blocks):
         raise UsageError(
-            f"--unfreeze {n}: this backbone has {len(blocks)} blocks, so that from 1 to {len(blocks)} may learn."
+            f"`unfreeze`={n}: this backbone has {len(blocks)} blocks, so that from 1 to {len(blocks)} may learn."
         )
     return [name for block in blocks[-n:] for name in block]
 
@@ -114,10 +114,10 @@ def _matching(module: nn.Module, names: Sequence[str], pattern: str) -> list[str
     try:
         searched = re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as error:
-        raise UsageError(f"--unfreeze {pattern!r} is no regular expression: {error}. {_choices(module)}") from error
+        raise UsageError(f"`unfreeze`={pattern!r} is no regular expression: {error}. {_choices(module)}") from error
     if matches := [name for name in names if searched.search(name)]:
         return matches
-    raise UsageError(f"--unfreeze {pattern!r} is in the name of no parameter. {_choices(module)}")
+    raise UsageError(f"`unfreeze`={pattern!r} is in the name of no parameter. {_choices(module)}")
 
 
 def _choices(module: nn.Module) -> str:

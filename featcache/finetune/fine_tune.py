@@ -95,9 +95,9 @@ def fine_tune(
     """
     started = time.perf_counter()
     if (images is None) == (store is None):
-        raise UsageError("fine-tune needs the images of the Run (--images), or a store of them (--from-cache).")
+        raise UsageError("fine-tuning needs either the images of the Run (`images`) or a store of them (`from_cache`).")
     if augmentations and store is None:
-        raise UsageError("--augmentations are those of a store: give it with --from-cache.")
+        raise UsageError("`augmentations` are stored in a store: give it as `from_cache`.")
     recipe = replace(recipe, augment=None) if store is not None else recipe
     run = replace(run, path=_named(run.path))
     device = _checked(machine, recipe)
@@ -246,7 +246,7 @@ def _settled(backbone: Backbone, recipe: Recipe, callbacks: Callbacks) -> Recipe
     if freeze_bn != recipe.freeze_bn and freeze_bn == "yes":
         callbacks.on_note(
             "the batch norms of these weights hold no statistics (mean 0, variance 1), as where they were folded into "
-            "the convolutions: they stay as they are (--freeze-bn no has them learn)."
+            "the convolutions: they stay as they are (`freeze_bn`=no trains them)."
         )
     return replace(recipe, freeze_bn=freeze_bn)
 

@@ -130,7 +130,7 @@ class StoreInputs:
         if below := sorted(set(names) - set(self._stage)):
             raise UsageError(
                 f"a store holds what enters the last stage, and {below[0]} lies below it: unfreeze last-block or "
-                f"last-stage, or train from the images (--images)."
+                f"last-stage, or train from the images (`images`)."
             )
         yield self._tail, self._source
 
@@ -216,10 +216,10 @@ def rows_of(
         InputsChanged: it lacks some of the images, or has others under their names.
     """
     if BOUNDARY not in store.taps or (with_views and BOUNDARY_VIEWS not in store.taps):
-        views = " --augmentations K" if with_views else ""
+        views = " and augmented copies" if with_views else ""
         raise UsageError(
-            f"{store.path} has no {BOUNDARY_VIEWS if BOUNDARY in store.taps else BOUNDARY}. Make such a store: "
-            f"featcache embed IMAGES -o WITH_BOUNDARY.h5 --tap pooled --tap boundary{views} …"
+            f"{store.path} has no {BOUNDARY_VIEWS if BOUNDARY in store.taps else BOUNDARY}. Embed the "
+            f"images into another store with the taps pooled and boundary{views}."
         )
     if differences:
         fields = "\n  ".join(differences)

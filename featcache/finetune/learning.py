@@ -117,6 +117,6 @@ def in_our_words() -> Iterator[None]:
         if "more than 1 value per channel" not in str(error):
             raise
         raise UsageError(
-            "a batch norm that learns cannot see one image at a time: a larger --batch-size, a smaller "
-            "--grad-accumulation, or an --unfreeze without such norms."
+            "a batch norm that learns cannot see one image at a time: use a larger `batch_size`, a smaller "
+            "`grad_accumulation`, or an `unfreeze` without such norms."
         ) from error

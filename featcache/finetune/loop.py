@@ -227,7 +227,7 @@ class Tuner:
             if state.best_score == -math.inf:
                 raise UsageError(
                     f"{self._recipe.select} does not exist on held rows of one class, so no epoch is the best by it. "
-                    f"Choose --select loss, or divide the rows otherwise."
+                    f"Choose `select`=loss, or divide the rows otherwise."
                 )
         state.epoch += 1
         factor = moving.watcher.factor(state.epoch - state.before_stage)
@@ -292,7 +292,7 @@ class Tuner:
         if size > 1 and fewest < 2 * size:
             raise UsageError(
                 f"{size} processes cannot share {fewest} images, of a batch in {pieces} piece(s), with two for each: a "
-                f"larger --batch-size, a smaller --grad-accumulation, or fewer processes."
+                f"larger `batch_size`, a smaller `grad_accumulation`, or fewer processes."
             )
 
     def _pieces(self, batch: Array) -> list[Array]:
@@ -355,7 +355,7 @@ class Tuner:
         return logits
 
     def _diverged(self) -> UsageError:
-        return UsageError(f"the training diverged in epoch {self._state.epoch}: lower --lr and --backbone-lr.")
+        return UsageError(f"the training diverged in epoch {self._state.epoch}: lower `lr` and `backbone_lr`.")
 
     def _plain(self, learner: Learner, inputs: Array) -> Array:
         logits: Array = learner(learner.entering(inputs), []).float().cpu().numpy()

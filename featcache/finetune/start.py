@@ -77,7 +77,7 @@ class Start:
             raise UsageError(f"{run.path} has a {run.spec.kind} head; phase 2 needs one on vectors: linear or mlp.")
         if run.record["asked"].get("refit_all"):
             raise UsageError(
-                f"{run.path} was trained on its validation rows as well (--refit-all), and they could not choose "
+                f"{run.path} was trained on its validation rows as well (`refit_all`), and they could not choose "
                 f"anything any more. Train the head again without it."
             )
         task, protocol = run.task(), run.protocol()

@@ -155,7 +155,7 @@ def _from_columns(store: Rows, columns: Mapping[str, list[str]], keys: Sequence[
             if texts[i] and values[row] and texts[i] != values[row]:
                 raise UsageError(
                     f"{store.path}: the images of {spec.by} {key!r} have different texts as {spec.texts[i]}. Give the "
-                    f"texts of the studies with --reports."
+                    f"texts of the studies as `reports`."
                 )
             texts[i] = texts[i] or values[row]
     return {key: tuple(texts) for key, texts in by_name.items()}
@@ -201,7 +201,7 @@ def _coverage(keys: Sequence[str], reports: Reports, n_unnamed: int, spec: Fusio
     both = [name for name in names if name in n_images and name in with_text]
     kept = both if spec.complete else names
     if not kept:
-        raise UsageError("no study has both images and text, and --complete leaves out all others.")
+        raise UsageError("no study has both images and text, and `complete` leaves out all others.")
     coverage = {
         "studies": len(names),
         "with_image_and_text": len(both),
@@ -267,7 +267,7 @@ def _side_of_group(
         examples = "; ".join(" and ".join(pair) for pair in first[:_SHOWN])
         raise UsageError(
             f"{len(crossing)} studies, or sets of studies that share a patient or an image, are on two sides of the "
-            f"split. The first: {examples}. Mend the split, or train the Run with --group-by."
+            f"split. The first: {examples}. Mend the split, or train the Run with `group_by`."
         )
     return {group: min(subsets) for group, subsets in members.items()}
 
@@ -287,7 +287,7 @@ def _of_studies(
             examples = ", ".join(repr(names[i]) for i in differing[:_SHOWN])
             raise UsageError(
                 f"{len(differing)} studies have images of several groups (patients), the first {examples}. Mend the "
-                f"column group, or choose another key with --by."
+                f"column group, or choose another key as `by`."
             )
         if name == "label" or name in also.columns:
             conflicts |= {name: len(differing)} if differing else {}

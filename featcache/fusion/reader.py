@@ -162,7 +162,7 @@ class Studies:
             CorruptStore: as `vectors`.
         """
         if "image_tokens" not in self._held.file:
-            raise UsageError(f"{self.path} has no tokens. Export it again with --tap grid.")
+            raise UsageError(f"{self.path} has no tokens. Export it again with the tap grid.")
         return self._numbers("image_tokens", rows)
 
     @cached_property
@@ -222,7 +222,7 @@ class Studies:
             UsageError: the file has none.
         """
         if not self.classes:
-            raise UsageError(f"{self.path} has no logits. Export it again with --run RUN.")
+            raise UsageError(f"{self.path} has no logits. Export it again with a Run (`run`).")
         return self._array("logits")
 
     @cached_property

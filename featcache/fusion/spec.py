@@ -37,9 +37,9 @@ class FusionSpec:
         if len(set(self.texts)) < len(self.texts) or any("/" in text or text.startswith(".") for text in self.texts):
             raise ValueError(f"texts are named once each, without '/' or a leading '.', got {', '.join(self.texts)}")
         if self.reports is not None and not self.texts:
-            raise ValueError("reports need the names of their text columns: --text findings --text impression")
+            raise ValueError("`reports` need the names of their text columns (`texts`), for example findings and impression")
         if self.reports is None and self.on is not None:
-            raise ValueError("--on is a column of --reports, and there are none")
+            raise ValueError("`on` is a column of `reports`, and there are none")
 
     @property
     def key(self) -> str:

@@ -42,7 +42,7 @@ def check(store: Store, specs: Sequence[HeadSpec], tta: bool) -> None:
         if (tap := tap_of(spec)) not in store.taps:
             raise UsageError(
                 f"{store.path} has no {tap!r} features, which a {spec.kind} head works on; it has "
-                f"{', '.join(store.taps)}. Make one with them: featcache embed --tap pooled --tap grid."
+                f"{', '.join(store.taps)}. Embed the images again with the taps pooled and grid."
             )
         if tta and tap != POOLED:
             raise UsageError(f"a {spec.kind} head works on {tap} features, which have no views to average.")
@@ -53,7 +53,7 @@ def check(store: Store, specs: Sequence[HeadSpec], tta: bool) -> None:
 def _check_views(store: Store) -> None:
     if VIEWS not in store.taps:
         raise UsageError(
-            f"{store.path} has no augmented views. Make a store with them: featcache embed --augmentations K."
+            f"{store.path} has no augmented views. Embed the images again with `augmentations`."
         )
     (stored, _), (pooled, _) = store.shape(f"features/{VIEWS}"), store.shape(f"features/{POOLED}")
     if len(stored) != 3 or stored[1] < 1 or stored[2:] != pooled[1:]:

@@ -138,7 +138,7 @@ def _integers(band: Image.Image) -> Array:
 
 def _from_floats(image: Image.Image, spec: DecodeSpec) -> Image.Image:
     if spec.float_range is None:
-        raise ImageError("mode", "float pixels have no stated range; --float-range LOW,HIGH states it")
+        raise ImageError("mode", "float pixels have no stated range; state it as `float_range` (LOW,HIGH)")
     low, high = spec.float_range
 
     def scaled(band: Image.Image) -> Image.Image:

@@ -317,7 +317,7 @@ def outside(manifest: Manifest) -> dict[str, str]:
     folder = manifest.source if manifest.source.is_dir() else manifest.source.parent
     inside = os.path.join(os.path.realpath(folder), "")  # ends with one separator, also where the folder is /
     return {
-        image_id: "leads out of the folder (allow it with --allow-outside)"
+        image_id: "leads out of the folder (`allow_outside` allows it)"
         for image_id, path in zip(manifest.image_ids, manifest.paths, strict=True)
         if not os.path.realpath(path).startswith(inside)
     }
@@ -325,13 +325,13 @@ def outside(manifest: Manifest) -> dict[str, str]:
 
 def _with_groups(manifest: Manifest, pattern: str) -> Manifest:
     if "group" in manifest.columns:
-        raise UsageError(f"{manifest.source} has a column group already: drop it, or drop --group-pattern.")
+        raise UsageError(f"{manifest.source} has a column group already: drop it, or drop `group_pattern`.")
     try:
         compiled = re.compile(pattern)
     except re.error as error:
-        raise UsageError(f"--group-pattern {pattern!r} is not a regular expression: {error}.") from error
+        raise UsageError(f"`group_pattern`={pattern!r} is not a regular expression: {error}.") from error
     if compiled.groups == 0:
-        raise UsageError(f"--group-pattern {pattern!r} captures nothing: put the part that names the group in (…).")
+        raise UsageError(f"`group_pattern`={pattern!r} captures nothing: put the part that names the group in (…).")
     matches = [compiled.search(image_id) for image_id in manifest.image_ids]
     captured = ["/".join(part for part in match.groups() if part) if match else "" for match in matches]
     groups = [group or image_id for group, image_id in zip(captured, manifest.image_ids, strict=True)]

@@ -123,11 +123,11 @@ def predict(
     started = time.perf_counter()
     output, keep = Path(output), Path(keep) if keep is not None else None
     if (images is None) == (store is None):
-        raise UsageError("predict needs images, or a store of their vectors (--store).")
+        raise UsageError("predict needs `images`, or a store of their vectors (`store`).")
     check_timeout(options.get("timeout_s", TIMEOUT_S))
     _check_output(output, [keep, store.path if store else None, images.source if images else None, predictor.path])
     if store is not None and keep is not None:
-        raise UsageError(f"--keep {keep}: the vectors are those of a store already.")
+        raise UsageError(f"`keep`={keep}: the vectors are those of a store already.")
     with durable.output(output, _is_answer, "answer"):
         if store is not None:
             predictions, manifest = predictor.of_store(store), Manifest([], [], {}, store.path)

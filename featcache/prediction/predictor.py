@@ -106,7 +106,7 @@ class Predictor:
         unpacked: a folder that is removed when this is no longer used.
         """
         if precision is not None and precision not in PRECISIONS:
-            raise UsageError(f"--precision must be one of {', '.join(PRECISIONS)}, got {precision!r}.")
+            raise UsageError(f"`precision` must be one of {', '.join(PRECISIONS)}, got {precision!r}.")
         self.run, self.path, self.model = run, path, Model.of(run)
         self._weights, self._device, self._precision = weights, device, precision
         remove = partial(shutil.rmtree, unpacked, ignore_errors=True) if unpacked else lambda: None

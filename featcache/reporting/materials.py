@@ -173,15 +173,15 @@ def _vectors(run_view: RunView, opened_stores: Sequence[Store], opened: ExitStac
 def _why_none(run_view: RunView, other_paths: Sequence[Path]) -> str:
     if (run_view.run.path / WEIGHTS).exists():
         return (
-            f"this Run has a network of its own, and no store of its vectors is given: featcache predict "
-            f"{printable(str(run_view.run.path))} IMAGES -o tuned.csv --keep tuned.h5, then give --store tuned.h5"
+            f"this Run has a network of its own, and no store of its vectors is given: predict "
+            f"the images with {printable(str(run_view.run.path))} and keep their vectors (`keep`), then give that file as `store`"
         )
     if run_view.is_external and not other_paths:
-        return "no store of the vectors of these images is at hand: give --store, or evaluate with --keep STORE.h5"
+        return "no store of the vectors of these images is at hand: give one as `store`, or evaluate again and keep the vectors (`keep`)"
     name = printable(run_view.record["store"]["name"])
     if other_paths:
-        return f"the {name} that is there holds other vectors or other images than those of this Run: give --store"
-    return f"{name or 'it'} is not beside or above the Run, nor in the current folder: give --store"
+        return f"the {name} that is there holds other vectors or other images than those of this Run: give the right one as `store`"
+    return f"{name or 'it'} is not beside or above the Run, nor in the current folder: give it as `store`"
 
 
 def _candidates(run_view: RunView) -> Iterator[Path]:
@@ -261,7 +261,7 @@ def _check_named(run_views: Sequence[RunView], manifest: Manifest | None) -> Non
 def _why_unseen(run_view: RunView, paths: Mapping[int, Path], manifest: Manifest | None) -> str:
     """Which images of a Run are not at hand."""
     if manifest is None:
-        return "" if paths else "Give the images (--images FOLDER) to see them here."
+        return "" if paths else "Give the images as `images` to see them here."
     absent = [name for i, name in enumerate(run_view.printable_names) if i not in paths]
     if not absent:
         return ""

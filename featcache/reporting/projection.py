@@ -200,7 +200,7 @@ def check_umap() -> None:
     try:
         importlib.import_module("umap")
     except ImportError as error:
-        raise UsageError("--umap needs the extra umap: pip install 'featcache[umap]'.") from error
+        raise UsageError("`umap` needs the extra umap: pip install 'featcache[umap]'.") from error
 
 
 def _umap(x: Array) -> Array:

@@ -213,7 +213,7 @@ def _check_columns(run_views: Sequence[RunView], materials: Sequence[Material], 
             if material.vectors and decisions.column_of(run_view, name, material.vectors) is None:
                 has = sorted({*material.vectors.store.columns, decisions.FOLDER})
                 raise UsageError(
-                    f"{material.vectors.store.path} has no column {name!r} for --by; it has {', '.join(has)}."
+                    f"{material.vectors.store.path} has no column {name!r} for `by`; it has {', '.join(has)}."
                 )
 
 

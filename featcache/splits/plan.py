@@ -292,7 +292,7 @@ def _crossing_message(crossing: list[int], groups: Array, side_of: Array, row_na
         examples.append(f"{row_names[first]} ({side_of[first]}) and {row_names[other]} ({side_of[other]})")
     return (
         f"{len(crossing)} group(s) or identical images are on two sides of the given split, so its scores would be too "
-        f"good. The first: {'; '.join(examples)}. Mend the split column, or group by another column with --group-by."
+        f"good. The first: {'; '.join(examples)}. Mend the split column, or group by another column with `group_by`."
     )
 
 

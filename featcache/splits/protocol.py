@@ -228,7 +228,7 @@ def _folds(task: Task, spec: SplitSpec, groups: Array, train: Array, val: Array)
         if not len(train):
             raise UsageError("the split column leaves no labelled image to train on.")
         if spec.n_repeats > 1:
-            raise UsageError("the store's own validation rows cannot be drawn anew. Give --val-fraction or --folds.")
+            raise UsageError("the store's own validation rows cannot be drawn anew. Give `val_fraction` or `n_splits`.")
         return [Fold(train, val, 0, 0)]
     strata, fraction = task.strata(pool, groups, 2), spec.val_fraction
     fraction = DEFAULT_VAL_FRACTION if fraction is None else fraction

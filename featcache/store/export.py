@@ -123,7 +123,7 @@ def _taps(store: Store, requested: Sequence[str], path: Path) -> list[str]:
     if path.suffix.lower() == ".h5" and taps != store.taps:
         raise UsageError(
             f"{path} would be a store, and a store has all the arrays that its identity names: "
-            f"{', '.join(store.taps)}. Leave --tap away, or write .npz, .parquet or .safetensors."
+            f"{', '.join(store.taps)}. Leave `taps` out, or write .npz, .parquet or .safetensors."
         )
     return taps
 
@@ -209,7 +209,7 @@ def _safetensors(chosen: _Selection, path: Path) -> None:
     if len(data) > _MAX_HEADER_BYTES:
         raise UsageError(
             f"{path}: names and columns take {len(data) / 1e6:,.0f} MB, and safetensors holds "
-            f"{_MAX_HEADER_BYTES / 1e6:,.0f} MB beside its tensors. Take fewer rows with --where, or .npz or .parquet."
+            f"{_MAX_HEADER_BYTES / 1e6:,.0f} MB beside its tensors. Take fewer rows with `where`, or .npz or .parquet."
         )
 
     def fill(raw: BinaryIO) -> None:

@@ -89,7 +89,7 @@ STORE = Kind(
 FUSION = Kind(
     "featcache fusion file", FUSION_FORMAT, FUSION_VERSION,
     ("format", "identity", "identity_sha256", "about", "datasets_sha256"), (),
-    "fusion file", "featcache export --by", "featcache export STORE.h5 {path} --by COLUMN", "Export it again.",
+    "fusion file", "featcache export-studies", "featcache export-studies STORE.h5 {path}", "Export it again.",
 )  # fmt: skip
 
 

@@ -104,7 +104,7 @@ class Scored:
         if len(ranked) > 1 and TEST not in self.sides and OUTER not in self.sides:
             notes.append(
                 f"the val rows chose the best of {len(ranked)} specs, so their numbers are too good; for numbers of "
-                f"rows that chose nothing give a test split, or --nested"
+                f"rows that chose nothing give a test split, or use `nested` folds"
             )
         if TEST in self.sides and (words := self._disagreement()):
             notes.append(words)

@@ -204,8 +204,8 @@ def _ranked(bench: Bench, fitted: Mapping[HeadSpec, Sequence[Fitted]], select: s
     ranked = sorted(candidates, key=lambda candidate: -candidate.mean)
     if ranked[0].mean == -np.inf and any(candidate.means for candidate in ranked):
         raise UsageError(
-            f"{select} does not exist on held rows of one class, so it ranks nothing. Choose --select loss, or other "
-            f"held rows with --val-fraction or --folds."
+            f"{select} does not exist on held rows of one class, so it ranks nothing. Choose `select`=loss, or other "
+            f"validation rows with `val_fraction` or `n_splits`."
         )
     return ranked
 
@@ -250,4 +250,4 @@ def by_row(n: int, parts: Sequence[tuple[Array, Array]]) -> tuple[Array, Array]:
 def check_finite(fitted: Sequence[Fitted]) -> None:
     """Raises UsageError where a head has diverged."""
     if any(fit_result.diverged for fit_result in fitted):
-        raise UsageError("the training diverged: its numbers are not finite. Lower --lr.")
+        raise UsageError("the training diverged: its numbers are not finite. Lower `lr`.")

@@ -291,14 +291,14 @@ def _about_shortcuts(task: Task, protocol: Protocol, target: TargetSpec) -> list
 def check_held(task: Task, protocol: Protocol, rule: Any) -> None:
     """Before anything is trained: a threshold needs two classes, and held rows of both."""
     if rule and (task.has_findings or len(task.classes) > 2):
-        raise UsageError("--operating-point is for two classes.")
+        raise UsageError("`operating_point` is for two classes.")
     val = np.concatenate([fold.val for fold in protocol.folds])
     if rule:
         n = task.counts(val).tolist()
         if 0 in n:
             raise UsageError(
                 f"an operating point is chosen on held rows, and those are {n[0]} {task.classes[0]} and {n[1]} "
-                f"{task.classes[1]}. Choose others with --val-fraction or --folds."
+                f"{task.classes[1]}. Choose others with `val_fraction` or `n_splits`."
             )
 
 
