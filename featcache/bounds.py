@@ -8,6 +8,8 @@ import math
 from numbers import Integral, Real
 from typing import Any
 
+from featcache.errors import InvalidParameter
+
 MOST_EPOCHS = 100_000  # beyond it a training of one second an epoch takes longer than a day
 MOST_ROWS = 1 << 20  # of a batch: more than any set that was embedded so far
 MOST_SECONDS = 86_400
@@ -36,7 +38,7 @@ def check_number(
         why: the reason for the bounds, told in brackets.
 
     Raises:
-        ValueError: `lr must be > 0 and at most 1000, got -1.0`.
+        InvalidParameter: "`lr` must be > 0 and at most 1000, got -1.0."
     """
     kind = Integral if whole else Real
     is_number = isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value)
@@ -46,14 +48,14 @@ def check_number(
     most = f"below {_plain(high)}" if below else f"at most {_plain(high)}"
     words = f"{least} and {most}" if above or below else f"from {_plain(low)} to {_plain(high)}"
     kind_of = "a whole number " if whole and isinstance(value, Real) and not isinstance(value, Integral) else ""
-    raise ValueError(f"{name} must be {kind_of}{words}{f' ({why})' if why else ''}, got {value!r}")
+    raise InvalidParameter(f"`{name}` must be {kind_of}{words}{f' ({why})' if why else ''}, got {value!r}.")
 
 
 def check_seed(name: str, value: Any) -> None:
-    """Raises ValueError for what no generator of random numbers takes as its seed."""
+    """Raises InvalidParameter for what no generator of random numbers takes as its seed."""
     is_seed = isinstance(value, Integral) and not isinstance(value, bool)
     if not is_seed or not 0 <= int(value) < _SEEDS:
-        raise ValueError(f"{name} must be from 0 to 2^32 - 1, got {value!r}")
+        raise InvalidParameter(f"`{name}` must be from 0 to 2^32 - 1, got {value!r}.")
 
 
 def _plain(value: float) -> str:

@@ -153,9 +153,7 @@ def _compiler() -> Finding:
     compiler = cpp_compiler()
     if compiler:
         return Finding("compiler", WELL, f"C++ compiler {compiler}")
-    return Finding(
-        "compiler", NOTE, "no C++ compiler: on a CPU the network runs uncompiled", "Debian: apt install g++"
-    )
+    return Finding("compiler", NOTE, "no C++ compiler: on a CPU the network runs uncompiled", "Debian: apt install g++")
 
 
 def _weights() -> Finding:

@@ -36,10 +36,18 @@ class FeatcacheError(Exception):
     exit_code = 1
 
 
-class UsageError(FeatcacheError):
-    """The request cannot be carried out as asked: an option, a manifest, labels, a split."""
+class UsageError(FeatcacheError, ValueError):
+    """The request cannot be carried out as asked: a parameter, a manifest, labels, a split.
+
+    Messages write the names of parameters in backticks, as in "`lr` must be > 0"; the command line shows them as its
+    options.
+    """
 
     exit_code = 2
+
+
+class InvalidParameter(UsageError):
+    """A parameter of a spec has a value that it cannot take, or one that contradicts another parameter."""
 
 
 class WeightsUnavailable(FeatcacheError):

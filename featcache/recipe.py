@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from featcache.bounds import MOST_EPOCHS, check_number, check_seed
+from featcache.errors import InvalidParameter
 
 _MOST_IMAGES = 1 << 16  # of a step
 _CHOICES = {
@@ -56,7 +57,9 @@ class Stage:
 
     def __post_init__(self) -> None:
         if not self.unfreeze:
-            raise ValueError("unfreeze must name what learns: last-block, last-stage, a number, all or a REGEX")
+            raise InvalidParameter(
+                "`unfreeze` must name what learns: last-block, last-stage, a number, all or a REGEX."
+            )
         check_number("epochs", self.epochs, 1, MOST_EPOCHS, whole=True)
 
 
@@ -114,9 +117,9 @@ class Recipe:
     def __post_init__(self) -> None:
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
-                raise ValueError(f"{name} must be one of {', '.join(allowed)}, got {getattr(self, name)!r}")
+                raise InvalidParameter(f"`{name}` must be one of {', '.join(allowed)}, got {getattr(self, name)!r}.")
         if not self.stages:
-            raise ValueError("a recipe needs a stage: what learns, and for how many epochs")
+            raise InvalidParameter("a recipe needs a stage: what learns, and for how many epochs.")
         check_number("lr", self.lr, 0, 1000, above=True)
         check_number("weight_decay", self.weight_decay, 0, 1000)
         if self.backbone_lr is not None:
@@ -130,8 +133,8 @@ class Recipe:
         check_number("batch_size", self.batch_size, 1, _MOST_IMAGES, whole=True, why="images in memory at once")
         check_number("grad_accumulation", self.grad_accumulation, 1, _MOST_IMAGES, whole=True)
         if self.grad_accumulation > self.batch_size:
-            raise ValueError(
-                f"grad_accumulation must be at most batch_size, got {self.grad_accumulation} of {self.batch_size}"
+            raise InvalidParameter(
+                f"`grad_accumulation` must be at most `batch_size`, got {self.grad_accumulation} of {self.batch_size}."
             )
         check_seed("seed", self.seed)
         check_number("epochs", self.epochs, 1, MOST_EPOCHS, whole=True, why="of all stages")
@@ -177,6 +180,6 @@ def recipe(
         ValueError: no such preset, or a value out of its range.
     """
     if preset is not None and preset not in PRESETS:
-        raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
+        raise InvalidParameter(f"`preset` must be one of {', '.join(PRESETS)}, got {preset!r}.")
     result = replace(PRESETS[preset] if preset else base or Recipe(), **overrides)
     return replace(result, stages=stages) if stages else result

@@ -8,7 +8,7 @@ import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from featcache.errors import UsageError
+from featcache.errors import InvalidParameter, UsageError
 from featcache.identity import Json, digest_json
 from featcache.images import DecodeSpec
 from featcache.images.augment import ViewSpec
@@ -45,11 +45,11 @@ class BackboneSpec:
 
     def __post_init__(self) -> None:
         if POOLED not in self.taps or not set(self.taps) <= set(TAPS) or {GRID, BOUNDARY} <= set(self.taps):
-            raise ValueError(
-                f"tap must be pooled, pooled and grid, or pooled and boundary, got {', '.join(self.taps) or 'none'}"
+            raise InvalidParameter(
+                f"`tap` must be pooled, pooled and grid, or pooled and boundary, got {', '.join(self.taps) or 'none'}."
             )
         if self.precision not in PRECISIONS:
-            raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
+            raise InvalidParameter(f"`precision` must be one of {', '.join(PRECISIONS)}, got {self.precision!r}.")
         if self.input_size is not None:
             check_input_size(self.input_size)
         if self.crop_pct is not None:
@@ -87,7 +87,7 @@ class Request:
 
     def __post_init__(self) -> None:
         if self.dtype not in STORED_DTYPES:
-            raise ValueError(f"dtype must be {' or '.join(STORED_DTYPES)}, got {self.dtype!r}")
+            raise InvalidParameter(f"`dtype` must be {' or '.join(STORED_DTYPES)}, got {self.dtype!r}.")
 
     def digest(self, libraries: Json) -> str:
         """Under which its answer is remembered, with the versions of the libraries that gave it."""

@@ -113,7 +113,7 @@ def test_of_vectors_that_are_all_alike_few_pairs_are_listed_and_a_threshold_is_n
     assert found.near.count(across=False) is None
     (note,) = [note for note in found.notes if "near copies" in note]
     assert "100.0% of all pairs have a cosine of 0.95 or more, which says nothing of these vectors" in note
-    low = float(note.partition("--near ")[2].partition(" leaves")[0])
+    low = float(note.partition("`near`=")[2].partition(" leaves")[0])
     assert (found.near.cosine >= low).all()
     assert f"{max(5, n // 20)} pairs" in note
     raised = found_in(path, near=low)
@@ -134,7 +134,7 @@ def test_a_cosine_that_many_but_not_most_pairs_reach_is_said_beside_the_pairs(tm
     found = found_in(make_store(tmp_path / "s.h5", x, {}))
     assert found.near.count(across=False) == 20 * 6 * 5 // 2
     (note,) = [note for note in found.notes if "near copies" in note]
-    assert "4.2% of all pairs have a cosine of 0.95 or more; --near 0.9" in note
+    assert "4.2% of all pairs have a cosine of 0.95 or more; `near`=0.9" in note
 
 
 @pytest.mark.parametrize("n", [24, 650])

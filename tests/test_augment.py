@@ -99,13 +99,13 @@ def test_parameters_fill_their_ranges_evenly() -> None:
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("n", 0, "n must be from 1 to 32, got 0"),
-        ("n", 33, "n must be from 1 to 32, got 33"),
-        ("seed", -1, "seed must be from 0 to 2\\^32 - 1, got -1"),
-        ("rotation", 180.1, "rotation must be from 0 to 180, got 180.1"),
-        ("rotation", float("nan"), "rotation must be from 0 to 180, got nan"),
-        ("color_jitter", 0.91, "color_jitter must be from 0 to 0.9, got 0.91"),
-        ("hflip", -0.1, "hflip must be from 0 to 1, got -0.1"),
+        ("n", 0, "`n` must be from 1 to 32, got 0"),
+        ("n", 33, "`n` must be from 1 to 32, got 33"),
+        ("seed", -1, "`seed` must be from 0 to 2\\^32 - 1, got -1"),
+        ("rotation", 180.1, "`rotation` must be from 0 to 180, got 180.1"),
+        ("rotation", float("nan"), "`rotation` must be from 0 to 180, got nan"),
+        ("color_jitter", 0.91, "`color_jitter` must be from 0 to 0.9, got 0.91"),
+        ("hflip", -0.1, "`hflip` must be from 0 to 1, got -0.1"),
     ],
 )
 def test_impossible_views_are_refused_at_birth(field: str, value: object, message: str) -> None:

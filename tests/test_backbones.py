@@ -191,7 +191,7 @@ def test_a_pickle_that_is_more_than_tensors_is_refused_and_not_run(
         ("gone.safetensors", None, "no such file"),
         ("w.onnx", b"x", "is of no known format. A safetensors file or a checkpoint"),
         ("w.safetensors", b"\x08" + bytes(7) + b"{broken}", "not a whole safetensors file"),
-        ("random:x", None, "seed must be a whole number"),
+        ("random:x", None, "the seed must be a whole number"),
     ],
 )
 def test_a_bad_weights_argument_says_what_is_wrong(
@@ -206,7 +206,7 @@ def test_a_bad_weights_argument_says_what_is_wrong(
 
 @pytest.mark.usefixtures("empty_hub")
 def test_unreachable_weights_are_an_error_that_names_the_ways_out() -> None:
-    with pytest.raises(WeightsUnavailable, match=r"efficientnet_b1\.\w+ are not cached.*--weights FILE.*random:0"):
+    with pytest.raises(WeightsUnavailable, match=r"efficientnet_b1\.\w+ are not cached.*`weights`=FILE.*random:0"):
         load(BackboneSpec("efficientnet_b1"))
 
 

@@ -180,19 +180,19 @@ def test_another_last_stage_is_another_identity(
 
 def test_a_network_without_anything_before_its_last_stage_has_no_boundary(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(registry, "groups", lambda module, coarse: [[name for name, _ in module.named_parameters()]])
-    with pytest.raises(UsageError, match="--tap boundary: nothing lies before the last stage of this backbone"):
+    with pytest.raises(UsageError, match="the tap boundary: nothing lies before the last stage of this backbone"):
         load(SPEC)
 
 
 def test_a_network_whose_stages_nobody_knows_has_no_boundary(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr("timm.models.ByobNet.group_matcher")
     assert load(replace(SPEC, name="test_byobnet", taps=("pooled",))).cut is None
-    with pytest.raises(UsageError, match="--tap boundary: the last stage of this backbone is not known"):
+    with pytest.raises(UsageError, match="the tap boundary: the last stage of this backbone is not known"):
         load(replace(SPEC, name="test_byobnet"))
 
 
 def test_feature_map_and_boundary_together_are_a_usage_error(manifest: Manifest, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="tap must be pooled, pooled and grid, or pooled and boundary, got "):
+    with pytest.raises(ValueError, match="`tap` must be pooled, pooled and grid, or pooled and boundary, got "):
         replace(SPEC, taps=("pooled", "grid", "boundary"))
     taps = [word for tap in TAPS for word in ("--tap", tap)]
     done = command("embed", manifest.source, "-o", "s.h5", "--backbone", SMALL, *taps, cwd=tmp_path)

@@ -265,7 +265,7 @@ def test_failed_images_give_exit_code_3_and_are_named(class_folder: Path, tmp_pa
         (
             ("train-head", "small.h5", "--label-column", "a", "--label-column", "a"),
             2,
-            "--label-column must be named once",
+            "label columns must be named once",
         ),
         (
             ("embed", "images", "-o", "s.h5", *RANDOM, "--augmentations", "99"),

@@ -177,7 +177,7 @@ def test_words_numbers_and_patterns_name_parameters_in_the_networks_order() -> N
 @pytest.mark.parametrize(
     ("which", "message"),
     [
-        ("0", "--unfreeze 0: this backbone has 9 blocks"),
+        ("0", "`unfreeze`=0: this backbone has 9 blocks"),
         ("10", "from 1 to 9 may learn"),
         (
             "last_block",

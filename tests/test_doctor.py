@@ -34,7 +34,7 @@ def installed(folder: Path, name: str, version: str) -> None:
 
 def test_where_the_tests_run_nothing_is_a_problem(healthy: dict[str, Finding]) -> None:
     assert {finding.state for finding in healthy.values()} <= {WELL, NOTE}
-    assert {"featcache", "libraries", "devices", "--compile", "pretrained weights", "folder"} <= healthy.keys()
+    assert {"featcache", "libraries", "devices", "compiler", "pretrained weights", "folder"} <= healthy.keys()
     assert f"{len(os.sched_getaffinity(0))} cores" in healthy["devices"].text
     assert "h5py" in healthy["libraries"].text
     assert all(bool(finding.remedy) == (finding.state != WELL) for finding in healthy.values())
@@ -44,7 +44,7 @@ def test_weights_that_are_out_of_reach_are_a_note_with_the_ways_out(healthy: dic
     """Tests are offline."""
     assert healthy["pretrained weights"].state == NOTE
     assert "the hub cannot be reached" in healthy["pretrained weights"].text
-    assert "--weights FILE" in healthy["pretrained weights"].remedy
+    assert "a file of weights" in healthy["pretrained weights"].remedy
 
 
 @pytest.mark.parametrize("made", [True, False])
@@ -102,6 +102,6 @@ def test_without_a_compiler_only_compiling_is_missed(tmp_path: Path, monkeypatch
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     found = {finding.name: finding for finding in doctor(tmp_path)}
-    assert found["--compile"].state == NOTE
-    assert "g++" in found["--compile"].remedy
+    assert found["compiler"].state == NOTE
+    assert "g++" in found["compiler"].remedy
     assert PROBLEM not in {finding.state for finding in found.values()}

@@ -305,7 +305,7 @@ def test_codes_of_the_set_may_be_said_where_the_run_s_own_had_none(tmp_path: Pat
         coded = make_store(tmp_path / "coded.h5", store.features(), codes, store.content_sha256)
     with pytest.raises(UsageError, match="Set uncertain to 'ignore'"):
         evaluate(run.path, coded, tmp_path / "out")
-    with pytest.raises(UsageError, match="uncertain must be one of"):
+    with pytest.raises(UsageError, match="`uncertain` must be one of"):
         evaluate(run.path, coded, tmp_path / "out", uncertain="maybe")
     ignored = evaluate(run.path, coded, tmp_path / "ignored", uncertain="ignore")
     counted = evaluate(run.path, coded, tmp_path / "positive", uncertain="positive")

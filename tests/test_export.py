@@ -401,7 +401,7 @@ def test_more_names_than_a_header_of_safetensors_takes_are_refused(
     stores: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_MAX_HEADER_BYTES", 1000)
-    with Store.open(stores["float32"]) as store, pytest.raises(UsageError, match="Take fewer rows with --where"):
+    with Store.open(stores["float32"]) as store, pytest.raises(UsageError, match="Take fewer rows with `where`"):
         export(store, tmp_path / "out.safetensors")
 
 
@@ -434,7 +434,7 @@ def test_the_command_says_what_it_wrote(stores: dict[str, Path], tmp_path: Path)
         (("out.npz", "--text", "findings"), "--text: is of studies: give --by COLUMN"),
         (("out.npz", "--by", "label"), "ends with .h5"),
         (("out.h5", "--by", "label", "--where", "split=test"), "--where: with --by all rows go out"),
-        (("out.h5", "--by", "label", "--pool", "max"), "pool must be one of views, mean, first"),
+        (("out.h5", "--by", "label", "--pool", "max"), "--pool must be one of views, mean, first"),
         (("out.h5", "--by", "label", "--tap", "views"), "--tap: with --by all rows go out"),
         (("out.npz", "--weights", "w.safetensors"), "--weights: is of a Run that becomes OUT.onnx"),
         (("out.onnx", "--tap", "pooled"), "--tap: a Run as an ONNX file is all of it"),

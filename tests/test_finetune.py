@@ -659,7 +659,7 @@ def test_findings_are_fine_tuned_side_by_side(phase_one: Path, tmp_path: Path) -
     assert run.metrics("test")["per_class"][0]["n"] == 16
     assert run.record["temperature"] is None
     assert "auroc" in run.record["gain"]["test"]
-    with pytest.raises(UsageError, match="--operating-point is for two classes"):
+    with pytest.raises(UsageError, match="`operating_point` is for two classes"):
         tuned(phase_one, recipe(), tmp_path / "other", tmp_path / "parent", operating_point="youden")
 
 

@@ -134,9 +134,9 @@ RUN = ("fine-tune", "linear")
 CACHE = ("--from-cache", "tail.h5")
 WEIGHTS = ("--weights", "net.safetensors")
 MISTAKES: list[tuple[tuple[object, ...], int, str]] = [
-    ((*RUN, *WEIGHTS), 2, "fine-tune needs the images of the Run (--images), or a store of them (--from-cache)."),
-    ((*RUN, *CACHE, "--images", "images"), 2, "needs the images of the Run (--images), or a store of them"),
-    ((*RUN, "--images", "images", "--augmentations"), 2, "--augmentations are those of a store: give it with"),
+    ((*RUN, *WEIGHTS), 2, "fine-tuning needs either the images of the Run (--images) or a store of them (--from"),
+    ((*RUN, *CACHE, "--images", "images"), 2, "needs either the images of the Run (--images) or a store of them"),
+    ((*RUN, "--images", "images", "--augmentations"), 2, "--augmentations are stored in a store: give it as"),
     ((*RUN, *CACHE, "--weights", "random:0"), 12, "backbone.weights_sha256"),
     ((*RUN, *CACHE, "--weights", "gone.pth"), 2, "--weights gone.pth: no such file"),
     ((*RUN, *CACHE, "--weights", "images"), 2, "--weights images: no such file"),
@@ -147,8 +147,8 @@ MISTAKES: list[tuple[tuple[object, ...], int, str]] = [
     ((*RUN, *CACHE, *WEIGHTS, "--unfreeze", "0"), 2, "--unfreeze 0: this backbone has "),
     ((*RUN, *CACHE, *WEIGHTS, "--epochs", 1, "--epochs", 2), 2, "--epochs 2: 2 of them for 0 --unfreeze"),
     ((*RUN, *CACHE, *WEIGHTS, "--lr", "nan"), 2, "--lr must be > 0 and at most 1000, got nan."),
-    ((*RUN, *CACHE, *WEIGHTS, "--preset", "best"), 2, "preset must be one of cnn-mlp"),
-    ((*RUN, *CACHE, *WEIGHTS, "--compile", "maybe"), 2, "compile must be one of auto, on, off, got 'maybe'."),
+    ((*RUN, *CACHE, *WEIGHTS, "--preset", "best"), 2, "--preset must be one of cnn-mlp"),
+    ((*RUN, *CACHE, *WEIGHTS, "--compile", "maybe"), 2, "--compile must be one of auto, on, off, got 'maybe'."),
     ((*RUN, *CACHE, *WEIGHTS, "--precision", "float16"), 2, "--precision float16 needs a GPU"),
     ((*RUN, *CACHE, *WEIGHTS, "--device", "cuda:77"), 2, "--device cuda:77 cannot be used here"),
     ((*RUN, *CACHE, *WEIGHTS, "--operating-point", "best"), 2, "'best' is no rule for an operating point."),
@@ -163,7 +163,7 @@ MISTAKES: list[tuple[tuple[object, ...], int, str]] = [
     ((*RUN, "--images", "nowhere"), 2, "nowhere does not exist:"),
     (("train", "nowhere", "--model", NET), 2, "nowhere does not exist:"),
     (("train", "images", "--model", "resnet81"), 2, "no backbone is named 'resnet81'."),
-    (("train", "images", "--model", NET, "--head", "knn"), 2, "head must be linear or mlp, got 'knn'."),
+    (("train", "images", "--model", NET, "--head", "knn"), 2, "--head must be linear or mlp, got 'knn'."),
     (("train", "images", "--model", NET, "--hidden-sizes", "a"), 2, "--hidden-sizes 'a': whole numbers are expected"),
     (("train", "images", "--model", "simple-cnn"), 1, "simple-cnn has no pretrained weights."),
     (("train", "images", "--model", NET, "--weights", "random:0", "--input-size", 0), 2, "--input-size must be from 1"),
@@ -190,7 +190,7 @@ def test_runs_that_phase_two_cannot_start_from_are_refused(here: Path, kind: str
         head = HeadSpec.of("knn") if kind == "knn" else HeadSpec(epochs=1)
         report = SelectionSpec(refit_all=kind == "refit")
         train_head(store, head, here / kind, split=SplitSpec(val_fraction=0.25), report=report)
-    wanted = {"knn": "knn has a knn head; phase 2 needs one on vectors: linear or mlp.", "refit": "(--refit-all)"}
+    wanted = {"knn": "knn has a knn head; phase 2 needs one on vectors: linear or mlp.", "refit": "(`refit_all`)"}
     check_refused(tuned(here, parent=kind), 2, wanted[kind])
 
 

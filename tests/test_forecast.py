@@ -76,7 +76,7 @@ def test_a_dry_run_refuses_what_the_pass_would_refuse(manifest: Manifest, tmp_pa
     embed(manifest, tmp_path / "s.h5", SPEC)
     with pytest.raises(IdentityMismatch, match=r"transform\.input_size"):
         told(manifest, tmp_path / "s.h5", replace(SPEC, input_size=48))
-    with pytest.raises(UsageError, match="--compile sometimes: auto, on, off is expected"):
+    with pytest.raises(UsageError, match="`compile`=sometimes: auto, on, off is expected"):
         told(manifest, tmp_path / "t.h5", compile="sometimes")
 
 

@@ -265,7 +265,7 @@ def test_without_a_compiler_auto_does_without_and_on_says_what_is_needed(
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.delenv("CXX", raising=False)
     assert not Forward(load(SPEC), "auto", 10**12, print).is_compiled
-    with pytest.raises(UsageError, match=r"--compile on needs a C\+\+ compiler"):
+    with pytest.raises(UsageError, match=r"`compile`=on needs a C\+\+ compiler"):
         Forward(load(SPEC), "on", 1, print)
 
 
@@ -360,7 +360,7 @@ def test_a_drift_below_the_bound_is_told_with_what_is_exact(
     monkeypatch.setattr(network_module, "BOUND", 1.1)
     notes: list[str] = []
     embed(lower, tmp_path / "s.h5", replace(SPEC, precision="bfloat16"), on_note=notes.append)
-    assert "below 1.1: the vectors are others, --precision float32 is exact" in notes[0]
+    assert "below 1.1: the vectors are others, `precision`=float32 is exact" in notes[0]
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "auto"])
@@ -426,7 +426,7 @@ def test_what_a_cpu_has_no_units_for_is_refused_in_one_line(precision: str, lowe
 def test_a_precision_that_does_not_exist_is_refused(lower: Manifest, tmp_path: Path) -> None:
     done = featcache("embed", lower.source, "-o", "s.h5", *ARGUMENTS, "--precision", "float64", cwd=tmp_path)
     assert done.returncode == 2
-    assert "precision must be one of auto, float32, tf32, float16, bfloat16, got 'float64'" in done.stderr
+    assert "--precision must be one of auto, float32, tf32, float16, bfloat16, got 'float64'" in done.stderr
 
 
 # --- on a GPU ---------------------------------------------------------------------------------------------------------

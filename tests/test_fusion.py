@@ -654,7 +654,7 @@ def test_a_file_that_asks_for_more_than_reading_is_refused(
 
 
 def test_what_is_no_fusion_file_is_refused(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(StoreNotFound, match=r"featcache export STORE\.h5"):
+    with pytest.raises(StoreNotFound, match=r"featcache export-studies STORE\.h5"):
         open_studies(tmp_path / "gone.h5")
     with pytest.raises(UnknownFormat, match="not a featcache fusion file"):
         open_studies(folder / "s.h5")

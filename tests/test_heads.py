@@ -52,7 +52,7 @@ def test_a_field_is_taken_by_the_kinds_it_applies_to_and_refused_by_the_others(k
         assert getattr(HeadSpec.of(kind, **{name: SET[name]}), name) == SET[name]
         assert getattr(HeadSpec(**whole), name) == SET[name]
         return
-    message = re.escape(f"{name} does not apply to {kind} heads")
+    message = re.escape(f"`{name}` does not apply to {kind} heads")
     with pytest.raises(ValueError, match=message):
         HeadSpec.of(kind, **{name: SET[name]})
     with pytest.raises(ValueError, match=message):
@@ -62,44 +62,44 @@ def test_a_field_is_taken_by_the_kinds_it_applies_to_and_refused_by_the_others(k
 @pytest.mark.parametrize(
     ("kind", "field", "value", "message"),
     [
-        ("linear", "lr", -1.0, "lr must be > 0 and at most 1000, got -1.0"),
-        ("linear", "lr", 0.0, "lr must be > 0 and at most 1000, got 0.0"),
-        ("linear", "lr", float("nan"), "lr must be > 0 and at most 1000, got nan"),
-        ("linear", "lr", 1e38, "lr must be > 0 and at most 1000, got 1e+38"),
-        ("linear", "weight_decay", -0.1, "weight_decay must be from 0 to 1000, got -0.1"),
-        ("linear", "weight_decay", float("inf"), "weight_decay must be from 0 to 1000, got inf"),
-        ("linear", "momentum", 1.0, "momentum must be at least 0 and below 1, got 1.0"),
-        ("linear", "label_smoothing", 1.0, "label_smoothing must be at least 0 and below 1, got 1.0"),
-        ("linear", "epochs", 0, "epochs must be from 1 to 100000, got 0"),
-        ("linear", "batch_size", 0, "batch_size must be from 1 to 1048576, got 0"),
-        ("linear", "lr_patience", 0, "lr_patience must be from 1 to 100000, got 0"),
-        ("linear", "patience", -1, "patience must be from 0 to 100000, got -1"),
-        ("linear", "seed", -1, "seed must be from 0 to 2^32 - 1, got -1"),
-        ("linear", "seed", 2**32, "seed must be from 0 to 2^32 - 1, got 4294967296"),
-        ("linear", "optimizer", "lion", "optimizer must be one of adam, adamw, sgd, got 'lion'"),
-        ("linear", "schedule", "step", "schedule must be one of constant, plateau, cosine, got 'step'"),
-        ("linear", "class_weight", "heavy", "class_weight must be one of none, balanced, got 'heavy'"),
-        ("linear", "scale", "big", "scale must be one of rms, none, standard, got 'big'"),
-        ("mlp", "dropout", 1.0, "dropout must be at least 0 and below 1, got 1.0"),
-        ("mlp", "activation", "swish", "activation must be one of relu, sigmoid, tanh, gelu, got 'swish'"),
-        ("mlp", "norm", "layer", "norm must be one of none, batch, got 'layer'"),
-        ("mlp", "hidden_sizes", (256, 0), "hidden_sizes must be from 1 to 65536, got 0"),
-        ("mlp", "hidden_sizes", (65537,), "hidden_sizes must be from 1 to 65536, got 65537"),
-        ("mlp", "hidden_sizes", (), "mlp needs hidden_sizes, as in hidden_sizes=(256,)"),
-        ("flatten-mlp", "output", "tanh", "output must be one of softmax, sigmoid, got 'tanh'"),
-        ("logreg", "C", 0.0, "C must be > 0 and at most 1e+12, got 0.0"),
-        ("ridge", "alpha", 1e13, "alpha must be > 0 and at most 1e+12, got 10000000000000.0"),
-        ("ridge", "alpha", -1.0, "alpha must be > 0 and at most 1e+12, got -1.0"),
-        ("knn", "n_neighbors", 0, "n_neighbors must be from 1 to 1048576, got 0"),
+        ("linear", "lr", -1.0, "`lr` must be > 0 and at most 1000, got -1.0"),
+        ("linear", "lr", 0.0, "`lr` must be > 0 and at most 1000, got 0.0"),
+        ("linear", "lr", float("nan"), "`lr` must be > 0 and at most 1000, got nan"),
+        ("linear", "lr", 1e38, "`lr` must be > 0 and at most 1000, got 1e+38"),
+        ("linear", "weight_decay", -0.1, "`weight_decay` must be from 0 to 1000, got -0.1"),
+        ("linear", "weight_decay", float("inf"), "`weight_decay` must be from 0 to 1000, got inf"),
+        ("linear", "momentum", 1.0, "`momentum` must be at least 0 and below 1, got 1.0"),
+        ("linear", "label_smoothing", 1.0, "`label_smoothing` must be at least 0 and below 1, got 1.0"),
+        ("linear", "epochs", 0, "`epochs` must be from 1 to 100000, got 0"),
+        ("linear", "batch_size", 0, "`batch_size` must be from 1 to 1048576, got 0"),
+        ("linear", "lr_patience", 0, "`lr_patience` must be from 1 to 100000, got 0"),
+        ("linear", "patience", -1, "`patience` must be from 0 to 100000, got -1"),
+        ("linear", "seed", -1, "`seed` must be from 0 to 2^32 - 1, got -1"),
+        ("linear", "seed", 2**32, "`seed` must be from 0 to 2^32 - 1, got 4294967296"),
+        ("linear", "optimizer", "lion", "`optimizer` must be one of adam, adamw, sgd, got 'lion'"),
+        ("linear", "schedule", "step", "`schedule` must be one of constant, plateau, cosine, got 'step'"),
+        ("linear", "class_weight", "heavy", "`class_weight` must be one of none, balanced, got 'heavy'"),
+        ("linear", "scale", "big", "`scale` must be one of rms, none, standard, got 'big'"),
+        ("mlp", "dropout", 1.0, "`dropout` must be at least 0 and below 1, got 1.0"),
+        ("mlp", "activation", "swish", "`activation` must be one of relu, sigmoid, tanh, gelu, got 'swish'"),
+        ("mlp", "norm", "layer", "`norm` must be one of none, batch, got 'layer'"),
+        ("mlp", "hidden_sizes", (256, 0), "`hidden_sizes` must be from 1 to 65536, got 0"),
+        ("mlp", "hidden_sizes", (65537,), "`hidden_sizes` must be from 1 to 65536, got 65537"),
+        ("mlp", "hidden_sizes", (), "mlp needs `hidden_sizes`, as in hidden_sizes=(256,)"),
+        ("flatten-mlp", "output", "tanh", "`output` must be one of softmax, sigmoid, got 'tanh'"),
+        ("logreg", "C", 0.0, "`C` must be > 0 and at most 1e+12, got 0.0"),
+        ("ridge", "alpha", 1e13, "`alpha` must be > 0 and at most 1e+12, got 10000000000000.0"),
+        ("ridge", "alpha", -1.0, "`alpha` must be > 0 and at most 1e+12, got -1.0"),
+        ("knn", "n_neighbors", 0, "`n_neighbors` must be from 1 to 1048576, got 0"),
     ],
 )
 def test_an_impossible_head_is_refused_at_birth(kind: str, field: str, value: object, message: str) -> None:
-    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+    with pytest.raises(ValueError, match=rf"^{re.escape(message)}\.$"):
         HeadSpec.of(kind, **{field: value})
 
 
 def test_an_unknown_kind_is_refused_with_the_known_ones() -> None:
-    message = re.escape("kind must be one of linear, mlp, flatten-mlp, logreg, ridge, knn, got 'deep'")
+    message = re.escape("`kind` must be one of linear, mlp, flatten-mlp, logreg, ridge, knn, got 'deep'")
     for make in (HeadSpec, HeadSpec.of, lambda kind: grid([kind], {})):
         with pytest.raises(ValueError, match=message):
             make("deep")
@@ -139,10 +139,10 @@ def test_a_grid_gives_each_kind_the_options_that_apply_to_it() -> None:
 @pytest.mark.parametrize(
     ("kinds", "options", "message"),
     [
-        (["linear"], {"dropout": [0.1]}, "dropout does not apply to linear heads"),
-        (["ridge", "knn"], {"lr": [0.1]}, "lr does not apply to ridge or knn heads"),
-        (["mlp"], {"output": ["sigmoid"]}, "output does not apply to mlp heads"),
-        (["linear"], {"lr": [0.1, -0.1]}, "lr must be > 0"),
+        (["linear"], {"dropout": [0.1]}, "`dropout` does not apply to linear heads"),
+        (["ridge", "knn"], {"lr": [0.1]}, "`lr` does not apply to ridge or knn heads"),
+        (["mlp"], {"output": ["sigmoid"]}, "`output` does not apply to mlp heads"),
+        (["linear"], {"lr": [0.1, -0.1]}, "`lr` must be > 0"),
     ],
 )
 def test_a_grid_refuses_an_option_that_nothing_takes(

@@ -81,14 +81,14 @@ def test_pixels_equal_timms_evaluation_transform(
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("crop_pct", 0.0, "crop_pct must be from 0.01"),
-        ("crop_pct", 1.5, "crop_pct must be from 0.01"),
-        ("interpolation", "best", "interpolation must be one of"),
-        ("input_size", (0, 0), "input_size must be from 1"),
-        ("std", (0.1, 0.0, 0.1), "std must be from 0.0001 to 100"),
-        ("mean", (0.1, float("inf"), 0.1), "mean must be from -10 to 10"),
+        ("crop_pct", 0.0, "`crop_pct` must be from 0.01"),
+        ("crop_pct", 1.5, "`crop_pct` must be from 0.01"),
+        ("interpolation", "best", "`interpolation` must be one of"),
+        ("input_size", (0, 0), "`input_size` must be from 1"),
+        ("std", (0.1, 0.0, 0.1), "`std` must be from 0.0001 to 100"),
+        ("mean", (0.1, float("inf"), 0.1), "`mean` must be from -10 to 10"),
         ("mean", (0.5,), "three finite values"),
-        ("crop_mode", "border", "crop_mode must be one of"),
+        ("crop_mode", "border", "`crop_mode` must be one of"),
         ("input_size", (224, 200), "square"),
     ],
 )
@@ -227,12 +227,12 @@ def test_an_image_that_would_be_enormous_once_resized_is_refused() -> None:
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [
-        ("bit_depth", 7, "bit_depth must be from 8 to 16, got 7"),
-        ("bit_depth", 17, "bit_depth must be from 8 to 16, got 17"),
-        ("float_range", (1.0, 1.0), r"float_range must be low < high, got \(1.0, 1.0\)"),
-        ("float_range", (0.0, float("nan")), "float_range must be "),
-        ("float_range", (0.0,), "float_range must be "),
-        ("max_pixels", 0, "max_pixels must be from 1 to 1073741824 "),
+        ("bit_depth", 7, "`bit_depth` must be from 8 to 16, got 7"),
+        ("bit_depth", 17, "`bit_depth` must be from 8 to 16, got 17"),
+        ("float_range", (1.0, 1.0), r"`float_range` must be low < high, got \(1.0, 1.0\)"),
+        ("float_range", (0.0, float("nan")), "`float_range` must be "),
+        ("float_range", (0.0,), "`float_range` must be "),
+        ("max_pixels", 0, "`max_pixels` must be from 1 to 1073741824 "),
     ],
 )
 def test_impossible_rules_are_refused_at_birth(field: str, value: object, message: str) -> None:

@@ -11,7 +11,8 @@ import featcache
 
 PACKAGE = Path(featcache.__file__).parent
 FLOORS = (  # from the ground up
-    ("bounds", "errors", "identity", "names", "phantoms", "threads"),
+    ("errors", "identity", "names", "phantoms", "threads"),
+    ("bounds",),
     ("devices", "durable", "figures", "metrics", "recipe", "tables"),
     ("images", "store"),
     ("heads", "request", "splits"),

@@ -174,7 +174,7 @@ def test_a_malformed_csv_is_refused_with_line_and_column(tmp_path: Path, text: s
 @pytest.mark.parametrize("path", ["../1.png", "/1.png", "a/../../1.png"])
 def test_csv_paths_out_of_its_folder_are_refused_unless_allowed(tmp_path: Path, path: str) -> None:
     manifest = Manifest.read(write_csv(tmp_path, f"path\n{path}\n"))
-    assert list(manifest.refused.values()) == ["leads out of the folder (allow it with --allow-outside)"]
+    assert list(manifest.refused.values()) == ["leads out of the folder (`allow_outside` allows it)"]
 
 
 @settings(max_examples=60, deadline=None)
@@ -410,7 +410,7 @@ def test_a_manifest_prints_as_one_screen(tmp_path: Path) -> None:
     touch(tmp_path, "Training/covid/p1-1.png", "Training/normal/p2-1.png", "Testing/covid/p3-1.png", "Thumbs.db")
     touch(tmp_path, "Testing/normal/p4-1.png", "Testing/normal/p4-2.png", ".DS_Store", "1.txt")
     os.symlink("/etc/hostname", tmp_path / "Testing" / "normal" / "far-1.png")
-    outside = "leads out of the folder (allow it with --allow-outside)"
+    outside = "leads out of the folder (`allow_outside` allows it)"
     assert repr(Manifest.read(tmp_path, r"/(p\d+)-")).splitlines() == [
         f"Manifest of {tmp_path}: 6 images",
         "  split: test 4, train 2",

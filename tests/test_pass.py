@@ -283,7 +283,7 @@ def test_files_that_change_or_go_between_plan_and_read_fail_by_name(
 def test_strict_ends_at_the_first_bad_image(tmp_path: Path) -> None:
     manifest = many(tmp_path / "images", 80)
     manifest.paths[50].write_bytes(b"")
-    with pytest.raises(FeatcacheError, match=r"--strict: '0050\.png': zero bytes"):
+    with pytest.raises(FeatcacheError, match=r"`strict`: '0050\.png': zero bytes"):
         embed(manifest, tmp_path / "s.h5", SPEC, strict=True, part_rows=32)
     assert not (tmp_path / "s.h5").exists()
     assert status(tmp_path / "s.h5").done == 32

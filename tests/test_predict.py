@@ -343,7 +343,7 @@ def test_another_precision_has_to_be_asked_for(
     phase_one: Path, weights: str, tmp_path: Path, said: Predictions
 ) -> None:
     run = changed(phase_one / "linear", tmp_path / "run", lambda r: r["store"]["identity"].update(precision="tf32"))
-    with pytest.raises(UsageError, match="--precision tf32 needs a GPU"):
+    with pytest.raises(UsageError, match="`precision`=tf32 needs a GPU"):
         load_run(run, weights=weights, device="cpu").predict(phase_one / "images")
     path = phase_one / "images" / said.names[0]
     found = load_run(run, weights=weights, device="cpu", precision="float32").predict(np.asarray(Image.open(path)))
@@ -563,7 +563,7 @@ def test_images_that_failed_when_a_store_was_made_have_failed(tmp_path: Path) ->
         (("--store", "nothing.h5"), 10, "nothing.h5"),
         (("nothing",), 2, "nothing does not exist: a folder of images, a .csv file or an image is expected."),
         (("linear/run.json",), 2, "linear/run.json is JSON: a folder, a table"),
-        (("images", "--max-pixels", "0"), 2, "max_pixels must be from 1"),
+        (("images", "--max-pixels", "0"), 2, "--max-pixels must be from 1"),
         (("images", "--device", "cuda:77"), 2, "cuda:77"),
     ],
 )

@@ -670,7 +670,7 @@ def test_another_store_is_refused_where_it_is_given_and_passed_over_where_not(fo
     with ExitStack() as opened:
         (found,) = load_materials([run_view], [], None, opened)
     assert found.vectors is None
-    assert "holds other vectors" in found.no_vectors
+    assert "holds vectors or images other" in found.no_vectors
     assert not (tmp_path / "r.html").exists()
 
 

@@ -131,7 +131,7 @@ def test_what_diverges_ranks_last_and_ends_nothing(tmp_path: Path) -> None:
     assert found[-1].means == {}
     assert np.isfinite(found[0].mean)
     fitted = bench.run(bench.fits([diverging()], bench.protocol.folds[:1]))
-    with pytest.raises(UsageError, match=r"diverged: its numbers are not finite. Lower --lr"):
+    with pytest.raises(UsageError, match=r"diverged: its numbers are not finite. Lower `lr`"):
         check_finite(fitted)
 
 

@@ -306,7 +306,11 @@ def test_another_identity_at_one_of_the_paths_refuses_all_before_anything_is_com
     [
         (("-o", "x.h5", *SEVERAL), 2, "-o x.h5: 2 backbones make as many stores; give the name of a folder."),
         (("-o", "file", *SEVERAL), 2, "-o file: 2 backbones make as many stores; give the name of a folder."),
-        (("-o", "out", "--backbone", SMALL, *SEVERAL), 2, f"--backbone: each once, got {SMALL}, {SMALL}, test_eff"),
+        (
+            ("-o", "out", "--backbone", SMALL, *SEVERAL),
+            2,
+            f"--backbone names each network once, got {SMALL}, {SMALL}, test_eff",
+        ),
         (("-o", "file/out", *SEVERAL), 2, "-o file/out: a folder of that name cannot be made, a file is in its place."),
         (("-o", "/sys/out", *SEVERAL), 21, "making /sys/out: "),  # where even root can make nothing
     ],
@@ -428,7 +432,7 @@ def test_a_feature_map_asked_of_a_store_without_one_is_refused(mapped: Mapping[s
 
 @pytest.mark.parametrize("taps", [("grid",), ("pooled", "logits"), ()])
 def test_the_vector_is_always_there_and_other_taps_do_not_exist(taps: tuple[str, ...]) -> None:
-    with pytest.raises(ValueError, match="tap must be pooled, pooled and grid, or pooled and boundary, got "):
+    with pytest.raises(ValueError, match="`tap` must be pooled, pooled and grid, or pooled and boundary, got "):
         replace(A, taps=taps)
 
 

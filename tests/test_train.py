@@ -63,7 +63,7 @@ def test_norms_without_statistics_stay_as_they_are_and_it_says_so(images: Path, 
     asked = {"weights": str(tmp_path / "folded.safetensors"), "callbacks": Callbacks(on_note=notes.append)}
     run = trained(images, tmp_path / "run", recipe(Stage("last-block", 2)), **asked)
     assert run.record["recipe"]["freeze_bn"] == "yes"
-    assert [note for note in notes if "hold no statistics" in note and "--freeze-bn no" in note]
+    assert [note for note in notes if "hold no statistics" in note and "`freeze_bn`=no" in note]
     after = load_file(run.path / "backbone.safetensors")
     statistics = [name for name in state if name.endswith(("running_mean", "running_var"))]
     assert all(np.array_equal(after[name], state[name].numpy()) for name in statistics)
@@ -187,8 +187,8 @@ def test_heads_are_those_of_the_network_or_what_was_asked() -> None:
         "mlp", hidden_sizes=(4,), seed=3
     )
     for kind, given, message in (
-        ("knn", {}, "head must be linear or mlp, got 'knn'"),
-        (None, {"hidden_sizes": (4,)}, "hidden_sizes does not apply to linear heads"),
+        ("knn", {}, "`head` must be linear or mlp, got 'knn'"),
+        (None, {"hidden_sizes": (4,)}, "`hidden_sizes` does not apply to linear heads"),
     ):
         with pytest.raises(ValueError, match=message):
             head_for(NET, kind, **given)
@@ -302,8 +302,8 @@ def test_images_that_were_added_since_are_another_training(images: Path, tmp_pat
         ({"name": "simple-cnn", "input_size": 16}, UsageError, "cannot take images of 16x16"),
         ({"name": "simple-cnn", "weights": None}, WeightsUnavailable, "simple-cnn has no pretrained weights"),
         ({"how": recipe(Stage("layer9", 1))}, UsageError, "'layer9' is in the name of no parameter"),
-        ({"how": recipe(precision="tf32")}, UsageError, "--precision tf32 needs a GPU"),
-        ({"how": recipe(precision="float16")}, UsageError, "--precision float16 needs a GPU"),
+        ({"how": recipe(precision="tf32")}, UsageError, "`precision`=tf32 needs a GPU"),
+        ({"how": recipe(precision="float16")}, UsageError, "`precision`=float16 needs a GPU"),
         ({"how": recipe(batch_size=1)}, UsageError, "a batch norm that learns cannot see one image at a time"),
         ({"how": recipe(optimizer="sgd", lr=1000.0, backbone_lr=1000.0)}, UsageError, "the training diverged in epoch"),
         ({"operating_point": "best"}, UsageError, "is no rule for an operating point"),

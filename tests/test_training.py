@@ -219,7 +219,7 @@ def test_of_equal_specs_the_first_wins(tmp_path: Path) -> None:
 def test_a_training_that_diverges_says_so(tmp_path: Path) -> None:
     x, labels = two_clouds(40, 4)
     for specs in (DIVERGING, [DIVERGING, HeadSpec(**{**DIVERGING.used(), "epochs": 30})]):
-        with pytest.raises(UsageError, match=r"the training diverged: its numbers are not finite\. Lower --lr\."):
+        with pytest.raises(UsageError, match=r"the training diverged: its numbers are not finite\. Lower `lr`\."):
             train(tmp_path, x, {"label": labels}, specs)
     assert not (tmp_path / "run").exists()
 
@@ -372,7 +372,7 @@ def test_an_operating_point_is_of_two_classes(tmp_path: Path, what: str) -> None
     columns = {"label": labels}
     if what == "findings":
         (x, columns), target = findings(60, 4), THREE_FINDINGS
-    with pytest.raises(UsageError, match=r"--operating-point is for two classes\."):
+    with pytest.raises(UsageError, match=r"`operating_point` is for two classes\."):
         train(tmp_path, x, columns, target=target, report=SelectionSpec(operating_point="youden"))
 
 
@@ -745,9 +745,9 @@ def test_names_that_would_be_formulas_or_line_ends_survive(tmp_path: Path) -> No
     [
         (
             {"select": "recall"},
-            "select must be one of auroc, f1, balanced_accuracy, accuracy, auprc, loss, got 'recall'",
+            "`select` must be one of auroc, f1, balanced_accuracy, accuracy, auprc, loss, got 'recall'",
         ),
-        ({"n_permutations": -1}, "n_permutations must be from 0 to 1000, got -1"),
+        ({"n_permutations": -1}, "`n_permutations` must be from 0 to 1000, got -1"),
     ],
 )
 def test_an_impossible_report_is_refused_at_birth(given: dict[str, Any], message: str) -> None:

@@ -396,7 +396,7 @@ def test_dropout_changes_the_training_and_not_the_scores(bench: Bench, tmp_path:
 
 def test_a_piece_too_small_for_the_norms_is_refused_with_the_way_out(bench: Bench, tmp_path: Path) -> None:
     for how in (recipe(batch_size=1), recipe(batch_size=8, grad_accumulation=8)):
-        with pytest.raises(UsageError, match=r"a batch norm that learns cannot see one image at a time: .*batch-size"):
+        with pytest.raises(UsageError, match=r"a batch norm that learns cannot see one image at a time: .*batch_size"):
             run(bench.tuner(how)[0], tmp_path / "run")
 
 
@@ -443,7 +443,7 @@ def test_rates_follow_the_schedule_of_each_stage_anew(
 def test_a_training_that_diverges_says_so(bench: Bench, tmp_path: Path, batch_size: int) -> None:
     """Whether the losses are the first to show it, or with a single batch the validation rows."""
     how = recipe(Stage("last-block", 9), optimizer="sgd", lr=1000.0, weight_decay=1000.0, batch_size=batch_size)
-    with pytest.raises(UsageError, match=r"the training diverged in epoch \d: lower --lr and --backbone-lr\."):
+    with pytest.raises(UsageError, match=r"the training diverged in epoch \d: lower `lr` and `backbone_lr`\."):
         run(bench.tuner(how)[0], tmp_path / "run")
 
 

@@ -344,7 +344,7 @@ def test_another_store_is_compared_with_its_views(tmp_path: Path, spec: HeadSpec
 
 # --- errors -----------------------------------------------------------------------------------------------------------
 
-NEED = r"s\.h5 has no augmented views\. Make a store with them: featcache embed --augmentations K\."
+NEED = r"s\.h5 has no augmented views\. Embed the images again with `augmentations`\."
 FLAT = HeadSpec.of("flatten-mlp", hidden_sizes=(4,))
 
 
@@ -388,11 +388,11 @@ def test_a_compared_store_without_views_is_refused_before_anything_is_trained(
 
 @pytest.mark.parametrize("kind", ["flatten-mlp", "logreg", "ridge", "knn"])
 def test_heads_that_cannot_draw_refuse_to(kind: str) -> None:
-    with pytest.raises(ValueError, match=f"^augmentations does not apply to {kind} heads$"):
+    with pytest.raises(ValueError, match=rf"^`augmentations` does not apply to {kind} heads\.$"):
         HeadSpec.of(kind, augmentations=True)
-    with pytest.raises(ValueError, match=f"^augmentations does not apply to {kind} heads$"):
+    with pytest.raises(ValueError, match=rf"^`augmentations` does not apply to {kind} heads\.$"):
         grid([kind], {"augmentations": [True]})
-    with pytest.raises(ValueError, match=r"^augmentations must be true or false, got 2$"):
+    with pytest.raises(ValueError, match=r"^`augmentations` must be true or false, got 2\.$"):
         HeadSpec(augmentations=2)
 
 
@@ -418,7 +418,7 @@ def test_the_command_learns_from_views_and_says_so(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--augmentations",), "has no augmented views. Make a store with them: featcache embed --augmentations K."),
+        (("--augmentations",), "has no augmented views. Embed the images again with --augmentations."),
         (("--tta", "--head", "knn"), "has no augmented views."),
         (("--augmentations", "--head", "knn"), "--augmentations does not apply to knn heads."),
         (("--augmentations", "--head", "flatten-mlp"), "--augmentations does not apply to flatten-mlp heads."),

@@ -83,7 +83,7 @@ def test_refusals_say_what_to_do() -> None:
     for name, words in {
         "png/bomb.png": "13350 x 13350 is more than 89,478,485 pixels; max_pixels allows it",
         "tiff/pages.tif": "3 frames or pages, one is expected; first_frame takes the first",
-        "tiff/float-little-1.tif": "float pixels have no stated range; --float-range LOW,HIGH states it",
+        "tiff/float-little-1.tif": "float pixels have no stated range; state it as `float_range` (LOW,HIGH)",
     }.items():
         with pytest.raises(ImageError) as caught:
             decode(ANIMALS[name].data)

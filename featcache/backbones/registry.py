@@ -327,7 +327,4 @@ def _transform(spec: BackboneSpec, config: dict[str, Any]) -> TransformSpec:
         "crop_mode": own["crop_mode"] if own["crop_mode"] in CROP_MODES else "center",
         **overrides,
     }
-    try:
-        return TransformSpec(**fields)
-    except ValueError as error:
-        raise UsageError(f"{error}.") from error
+    return TransformSpec(**fields)

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from featcache.cli.options import AllowOutside, Json, StoreFile
 from featcache.cli.progress import interruptible, progress
-from featcache.cli.render import answer, console, escaped, plain_table, tell_notes
+from featcache.cli.render import answer, console, escaped, plain_table, print_notes, tell_notes
 
 
 def audit_command(
@@ -75,8 +75,7 @@ def print_audit(people: Console, result: Any, folder: Path) -> None:
         if rows:
             people.print(title, style="bold")
             people.print(_rows(rows))
-    for note in result.notes:
-        people.print(f"[yellow]note: {escaped(note)}[/]", highlight=False, soft_wrap=True)
+    print_notes(people, result.notes)
     people.print(f"[bold]{escaped(folder)}[/]: all of it, the worst first", highlight=False, soft_wrap=True)
 
 

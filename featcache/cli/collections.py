@@ -17,6 +17,7 @@ from featcache.cli.options import (
     GroupColumn,
     IdColumn,
     Json,
+    OptionCommand,
     PathColumn,
     SplitColumn,
     spec_of,
@@ -36,7 +37,7 @@ _Output = Annotated[Path, typer.Option("--output", "-o", help="The CSV to write.
 _Images = Annotated[Path | None, typer.Option(help="The folder of the images, at any depth.")]
 
 
-@manifest_app.command("iu-xray")
+@manifest_app.command("iu-xray", cls=OptionCommand)
 def iu_xray_command(
     reports: Annotated[Path, typer.Argument(help="indiana_reports.csv")],
     projections: Annotated[Path, typer.Argument(help="indiana_projections.csv")],
@@ -56,7 +57,7 @@ def iu_xray_command(
         )
 
 
-@manifest_app.command("kermany")
+@manifest_app.command("kermany", cls=OptionCommand)
 def kermany_command(
     folder: Annotated[Path, typer.Argument(help="The folder with train and test in it.")],
     output: _Output,
@@ -69,7 +70,7 @@ def kermany_command(
     _write(collection, output, as_json)
 
 
-@manifest_app.command("covid")
+@manifest_app.command("covid", cls=OptionCommand)
 def covid_command(
     source: Annotated[Path, typer.Argument(help="A folder of class folders, or metadata.csv.")],
     output: _Output,

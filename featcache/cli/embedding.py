@@ -208,7 +208,7 @@ def _augmentations(n: int, seed: int | None) -> Any:
 
     if not n and seed is None:
         return None
-    augmentations = spec_of(ViewSpec, {"n": n or 1, "seed": seed}, n="augmentations", seed="augmentation-seed")
+    augmentations = spec_of(ViewSpec, {"n": n or 1, "seed": seed}, n="augmentations", seed="augmentation_seed")
     if not n:
         raise UsageError("--augmentation-seed is the seed of --augmentations, and there are none.")
     return augmentations

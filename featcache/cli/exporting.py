@@ -10,7 +10,7 @@ import typer
 
 from featcache.cli.options import Json, spec_of
 from featcache.cli.progress import interruptible
-from featcache.cli.render import answer, console, escaped, plain_table
+from featcache.cli.render import answer, console, escaped, plain_table, print_notes
 from featcache.errors import UsageError
 
 _UNTOUCHED = "nothing was written"
@@ -91,8 +91,7 @@ def _export_onnx(source: Path, output: Path, weights: str | None, as_json: bool)
     if as_json:
         answer({"output": str(output), **done.as_json()})
     people = console(as_json)
-    for note in done.notes:
-        people.print(f"[yellow]note: {escaped(note)}[/]", highlight=False)
+    print_notes(people, done.notes)
     size = " × ".join(map(str, done.input_size))
     people.print(
         f"[bold]{escaped(output)}[/]: {len(done.data) / 1e6:,.1f} MB; uint8 images of 3 × {size} in, logits and "
@@ -134,8 +133,7 @@ def _export_studies(source: Path, output: Path, arguments: dict[str, Any], run: 
             "coverage": done.coverage, "notes": list(done.notes),
         })  # fmt: skip
     people = console(as_json)
-    for note in done.notes:
-        people.print(f"[yellow]note: {escaped(note)}[/]", highlight=False)
+    print_notes(people, done.notes)
     people.print(_coverage(done.coverage))
     people.print(
         f"[bold]{escaped(done.path)}[/]: {done.n_studies:,} studies of {_shapes(done.shapes)}, "

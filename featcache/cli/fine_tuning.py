@@ -264,7 +264,7 @@ def train_command(
             recipe,
             output,
             target=target,
-            split=spec_of(SplitSpec, drawn, seed="split-seed", n_splits="folds", n_repeats="repeats"),
+            split=spec_of(SplitSpec, drawn, seed="split_seed"),
             operating_point=operating_point,
             machine=spec_of(Machine, {"device": device, "compile": compile, "timeout_s": timeout}),
             callbacks=callbacks,

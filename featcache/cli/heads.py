@@ -124,8 +124,6 @@ def train_head_command(
     specs = spec_of(
         grid,
         {"kinds": head or ["linear"], "options": {name: values for name, values in options.items() if values}},
-        kind="head",
-        **dict.fromkeys(options),
     )
     labelled = {"file": labels, "on": on, "positive": positive, "min_images": min_images}
     labelled |= {"uncertain": uncertain, "separator": separator}
@@ -144,7 +142,7 @@ def train_head_command(
         "operating_point": operating_point,
         "n_permutations": n_permutations,
     }
-    division = spec_of(SplitSpec, drawn, seed="split-seed", n_splits="folds", n_repeats="repeats")
+    division = spec_of(SplitSpec, drawn, seed="split_seed")
     report = spec_of(SelectionSpec, {**selection, "compare": tuple(compare or ()), "tta": tta})
     with (
         interruptible("nothing was written"),

@@ -22,6 +22,7 @@ from featcache.cli.exporting import export_command
 from featcache.cli.fine_tuning import fine_tune_command, train_command
 from featcache.cli.heads import train_head_command
 from featcache.cli.inspecting import backbones_command, doctor_command, info_command, status_command, verify_command
+from featcache.cli.options import OptionCommand
 from featcache.cli.predicting import bundle_command, predict_command
 from featcache.cli.render import answer
 from featcache.cli.reporting import report_command
@@ -39,24 +40,24 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("demo")(demo_command)
-app.command("embed")(embed_command)
-app.command("train-head")(train_head_command)
-app.command("fine-tune")(fine_tune_command)
-app.command("train")(train_command)
-app.command("predict")(predict_command)
-app.command("evaluate")(evaluate_command)
-app.command("bundle")(bundle_command)
-app.command("export")(export_command)
-app.command("status")(status_command)
-app.command("info")(info_command)
-app.command("verify")(verify_command)
-app.command("backbones")(backbones_command)
-app.command("doctor")(doctor_command)
+app.command("demo", cls=OptionCommand)(demo_command)
+app.command("embed", cls=OptionCommand)(embed_command)
+app.command("train-head", cls=OptionCommand)(train_head_command)
+app.command("fine-tune", cls=OptionCommand)(fine_tune_command)
+app.command("train", cls=OptionCommand)(train_command)
+app.command("predict", cls=OptionCommand)(predict_command)
+app.command("evaluate", cls=OptionCommand)(evaluate_command)
+app.command("bundle", cls=OptionCommand)(bundle_command)
+app.command("export", cls=OptionCommand)(export_command)
+app.command("status", cls=OptionCommand)(status_command)
+app.command("info", cls=OptionCommand)(info_command)
+app.command("verify", cls=OptionCommand)(verify_command)
+app.command("backbones", cls=OptionCommand)(backbones_command)
+app.command("doctor", cls=OptionCommand)(doctor_command)
 app.add_typer(manifest_app, name="manifest")
-app.command("check")(check_command)
-app.command("audit")(audit_command)
-app.command("report")(report_command)
+app.command("check", cls=OptionCommand)(check_command)
+app.command("audit", cls=OptionCommand)(audit_command)
+app.command("report", cls=OptionCommand)(report_command)
 
 
 def main() -> None:

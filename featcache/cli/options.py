@@ -4,22 +4,26 @@ An option of one command stands in that command. Defaults belong to the specs: a
 is left away, and of heads and recipes `--help` shows what the spec itself says. Knows nothing of what is then done.
 """
 
-import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
+from typer.core import TyperCommand
 
-from featcache.errors import UsageError
+from featcache.errors import FeatcacheError, InvalidParameter, UsageError
 from featcache.heads import KINDS, PATHS, HeadSpec
 from featcache.recipe import PRESETS, AugmentSpec, Recipe, Stage, recipe
 
 Spec = TypeVar("Spec")
-_CALLED: dict[str, str | None] = {"timeout_s": "timeout", "texts": "text", "label columns": "label-column",
-    "merge_classes": "merge", "drop_classes": "drop-class"}  # fmt: skip
-_NO_OPTIONS = {"base", "columns", "file", "kinds", "name", "options", "stages", "taps"}
+_FIELDS_OF = {  # options whose fields have other names
+    "drop_class": ("drop_classes",), "folds": ("n_splits",), "head": ("kind",), "merge": ("merge_classes",),
+    "repeats": ("n_repeats",), "tap": ("taps",), "text": ("texts",), "timeout": ("timeout_s",),
+}  # fmt: skip
+_RUNNING: ContextVar["OptionCommand | None"] = ContextVar("running", default=None)
 HEAD = "Head (repeat an option to try several values)"
 
 
@@ -214,28 +218,58 @@ def weights_there(weights: str | None) -> str | None:
     return weights
 
 
-def spec_of(kind: Callable[..., Spec], fields: dict[str, Any], /, **called: str | None) -> Spec:
+def spec_of(kind: Callable[..., Spec], fields: dict[str, Any], /, **parameter_of: str) -> Spec:
     """A spec of the options that were given; the defaults are its own.
 
     Args:
         kind: makes it.
-        fields: its fields.
-        called: further words of its errors, or fields, that are options, with their name where it is another.
+        fields: its fields; None stands for an option that was not given.
+        parameter_of: the parameter of the command that sets a field of another name.
 
     Raises:
-        UsageError: what the spec says of a wrong value, with options by the names they have here.
+        UsageError: a value that the spec refuses.
     """
     try:
         return kind(**{name: value for name, value in fields.items() if value is not None})
-    except ValueError as error:
-        options = {name: name for name in fields if name not in _NO_OPTIONS} | _CALLED | called
-        words = "|".join(sorted(map(re.escape, options), key=len, reverse=True))
-        text = re.sub(rf"(?<![\w'\"-])({words})(?![\w'\"-])", lambda match: _option(match[1], options), str(error))
-        raise UsageError(f"{text}.") from error
+    except InvalidParameter as error:
+        message = str(error)
+        for name, parameter in parameter_of.items():
+            message = message.replace(f"`{name}`", f"`{parameter}`")
+        raise UsageError(message) from error
 
 
-def _option(word: str, options: dict[str, str | None]) -> str:
-    return f"--{(options[word] or word).replace('_', '-')}"
+class OptionCommand(TyperCommand):
+    """A command whose errors show the parameters that a message names in backticks as options of this command."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        with self._showing_options():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: Any) -> Any:
+        with self._showing_options():
+            return super().invoke(ctx)
+
+    @contextmanager
+    def _showing_options(self) -> Iterator[None]:
+        token = _RUNNING.set(self)
+        try:
+            yield
+        except FeatcacheError as error:
+            error.args = (with_options(str(error)), *error.args[1:])
+            raise
+        finally:
+            _RUNNING.reset(token)
+
+
+def with_options(message: str) -> str:
+    """A message of the library as the running command shows it: "`lr` must be > 0" becomes "--lr must be > 0", and
+    "`lr`=2" becomes "--lr 2"."""
+    command = _RUNNING.get()
+    for parameter in command.params if command else ():
+        option = max(parameter.opts, key=len)
+        for name in (parameter.name, *_FIELDS_OF.get(parameter.name or "", ())):
+            message = message.replace(f"`{name}`=", f"{option} ").replace(f"`{name}`", option)
+    return message
 
 
 def recipe_of(

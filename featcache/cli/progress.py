@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
+from featcache.cli.options import with_options
 from featcache.cli.render import escaped
 from featcache.errors import Interrupted
 
@@ -83,7 +84,7 @@ def progress(doing: str, unit: str = "images/s") -> Iterator[tuple[Callable[[int
     console = Console(stderr=True, soft_wrap=True, emoji=False)
 
     def note(text: str) -> None:
-        console.print(escaped(text), highlight=False)
+        console.print(escaped(with_options(text)), highlight=False)
 
     if not console.is_terminal:
         yield lambda done, total: None, note

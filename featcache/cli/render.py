@@ -13,6 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from featcache.cli.options import with_options
 from featcache.names import printable
 
 UNGROUPED = "matches no group and is its own", "match no group and are their own"
@@ -67,7 +68,7 @@ def rows_of(value: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
 
 def print_notes(people: Console, notes: Sequence[str]) -> None:
     for note in notes:
-        people.print(f"[yellow]note: {escaped(note)}[/]", highlight=False, soft_wrap=True)
+        people.print(f"[yellow]note: {escaped(with_options(note))}[/]", highlight=False, soft_wrap=True)
 
 
 def tell_notes(manifest: Any, on_note: Callable[[str], None]) -> None:
@@ -135,7 +136,7 @@ def print_forecast(people: Console, estimate: Any) -> None:
     ]
     lines += [f"{_size(estimate.memory_bytes)} of memory, all decoders together"]
     lines += [f"{estimate.limit} takes longer; it would be faster with"]
-    for line in [*lines, *(f"  {escaped(advice)}" for advice in estimate.advice)]:
+    for line in [*lines, *(f"  {escaped(with_options(advice))}" for advice in estimate.advice)]:
         people.print(line, highlight=False, soft_wrap=True)
 
 

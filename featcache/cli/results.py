@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from featcache.cli.render import answer, console, escaped, plain_table
+from featcache.cli.render import answer, console, escaped, plain_table, print_notes
 
 _MAX_HISTORY_ROWS = 12
 _MAX_SPECS = 10
@@ -68,8 +68,7 @@ def print_run(people: Console, run: Any) -> None:
         people.print(f"{name}: {line}", highlight=False)
     for line in _baseline_lines(run.record["baselines"]):
         people.print(line, highlight=False)
-    for note in run.record["notes"]:
-        people.print(f"[yellow]note: {escaped(note)}[/]", highlight=False)
+    print_notes(people, run.record["notes"])
     left_out = ", ".join(f"{n:,} with {reason}" for reason, n in run.record["left_out"].items())
     tried = f"best of {len(run.record['heads']):,} heads, " if len(run.record["heads"]) > 1 else ""
     people.print(
@@ -95,8 +94,7 @@ def tell_tuned(as_json: bool, run: Any) -> None:
         people.print(f"{name}: {line}", highlight=False)
     for line in (*_baseline_lines(record["baselines"]), *_gain_lines(record)):
         people.print(line, highlight=False)
-    for note in record["notes"]:
-        people.print(f"[yellow]note: {escaped(note)}[/]", highlight=False)
+    print_notes(people, record["notes"])
     backbone, head = (record["n_trainable"][part] for part in ("backbone", "head"))
     left_out = ", ".join(f"{n:,} with {reason}" for reason, n in record["left_out"].items())
     people.print(

@@ -9,7 +9,6 @@ map, and nothing is guessed.
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from featcache.errors import UsageError
 from featcache.prediction.predictor import Predictor
 from featcache.runs.backbone import said_by
 from featcache.splits.class_names import alike, number
@@ -72,10 +71,7 @@ class Vocabulary:
             CorruptStore: the record is damaged.
             UsageError: a wrong word for what a label of -1 is, or a separator that is blank.
         """
-        try:
-            own_target = TargetSpec(uncertain=uncertain, separator=separator)
-        except ValueError as error:
-            raise UsageError(f"{error}.") from error
+        own_target = TargetSpec(uncertain=uncertain, separator=separator)
         model = predictor.model
         with said_by(predictor.run):
             own = predictor.run.record["asked"].get("labels") or {}

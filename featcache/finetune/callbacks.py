@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from featcache.bounds import MOST_SECONDS, check_number
+from featcache.errors import InvalidParameter
 from featcache.images.workers import TIMEOUT_S
 
 _COMPILE = ("auto", "on", "off")
@@ -25,7 +26,7 @@ class Machine:
 
     def __post_init__(self) -> None:
         if self.compile not in _COMPILE:
-            raise ValueError(f"compile must be one of {', '.join(_COMPILE)}, got {self.compile!r}")
+            raise InvalidParameter(f"`compile` must be one of {', '.join(_COMPILE)}, got {self.compile!r}.")
         check_number("timeout_s", self.timeout_s, 0, MOST_SECONDS, above=True)
 
 

@@ -22,7 +22,7 @@ from featcache import backbones, devices, runs
 from featcache.backbones import Backbone
 from featcache.backbones.networks import DENSE
 from featcache.embedding.depth import settle_depth
-from featcache.errors import UsageError
+from featcache.errors import InvalidParameter, UsageError
 from featcache.finetune import cut
 from featcache.finetune.boundaries import FromStore
 from featcache.finetune.callbacks import Callbacks, Machine
@@ -219,7 +219,7 @@ def head_for(model: str, kind: str | None = None, **overrides: Any) -> HeadSpec:
     if kind is None and model in DENSE:
         return HeadSpec.of("flatten-mlp", **{"hidden_sizes": DENSE[model], **fields})
     if kind not in (None, "linear", "mlp"):
-        raise ValueError(f"head must be linear or mlp, got {kind!r}")
+        raise InvalidParameter(f"`head` must be linear or mlp, got {kind!r}.")
     return HeadSpec.of(kind or "linear", **fields)
 
 

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from featcache.errors import InvalidParameter
+
 VIEWS, MEAN, FIRST = POOLS = ("views", "mean", "first")
 
 
@@ -31,15 +33,19 @@ class FusionSpec:
 
     def __post_init__(self) -> None:
         if self.pool not in POOLS:
-            raise ValueError(f"pool must be one of {', '.join(POOLS)}, got {self.pool!r}")
+            raise InvalidParameter(f"`pool` must be one of {', '.join(POOLS)}, got {self.pool!r}.")
         if self.tokens and self.pool == MEAN:
-            raise ValueError("the feature maps of several images have no mean: pool views or first")
+            raise InvalidParameter("the feature maps of several images have no mean: `pool` must be views or first.")
         if len(set(self.texts)) < len(self.texts) or any("/" in text or text.startswith(".") for text in self.texts):
-            raise ValueError(f"texts are named once each, without '/' or a leading '.', got {', '.join(self.texts)}")
+            raise InvalidParameter(
+                f"`texts` are named once each, without '/' or a leading '.', got {', '.join(self.texts)}."
+            )
         if self.reports is not None and not self.texts:
-            raise ValueError("`reports` need the names of their text columns (`texts`), for example findings and impression")
+            raise InvalidParameter(
+                "`reports` need the names of their text columns (`texts`), as in findings and impression."
+            )
         if self.reports is None and self.on is not None:
-            raise ValueError("`on` is a column of `reports`, and there are none")
+            raise InvalidParameter("`on` is a column of `reports`, and there are none.")
 
     @property
     def key(self) -> str:

@@ -80,9 +80,7 @@ def export_studies(store: Store, path: Path | str, spec: FusionSpec, run: Run | 
 
 def _written(store: Store, path: Path, spec: FusionSpec, run: Run | None) -> Fused:
     if spec.tokens and GRID not in store.taps:
-        raise UsageError(
-            f"{store.path} has no feature maps. Embed the images again with the taps pooled and grid."
-        )
+        raise UsageError(f"{store.path} has no feature maps. Embed the images again with the taps pooled and grid.")
     learnt = unseen.learnt(run, store) if run else None
     table = join(store, spec, learnt.division if learnt else Division())
     _check_padding(store, table, spec)
@@ -128,7 +126,8 @@ def _check_padding(store: Store, table: StudyTable, spec: FusionSpec) -> None:
         name = table.study_ids[int(table.study[int(table.view.argmax())])]
         raise UsageError(
             f"study {name!r} has {v} images; with all others padded to as many, the vectors would take "
-            f"{padded / 1e9:,.1f} GB instead of {len(table.rows) * row_bytes / 1e9:,.1f}. Use `pool`=mean or `pool`=first."
+            f"{padded / 1e9:,.1f} GB instead of {len(table.rows) * row_bytes / 1e9:,.1f}. Use `pool`=mean or "
+            "first."
         )
 
 

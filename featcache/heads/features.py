@@ -52,9 +52,7 @@ def check(store: Store, specs: Sequence[HeadSpec], tta: bool) -> None:
 
 def _check_views(store: Store) -> None:
     if VIEWS not in store.taps:
-        raise UsageError(
-            f"{store.path} has no augmented views. Embed the images again with `augmentations`."
-        )
+        raise UsageError(f"{store.path} has no augmented views. Embed the images again with `augmentations`.")
     (stored, _), (pooled, _) = store.shape(f"features/{VIEWS}"), store.shape(f"features/{POOLED}")
     if len(stored) != 3 or stored[1] < 1 or stored[2:] != pooled[1:]:
         raise UsageError(

@@ -11,6 +11,7 @@ from itertools import pairwise
 from typing import Any, Self
 
 from featcache.bounds import MOST_EPOCHS, MOST_ROWS, check_number, check_seed
+from featcache.errors import InvalidParameter
 
 TRAINED = ("linear", "mlp", "flatten-mlp")
 SOLVED = ("logreg", "ridge", "knn")
@@ -157,7 +158,7 @@ class HeadSpec:
         """
         _check_choice("kind", kind)
         if foreign := [name for name in overrides if name not in _APPLIES[kind]]:
-            raise ValueError(f"{foreign[0]} does not apply to {kind} heads")
+            raise InvalidParameter(f"`{foreign[0]}` does not apply to {kind} heads.")
         return cls(kind, **overrides)
 
     def __post_init__(self) -> None:
@@ -175,13 +176,13 @@ class HeadSpec:
             check_number(name, getattr(self, name), low, high, whole=True)
         check_seed("seed", self.seed)
         if not isinstance(self.augmentations, bool):
-            raise ValueError(f"augmentations must be true or false, got {self.augmentations!r}")
+            raise InvalidParameter(f"`augmentations` must be true or false, got {self.augmentations!r}.")
         self._check_widths()
         if self.kind.endswith("mlp") and not self.hidden_sizes:
-            raise ValueError(f"{self.kind} needs hidden_sizes, as in hidden_sizes=(256,)")
+            raise InvalidParameter(f"{self.kind} needs `hidden_sizes`, as in hidden_sizes=(256,).")
         for name in plain:
             if name not in _APPLIES[self.kind] and getattr(self, name) != plain[name]:
-                raise ValueError(f"{name} does not apply to {self.kind} heads")
+                raise InvalidParameter(f"`{name}` does not apply to {self.kind} heads.")
 
     def _take(self, defaults: Mapping[str, Any]) -> None:
         """Gives the fields that were not given their defaults."""
@@ -194,9 +195,9 @@ class HeadSpec:
             check_number("hidden_sizes", width, 1, 65536, whole=True)
         n_weights = sum(a * b for a, b in pairwise(self.hidden_sizes))
         if n_weights > _MOST_WEIGHTS or len(self.hidden_sizes) > _MOST_LAYERS:
-            raise ValueError(
-                f"hidden_sizes must be at most {_MOST_LAYERS} layers, with at most {_MOST_WEIGHTS:,} weights between "
-                f"them, got {len(self.hidden_sizes)} and {n_weights:,}"
+            raise InvalidParameter(
+                f"`hidden_sizes` must be at most {_MOST_LAYERS} layers, with at most {_MOST_WEIGHTS:,} weights between "
+                f"them, got {len(self.hidden_sizes)} and {n_weights:,}."
             )
 
     @property
@@ -226,10 +227,10 @@ def grid(kinds: Sequence[str], options: Mapping[str, Sequence[Any]]) -> list[Hea
         _check_choice("kind", kind)
     for name in options:
         if not any(name in _APPLIES[kind] for kind in kinds):
-            raise ValueError(f"{name} does not apply to {' or '.join(kinds)} heads")
+            raise InvalidParameter(f"`{name}` does not apply to {' or '.join(kinds)} heads.")
     for name, (other, value) in _ONLY_WITH.items():
         if name in options and value not in options.get(other, ()):
-            raise ValueError(f"{name} is for {other} {value}")
+            raise InvalidParameter(f"`{name}` is for `{other}`={value}.")
     specs: list[HeadSpec] = []
     for kind in dict.fromkeys(kinds):
         chosen = {name: values for name, values in options.items() if name in _APPLIES[kind]}
@@ -263,4 +264,4 @@ def _plain(kind: str) -> dict[str, Any]:
 
 def _check_choice(name: str, value: Any) -> None:
     if value not in _CHOICES[name]:
-        raise ValueError(f"{name} must be one of {', '.join(_CHOICES[name])}, got {value!r}")
+        raise InvalidParameter(f"`{name}` must be one of {', '.join(_CHOICES[name])}, got {value!r}.")

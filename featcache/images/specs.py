@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from featcache.bounds import check_number
-from featcache.errors import ImageError
+from featcache.errors import ImageError, InvalidParameter
 from featcache.identity import Json
 from featcache.images import dicom
 
@@ -73,9 +73,9 @@ class DecodeSpec:
             for value in self.float_range:
                 check_number("float_range", value, -_MOST_FLOAT, _MOST_FLOAT)
             if len(self.float_range) != 2:
-                raise ValueError(f"float_range must be two values, got {self.float_range}")
+                raise InvalidParameter(f"`float_range` must be two values, got {self.float_range}.")
             if self.float_range[0] >= self.float_range[1]:
-                raise ValueError(f"float_range must be low < high, got {self.float_range}")
+                raise InvalidParameter(f"`float_range` must be low < high, got {self.float_range}.")
         check_number("max_pixels", self.max_pixels, 1, 1 << 30, whole=True, why="of more, one image takes 10 GB")
 
     @classmethod
@@ -155,24 +155,28 @@ class TransformSpec:
 
     def __post_init__(self) -> None:
         if len(self.input_size) != 2:
-            raise ValueError(f"input_size must be (height, width), got {self.input_size}")
+            raise InvalidParameter(f"`input_size` must be (height, width), got {self.input_size}.")
         for side in self.input_size:
             check_input_size(side)
         check_crop_pct(self.crop_pct)
         if max(self.input_size) / self.crop_pct > _MOST_RESIZED:
-            raise ValueError(
-                f"input_size / crop_pct must be at most {_MOST_RESIZED} pixels, to which images are resized, got "
-                f"{max(self.input_size) / self.crop_pct:.0f}"
+            raise InvalidParameter(
+                f"`input_size` / `crop_pct` must be at most {_MOST_RESIZED} pixels, to which images are resized, got "
+                f"{max(self.input_size) / self.crop_pct:.0f}."
             )
         if self.interpolation not in _INTERPOLATION:
-            raise ValueError(f"interpolation must be one of {', '.join(_INTERPOLATION)}, got {self.interpolation!r}")
+            raise InvalidParameter(
+                f"`interpolation` must be one of {', '.join(_INTERPOLATION)}, got {self.interpolation!r}."
+            )
         if self.crop_mode not in CROP_MODES:
-            raise ValueError(f"crop_mode must be one of {', '.join(CROP_MODES)}, got {self.crop_mode!r}")
+            raise InvalidParameter(f"`crop_mode` must be one of {', '.join(CROP_MODES)}, got {self.crop_mode!r}.")
         if len(self.mean) != 3 or len(self.std) != 3:
-            raise ValueError(f"mean and std must be three finite values, got {self.mean} and {self.std}")
+            raise InvalidParameter(f"`mean` and `std` must be three finite values, got {self.mean} and {self.std}.")
         check_normalisation(self.mean, self.std)
         if self.crop_mode == "center" and self.input_size[0] != self.input_size[1]:
-            raise ValueError(f"crop_mode center needs a square input_size, got {self.input_size}; use squash")
+            raise InvalidParameter(
+                f"`crop_mode`=center needs a square `input_size`, got {self.input_size}; use squash."
+            )
 
     def identity(self) -> Json:
         """The fields as JSON; those of `DecodeSpec` stand beside them in an identity."""

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from featcache.bounds import MOST_SECONDS, check_number
-from featcache.errors import ImageError, InputOutputError, UsageError
+from featcache.errors import ImageError, InputOutputError
 from featcache.identity import Json
 from featcache.images.augment import ViewSpec
 from featcache.images.depths import Look
@@ -60,10 +60,7 @@ class Prepared:
 
 def check_timeout(timeout_s: float) -> None:
     """Raises UsageError for what is no time to wait for an image."""
-    try:
-        check_number("timeout_s", timeout_s, 0, MOST_SECONDS, above=True)
-    except ValueError as error:
-        raise UsageError(f"{error}.") from error
+    check_number("timeout_s", timeout_s, 0, MOST_SECONDS, above=True)
 
 
 class Decoders:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from featcache.errors import UsageError
+from featcache.errors import InvalidParameter, UsageError
 from featcache.manifest.listing import IMAGE_SUFFIXES
 from featcache.tables.missing import is_missing
 from featcache.tables.table import Table, lacking_column
@@ -49,9 +49,9 @@ class ColumnSpec:
     def __post_init__(self) -> None:
         for parameter, name in self.named.items():
             if not name.strip():
-                raise ValueError(f"{parameter} is the name of a column, got {name!r}")
+                raise InvalidParameter(f"{parameter} is the name of a column, got {name!r}.")
         if len(set(self.named.values())) < len(self.named):
-            raise ValueError(f"each column is one thing only, got {', '.join(self.named.values())}")
+            raise InvalidParameter(f"each column is one thing only, got {', '.join(self.named.values())}.")
 
     @property
     def named(self) -> dict[str, str]:

@@ -371,10 +371,7 @@ def _is_one(array: Array) -> bool:
 
 def _decode(request: Request, first_frame: bool, max_pixels: int | None) -> DecodeSpec:
     decode = replace(request.decode, first_frame=first_frame)
-    try:
-        return replace(decode, max_pixels=max_pixels) if max_pixels is not None else decode
-    except ValueError as error:
-        raise UsageError(f"{error}.") from error
+    return replace(decode, max_pixels=max_pixels) if max_pixels is not None else decode
 
 
 def _blocks(store: Store, model: Model) -> Iterator[tuple[int, Array]]:

@@ -174,13 +174,14 @@ def _why_none(run_view: RunView, other_paths: Sequence[Path]) -> str:
     if (run_view.run.path / WEIGHTS).exists():
         return (
             f"this Run has a network of its own, and no store of its vectors is given: predict "
-            f"the images with {printable(str(run_view.run.path))} and keep their vectors (`keep`), then give that file as `store`"
+            f"the images with {printable(str(run_view.run.path))} and keep their vectors (`keep`), then "
+            "give that file as `store`"
         )
     if run_view.is_external and not other_paths:
-        return "no store of the vectors of these images is at hand: give one as `store`, or evaluate again and keep the vectors (`keep`)"
+        return "no store of the vectors of these images is at hand: give one as `store`, or evaluate with `keep`"
     name = printable(run_view.record["store"]["name"])
     if other_paths:
-        return f"the {name} that is there holds other vectors or other images than those of this Run: give the right one as `store`"
+        return f"the {name} that is there holds vectors or images other than those of this Run: give another `store`"
     return f"{name or 'it'} is not beside or above the Run, nor in the current folder: give it as `store`"
 
 

@@ -5,7 +5,7 @@ them. Loads no network, and knows nothing of the head.
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from featcache.errors import CorruptStore
+from featcache.errors import CorruptStore, InvalidParameter, UsageError
 from featcache.identity import Json, digest_json, from_json
 from featcache.images import DecodeSpec, TransformSpec
 from featcache.images.augment import ViewSpec
@@ -82,6 +82,14 @@ def said_by(run: Run) -> Iterator[None]:
     """What a Run's record lacks, or has otherwise than it was written, as one error of ours."""
     try:
         yield
+    except UsageError as error:
+        if not isinstance(error, InvalidParameter):
+            raise
+        raise _damaged(run, error) from error
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200].rstrip(".")
-        raise CorruptStore(f"{run.path / 'run.json'} is damaged: {reason}. Make the Run again.") from error
+        raise _damaged(run, error) from error
+
+
+def _damaged(run: Run, error: Exception) -> CorruptStore:
+    reason = " ".join(f"{type(error).__name__}: {error}".split())[:200].rstrip(".")
+    return CorruptStore(f"{run.path / 'run.json'} is damaged: {reason}. Make the Run again.")

@@ -17,7 +17,7 @@ import numpy as np
 
 from featcache import durable
 from featcache.bounds import check_number, check_seed
-from featcache.errors import UsageError, in_our_words
+from featcache.errors import InvalidParameter, UsageError, in_our_words
 from featcache.splits import plan, unnamed_groups
 from featcache.splits.near_duplicates import near_pairs, pair_keys
 from featcache.splits.plan import Fold, Split
@@ -69,11 +69,13 @@ class SplitSpec:
             check_number("near_duplicates", self.near_duplicates, 0, 1, above=True, why="a cosine")
         drawn = self.n_splits is not None or self.val_fraction is not None or self.n_repeats > 1
         if self.n_splits is not None and self.val_fraction is not None:
-            raise ValueError("n_splits and val_fraction exclude each other")
+            raise InvalidParameter("`n_splits` and `val_fraction` exclude each other.")
         if self.file is not None and (drawn or self.nested):
-            raise ValueError("a split from a file says all: no n_splits, n_repeats, val_fraction or nested beside it")
+            raise InvalidParameter(
+                "a split from a file says all: no `n_splits`, `n_repeats`, `val_fraction` or `nested` beside it."
+            )
         if self.nested and self.n_splits is None:
-            raise ValueError("nested needs n_splits")
+            raise InvalidParameter("`nested` needs `n_splits`.")
 
 
 @dataclass(frozen=True)

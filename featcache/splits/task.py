@@ -14,7 +14,7 @@ import numpy as np
 
 from featcache import durable
 from featcache.bounds import check_number
-from featcache.errors import UsageError
+from featcache.errors import InvalidParameter, UsageError
 from featcache.identity import Json
 from featcache.splits import class_names, coding, plan
 from featcache.store import Store, Where, matching
@@ -89,14 +89,16 @@ class TargetSpec:
 
     def __post_init__(self) -> None:
         if not self.columns or len(set(self.columns)) < len(self.columns):
-            raise ValueError(f"label columns must be named once each, got {', '.join(self.columns) or 'none'}")
+            raise InvalidParameter(f"label columns must be named once each, got {', '.join(self.columns) or 'none'}.")
         if self.uncertain not in (None, *coding.UNCERTAIN):
-            raise ValueError(f"uncertain must be one of {', '.join(coding.UNCERTAIN)}, got {self.uncertain!r}")
+            raise InvalidParameter(f"`uncertain` must be one of {', '.join(coding.UNCERTAIN)}, got {self.uncertain!r}.")
         if self.separator is not None and (not self.separator.strip() or len(self.columns) > 1):
-            raise ValueError("separator is a text that is not blank, and for one label column")
+            raise InvalidParameter("`separator` is a text that is not blank, and for one label column.")
         check_number("min_images", self.min_images, 0, _MOST_IMAGES, whole=True)
         if chained := [name for name in self.merge_classes.values() if self.merge_classes.get(name, name) != name]:
-            raise ValueError(f"merge_classes makes other classes {chained[0]!r}, and {chained[0]!r} another one")
+            raise InvalidParameter(
+                f"`merge_classes` makes other classes {chained[0]!r}, and {chained[0]!r} another one."
+            )
 
     def as_json(self) -> Json:
         """What was asked for, as a Run keeps it: of the file its name."""

@@ -17,7 +17,15 @@ import h5py
 import numpy as np
 
 from featcache.durable import kind_of, open_regular
-from featcache.errors import CorruptStore, StoreNotFound, UnknownFormat, UntrustedFile, UsageError, from_os_error
+from featcache.errors import (
+    CorruptStore,
+    InvalidParameter,
+    StoreNotFound,
+    UnknownFormat,
+    UntrustedFile,
+    UsageError,
+    from_os_error,
+)
 from featcache.store.schema import (
     FORMAT,
     FUSION_FORMAT,
@@ -99,6 +107,8 @@ def reading(path: Path, part: str, kind: Kind = STORE) -> Iterator[None]:
     try:
         yield
     except (OSError, KeyError, TypeError, ValueError, AttributeError, IndexError, RuntimeError) as error:
+        if isinstance(error, UsageError) and not isinstance(error, InvalidParameter):
+            raise
         _raise_if_device_failed(path, error)
         reason = " ".join(str(error).split())[:200]
         raise CorruptStore(f"{path} is damaged: {part} cannot be read ({reason}). {kind.again}") from error

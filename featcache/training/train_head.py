@@ -18,7 +18,7 @@ import numpy as np
 from featcache import devices, figures, runs
 from featcache.auditing.shortcuts import in_store, worth_saying
 from featcache.bounds import check_number
-from featcache.errors import UsageError
+from featcache.errors import InvalidParameter, UsageError
 from featcache.heads import HeadSpec, features, inference
 from featcache.heads.jobs import Fitted
 from featcache.heads.objective import Targets
@@ -67,7 +67,7 @@ class SelectionSpec:
 
     def __post_init__(self) -> None:
         if self.select not in selection.SELECT:
-            raise ValueError(f"select must be one of {', '.join(selection.SELECT)}, got {self.select!r}")
+            raise InvalidParameter(f"`select` must be one of {', '.join(selection.SELECT)}, got {self.select!r}.")
         check_number("n_permutations", self.n_permutations, 0, 1000, whole=True)
 
 

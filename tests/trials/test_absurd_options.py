@@ -117,14 +117,17 @@ def test_any_value_makes_a_spec_or_a_sentence_that_names_the_field(value: Any, f
     [
         (
             lambda: HeadSpec.of("mlp", hidden_sizes=(65_536, 65_536)),
-            "hidden_sizes must be at most 64 layers, with at most",
+            "`hidden_sizes` must be at most 64 layers, with at most",
         ),
-        (lambda: HeadSpec.of("mlp", hidden_sizes=(8,) * 100), "hidden_sizes must be at most 64 layers"),
-        (lambda: Recipe(stages=(Stage(epochs=90_000), Stage(epochs=90_000))), "epochs must be .*of all stages"),
-        (lambda: TransformSpec((4096, 4096), 0.01, "bilinear", *GRAY), "input_size / crop_pct must be at most 16384"),
-        (lambda: BackboneSpec("resnet18", std=(1e-9,)), r"std must be from 0.0001 to 100 \(pixels are from 0 to 1\)"),
-        (lambda: BackboneSpec("resnet18", input_size=10**9), "input_size must be from 1 to 4096"),
-        (lambda: HeadSpec(epochs=1.5), "epochs must be a whole number from 1 to 100000, got 1.5"),  # type: ignore[arg-type]
+        (lambda: HeadSpec.of("mlp", hidden_sizes=(8,) * 100), "`hidden_sizes` must be at most 64 layers"),
+        (lambda: Recipe(stages=(Stage(epochs=90_000), Stage(epochs=90_000))), "`epochs` must be .*of all stages"),
+        (
+            lambda: TransformSpec((4096, 4096), 0.01, "bilinear", *GRAY),
+            "`input_size` / `crop_pct` must be at most 1638",
+        ),
+        (lambda: BackboneSpec("resnet18", std=(1e-9,)), r"`std` must be from 0.0001 to 100 \(pixels are from 0 to 1\)"),
+        (lambda: BackboneSpec("resnet18", input_size=10**9), "`input_size` must be from 1 to 4096"),
+        (lambda: HeadSpec(epochs=1.5), "`epochs` must be a whole number from 1 to 100000, got 1.5"),  # type: ignore[arg-type]
     ],
 )
 def test_what_is_absurd_only_together_is_refused_too(make: Any, message: str) -> None:

@@ -161,8 +161,8 @@ def test_lists_are_learnt_as_findings_where_a_separator_is_given(
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        ({"uncertain": "maybe"}, "uncertain must be one of ignore, positive, negative, got 'maybe'"),
-        ({"separator": " "}, "separator is a text that is not blank"),
+        ({"uncertain": "maybe"}, "`uncertain` must be one of ignore, positive, negative, got 'maybe'"),
+        ({"separator": " "}, "`separator` is a text that is not blank"),
         ({"columns": ("a", "b"), "separator": "|"}, "and for one label column"),
     ],
 )

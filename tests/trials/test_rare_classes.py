@@ -119,7 +119,7 @@ def test_what_leaves_nothing_to_learn_is_refused_with_counts(
 
 
 def test_a_chain_of_classes_is_refused() -> None:
-    with pytest.raises(ValueError, match="merge_classes makes other classes 'b', and 'b' another one"):
+    with pytest.raises(ValueError, match="`merge_classes` makes other classes 'b', and 'b' another one"):
         TargetSpec(merge_classes={"a": "b", "b": "c"})
 
 
