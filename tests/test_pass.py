@@ -332,14 +332,14 @@ def test_float16_that_cannot_hold_the_vectors_is_refused_before_anything_is_writ
     monkeypatch.setattr(Network, "vectors", scaled)
     with pytest.raises(UsageError, match=message) as caught:
         embed(many(tmp_path / "images", 5), tmp_path / "s.h5", SPEC, dtype="float16")
-    assert "--dtype float32" in str(caught.value)
+    assert "`dtype`=float32" in str(caught.value)
     assert [path.name for path in tmp_path.iterdir()] == ["images"]
 
 
 @pytest.mark.slow
 def test_a_random_efficientnet_b1_is_too_small_for_float16(tmp_path: Path) -> None:
     spec = BackboneSpec("efficientnet_b1", "random:0")
-    with pytest.raises(UsageError, match="--dtype float32"):
+    with pytest.raises(UsageError, match="`dtype`=float32"):
         embed(many(tmp_path / "images", 2), tmp_path / "s.h5", spec, dtype="float16")
 
 

@@ -352,7 +352,7 @@ def test_other_tasks_are_told_as_they_are(folder: Path, tmp_path: Path) -> None:
         assert [row[at][1] for row in table.rows] == [each["auroc"] for each in told]
         assert [row[0][0] for row in table.rows] == record["classes"]
         assert not seen.images
-        for what in ("--images FOLDER", "--store"):
+        for what in ("Give the images to the report", "store to the report"):
             assert any(what in text for text in answer["missing"]), what
         counts = next(t for t in seen.tables if t.caption.startswith(("Called the", "Findings, called")))
         labels, calls = [[row[c] for row in predictions(tmp_path / name, "test")] for c in ("label", "prediction")]

@@ -309,7 +309,7 @@ def test_another_identity_at_one_of_the_paths_refuses_all_before_anything_is_com
         (
             ("-o", "out", "--backbone", SMALL, *SEVERAL),
             2,
-            f"--backbone names each network once, got {SMALL}, {SMALL}, test_eff",
+            f"--backbone names each network once, got {SMALL}, {SMALL}",
         ),
         (("-o", "file/out", *SEVERAL), 2, "-o file/out: a folder of that name cannot be made, a file is in its place."),
         (("-o", "/sys/out", *SEVERAL), 21, "making /sys/out: "),  # where even root can make nothing

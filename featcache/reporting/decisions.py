@@ -127,7 +127,7 @@ def per_group(run_view: RunView, by: Sequence[str], vectors: Vectors | None, no_
     """The numbers of the reported side for each value of a column."""
     if not by:
         columns = sorted(set(vectors.store.columns if vectors else ()) | {FOLDER})
-        words = f"`by` gives the numbers of each view, folder or site; columns here: {printable(listed(columns))}."
+        words = f"Name a column for numbers per view, folder or site; here: {printable(listed(columns))}."
         return [Words(words, "hint")]
     blocks: list[Block] = []
     for column in by:

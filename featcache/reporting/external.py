@@ -181,7 +181,7 @@ def subgroups(run_view: RunView) -> list[Block]:
     """A table and a forest for each column that the evaluation was asked for."""
     subgroups = run_view.record["subgroups"]
     if not subgroups:
-        return [Words("Evaluate with `by` set to a column for the numbers of each site, view or folder.", "hint")]
+        return [Words("For numbers per site, view or folder, name a column when the set is evaluated.", "hint")]
     blocks: list[Block] = []
     for i, (column, members) in enumerate(subgroups.items(), start=1):
         blocks += _column(run_view, f"{run_view.slug}-subgroups-{i}", column, members)

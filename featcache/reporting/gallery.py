@@ -215,7 +215,7 @@ def evidence_missing(run_view: RunView, vectors: Vectors | None) -> str:
         return f"{title} needs a store with feature maps (the tap grid)."
     shape = vectors.store.row_shape(GRID) if GRID in vectors.store.taps else ()
     if not shape:
-        return f"{title} needs feature maps: embed the images with the taps pooled and grid, and give that `store`."
+        return f"{title} needs feature maps: embed the images with the taps pooled and grid, and report that store."
     if len(shape) != 3:
         return f"{title} cannot be shown: this backbone has no map of rows and columns."
     scored = run_view.sides[run_view.reported].rows

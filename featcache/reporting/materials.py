@@ -174,15 +174,15 @@ def _why_none(run_view: RunView, other_paths: Sequence[Path]) -> str:
     if (run_view.run.path / WEIGHTS).exists():
         return (
             f"this Run has a network of its own, and no store of its vectors is given: predict "
-            f"the images with {printable(str(run_view.run.path))} and keep their vectors (`keep`), then "
-            "give that file as `store`"
+            f"the images with {printable(str(run_view.run.path))} and keep their vectors, then "
+            "give that store to the report"
         )
     if run_view.is_external and not other_paths:
-        return "no store of the vectors of these images is at hand: give one as `store`, or evaluate with `keep`"
+        return "no store of these images is at hand: give one to the report, or keep the vectors in evaluating"
     name = printable(run_view.record["store"]["name"])
     if other_paths:
-        return f"the {name} that is there holds vectors or images other than those of this Run: give another `store`"
-    return f"{name or 'it'} is not beside or above the Run, nor in the current folder: give it as `store`"
+        return f"the {name} that is there holds vectors or images other than those of this Run: give another store"
+    return f"{name or 'it'} is not beside or above the Run, nor in the current folder: give that store to the report"
 
 
 def _candidates(run_view: RunView) -> Iterator[Path]:
@@ -262,7 +262,7 @@ def _check_named(run_views: Sequence[RunView], manifest: Manifest | None) -> Non
 def _why_unseen(run_view: RunView, paths: Mapping[int, Path], manifest: Manifest | None) -> str:
     """Which images of a Run are not at hand."""
     if manifest is None:
-        return "" if paths else "Give the images as `images` to see them here."
+        return "" if paths else "Give the images to the report to see them here."
     absent = [name for i, name in enumerate(run_view.printable_names) if i not in paths]
     if not absent:
         return ""
