@@ -19,23 +19,28 @@ def audit_command(
     store: StoreFile,
     images: Annotated[
         Path | None,
-        typer.Option(help="The folder or CSV it was made of: sizes, depths and formats are looked at, too."),
+        typer.Option(
+            help="Folder or CSV of the embedded images; image sizes, bit depths and formats are then tested as well."
+        ),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Folder of the tables.", show_default="audit/STORE")
+        Path | None, typer.Option("--output", "-o", help="Folder for the tables.", show_default="audit/STORE")
     ] = None,
     label_column: Annotated[
         list[str] | None,
-        typer.Option(help="The column of classes, or several of findings: repeat it.", show_default="label"),
+        typer.Option(
+            help="Column with the classes. Repeat the option for one column per finding.", show_default="label"
+        ),
     ] = None,
-    ignore: Annotated[list[str] | None, typer.Option(help="A column that is no confound. Repeat it.")] = None,
+    ignore: Annotated[list[str] | None, typer.Option(help="Column that is not a confounder. Repeatable.")] = None,
     near: Annotated[
-        float | None, typer.Option(help="Cosine from which two vectors are nearly the same.", show_default="0.95")
+        float | None,
+        typer.Option(help="Cosine similarity from which two images count as near-duplicates.", show_default="0.95"),
     ] = None,
     allow_outside: AllowOutside = False,
     as_json: Json = False,
 ) -> None:
-    """What the vectors give away: copies, confounds, outliers, labels that are probably wrong."""
+    """Find duplicates, confounders, outliers and probable label errors in a store."""
     from featcache.auditing.audit import NEAR, audit
     from featcache.auditing.results import check_free
     from featcache.manifest import Manifest

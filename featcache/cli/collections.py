@@ -30,23 +30,28 @@ _SHOWN = 5
 _MOST = 40  # lines of a table, and values of a column
 
 manifest_app = typer.Typer(
-    help="Make a CSV that embed reads of a known collection.", no_args_is_help=True, add_completion=False
+    help="Write the manifest of a known collection: a CSV for check and embed.",
+    no_args_is_help=True,
+    add_completion=False,
 )
 
-_Output = Annotated[Path, typer.Option("--output", "-o", help="The CSV to write.")]
-_Images = Annotated[Path | None, typer.Option(help="The folder of the images, at any depth.")]
+_Output = Annotated[Path, typer.Option("--output", "-o", help="CSV to write.")]
+_Images = Annotated[Path | None, typer.Option(help="Folder that holds the images, at any depth.")]
 
 
 @manifest_app.command("iu-xray", cls=OptionCommand)
 def iu_xray_command(
-    reports: Annotated[Path, typer.Argument(help="indiana_reports.csv")],
-    projections: Annotated[Path, typer.Argument(help="indiana_projections.csv")],
+    reports: Annotated[Path, typer.Argument(help="Path of indiana_reports.csv.")],
+    projections: Annotated[Path, typer.Argument(help="Path of indiana_projections.csv.")],
     output: _Output,
     images: _Images = None,
-    label: Annotated[str, typer.Option(help="problems: normal or abnormal. Or a finding: yes or no.")] = "problems",
+    label: Annotated[
+        str,
+        typer.Option(help="'problems' labels studies normal or abnormal; the name of a finding labels them yes or no."),
+    ] = "problems",
     as_json: Json = False,
 ) -> None:
-    """Indiana University: a row per projection, with the texts of its report; groups are studies."""
+    """Indiana University chest X-rays: one row per image, with the texts of its report; groups are studies."""
     from featcache.manifest.datasets import iu_xray
 
     collection = iu_xray(reports, projections, images, label=label)
@@ -59,11 +64,11 @@ def iu_xray_command(
 
 @manifest_app.command("kermany", cls=OptionCommand)
 def kermany_command(
-    folder: Annotated[Path, typer.Argument(help="The folder with train and test in it.")],
+    folder: Annotated[Path, typer.Argument(help="Folder that holds train and test.")],
     output: _Output,
     as_json: Json = False,
 ) -> None:
-    """Kermany et al. 2018, pneumonia of children; groups are patients, kind is bacteria, virus or normal."""
+    """Kermany et al. 2018, pediatric pneumonia: groups are patients, kind is bacteria, virus or normal."""
     from featcache.manifest.datasets import kermany
 
     collection = kermany(folder)
@@ -72,20 +77,26 @@ def kermany_command(
 
 @manifest_app.command("covid", cls=OptionCommand)
 def covid_command(
-    source: Annotated[Path, typer.Argument(help="A folder of class folders, or metadata.csv.")],
+    source: Annotated[Path, typer.Argument(help="Folder with one folder per class, or the collection's metadata.csv.")],
     output: _Output,
-    images: Annotated[Path | None, typer.Option(help="Where the CSV's folders are.", show_default="its own")] = None,
-    classes: Annotated[
-        list[str] | None, typer.Option("--class", help="A part of findings. Repeat it, the special ones first.")
+    images: Annotated[
+        Path | None, typer.Option(help="Folder to which the paths in the CSV are relative.", show_default="its own")
     ] = None,
-    other: Annotated[str, typer.Option(help="Label of findings that have none of --class.")] = "",
-    modality: Annotated[str, typer.Option(help="Rows of others are left away; '' keeps all.")] = "X-ray",
+    classes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--class",
+            help="Text that is searched for in the findings and becomes a class. Repeatable, most specific first.",
+        ),
+    ] = None,
+    other: Annotated[str, typer.Option(help="Label of images that match no --class.")] = "",
+    modality: Annotated[str, typer.Option(help="Keep only this modality; '' keeps all.")] = "X-ray",
     group_pattern: Annotated[
-        str | None, typer.Option(help="Of a folder: REGEX whose captured part is the patient.")
+        str | None, typer.Option(help="Regular expression whose captured part of the path names the patient.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """COVID-19 collections: class folders, or the metadata.csv of ieee8023/covid-chestxray-dataset."""
+    """COVID-19 collections: one folder per class, or the metadata.csv of ieee8023/covid-chestxray-dataset."""
     from featcache.manifest.covid import covid
 
     arguments: dict[str, Any] = {"classes": classes or (), "other": other, "modality": modality}
@@ -94,9 +105,10 @@ def covid_command(
 
 
 def check_command(
-    images: Annotated[Path, typer.Argument(help="A folder of images, a CSV with a column path, or one image.")],
+    images: Annotated[Path, typer.Argument(help="Folder of images, CSV with a column of paths, or a single image.")],
     group_pattern: Annotated[
-        str | None, typer.Option(help="REGEX searched in image_id; what it captures is the group (patient).")
+        str | None,
+        typer.Option(help="Regular expression whose captured part of the image_id names the group (patient)."),
     ] = None,
     allow_outside: AllowOutside = False,
     path_column: PathColumn = None,
@@ -104,13 +116,17 @@ def check_command(
     label_column: ClassColumn = None,
     group_column: GroupColumn = None,
     split_column: SplitColumn = None,
-    full: Annotated[bool, typer.Option("--full", help="Decode every image, as a pass would.")] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit 1 where something is on two sides.")] = False,
-    first_frame: Annotated[bool, typer.Option(help="Take the first frame of several.")] = False,
-    max_pixels: Annotated[int | None, typer.Option(show_default="89478485", help="Per image.")] = None,
+    full: Annotated[bool, typer.Option("--full", help="Decode every image, as embed does.")] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Exit with code 1 if a patient or an identical image is in two subsets.")
+    ] = False,
+    first_frame: Annotated[bool, typer.Option(help="Use the first frame of images with several.")] = False,
+    max_pixels: Annotated[
+        int | None, typer.Option(show_default="89478485", help="Largest number of pixels per image.")
+    ] = None,
     as_json: Json = False,
 ) -> None:
-    """Look at images before anything is embedded: counts, formats, sizes, unreadable files, leaks between splits."""
+    """Check images before embedding: counts, formats, sizes, unreadable files, leakage between subsets."""
     from featcache.images import DecodeSpec
     from featcache.manifest import Manifest
     from featcache.manifest.check import check

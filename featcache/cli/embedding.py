@@ -37,7 +37,7 @@ def demo_command(
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write.")] = Path("featcache-demo"),
     as_json: Json = False,
 ) -> None:
-    """The whole loop on generated phantoms, offline, in about two minutes."""
+    """Run the whole loop offline on synthetic radiographs, in about two minutes."""
     people = console(as_json)
     people.print(f"drawing synthetic chest radiographs into {escaped(output / 'images')} …")
     from featcache.demo import demo
@@ -61,22 +61,27 @@ def demo_command(
 
 
 def embed_command(
-    images: Annotated[Path, typer.Argument(help="A folder of images, a CSV with a column path, or one image.")],
+    images: Annotated[Path, typer.Argument(help="Folder of images, CSV with a column of paths, or a single image.")],
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="The store to write, STORE.h5; a folder for several backbones.")
+        Path,
+        typer.Option("--output", "-o", help="Store to write (STORE.h5), or a folder when several backbones are given."),
     ],
     backbone: Annotated[
-        list[str], typer.Option(help="arch.tag or arch, see featcache backbones. Repeat it: one decode feeds all.")
+        list[str],
+        typer.Option(
+            help="timm model name, as listed by featcache backbones. Repeatable: images are decoded once for all."
+        ),
     ],
     weights: Annotated[
         str | None,
         typer.Option(
             callback=weights_there,
-            help="A .safetensors or .pth file, or random:SEED. Default: pretrained, from the hub.",
+            help="Weights: a .safetensors or .pth file, or random:SEED. Default: pretrained weights from the hub.",
         ),
     ] = None,
     group_pattern: Annotated[
-        str | None, typer.Option(help="REGEX searched in image_id; what it captures is the group (patient).")
+        str | None,
+        typer.Option(help="Regular expression whose captured part of the image_id names the group (patient)."),
     ] = None,
     allow_outside: AllowOutside = False,
     path_column: PathColumn = None,
@@ -90,60 +95,91 @@ def embed_command(
     mean: Mean = None,
     std: Std = None,
     first_frame: Annotated[
-        bool, typer.Option(help="Take the first frame of several.", rich_help_panel="Images")
+        bool, typer.Option(help="Use the first frame of images with several.", rich_help_panel="Images")
     ] = False,
     bit_depth: Annotated[
         int | None,
         typer.Option(
-            show_default="by the greatest value of all", help="Of deep gray, 8 to 16.", rich_help_panel="Images"
+            show_default="by the greatest value of all",
+            help="Bit depth of grayscale images with more than 8 bits, 8 to 16.",
+            rich_help_panel="Images",
         ),
     ] = None,
     float_range: Annotated[
-        str | None, typer.Option(help="LOW,HIGH of float pixels, else refused.", rich_help_panel="Images")
+        str | None,
+        typer.Option(
+            help="Range LOW,HIGH of floating-point pixels; without it such images are refused.",
+            rich_help_panel="Images",
+        ),
     ] = None,
     max_pixels: Annotated[
-        int | None, typer.Option(show_default="89478485", help="Per image.", rich_help_panel="Images")
+        int | None,
+        typer.Option(show_default="89478485", help="Largest number of pixels per image.", rich_help_panel="Images"),
     ] = None,
     timeout: Annotated[
         float | None,
-        typer.Option(min=0.1, max=86_400, show_default="60", help="Seconds per image.", rich_help_panel="Images"),
+        typer.Option(
+            min=0.1,
+            max=86_400,
+            show_default="60",
+            help="Longest time to decode one image, in seconds.",
+            rich_help_panel="Images",
+        ),
     ] = None,
     decode: Annotated[
         str,
-        typer.Option(help="exact, or fast: shortcuts that change pixels a little.", rich_help_panel="Images"),
+        typer.Option(
+            help="exact, or fast, which takes shortcuts that change pixels slightly.", rich_help_panel="Images"
+        ),
     ] = "exact",
-    strict: Annotated[bool, typer.Option(help="Stop at the first bad image.", rich_help_panel="Images")] = False,
-    rehash: Annotated[bool, typer.Option(help="Read every file again.", rich_help_panel="Images")] = False,
+    strict: Annotated[
+        bool, typer.Option(help="Stop at the first image that cannot be used.", rich_help_panel="Images")
+    ] = False,
+    rehash: Annotated[
+        bool, typer.Option(help="Read every file again, even if size and time are unchanged.", rich_help_panel="Images")
+    ] = False,
     tap: Annotated[
         list[str] | None,
         typer.Option(
             show_default="pooled",
-            help="pooled; with grid the last feature map, or with boundary what enters the last stage, too.",
+            help="Features to store: pooled, and also grid (last feature map) or boundary (input of the last stage).",
             rich_help_panel="Vectors",
         ),
     ] = None,
     augmentations: Annotated[
-        int, typer.Option(help="Augmented copies of each image, stored beside it.", rich_help_panel="Vectors")
+        int, typer.Option(help="Number of augmented copies to embed per image.", rich_help_panel="Vectors")
     ] = 0,
     augmentation_seed: Annotated[
-        int | None, typer.Option(show_default="0", help="Seed of the augmentations.", rich_help_panel="Vectors")
+        int | None,
+        typer.Option(show_default="0", help="Random seed of the augmented copies.", rich_help_panel="Vectors"),
     ] = None,
     precision: Annotated[
-        str, typer.Option(help="auto, float32, bfloat16; tf32, float16 on a GPU.", rich_help_panel="Vectors")
+        str,
+        typer.Option(
+            help="Arithmetic of the network: auto, float32 or bfloat16; on a GPU also tf32 or float16.",
+            rich_help_panel="Vectors",
+        ),
     ] = "auto",
-    dtype: Annotated[str, typer.Option(help="Stored as float32 or float16.", rich_help_panel="Vectors")] = "float32",
+    dtype: Annotated[
+        str, typer.Option(help="Stored data type: float32 or float16.", rich_help_panel="Vectors")
+    ] = "float32",
     device: Device = "auto",
-    workers: Annotated[int | None, typer.Option(min=1, max=256, help="Decoders.", rich_help_panel="Machine")] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, max=256, help="Number of processes that decode images.", rich_help_panel="Machine"),
+    ] = None,
     compile: Annotated[  # noqa: A002
-        str, typer.Option(help="auto, on or off: compile the network first.", rich_help_panel="Machine")
+        str, typer.Option(help="Compile the network before the pass: auto, on or off.", rich_help_panel="Machine")
     ] = "auto",
-    part_rows: Annotated[int | None, typer.Option(help="Rows per part file.", rich_help_panel="Machine")] = None,
+    part_rows: Annotated[
+        int | None, typer.Option(help="Rows per part file of an unfinished pass.", rich_help_panel="Machine")
+    ] = None,
     dry_run: Annotated[
-        bool, typer.Option(help="Time a few images, say what the pass would take, and write nothing.")
+        bool, typer.Option(help="Estimate time, disk and memory from a few images, and write nothing.")
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Run every image once through a frozen backbone, into a store."""
+    """Embed every image once with a frozen backbone, into a store."""
     people = console(as_json)
     from featcache.embedding import embed_all, store_paths
     from featcache.embedding.estimate import forecast

@@ -32,9 +32,12 @@ _PER_SUBGROUP = ("auroc", "accuracy", "recall", "specificity")
 
 
 def evaluate_command(
-    run: Annotated[Path, typer.Argument(help="The folder of a Run, or a bundle, MODEL.fcb.zip.")],
+    run: Annotated[Path, typer.Argument(help="Folder of a Run, or a bundle (MODEL.fcb.zip).")],
     images: Annotated[
-        Path, typer.Argument(help="Labelled images: a folder of classes, a CSV with a column path, or a STORE.h5.")
+        Path,
+        typer.Argument(
+            help="Labelled images: folder with one folder per class, CSV with a column of paths, or a store."
+        ),
     ],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder to write. Default: runs/RUN-on-IMAGES.")
@@ -47,7 +50,7 @@ def evaluate_command(
         typer.Option(
             "--map",
             metavar="LABEL=CLASS",
-            help="A label that is a class of the Run under another name.",
+            help="THEIRS=OURS: label THEIRS is class OURS of the Run. Repeatable.",
             rich_help_panel="Labels",
         ),
     ] = None,
@@ -57,41 +60,59 @@ def evaluate_command(
     by: Annotated[
         list[str] | None,
         typer.Option(
-            help="Numbers by the values of this column; folder is that of the names.", rich_help_panel="Report"
+            help="Report metrics per value of this column; 'folder' is the folder of each image.",
+            rich_help_panel="Report",
         ),
     ] = None,
     group_by: Annotated[
         str | None,
-        typer.Option(show_default="group", help="Column of patients, for intervals.", rich_help_panel="Report"),
+        typer.Option(
+            show_default="group",
+            help="Column that identifies patients, for confidence intervals.",
+            rich_help_panel="Report",
+        ),
     ] = None,
     with_training_images: Annotated[
-        bool, typer.Option("--with-training-images", help="Score images too that the Run learnt from.")
+        bool, typer.Option("--with-training-images", help="Also score images that the Run was trained on.")
     ] = False,
-    keep: Annotated[Path | None, typer.Option(help="A store in which the vectors of the images stay.")] = None,
+    keep: Annotated[Path | None, typer.Option(help="Keep the embedded images in this store.")] = None,
     weights: Annotated[
-        str | None, typer.Option(callback=weights_there, help="Of the backbone, where the store had them from a file.")
+        str | None,
+        typer.Option(
+            callback=weights_there,
+            help="File with the backbone's weights, if the store was made with weights from a file.",
+        ),
     ] = None,
     allow_outside: AllowOutside = False,
     first_frame: Annotated[
-        bool, typer.Option(help="Take the first frame of several.", rich_help_panel="Images")
+        bool, typer.Option(help="Use the first frame of images with several.", rich_help_panel="Images")
     ] = False,
     max_pixels: Annotated[
-        int | None, typer.Option(show_default="89478485", help="Per image.", rich_help_panel="Images")
+        int | None,
+        typer.Option(show_default="89478485", help="Largest number of pixels per image.", rich_help_panel="Images"),
     ] = None,
-    strict: Annotated[bool, typer.Option(help="Stop at the first bad image.", rich_help_panel="Images")] = False,
+    strict: Annotated[
+        bool, typer.Option(help="Stop at the first image that cannot be used.", rich_help_panel="Images")
+    ] = False,
     precision: Annotated[
         str | None,
-        typer.Option(show_default="that of the Run", help="float32, bfloat16; tf32, float16 on a GPU."),
+        typer.Option(
+            show_default="that of the Run",
+            help="Arithmetic of the network: float32 or bfloat16; on a GPU also tf32 or float16.",
+        ),
     ] = None,
     timeout: Timeout = None,
-    workers: Annotated[int | None, typer.Option(min=1, max=256, help="Decoders.", rich_help_panel="Machine")] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, max=256, help="Number of processes that decode images.", rich_help_panel="Machine"),
+    ] = None,
     compile: Annotated[  # noqa: A002
-        str, typer.Option(help="auto, on or off: compile the network first.", rich_help_panel="Machine")
+        str, typer.Option(help="Compile the network first: auto, on or off.", rich_help_panel="Machine")
     ] = "auto",
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Score a Run on labelled images from elsewhere: all numbers with intervals, by class and by subgroup."""
+    """Evaluate a Run on an external labelled set: all metrics with intervals, per class and per subgroup."""
     from featcache.evaluation.evaluate import evaluate
     from featcache.evaluation.labels import pairs_of
     from featcache.evaluation.sets import opened as opened_set

@@ -17,38 +17,51 @@ _UNTOUCHED = "nothing was written"
 
 
 def export_command(
-    source: Annotated[Path, typer.Argument(metavar="STORE", help="STORE.h5; for .onnx a Run or a bundle.")],
-    output: Annotated[Path, typer.Argument(metavar="OUT", help=".npz, .parquet, .safetensors, .h5 or .onnx.")],
+    source: Annotated[Path, typer.Argument(metavar="STORE", help="Store to export; for .onnx a Run or a bundle.")],
+    output: Annotated[
+        Path, typer.Argument(metavar="OUT", help="File to write: .npz, .parquet, .safetensors, .h5 or .onnx.")
+    ],
     where: Annotated[
-        list[str] | None, typer.Option(help="COLUMN=VALUE or COLUMN!=VALUE. Repeat it.", rich_help_panel="Rows")
+        list[str] | None,
+        typer.Option(help="Export only rows with COLUMN=VALUE or COLUMN!=VALUE. Repeatable.", rich_help_panel="Rows"),
     ] = None,
     tap: Annotated[
-        list[str] | None, typer.Option(show_default="all", help="Feature array.", rich_help_panel="Rows")
+        list[str] | None,
+        typer.Option(show_default="all", help="Feature array to export. Repeatable.", rich_help_panel="Rows"),
     ] = None,
     by: Annotated[
-        str | None, typer.Option(help="Column that names the studies: write a fusion file.", rich_help_panel="Studies")
+        str | None,
+        typer.Option(help="Column that identifies studies; writes a fusion file.", rich_help_panel="Studies"),
     ] = None,
     reports: Annotated[
-        Path | None, typer.Option(help="A CSV with a report for each study.", rich_help_panel="Studies")
+        Path | None, typer.Option(help="CSV with one report per study.", rich_help_panel="Studies")
     ] = None,
     on: Annotated[
-        str | None, typer.Option(show_default="as --by", help="Its column of studies.", rich_help_panel="Studies")
+        str | None,
+        typer.Option(
+            show_default="as --by", help="Column of that CSV that identifies studies.", rich_help_panel="Studies"
+        ),
     ] = None,
     text: Annotated[
-        list[str] | None, typer.Option(help="Column of report text. Repeat it.", rich_help_panel="Studies")
+        list[str] | None, typer.Option(help="Column with report text. Repeatable.", rich_help_panel="Studies")
     ] = None,
     pool: Annotated[
         str | None,
-        typer.Option(show_default="views", help="Images of a study: views, mean or first.", rich_help_panel="Studies"),
+        typer.Option(
+            show_default="views",
+            help="Vectors kept per study: views (all images), mean or first.",
+            rich_help_panel="Studies",
+        ),
     ] = None,
     run: Annotated[
-        Path | None, typer.Option(help="A Run: logits of studies it has not seen.", rich_help_panel="Studies")
+        Path | None, typer.Option(help="Run whose out-of-sample logits are added per study.", rich_help_panel="Studies")
     ] = None,
     complete: Annotated[
-        bool, typer.Option("--complete", help="Only studies with images and text.", rich_help_panel="Studies")
+        bool, typer.Option("--complete", help="Keep only studies that have images and text.", rich_help_panel="Studies")
     ] = False,
     weights: Annotated[
-        str | None, typer.Option(help="Of the Run's backbone, where its store had them from a file.")
+        str | None,
+        typer.Option(help="File with the backbone's weights, if the store was made with weights from a file."),
     ] = None,
     as_json: Json = False,
 ) -> None:

@@ -71,25 +71,31 @@ from featcache.cli.results import tell_tuned
 
 
 def fine_tune_command(
-    run: Annotated[Path, typer.Argument(help="The Run of train-head, or of fine-tune, to start from.")],
-    images: Annotated[Path | None, typer.Option(help="The folder or CSV that was embedded.")] = None,
+    run: Annotated[Path, typer.Argument(help="Run of train-head or fine-tune to start from.")],
+    images: Annotated[Path | None, typer.Option(help="Folder or CSV of the images that were embedded.")] = None,
     from_cache: Annotated[
-        Path | None, typer.Option(help="Instead, a store with --tap boundary: no trunk, no pixels.")
+        Path | None, typer.Option(help="Train from a store with the tap boundary instead of from images.")
     ] = None,
     augmentations: Annotated[
-        bool, typer.Option("--augmentations", help="Learn from the views of that store, too.")
+        bool, typer.Option("--augmentations", help="Also train on the augmented copies in that store.")
     ] = False,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Run folder. Default: RUN-tuned-DIGEST.")
+        Path | None, typer.Option("--output", "-o", help="Folder of the new Run. Default: RUN-tuned-DIGEST.")
     ] = None,
     weights: Annotated[
-        str | None, typer.Option(callback=weights_there, help="Of the backbone, where the store had them from a file.")
+        str | None,
+        typer.Option(
+            callback=weights_there,
+            help="File with the backbone's weights, if the store was made with weights from a file.",
+        ),
     ] = None,
     preset: Preset = None,
     unfreeze: Unfreeze = None,
     epochs: Epochs = None,
-    lr: Annotated[float | None, of_recipe("lr", "Of the head.")] = None,
-    backbone_lr: Annotated[float | None, of_recipe("backbone_lr", "Of the backbone.", "a tenth of lr")] = None,
+    lr: Annotated[float | None, of_recipe("lr", "Learning rate of the head.")] = None,
+    backbone_lr: Annotated[
+        float | None, of_recipe("backbone_lr", "Learning rate of the backbone.", "a tenth of lr")
+    ] = None,
     optimizer: Optimizer = None,
     weight_decay: WeightDecay = None,
     schedule: Schedule = None,
@@ -97,7 +103,9 @@ def fine_tune_command(
     patience: Patience = None,
     class_weight: ClassWeight = None,
     label_smoothing: LabelSmoothing = None,
-    dropout: Annotated[float | None, of_recipe("dropout", "Of the head's hidden units.", "that of the Run")] = None,
+    dropout: Annotated[
+        float | None, of_recipe("dropout", "Dropout rate of the head's hidden layers.", "that of the Run")
+    ] = None,
     freeze_bn: FreezeBn = None,
     batch_size: BatchSize = None,
     grad_accumulation: GradAccumulation = None,
@@ -116,7 +124,7 @@ def fine_tune_command(
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Phase 2: go back to the images, and train a part of the backbone together with the head."""
+    """Fine-tune a part of the backbone together with the head of a Run."""
     from featcache.finetune.callbacks import Machine
     from featcache.finetune.fine_tune import fine_tune
     from featcache.manifest import Manifest
@@ -150,29 +158,36 @@ def fine_tune_command(
 
 
 def train_command(
-    images: Annotated[Path, typer.Argument(help="A folder of classes, or a CSV with columns path and label.")],
-    model: Annotated[str, typer.Option(help="As --backbone of embed; also simple-cnn and covid-cnn.")],
+    images: Annotated[
+        Path, typer.Argument(help="Folder with one folder per class, or CSV with columns path and label.")
+    ],
+    model: Annotated[str, typer.Option(help="timm model name, simple-cnn or covid-cnn.")],
     weights: Annotated[
         str | None,
         typer.Option(
-            callback=weights_there, help="random:SEED for from scratch, or a file. Default: pretrained, from the hub."
+            callback=weights_there,
+            help="random:SEED to train from scratch, or a file. Default: pretrained weights from the hub.",
         ),
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Run folder. Default: runs/IMAGES-MODEL-DIGEST.")
+        Path | None, typer.Option("--output", "-o", help="Folder of the new Run. Default: runs/IMAGES-MODEL-DIGEST.")
     ] = None,
     head: Annotated[
-        str | None, typer.Option(show_default="linear; that of simple-cnn and covid-cnn", help="linear or mlp.")
+        str | None,
+        typer.Option(show_default="linear; that of simple-cnn and covid-cnn", help="Kind of head: linear or mlp."),
     ] = None,
     hidden_sizes: Annotated[
-        str | None, typer.Option(show_default="256", help="Hidden units of mlp: 256 or 512,256.")
+        str | None,
+        typer.Option(show_default="256", help="Units per hidden layer of the mlp head, as in 256 or 512,256."),
     ] = None,
-    dropout: Annotated[float | None, typer.Option(show_default="0.5", help="Of hidden units.")] = None,
+    dropout: Annotated[
+        float | None, typer.Option(show_default="0.5", help="Dropout rate of the hidden layers.")
+    ] = None,
     preset: Preset = None,
     unfreeze: Unfreeze = None,
     epochs: Epochs = None,
-    lr: Annotated[float | None, of_recipe("lr", "Of everything.")] = None,
-    backbone_lr: Annotated[float | None, of_recipe("backbone_lr", "Of the backbone.", "lr")] = None,
+    lr: Annotated[float | None, of_recipe("lr", "Learning rate of all parameters.")] = None,
+    backbone_lr: Annotated[float | None, of_recipe("backbone_lr", "Learning rate of the backbone.", "lr")] = None,
     optimizer: Optimizer = None,
     weight_decay: WeightDecay = None,
     schedule: Schedule = None,
@@ -209,10 +224,14 @@ def train_command(
     val_fraction: ValFraction = None,
     folds: Folds = None,
     group_pattern: Annotated[
-        str | None, typer.Option(help="REGEX whose capture is the group.", rich_help_panel="Split")
+        str | None,
+        typer.Option(
+            help="Regular expression whose captured part of the image_id names the group (patient).",
+            rich_help_panel="Split",
+        ),
     ] = None,
     split: SplitFile = None,
-    split_seed: Annotated[int, typer.Option(help="Of the folds.", rich_help_panel="Split")] = 0,
+    split_seed: Annotated[int, typer.Option(help="Random seed of the split.", rich_help_panel="Split")] = 0,
     path_column: PathColumn = None,
     id_column: IdColumn = None,
     group_column: GroupColumn = None,
@@ -223,7 +242,7 @@ def train_command(
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Train a whole network on images: from scratch, or from pretrained weights."""
+    """Train a whole network on images, from scratch or from pretrained weights."""
     from featcache.finetune.callbacks import Machine
     from featcache.finetune.fine_tune import SCRATCH, head_for, train
     from featcache.manifest import Manifest

@@ -41,9 +41,11 @@ from featcache.heads import KINDS
 
 def train_head_command(
     store: StoreFile,
-    head: Annotated[list[str] | None, typer.Option(show_default="linear", help=f"{', '.join(KINDS)}.")] = None,
+    head: Annotated[
+        list[str] | None, typer.Option(show_default="linear", help=f"Kind of head: {', '.join(KINDS)}.")
+    ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Run folder. Default: runs/STORE-HEAD-DIGEST.")
+        Path | None, typer.Option("--output", "-o", help="Folder of the new Run. Default: runs/STORE-HEAD-DIGEST.")
     ] = None,
     labels: Labels = None,
     label_column: LabelColumn = None,
@@ -57,57 +59,106 @@ def train_head_command(
     separator: Separator = None,
     lr: Annotated[list[float] | None, tried("lr", "Learning rate.")] = None,
     epochs: Annotated[list[int] | None, tried("epochs", "Passes over the training rows.")] = None,
-    batch_size: Annotated[list[int] | None, tried("batch_size", "Rows per step.")] = None,
-    optimizer: Annotated[list[str] | None, tried("optimizer", "adam, adamw or sgd.")] = None,
-    weight_decay: Annotated[list[float] | None, tried("weight_decay", "Of all parameters.")] = None,
-    momentum: Annotated[list[float] | None, tried("momentum", "Of sgd.")] = None,
-    schedule: Annotated[list[str] | None, tried("schedule", "constant, plateau or cosine.")] = None,
-    lr_patience: Annotated[list[int] | None, tried("lr_patience", "Epochs of plateau.")] = None,
-    patience: Annotated[list[int] | None, tried("patience", "Epochs without a better loss; 0: off.")] = None,
-    label_smoothing: Annotated[list[float] | None, tried("label_smoothing", "Share spread over the classes.")] = None,
-    class_weight: Annotated[list[str] | None, tried("class_weight", "none or balanced.")] = None,
-    scale: Annotated[list[str] | None, tried("scale", "Features divided by: rms, standard or none.")] = None,
-    seed: Annotated[list[int] | None, tried("seed", "Of initial weights and dropout.")] = None,
+    batch_size: Annotated[list[int] | None, tried("batch_size", "Rows per optimizer step.")] = None,
+    optimizer: Annotated[list[str] | None, tried("optimizer", "Optimizer: adam, adamw or sgd.")] = None,
+    weight_decay: Annotated[list[float] | None, tried("weight_decay", "Weight decay of all parameters.")] = None,
+    momentum: Annotated[list[float] | None, tried("momentum", "Momentum (sgd only).")] = None,
+    schedule: Annotated[
+        list[str] | None, tried("schedule", "Learning rate schedule: constant, plateau or cosine.")
+    ] = None,
+    lr_patience: Annotated[
+        list[int] | None,
+        tried("lr_patience", "Epochs without improvement before the rate drops (schedule plateau only)."),
+    ] = None,
+    patience: Annotated[
+        list[int] | None,
+        tried("patience", "Early stopping: epochs without a better loss before training ends; 0 turns it off."),
+    ] = None,
+    label_smoothing: Annotated[
+        list[float] | None, tried("label_smoothing", "Label smoothing: share of each target spread over the classes.")
+    ] = None,
+    class_weight: Annotated[
+        list[str] | None, tried("class_weight", "Class weights of the loss: none or balanced.")
+    ] = None,
+    scale: Annotated[list[str] | None, tried("scale", "Feature scaling: rms, standard or none.")] = None,
+    seed: Annotated[list[int] | None, tried("seed", "Random seed of initial weights and dropout.")] = None,
     augmentations: Annotated[
-        bool, typer.Option("--augmentations", help="Learn from augmented views, drawn per epoch.", rich_help_panel=HEAD)
+        bool,
+        typer.Option(
+            "--augmentations",
+            help="Train on the store's augmented copies, drawn anew in each epoch.",
+            rich_help_panel=HEAD,
+        ),
     ] = False,
-    hidden_sizes: Annotated[list[str] | None, tried("hidden_sizes", "Hidden units of mlp: 256 or 512,256.")] = None,
-    activation: Annotated[list[str] | None, tried("activation", "relu, sigmoid, tanh or gelu.")] = None,
-    norm: Annotated[list[str] | None, tried("norm", "none or batch.")] = None,
-    dropout: Annotated[list[float] | None, tried("dropout", "Of hidden units.")] = None,
-    C: Annotated[list[float] | None, tried("C", "Inverse penalty of logreg.")] = None,  # noqa: N803
-    alpha: Annotated[list[float] | None, tried("alpha", "Penalty of ridge.")] = None,
-    n_neighbors: Annotated[list[int] | None, tried("n_neighbors", "Of knn.")] = None,
+    hidden_sizes: Annotated[
+        list[str] | None, tried("hidden_sizes", "Units per hidden layer (mlp only), as in 256 or 512,256.")
+    ] = None,
+    activation: Annotated[
+        list[str] | None, tried("activation", "Activation of hidden layers: relu, sigmoid, tanh or gelu.")
+    ] = None,
+    norm: Annotated[list[str] | None, tried("norm", "Normalisation of hidden layers: none or batch.")] = None,
+    dropout: Annotated[list[float] | None, tried("dropout", "Dropout rate of hidden layers.")] = None,
+    C: Annotated[list[float] | None, tried("C", "Inverse L2 penalty (logreg only).")] = None,  # noqa: N803
+    alpha: Annotated[list[float] | None, tried("alpha", "L2 penalty (ridge only).")] = None,
+    n_neighbors: Annotated[list[int] | None, tried("n_neighbors", "Number of neighbors (knn only).")] = None,
     val_fraction: ValFraction = None,
     folds: Folds = None,
-    repeats: Annotated[int, typer.Option(help="Draw the folds so often.", rich_help_panel="Split")] = 1,
-    nested: Annotated[bool, typer.Option(help="Folds around the folds.", rich_help_panel="Split")] = False,
+    repeats: Annotated[
+        int, typer.Option(help="Repeat cross-validation this often, each time with new folds.", rich_help_panel="Split")
+    ] = 1,
+    nested: Annotated[
+        bool,
+        typer.Option(
+            help="Nest the folds in outer folds, which estimate performance without a test set.",
+            rich_help_panel="Split",
+        ),
+    ] = False,
     group_by: Annotated[
         str | None,
-        typer.Option(show_default="group", help="Column never on two sides.", rich_help_panel="Split"),
+        typer.Option(
+            show_default="group",
+            help="Keep all rows with the same value of this column in one subset.",
+            rich_help_panel="Split",
+        ),
     ] = None,
     near_duplicates: Annotated[
-        float | None, typer.Option(help="Cosine from which two are one group.", rich_help_panel="Split")
+        float | None,
+        typer.Option(help="Keep images with at least this cosine similarity in one subset.", rich_help_panel="Split"),
     ] = None,
     split: SplitFile = None,
-    split_seed: Annotated[int, typer.Option(help="Of folds and batches.", rich_help_panel="Split")] = 0,
+    split_seed: Annotated[
+        int, typer.Option(help="Random seed of the split and of batches.", rich_help_panel="Split")
+    ] = 0,
     select: Annotated[
-        str, typer.Option(help="auroc, f1, balanced_accuracy, accuracy, auprc or loss.", rich_help_panel="Report")
+        str,
+        typer.Option(
+            help="Validation metric that ranks heads: auroc, f1, balanced_accuracy, accuracy, auprc or loss.",
+            rich_help_panel="Report",
+        ),
     ] = "auroc",
-    refit_all: Annotated[bool, typer.Option(help="Train on held rows too.", rich_help_panel="Report")] = False,
+    refit_all: Annotated[
+        bool, typer.Option(help="Train the chosen head on training and validation rows.", rich_help_panel="Report")
+    ] = False,
     operating_point: OperatingPoint = None,
-    n_permutations: Annotated[int, typer.Option(help="Baselines on shuffled labels.", rich_help_panel="Report")] = 0,
+    n_permutations: Annotated[
+        int, typer.Option(help="Number of baselines trained on shuffled labels.", rich_help_panel="Report")
+    ] = 0,
     compare: Annotated[
-        list[Path] | None, typer.Option(help="Another store, as a baseline.", rich_help_panel="Report")
+        list[Path] | None,
+        typer.Option(help="Another store, trained on as a baseline. Repeatable.", rich_help_panel="Report"),
     ] = None,
     tta: Annotated[
         bool,
-        typer.Option("--tta", help="Score by the mean logits of all views.", rich_help_panel="Report"),
+        typer.Option(
+            "--tta",
+            help="Test-time augmentation: score by the mean logits of an image and its augmented copies.",
+            rich_help_panel="Report",
+        ),
     ] = False,
     device: Device = "cpu",
     as_json: Json = False,
 ) -> None:
-    """Train heads on a store, in seconds. Repeat an option of the head to try all its values."""
+    """Train heads on a store in seconds. Repeat an option of the head to compare several values."""
     from featcache.heads import grid
     from featcache.splits.protocol import SplitSpec
     from featcache.store import Store

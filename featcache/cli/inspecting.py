@@ -48,10 +48,10 @@ def info_command(store: StoreFile, as_json: Json = False) -> None:
 
 def verify_command(
     store: StoreFile,
-    full: Annotated[bool, typer.Option("--full/--quick", help="Every array, or all but the vectors.")] = True,
+    full: Annotated[bool, typer.Option("--full/--quick", help="Check every array, or all but the vectors.")] = True,
     as_json: Json = False,
 ) -> None:
-    """Compare a store with the digests recorded when it was published."""
+    """Compare a store with the checksums recorded when it was written."""
     from featcache.store import verify
 
     with interruptible("nothing was changed"):
@@ -67,13 +67,13 @@ def verify_command(
 
 
 def backbones_command(
-    pattern: Annotated[str | None, typer.Argument(help="Part of a name, or a pattern: 'resnet*'.")] = None,
+    pattern: Annotated[str | None, typer.Argument(help="Part of a model name, or a pattern such as 'resnet*'.")] = None,
     taps: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Of this backbone, what can be unfrozen, and what it costs.")
+        str | None, typer.Option(metavar="NAME", help="Show what can be unfrozen in this backbone, and what it costs.")
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """List backbones: tag, parameters, feature width, input size, licence. Without PATTERN, the suggested ones."""
+    """List backbones with parameters, feature size, input size and licence; without PATTERN the suggested ones."""
     from featcache.backbones import listing
 
     if taps is not None:
@@ -122,10 +122,12 @@ def _backbone_choices(name: str, pattern: str | None, as_json: bool) -> None:
 
 
 def doctor_command(
-    folder: Annotated[Path, typer.Argument(help="Where stores are to lie.", show_default="the current one")] = Path(),
+    folder: Annotated[
+        Path, typer.Argument(help="Folder in which stores will be written.", show_default="the current one")
+    ] = Path(),
     as_json: Json = False,
 ) -> None:
-    """Look at this machine: libraries, devices, weights, extras, and whether a folder can hold stores."""
+    """Check this machine: libraries, devices, weights, extras, and whether a folder can hold stores."""
     from featcache.doctor import NOTE, PROBLEM, doctor
 
     findings = doctor(folder)

@@ -55,63 +55,110 @@ def of_recipe(name: str, says: str, default: str | None = None, panel: str = "Re
 
 # of all
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; the rest goes to stderr.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.", rich_help_panel="Machine")]
-StoreFile = Annotated[Path, typer.Argument(help="STORE.h5")]
+Device = Annotated[str, typer.Option(help="Device: auto, cpu, cuda or cuda:N.", rich_help_panel="Machine")]
+StoreFile = Annotated[Path, typer.Argument(help="Path of a store, STORE.h5.")]
 
 # of images and their labels
-AllowOutside = Annotated[bool, typer.Option(help="Follow links and CSV paths out of the folder.")]
+AllowOutside = Annotated[bool, typer.Option(help="Allow links and CSV paths that lead out of the folder.")]
 PathColumn = Annotated[
-    str | None, typer.Option(show_default="path", help="Of the images' paths.", rich_help_panel="Columns of a CSV")
+    str | None,
+    typer.Option(show_default="path", help="Column with the paths of the images.", rich_help_panel="Columns of a CSV"),
 ]
 IdColumn = Annotated[
     str | None,
-    typer.Option(show_default="image_id, or the path", help="Of their names.", rich_help_panel="Columns of a CSV"),
+    typer.Option(
+        show_default="image_id, or the path",
+        help="Column with the names of the images.",
+        rich_help_panel="Columns of a CSV",
+    ),
 ]
 ClassColumn = Annotated[
     str | None,
-    typer.Option("--label-column", show_default="label", help="Of their classes.", rich_help_panel="Columns of a CSV"),
+    typer.Option(
+        "--label-column", show_default="label", help="Column with the labels.", rich_help_panel="Columns of a CSV"
+    ),
 ]
 GroupColumn = Annotated[
-    str | None, typer.Option(show_default="group", help="Of their patients.", rich_help_panel="Columns of a CSV")
+    str | None,
+    typer.Option(show_default="group", help="Column that identifies patients.", rich_help_panel="Columns of a CSV"),
 ]
 SplitColumn = Annotated[
-    str | None, typer.Option(show_default="split", help="train, val or test.", rich_help_panel="Columns of a CSV")
+    str | None,
+    typer.Option(
+        show_default="split", help="Column with the subset: train, val or test.", rich_help_panel="Columns of a CSV"
+    ),
 ]
-InputSize = Annotated[int | None, typer.Option(help="Pixels.", rich_help_panel="Transform")]
-CropPct = Annotated[float | None, typer.Option(help="Share kept.", rich_help_panel="Transform")]
-Mean = Annotated[str | None, typer.Option(help="One or three numbers: 0.53", rich_help_panel="Transform")]
-Std = Annotated[str | None, typer.Option(help="One or three numbers: 0.19", rich_help_panel="Transform")]
-Labels = Annotated[Path | None, typer.Option(help="A CSV with labels.", rich_help_panel="Labels")]
+InputSize = Annotated[
+    int | None, typer.Option(help="Side of the network's input, in pixels.", rich_help_panel="Transform")
+]
+CropPct = Annotated[
+    float | None, typer.Option(help="Share of the resized image kept by the center crop.", rich_help_panel="Transform")
+]
+Mean = Annotated[
+    str | None, typer.Option(help="Mean per channel, one or three numbers, as in 0.53.", rich_help_panel="Transform")
+]
+Std = Annotated[
+    str | None,
+    typer.Option(help="Standard deviation per channel, one or three numbers, as in 0.19.", rich_help_panel="Transform"),
+]
+Labels = Annotated[Path | None, typer.Option(help="CSV with labels to join.", rich_help_panel="Labels")]
 LabelColumn = Annotated[
     list[str] | None,
-    typer.Option(show_default="label", help="Of classes; several: findings, 1 or 0.", rich_help_panel="Labels"),
+    typer.Option(
+        show_default="label",
+        help="Column with the classes. Repeat the option for several findings, each 1 or 0.",
+        rich_help_panel="Labels",
+    ),
 ]
-On = Annotated[str, typer.Option(help="Column that joins the CSV; OURS=ITS.", rich_help_panel="Labels")]
+On = Annotated[
+    str,
+    typer.Option(
+        help="Column that joins the CSV to the images; OURS=THEIRS if the names differ.", rich_help_panel="Labels"
+    ),
+]
 Positive = Annotated[
     str | None,
-    typer.Option(show_default="the last that is no negation", help="Positive class.", rich_help_panel="Labels"),
+    typer.Option(show_default="the last that is no negation", help="Positive class of two.", rich_help_panel="Labels"),
 ]
 Where = Annotated[
-    list[str] | None, typer.Option(help="Only rows with COLUMN=VALUE or COLUMN!=VALUE.", rich_help_panel="Labels")
+    list[str] | None,
+    typer.Option(help="Use only rows with COLUMN=VALUE or COLUMN!=VALUE. Repeatable.", rich_help_panel="Labels"),
 ]
-Merge = Annotated[list[str] | None, typer.Option(help="A=B: class A becomes B.", rich_help_panel="Labels")]
-DropClass = Annotated[list[str] | None, typer.Option(help="Leave a class out.", rich_help_panel="Labels")]
+Merge = Annotated[
+    list[str] | None, typer.Option(help="A=B: merge class A into class B. Repeatable.", rich_help_panel="Labels")
+]
+DropClass = Annotated[
+    list[str] | None, typer.Option(help="Leave this class out. Repeatable.", rich_help_panel="Labels")
+]
 MinImages = Annotated[
-    int | None, typer.Option(show_default="0", help="Leave classes of fewer out.", rich_help_panel="Labels")
+    int | None, typer.Option(show_default="0", help="Leave out classes with fewer images.", rich_help_panel="Labels")
 ]
 Uncertain = Annotated[
-    str | None, typer.Option(help="A label of -1: ignore, positive or negative.", rich_help_panel="Labels")
+    str | None,
+    typer.Option(help="How a label of -1 (uncertain) is read: ignore, positive or negative.", rich_help_panel="Labels"),
 ]
 Separator = Annotated[
-    str | None, typer.Option(help="Of lists of findings in one column: '|'.", rich_help_panel="Labels")
+    str | None,
+    typer.Option(help="Separator of a label column that lists several findings, as in '|'.", rich_help_panel="Labels"),
 ]
 
 # of a training
-ValFraction = Annotated[float | None, typer.Option(show_default="0.2", help="Share held out.", rich_help_panel="Split")]
-Folds = Annotated[int | None, typer.Option(help="Group k-fold instead.", rich_help_panel="Split")]
-SplitFile = Annotated[Path | None, typer.Option(help="split.json of another Run.", rich_help_panel="Split")]
+ValFraction = Annotated[
+    float | None,
+    typer.Option(show_default="0.2", help="Share of rows held out for validation.", rich_help_panel="Split"),
+]
+Folds = Annotated[
+    int | None,
+    typer.Option(help="Cross-validate with this many stratified group folds instead.", rich_help_panel="Split"),
+]
+SplitFile = Annotated[
+    Path | None, typer.Option(help="Split file (split.json) of another Run.", rich_help_panel="Split")
+]
 OperatingPoint = Annotated[
-    str | None, typer.Option(help="youden, f1, sensitivity=S, specificity=S.", rich_help_panel="Report")
+    str | None,
+    typer.Option(
+        help="Rule that chooses the threshold: youden, f1, sensitivity=S or specificity=S.", rich_help_panel="Report"
+    ),
 ]
 
 # of a recipe, and of the machine that follows it
@@ -122,37 +169,67 @@ Unfreeze = Annotated[
     list[str] | None,
     typer.Option(
         show_default="last-block, all for train",
-        help="last-block, last-stage, N blocks, all, or a REGEX of parameters. Repeat it for stages.",
+        help="What to train: last-block, last-stage, a number of blocks, all, or a regular expression of parameter "
+        "names. Repeat the option for stages.",
         rich_help_panel="Recipe",
     ),
 ]
 Epochs = Annotated[
-    list[int] | None, typer.Option(show_default="10", help="Of each --unfreeze, in turn.", rich_help_panel="Recipe")
+    list[int] | None,
+    typer.Option(show_default="10", help="Epochs of each stage, in the order of --unfreeze.", rich_help_panel="Recipe"),
 ]
-Optimizer = Annotated[str | None, of_recipe("optimizer", "adam, adamw or sgd.")]
-WeightDecay = Annotated[float | None, of_recipe("weight_decay", "Of all that learns.")]
-Schedule = Annotated[str | None, of_recipe("schedule", "plateau, constant or cosine.")]
-LrPatience = Annotated[int | None, of_recipe("lr_patience", "Epochs of plateau.")]
-Patience = Annotated[int | None, of_recipe("patience", "Epochs without a better loss; 0: off.")]
-ClassWeight = Annotated[str | None, of_recipe("class_weight", "none or balanced.")]
-LabelSmoothing = Annotated[float | None, of_recipe("label_smoothing", "Share spread over the classes.")]
-FreezeBn = Annotated[str | None, of_recipe("freeze_bn", "Keep batch norms as they are: auto, yes or no.")]
-BatchSize = Annotated[int | None, of_recipe("batch_size", "Images per step, of all processes.")]
-GradAccumulation = Annotated[int | None, of_recipe("grad_accumulation", "Pieces of a batch, for less memory.")]
-LearningPrecision = Annotated[str | None, of_recipe("precision", "float32, bfloat16; tf32, float16 on a GPU.")]
-Seed = Annotated[int | None, of_recipe("seed", "Of everything that is drawn.")]
-SelectEpoch = Annotated[str | None, of_recipe("select", "Validation metric that keeps an epoch.")]
-Augment = Annotated[bool, typer.Option(help="Show images differently in each epoch.", rich_help_panel="Augmentation")]
-Rotation = Annotated[float | None, of_recipe("rotation", "Degrees, to either side.", panel="Augmentation")]
-ColorJitter = Annotated[float | None, of_recipe("color_jitter", "Of brightness and contrast.", panel="Augmentation")]
-Hflip = Annotated[float | None, of_recipe("hflip", "Probability of mirroring.", panel="Augmentation")]
-Scale = Annotated[float | None, of_recipe("scale", "Smallest share of the area shown.", panel="Augmentation")]
+Optimizer = Annotated[str | None, of_recipe("optimizer", "Optimizer: adam, adamw or sgd.")]
+WeightDecay = Annotated[float | None, of_recipe("weight_decay", "Weight decay of all trained parameters.")]
+Schedule = Annotated[str | None, of_recipe("schedule", "Learning rate schedule: plateau, constant or cosine.")]
+LrPatience = Annotated[
+    int | None, of_recipe("lr_patience", "Epochs without improvement before the rate drops (schedule plateau only).")
+]
+Patience = Annotated[
+    int | None,
+    of_recipe("patience", "Early stopping: epochs without a better loss before a stage ends; 0 turns it off."),
+]
+ClassWeight = Annotated[str | None, of_recipe("class_weight", "Class weights of the loss: none or balanced.")]
+LabelSmoothing = Annotated[
+    float | None, of_recipe("label_smoothing", "Label smoothing: share of each target spread over the classes.")
+]
+FreezeBn = Annotated[
+    str | None, of_recipe("freeze_bn", "Keep batch normalisation layers as they are: auto, yes or no.")
+]
+BatchSize = Annotated[int | None, of_recipe("batch_size", "Images per optimizer step, over all processes.")]
+GradAccumulation = Annotated[
+    int | None, of_recipe("grad_accumulation", "Parts in which a batch is processed, to save memory.")
+]
+LearningPrecision = Annotated[
+    str | None, of_recipe("precision", "Arithmetic of training: float32 or bfloat16; on a GPU also tf32 or float16.")
+]
+Seed = Annotated[int | None, of_recipe("seed", "Random seed.")]
+SelectEpoch = Annotated[str | None, of_recipe("select", "Validation metric that chooses the epoch.")]
+Augment = Annotated[bool, typer.Option(help="Augment the training images.", rich_help_panel="Augmentation")]
+Rotation = Annotated[float | None, of_recipe("rotation", "Largest rotation, in degrees.", panel="Augmentation")]
+ColorJitter = Annotated[
+    float | None,
+    of_recipe("color_jitter", "Largest relative change of brightness, contrast and saturation.", panel="Augmentation"),
+]
+Hflip = Annotated[float | None, of_recipe("hflip", "Probability of a horizontal flip.", panel="Augmentation")]
+Scale = Annotated[
+    float | None,
+    of_recipe("scale", "Smallest share of the image's area that a random crop keeps.", panel="Augmentation"),
+]
 Timeout = Annotated[
     float | None,
-    typer.Option(min=0.1, max=86_400, show_default="60", help="Seconds per image.", rich_help_panel="Machine"),
+    typer.Option(
+        min=0.1,
+        max=86_400,
+        show_default="60",
+        help="Longest time to decode one image, in seconds.",
+        rich_help_panel="Machine",
+    ),
 ]
 CompileTrunk = Annotated[
-    str, typer.Option("--compile", help="auto, on or off: compile the frozen part.", rich_help_panel="Machine")
+    str,
+    typer.Option(
+        "--compile", help="Compile the frozen part of the network: auto, on or off.", rich_help_panel="Machine"
+    ),
 ]
 
 

@@ -15,42 +15,56 @@ from featcache.errors import EXIT_SOME_FAILED
 
 _MAX_SHOWN = 5
 
-RunOrBundle = Annotated[Path, typer.Argument(help="The folder of a Run, or a bundle, MODEL.fcb.zip.")]
+RunOrBundle = Annotated[Path, typer.Argument(help="Folder of a Run, or a bundle (MODEL.fcb.zip).")]
 Weights = Annotated[
-    str | None, typer.Option(callback=weights_there, help="Of the backbone, where the store had them from a file.")
+    str | None,
+    typer.Option(
+        callback=weights_there, help="File with the backbone's weights, if the store was made with weights from a file."
+    ),
 ]
 
 
 def predict_command(
     run: RunOrBundle,
     images: Annotated[
-        Path | None, typer.Argument(help="A folder of images, a CSV with a column path, or one image.")
+        Path | None, typer.Argument(help="Folder of images, CSV with a column of paths, or a single image.")
     ] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The CSV to write.")] = Path("predictions.csv"),
-    store: Annotated[Path | None, typer.Option(help="Instead of images, a store of vectors like the Run's.")] = None,
-    keep: Annotated[Path | None, typer.Option(help="A store in which the vectors of the images stay.")] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="CSV to write.")] = Path("predictions.csv"),
+    store: Annotated[
+        Path | None, typer.Option(help="Predict from a store of vectors like the Run's instead of from images.")
+    ] = None,
+    keep: Annotated[Path | None, typer.Option(help="Keep the embedded images in this store.")] = None,
     weights: Weights = None,
     allow_outside: AllowOutside = False,
     first_frame: Annotated[
-        bool, typer.Option(help="Take the first frame of several.", rich_help_panel="Images")
+        bool, typer.Option(help="Use the first frame of images with several.", rich_help_panel="Images")
     ] = False,
     max_pixels: Annotated[
-        int | None, typer.Option(show_default="89478485", help="Per image.", rich_help_panel="Images")
+        int | None,
+        typer.Option(show_default="89478485", help="Largest number of pixels per image.", rich_help_panel="Images"),
     ] = None,
-    strict: Annotated[bool, typer.Option(help="Stop at the first bad image.", rich_help_panel="Images")] = False,
+    strict: Annotated[
+        bool, typer.Option(help="Stop at the first image that cannot be used.", rich_help_panel="Images")
+    ] = False,
     precision: Annotated[
         str | None,
-        typer.Option(show_default="that of the Run", help="float32, bfloat16; tf32, float16 on a GPU."),
+        typer.Option(
+            show_default="that of the Run",
+            help="Arithmetic of the network: float32 or bfloat16; on a GPU also tf32 or float16.",
+        ),
     ] = None,
     timeout: Timeout = None,
-    workers: Annotated[int | None, typer.Option(min=1, max=256, help="Decoders.", rich_help_panel="Machine")] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(min=1, max=256, help="Number of processes that decode images.", rich_help_panel="Machine"),
+    ] = None,
     compile: Annotated[  # noqa: A002
-        str, typer.Option(help="auto, on or off: compile the network first.", rich_help_panel="Machine")
+        str, typer.Option(help="Compile the network first: auto, on or off.", rich_help_panel="Machine")
     ] = "auto",
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
-    """Say what new images are: a probability of each class, and what is called at 0.5 and at the operating point."""
+    """Predict new images: the probability of each class, and the class at 0.5 and at the operating point."""
     from featcache.images.workers import TIMEOUT_S
     from featcache.manifest import Manifest
     from featcache.prediction import predict
@@ -76,15 +90,15 @@ def predict_command(
 
 def bundle_command(
     run: RunOrBundle,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write, MODEL.fcb.zip.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="File to write, MODEL.fcb.zip.")],
     with_backbone: Annotated[
-        bool, typer.Option("--with-backbone/--without-backbone", help="Put the backbone's weights in.")
+        bool, typer.Option("--with-backbone/--without-backbone", help="Include the weights of the backbone.")
     ] = True,
-    onnx: Annotated[bool, typer.Option("--onnx", help="Put an ONNX file in, too.")] = False,
+    onnx: Annotated[bool, typer.Option("--onnx", help="Include an ONNX model.")] = False,
     weights: Weights = None,
     as_json: Json = False,
 ) -> None:
-    """Make one file of a Run, from which it can predict elsewhere."""
+    """Pack a Run into one file that predicts on other machines."""
     from featcache.prediction.bundle import bundle
     from featcache.prediction.predictor import load_run
 

@@ -11,24 +11,29 @@ from featcache.cli.render import answer, console, escaped, tell_notes
 
 
 def report_command(
-    runs: Annotated[list[Path], typer.Argument(help="Runs. Of several, differences are from the first.")],
+    runs: Annotated[list[Path], typer.Argument(help="Folders of Runs. Several are compared with the first.")],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", show_default="RUN/report.html", help="The page to write.")
+        Path | None, typer.Option("--output", "-o", show_default="RUN/report.html", help="HTML page to write.")
     ] = None,
     store: Annotated[
-        list[Path] | None, typer.Option(show_default="beside or above the Run", help="The store of a Run.")
+        list[Path] | None,
+        typer.Option(show_default="beside or above the Run", help="Store on which a Run was trained. Repeatable."),
     ] = None,
     images: Annotated[
-        Path | None, typer.Option(show_default="where they were embedded", help="The folder or CSV that was embedded.")
+        Path | None,
+        typer.Option(show_default="where they were embedded", help="Folder or CSV of the images that were embedded."),
     ] = None,
     by: Annotated[
-        list[str] | None, typer.Option(help="Numbers by the values of this column; folder is that of the names.")
+        list[str] | None,
+        typer.Option(help="Report metrics per value of this column; 'folder' is the folder of each image. Repeatable."),
     ] = None,
-    umap: Annotated[bool, typer.Option("--umap", help="UMAP instead of t-SNE (extra umap).")] = False,
+    umap: Annotated[
+        bool, typer.Option("--umap", help="Project vectors with UMAP instead of t-SNE (needs the extra umap).")
+    ] = False,
     allow_outside: AllowOutside = False,
     as_json: Json = False,
 ) -> None:
-    """Write what a Run is worth as one HTML page, to open and to send on."""
+    """Write the performance of one or more Runs as a self-contained HTML page."""
     people = console(as_json)
     from featcache.manifest import Manifest
     from featcache.reporting.report import report
