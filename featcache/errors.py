@@ -1,10 +1,12 @@
 """The exceptions featcache raises, and the exit code a script gets for each.
 
-A message is one sentence or two: what, where, and what to do. The command line prints it after `featcache: ` and
-exits with `exit_code`; a traceback means a bug of ours.
+A message is one sentence or two: what, where, and what to do. It writes the names of parameters in backticks; the
+command line prints it after `featcache: `, shows those names as its options, and exits with `exit_code`. A traceback
+means a bug in featcache.
 
     FeatcacheError                 1   anything else
-    ├── UsageError                 2   an option, a manifest or a data set that cannot be worked with
+    ├── UsageError                 2   a parameter, a manifest or a data set that cannot be worked with; a ValueError
+    │   └── InvalidParameter       2   a value that a parameter of a spec cannot have
     ├── WeightsUnavailable         1   named weights are neither cached nor reachable
     ├── StoreNotFound             10   no such store
     ├── StoreLocked               11   another process is writing this store

@@ -61,7 +61,7 @@ def evaluate_command(
         list[str] | None,
         typer.Option(
             help="Report metrics per value of this column; 'folder' is the folder of each image.",
-            rich_help_panel="Report",
+            rich_help_panel="Selection",
         ),
     ] = None,
     group_by: Annotated[
@@ -69,7 +69,7 @@ def evaluate_command(
         typer.Option(
             show_default="group",
             help="Column that identifies patients, for confidence intervals.",
-            rich_help_panel="Report",
+            rich_help_panel="Selection",
         ),
     ] = None,
     with_training_images: Annotated[

@@ -133,26 +133,26 @@ def train_head_command(
         str,
         typer.Option(
             help="Validation metric that ranks heads: auroc, f1, balanced_accuracy, accuracy, auprc or loss.",
-            rich_help_panel="Report",
+            rich_help_panel="Selection",
         ),
     ] = "auroc",
     refit_all: Annotated[
-        bool, typer.Option(help="Train the chosen head on training and validation rows.", rich_help_panel="Report")
+        bool, typer.Option(help="Train the chosen head on training and validation rows.", rich_help_panel="Selection")
     ] = False,
     operating_point: OperatingPoint = None,
     n_permutations: Annotated[
-        int, typer.Option(help="Number of baselines trained on shuffled labels.", rich_help_panel="Report")
+        int, typer.Option(help="Number of baselines trained on shuffled labels.", rich_help_panel="Selection")
     ] = 0,
     compare: Annotated[
         list[Path] | None,
-        typer.Option(help="Another store, trained on as a baseline. Repeatable.", rich_help_panel="Report"),
+        typer.Option(help="Another store, trained on as a baseline. Repeatable.", rich_help_panel="Selection"),
     ] = None,
     tta: Annotated[
         bool,
         typer.Option(
             "--tta",
             help="Test-time augmentation: score by the mean logits of an image and its augmented copies.",
-            rich_help_panel="Report",
+            rich_help_panel="Selection",
         ),
     ] = False,
     device: Device = "cpu",

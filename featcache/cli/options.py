@@ -157,7 +157,7 @@ SplitFile = Annotated[
 OperatingPoint = Annotated[
     str | None,
     typer.Option(
-        help="Rule that chooses the threshold: youden, f1, sensitivity=S or specificity=S.", rich_help_panel="Report"
+        help="Rule that chooses the threshold: youden, f1, sensitivity=S or specificity=S.", rich_help_panel="Selection"
     ),
 ]
 
