@@ -1,4 +1,4 @@
-"""What a number of a spec may be: of its kind, finite, and within bounds that have a reason.
+"""Checks of the numbers in specs: a number has the right type, is finite and lies within bounds that have a reason.
 
 A value that is finite and absurd costs as much as one that is none: a learning rate of 1e30 or a mean of 1e30 gives
 numbers without meaning and no error. So every number of every spec has both bounds.
@@ -30,7 +30,7 @@ def check_number(
     """Refuses what is no number from `low` to `high`.
 
     Args:
-        name: of the field.
+        name: name of the field.
         value: of it.
         low, high: the bounds, which may be reached.
         above, below: the value must be above `low`, or below `high`.

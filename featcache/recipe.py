@@ -72,7 +72,7 @@ class Recipe:
         optimizer: "adam" (weight decay as L2 in the gradient), "adamw" (decoupled) or "sgd"; betas 0.9 and 0.999.
         lr: learning rate of the head.
         backbone_lr: that of what learns of the backbone; None for a tenth of `lr`: pretrained layers need small steps.
-        weight_decay: of all that learns, as torch.optim applies it.
+        weight_decay: weight decay of all trained parameters, as torch.optim applies it.
         momentum: of sgd.
         schedule: "plateau", a tenth of the rates when the loss on validation rows has not improved for more than
             `lr_patience` epochs; "constant"; "cosine", to 0 over each stage.
@@ -146,7 +146,7 @@ class Recipe:
 
     @property
     def epochs(self) -> int:
-        """Of all stages."""
+        """Epochs of all stages."""
         return sum(stage.epochs for stage in self.stages)
 
 

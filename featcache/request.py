@@ -29,7 +29,7 @@ class BackboneSpec:
         input_size, crop_pct, interpolation, mean, std, crop_mode: None for the model's own data configuration.
         taps: what is kept of it: `pooled`, the vector; with `grid` the feature map before pooling, too, or with
             `boundary` the tensor that enters the last stage.
-        precision: of the arithmetic; "auto" is settled by `precision.settled` before a network is loaded.
+        precision: precision of the arithmetic; "auto" is settled by `precision.settled` before a network is loaded.
     """
 
     name: str

@@ -36,7 +36,7 @@ def groups(module: nn.Module, coarse: bool) -> list[list[str]]:
     Inception-ResNet-v2 have stages. In a transformer without stages, a stage is a block.
 
     Args:
-        module: of a `Backbone`.
+        module: the module of a `Backbone`.
 
     Raises:
         UsageError: timm does not say what a block of this network is.

@@ -89,7 +89,7 @@ def cut(module: nn.Module, names: Collection[str]) -> Cut:
 
     Args:
         module: (b, 3, h, w) to (b, d), in training mode or not. What lies before the cut is put into `eval()`.
-        names: of the parameters that learn, at least one.
+        names: names of the trained parameters, at least one.
 
     Raises:
         UsageError: the network does not use these parameters.
@@ -119,7 +119,7 @@ def learn(module: nn.Module, names: Collection[str]) -> None:
 
     Args:
         module: a tail, or a whole network.
-        names: of its parameters.
+        names: names of its parameters.
     """
     learning = _learning(module, names)
     for parameter in module.parameters():

@@ -39,7 +39,7 @@ class Match:
     """Tensors of a state dict under one prefix, beside those that a network wants.
 
     Attributes:
-        state_dict: of which they are.
+        state_dict: the checkpoint that holds the tensors.
         prefix: taken off their names; empty for none.
         tensors: the rest of the name -> tensor, a classifier among them.
         expected: of the network without its classifier.
@@ -114,7 +114,7 @@ class Match:
         """What was taken of a file, and what was left; None where that is all of it.
 
         Args:
-            path: of the file.
+            path: path of the file.
             alternatives: ways that would have fitted as well.
         """
         outside = [name for name in self.state_dict.tensors if not name.startswith(self.prefix)]

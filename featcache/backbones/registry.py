@@ -61,7 +61,7 @@ class Backbone:
         weights_sha256: digest of the state dict really loaded (names, dtypes, shapes, bytes).
         shapes: tap -> shape of what it gives for one image; `pooled` is (d,).
         pooling: how the vector comes from the feature map.
-        precision: of the arithmetic. "float16" and "bfloat16" are torch's autocast.
+        precision: precision of the arithmetic. "float16" and "bfloat16" are torch's autocast.
         cut: the network in two parts, before its last stage, where the boundary is a tap.
         last_stage: the name of its first parameter, there too.
         notes: how the file of weights was understood, and what of it was not used.

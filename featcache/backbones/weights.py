@@ -225,7 +225,7 @@ def cached(name: str, config: Mapping[str, Any] | None = None) -> Path | None:
     """The file of pretrained weights in the local hub cache; None where it is not there. Asks nobody.
 
     Args:
-        name: of a backbone that has pretrained weights.
+        name: name of a backbone that has pretrained weights.
         config: its `config_of`, where it is known already.
     """
     try:

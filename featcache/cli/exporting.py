@@ -69,9 +69,7 @@ def export_command(
     rows: dict[str, Any] = {"where": where, "tap": tap}
     studies = {"reports": reports, "on": on, "text": text, "pool": pool, "run": run, "complete": complete}
     if output.suffix.lower() == ".onnx":
-        _refuse(
-            {"by": by, **rows, **studies}, "a Run as an ONNX file is all of it: of the options only --weights applies"
-        )
+        _refuse({"by": by, **rows, **studies}, "an ONNX file holds a whole Run, so only --weights applies")
         _export_onnx(source, output, weights, as_json)
         return
     _refuse({"weights": weights}, "is of a Run that becomes OUT.onnx: leave it away")

@@ -26,7 +26,7 @@ def settle_depth(
     Args:
         decode: what is asked; a depth that is stated stays.
         manifest: the images.
-        rows: of it that may not have been looked at yet.
+        rows: rows of the manifest that may not have been checked yet.
         identities: identities of what lies at the paths of the pass already.
         n_workers: processes that decode.
         timeout_s: what one image may take.

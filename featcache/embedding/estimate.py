@@ -43,7 +43,7 @@ class Forecast:
 
     Attributes:
         n_images: in the manifest.
-        n_known: of them, those that are unchanged since they were embedded here.
+        n_known: number of images that are unchanged since they were embedded here.
         formats: what the headers say of a sample of the files: `PNG 2048 x 2496 L` -> how many.
         decode_rate, forward_rate: images/s, each alone on the machine; of all networks and views together.
         rate: images/s of both at once.
@@ -68,7 +68,7 @@ class Forecast:
 
     @property
     def seconds(self) -> float:
-        """Of the pass, without loading and compiling."""
+        """Duration of the pass, without loading and compiling."""
         return (self.n_images - self.n_known) / self.rate
 
     def as_json(self) -> Json:

@@ -51,7 +51,7 @@ class Filling:
         before: "Filling | None" = None,
     ) -> None:
         """Args:
-        rows: of the plan.
+        rows: rows of the plan.
         network: what computes.
         augmentations: of each image, beside it.
         dtype: what is stored.

@@ -55,7 +55,7 @@ class Machine:
     Attributes:
         device: "auto" (CUDA if there is one), "cpu", "cuda" or "cuda:N".
         compile: "on", "off", or "auto", which compiles where so many images are worth it.
-        n_images: of the pass.
+        n_images: images in the pass.
         canaries: gives some of its images, to measure what a lower precision costs.
         depth: what was said of the depth of its images, which is recorded with the environment.
     """
@@ -126,7 +126,7 @@ class Network:
 
     @property
     def environment(self) -> Json:
-        """Of this process; without the device as long as none was needed."""
+        """The environment of this process, without the device as long as none was needed."""
         if self._backbone is None:
             return {name: value for name, value in environment().items() if name != "device"}
         from featcache.devices import describe

@@ -89,7 +89,7 @@ class Embedded:
 
     @property
     def images_per_second(self) -> float:
-        """Of this pass; what an earlier one had finished does not count."""
+        """Seconds that this pass took; what an earlier one had finished does not count."""
         return max(0, self.counts.embedded - self.n_resumed) / self.seconds if self.seconds else 0.0
 
     @property
@@ -136,7 +136,7 @@ class Output:
         dropped_columns: those of the store of which the manifest has no value.
         planned_ns: when the plan that is being worked on was made, on the clock of the store's file system.
         filling: the part that is being filled.
-        environments: of the passes that computed what is there.
+        environments: environments of the passes that computed the existing vectors.
     """
 
     store_path: Path

@@ -80,7 +80,7 @@ def evaluate(
         class_map: label of the set -> class of the Run, where they are called otherwise.
         uncertain: what a label of -1 is, "ignore", "positive" or "negative"; None for what it was in the Run's own
             labels.
-        separator: of lists of findings in one column; None for that of the Run's own labels.
+        separator: separator of a label column that lists findings; None for that of the Run's own labels.
         where: conditions on the images, such as `split=test`; others are not looked at.
         by: columns for whose values the numbers are given too; `folder` is that of the image's name.
         group_by: the column of patients, of whom all images are one witness in intervals; None for that by which the

@@ -66,7 +66,7 @@ class Source:
     """Where the labels of a set are.
 
     Attributes:
-        columns: of labels; none for `label`, or for findings the columns that are called as they are.
+        columns: label columns; empty for `label`, or for the columns named as the Run's findings.
         file: a CSV that has them; None for the set's own columns.
         on: the column by which the CSV is joined.
         class_map: label (or column of findings) of the set -> class of the Run, where they are called otherwise.
@@ -272,7 +272,7 @@ def _about_matching(
     """Which texts were read as which classes, and which as none.
 
     Args:
-        matching: of the texts.
+        matching: how the texts match the Run's classes.
         noun: they are, "label" or "column".
         counts: images of each; None of columns.
         unknown: texts that are told to stand for no class; None for all such.

@@ -69,7 +69,7 @@ def about_copies(names: Sequence[str], contents: Sequence[str], labels: Sequence
     """Images of the set that have the bytes of another one.
 
     Args:
-        names: of the images that are scored.
+        names: names of the scored images.
         contents: digests of their files.
         labels: a value for each by which labels can be compared.
     """

@@ -89,7 +89,7 @@ def _reasons(scored: Scored, support: Sequence[int], n: int, n_units: int) -> It
 
 
 def values_of(rows: Rows, name: str, file: Any, on: str) -> list[str]:
-    """A text for each image: of a column of the set, of the CSV that has the labels, or the folder of its name.
+    """One text per image: from a column of the set, from the CSV with the labels, or the folder in its name.
 
     Raises:
         UsageError: there is no such column, or it has too many values.

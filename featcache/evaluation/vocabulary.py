@@ -45,7 +45,7 @@ class Vocabulary:
     Attributes:
         classes: c names.
         is_multi_label: whether several of them may hold at once.
-        columns: of its own labels.
+        columns: label columns of the Run.
         merged: labels that were made other classes -> the class.
         uncertain: what a label of -1 was: "ignore", "positive", "negative", or None for a class of its own.
         separator: what separated the findings of a list.
@@ -65,7 +65,7 @@ class Vocabulary:
         Args:
             predictor: the Run.
             uncertain: what a label of -1 is in the set; None for what it was in the Run's own labels.
-            separator: of lists in the set; None for that of the Run's own labels.
+            separator: separator of lists in the set; None for that of the Run's own labels.
 
         Raises:
             CorruptStore: the record is damaged.
@@ -89,7 +89,7 @@ class Vocabulary:
         Run's own labels made of it.
 
         Args:
-            texts: of the set, also repeated; none empty.
+            texts: labels of the set, which may repeat and are not empty.
             class_map: text -> class.
         """
         classes = {name: i for i, name in enumerate(self.classes)}

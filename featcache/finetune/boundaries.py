@@ -48,7 +48,7 @@ class FromImages:
     ) -> None:
         """Args:
         pixels: the images, numbered as the rows are.
-        augment: of training rows; None for none.
+        augment: augmentation of training rows; None for none.
         trunk: the frozen part; what it calls its vector is the boundary.
         memory_bytes: for what is kept of images that are not augmented.
         """
@@ -122,7 +122,7 @@ class FromStore:
         """Args:
         store: with the tap `boundary`, and with `boundary_views` where views are to be learnt from.
         rows: the store's row of each row of the training.
-        seed: of which view is shown in which epoch.
+        seed: random seed that chooses the augmented copy of each epoch.
         with_views: draw a view, or the image as it is, each as likely, for each training row in each epoch.
         memory_bytes: for what is kept of images as they are.
         """

@@ -16,7 +16,8 @@ class Machine:
 
     Attributes:
         device: "auto" (CUDA if there is one), "cpu", "cuda" or "cuda:N".
-        compile: of the frozen part: "on", "off", or "auto", which compiles where so many images are worth it.
+        compile: whether the frozen part is compiled: "on", "off", or "auto", which compiles where the number
+            of images is worth it.
         timeout_s: what one image may take to be read and decoded.
     """
 

@@ -56,7 +56,7 @@ def unfrozen(module: nn.Module, selection: str, freeze_bn: str = "no") -> list[s
     """Names of the parameters that learn, in the network's order.
 
     Args:
-        module: of a `backbones.Backbone`.
+        module: the module of a `backbones.Backbone`.
         selection: "last-block", "last-stage" (what follows the last block belongs to both), "all", a whole number n
             for the last n blocks, or a regular expression that is searched in the names of the parameters.
         freeze_bn: "yes" leaves batch norms out, else "no".

@@ -75,7 +75,7 @@ def fine_tune(
     """Trains a part of the backbone and the head of a Run on, and writes a Run that cites it.
 
     Args:
-        run: of `train_head`, with a linear or mlp head; or of `fine_tune`.
+        run: a Run of `train_head` with a linear or mlp head, or of `fine_tune`.
         recipe: what learns, for how long, and how.
         run_path: the folder to write; None for `RUN-tuned-DIGEST` beside the Run. A training that was stopped is
             continued at its path; another one is never overwritten.

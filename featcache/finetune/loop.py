@@ -126,7 +126,7 @@ class Tuner:
         targets: labels of all rows.
         sides: the rows.
         open_source: for the names of what learns, gives the part of the network they lie in, and what enters it.
-        score: of (rows, logits), by which the best weights are chosen: larger is better.
+        score: function of (rows, logits) that chooses the best weights; larger is better.
         processes: the processes that train together.
         compile_: "on", "off" or "auto": of the learning part.
         on_note: told what is done about that.
@@ -160,7 +160,7 @@ class Tuner:
 
         Args:
             checkpoints: where they are kept.
-            name: of this training among them.
+            name: name of this training among the checkpoints.
             on_epoch: called after each, when its checkpoint is safe.
 
         Raises:

@@ -44,7 +44,7 @@ class Pixels:
     ) -> None:
         """Args:
         paths: the files.
-        transform: of the network.
+        transform: the network's transform.
         decode: how files become pixels.
         memory_bytes: for resized images that are kept.
         timeout_s: what one image may take to be read and decoded.
@@ -78,7 +78,7 @@ class Pixels:
                 on_progress(done, len(numbers))
 
     def keep_only(self, numbers: Sequence[int]) -> None:
-        """From now on there are these images, in this order."""
+        """Sets the images and their order."""
         self._paths = [self._paths[i] for i in numbers]
         self._kept = {new: self._kept[old] for new, old in enumerate(numbers) if old in self._kept}
         self.digests = [self.digests[i] for i in numbers]

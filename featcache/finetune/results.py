@@ -37,7 +37,7 @@ class TrainingResult:
     Attributes:
         before, after: rows and (n, c) logits by side, of what it started from and of what came of it.
         tensors: the head as `head.safetensors` keeps it.
-        histories: of each fold a mapping per epoch: epoch, stage, train_ and val_ numbers.
+        histories: per fold one mapping per epoch: epoch, stage, train_ and val_ numbers.
         epoch: the weights are those after this one, counted from the start of the training; 0 for those of the start.
         n_trainable: parameters that learnt, (of the backbone, of the head).
     """
@@ -59,7 +59,7 @@ def write(
         start: what it started from; its backbone's weights are by now those that are kept.
         result: what came of it.
         key: everything that decided it.
-        rule: of the operating point; None for none.
+        rule: rule of the operating point; None for none.
         run_path: the folder.
         environment: of this process.
         seconds: it took.

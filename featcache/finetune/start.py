@@ -65,7 +65,7 @@ class Start:
         """The state in which a Run was left.
 
         Args:
-            run: of `train_head`, or of a training on pixels.
+            run: a Run of `train_head` or of a training on pixels.
             weights: where the backbone's weights are; None for where the Run's store had them from.
             device: where the network will be.
 

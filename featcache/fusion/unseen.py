@@ -66,7 +66,7 @@ class Learnt:
         if store.weights_source != "run" or self.run.record.get("n_trainable"):  # that network is the Run's own
             return ()
         words = (
-            "the network of these vectors was itself trained by featcache: of studies that it has learnt from, no "
+            "the network of these vectors was itself trained by featcache; for studies in its training set no "
             "logits are of something that has not seen them"
         )
         return (words,)

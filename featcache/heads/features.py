@@ -1,4 +1,4 @@
-"""The vectors of a store that heads work on: of each image as it is and, where asked for, of augmented views of it.
+"""The vectors of a store that heads work on: one per image and, on request, those of its augmented copies.
 
 With views they are one (n, 1 + K, d) array in which the image as it is comes first, so that all that may stand for a
 row lies side by side. Knows nothing of labels, and not what a head does with them.

@@ -34,7 +34,7 @@ class Pool:
     Attributes:
         rows: (m,) row numbers.
         share: the share of them that a head learns from: 1 for a hold-out, (k - 1) / k in k folds.
-        seed: of the order.
+        seed: random seed of the order.
     """
 
     rows: Array
@@ -200,7 +200,7 @@ def work(members: Sequence[Trajectory], x: Tensor, targets: Targets) -> int:
 
 
 def _batch_size(fit: Fit) -> float:
-    """Of the pool, in a batch."""
+    """Rows of the pool per batch."""
     return min(len(fit.pool.rows), fit.spec.batch_size / fit.pool.share)
 
 

@@ -109,7 +109,7 @@ class Head(nn.Module):
         feature_rms: a buffer, (), what features are divided by.
         hidden: the layers before the last.
         hidden_sizes: units of each of them.
-        weight, bias: of the last layer, (c, d or h) and (c,); of a single output (1, …).
+        weight, bias: parameters of the last layer, (c, d or h) and (c,); (1, …) for a single output.
     """
 
     feature_rms: Tensor

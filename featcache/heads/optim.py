@@ -48,7 +48,7 @@ class Watcher:
         return 0 < self._spec.patience <= self._since_stop
 
     def factor(self, epoch: int) -> float:
-        """Of the learning rate, in an epoch."""
+        """The factor of the learning rate in an epoch."""
         if self._spec.schedule == "cosine":
             return 0.5 * (1 + math.cos(math.pi * (epoch - 1) / self._spec.epochs))
         return _PLATEAU_FACTOR**self._reductions

@@ -102,7 +102,7 @@ class HeadSpec:
         output: "sigmoid" gives two classes one output instead of two; more classes have c in any case.
         optimizer: "adam" (weight decay as L2 in the gradient), "adamw" (decoupled), "sgd"; betas 0.9 and 0.999.
         lr: learning rate.
-        weight_decay: of all parameters, as torch.optim applies it.
+        weight_decay: weight decay of all parameters, as torch.optim applies it.
         momentum: of sgd.
         label_smoothing: share of the target spread evenly over the classes.
         epochs: passes over the training rows.

@@ -65,7 +65,7 @@ class Stack:
         parameters: what is trained: `weight` (k, c, d or h) and `bias` (k, c) of the last layer, `hidden.0.weight` and
             so on of the layers before it, `hidden.0.norm.weight` and `.bias` (k, h) of a batch norm.
         statistics: `hidden.0.norm.running_mean` and `.running_var`, (k, h).
-        scale: of the features.
+        scale: scale of the features.
         dropout: (k,) rates.
         activation: of all hidden layers.
     """

@@ -96,7 +96,7 @@ def views(
     """What a network sees of the views of a decoded image, which is resized once for all of them.
 
     Args:
-        image: of mode L or RGB, upright.
+        image: an upright image of mode L or RGB.
         transform: how it is resized and cropped; a view is made in between, so that little of its corners is black.
         spec: the views.
         content_sha256: of the file's bytes, 64 hexadecimal digits in lower case.
@@ -133,7 +133,7 @@ def show(
     """What a network sees of an image in an epoch: the same for the same bytes, seed and epoch, and nothing else.
 
     Args:
-        resized: of mode L or RGB, resized and not yet cropped.
+        resized: an image of mode L or RGB, resized and not yet cropped.
         spec: how it is augmented.
         transform: how it is cropped.
         content_sha256: of the file's bytes.

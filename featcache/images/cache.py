@@ -144,7 +144,7 @@ def is_at_rest(stamp: Stamp, now_ns: int) -> bool:
 
 
 def _checked(stamp: Sequence[int]) -> Stamp:
-    """A stamp: of four whole numbers, or of none."""
+    """A stamp of four whole numbers, or an empty one."""
     if len(stamp) not in (0, 4) or not all(type(value) is int for value in stamp):
         raise ValueError("not the stamp of a file")
     return tuple(stamp)

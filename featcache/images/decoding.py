@@ -65,7 +65,7 @@ def decode(data: bytes, spec: DecodeSpec = DecodeSpec(), at_least: int | None = 
     """An image file's bytes as an 8-bit image of mode L or RGB, by the rules of `spec`.
 
     Args:
-        data: of the file.
+        data: bytes of the file.
         spec: the rules.
         at_least: pixels of the shorter side that the caller needs, `TransformSpec.shorter_side`. Where `spec` is fast,
             a JPEG may come smaller than it is, but never with less than `MARGIN` times these. None: the full size.

@@ -66,7 +66,7 @@ def decode(data: bytes, first_frame: bool, max_pixels: int, check_size: SizeChec
     """A DICOM file's bytes as an 8-bit image of mode L or RGB.
 
     Args:
-        data: of which `is_dicom` holds.
+        data: bytes for which `is_dicom` holds.
         first_frame: take the first of several frames, instead of refusing them.
         max_pixels: see `check_size`.
         check_size: raises for (columns, rows, max_pixels) that shall not be decoded; called before any pixel is.

@@ -36,7 +36,7 @@ class Header:
         kind: as Pillow spells it, or DICOM.
         width, height: in pixels, as they lie in the file.
         mode: Pillow's, or the photometric interpretation of DICOM.
-        bits: of each sample.
+        bits: bits per sample.
         n_frames: frames or pages.
         n_bytes: of the file.
     """
@@ -51,7 +51,7 @@ class Header:
 
     @property
     def n_pixels(self) -> int:
-        """Of a frame."""
+        """Pixels of a frame."""
         return self.width * self.height
 
     @property

@@ -197,7 +197,7 @@ class TransformSpec:
         What has been resized stays as it is.
 
         Args:
-            image: of mode L or RGB.
+            image: an image of mode L or RGB.
             fast: average boxes before resampling, see `DecodeSpec`; changes nothing unless a side shrinks to a quarter
                 or less.
 
@@ -227,7 +227,7 @@ class TransformSpec:
 
         Args:
             image: as `resize` makes it.
-            side: of the part, above 0 to 1, as a share of the largest crop with the aspect ratio of the result.
+            side: side of the part, above 0 to 1, as a share of the largest crop with the aspect ratio of the result.
             top, left: where it lies, 0 to 1 of the room there is.
         """
         height, width = self.input_size

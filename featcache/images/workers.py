@@ -75,7 +75,7 @@ class Decoders:
         is_whole: bool = False,
     ) -> None:
         """Args:
-        transforms: of the networks.
+        transforms: transforms of the networks.
         decode: how files become pixels.
         augmentations: of each image, beside it.
         timeout_s: what one image may take.

@@ -55,7 +55,7 @@ class Stratum:
 
     Attributes:
         split, label: empty where unknown.
-        n_images: of them.
+        n_images: number of images.
         n_groups: None where there are no groups.
         formats, bits, modes: how many headers say so; of those that could be read.
         widths, heights: least, median and greatest, in pixels; empty where no header could be read.
@@ -78,7 +78,7 @@ class Checked:
 
     Attributes:
         n_images: in the manifest.
-        n_bytes: of the files whose header could be read.
+        n_bytes: size of the files whose header could be read.
         full: whether every image was decoded.
         failures: image_id -> (code, reason) of those a pass would fail.
         strata: by split, then by class.

@@ -159,7 +159,7 @@ def keyed_table(source: Path, required: Sequence[str], key: str) -> Table:
 
 
 def _study_columns(studies: Table, label: str) -> dict[str, list[str]]:
-    """Of each study, the label and what its images carry."""
+    """The label of each study, and the columns of its images."""
     problems, mesh = studies.values("Problems"), studies.values("MeSH")
     if label == "problems":
         labels = [_normal_or_not(text) for text in problems]

@@ -80,7 +80,7 @@ def is_own_file(path: str, names: Set[str]) -> bool:
     """Whether featcache has written a file that is no image: a store, a page, a table, a bundle.
 
     Args:
-        path: of a regular file.
+        path: path of a regular file.
         names: what is in its folder.
     """
     name = os.path.basename(path)

@@ -165,7 +165,7 @@ def _classes_below(places: Sequence[_Place]) -> list[str]:
 
 
 def _subsets_of_several(folders: list[Parts], places: Sequence[_Place], heads: set[Parts]) -> _Tree | None:
-    """Subsets in each of several folders: of classes, if they hold images, or of collections with the same classes."""
+    """Subsets within several folders, which are classes if they hold images, or collections with the same classes."""
     splits = {place.split for place in places if _CLEAR.search(place.name)}
     if len(places) < len(folders) or len(splits) < 2 or len({head[:-1] for head in heads}) > 1:
         return None
@@ -204,7 +204,7 @@ def _without_wrapper(folders: Sequence[Parts]) -> tuple[list[Parts], Parts]:
 
 
 def _about_subsets(places: Sequence[_Place]) -> str:
-    """Of another spelling, and of another place than the first level."""
+    """Subsets that are spelled differently, or lie below the first level."""
     heads = sorted({"/".join(place.head) for place in places} - {""})
     names = {split: sorted({place.name for place in places if place.split == split}) for split in _SUBSETS}
     if not heads and all(name.lower() in _PLAIN for several in names.values() for name in several):

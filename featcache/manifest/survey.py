@@ -29,7 +29,7 @@ class Depths:
     """The depths of the images of a set that are of integer gray of more than 8 bits.
 
     Attributes:
-        n_images: of that kind.
+        n_images: number of such images.
         n_looked: of them, those that were decoded.
         greatest: value among them.
         counts: depth -> how many of those that were decoded need it, by their greatest value.
@@ -93,7 +93,7 @@ def depths_of(
 
     Args:
         manifest: the images.
-        rows: of it.
+        rows: rows of the manifest.
         decode: how files become pixels, whatever its depth.
         n_workers: processes that decode.
         timeout_s: what one image may take.

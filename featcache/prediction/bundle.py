@@ -49,7 +49,7 @@ class Bundled:
     Attributes:
         path: the file.
         members: name -> bytes.
-        weights_sha256: of the backbone that the Run needs.
+        weights_sha256: digest of the weights that the Run needs.
         has_backbone: whether its weights are inside.
         notes: what a person should know before giving it away.
     """
@@ -78,7 +78,7 @@ def bundle(
     """Writes a Run into one file.
 
     Args:
-        run: of any training.
+        run: a Run of any kind of training.
         path: the file, `MODEL.fcb.zip`.
         with_backbone: put the network's weights in, so that nothing else is needed.
         weights: where they are, if the Run's store had them from a file.

@@ -1,4 +1,4 @@
-"""How many of some images a Run was trained on or chosen by: of those it says more than of new ones.
+"""Counts images that a Run was trained on or selected by: for these, predictions are better than for new images.
 
 Images are compared by the sha256 of their files. A bundle does not name the images of its Run, and nothing can be known
 of them then, which is a note as well.

@@ -124,7 +124,7 @@ class Predictions:
 
     Attributes:
         model: that said it.
-        names: of the images.
+        names: names of the images.
         logits: (n, c) float32, before the temperature; NaN where an image could not be used.
         failures: name -> (code, reason) of those.
         overlap: how many of the images the Run was trained on; None for arrays, which have no files to compare.
@@ -187,7 +187,7 @@ class Predictions:
         return [name for name, _ in columns], [row for row in rows if row[0] not in self.failures]
 
     def counts(self, called: Sequence[str]) -> dict[str, int]:
-        """How many images are called what: of `called`, or of `at_operating_point`."""
+        """Number of images per predicted class, at 0.5 or at the operating point."""
         if self.model.has_findings:
             rows = [text.split() for text in called if text]
             return {name: sum(row[i] == "1" for row in rows) for i, name in enumerate(self.classes)}

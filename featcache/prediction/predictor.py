@@ -56,7 +56,8 @@ def load_run(
         path: the folder of a Run, or the file of a bundle.
         weights: where the backbone's weights are, if the store of the Run had them from a file.
         device: "auto" (CUDA if there is one), "cpu", "cuda" or "cuda:N".
-        precision: of the arithmetic; None for that of the Run's vectors. Another one moves probabilities a little.
+        precision: precision of the arithmetic; None for that of the Run's vectors. Another precision
+            changes probabilities slightly.
 
     Raises:
         StoreNotFound: nothing is there. UnknownFormat: something else is there. CorruptStore: it is damaged.
@@ -265,7 +266,7 @@ class Predictor:
     # --- vectors to predictions
 
     def _of_vectors(self, store: Store, names: list[str]) -> Predictions:
-        """Of these images, each a row or a failure of the store."""
+        """Predictions for these images, each a row or a failure of the store."""
         model, place = self.model, {name: i for i, name in enumerate(names)}
         features.check(store, [replace(model.spec, augmentations=False)] if model.tap == GRID else [], model.tta)
         logits = np.full((len(names), len(model.classes)), np.nan, dtype=np.float32)

@@ -25,7 +25,7 @@ def request_of(run: Run, weights: str | None = None, taps: tuple[str, ...] = (PO
     is no part of it.
 
     Args:
-        run: of any training.
+        run: a Run of any kind of training.
         weights: where the backbone's weights are; None for where the Run has, or its store had them from.
         taps: of the network.
 
@@ -59,7 +59,7 @@ def backbone_of(
     """The Run's network, found again and compared field by field, with what was asked for.
 
     Args:
-        run: of any training.
+        run: a Run of any kind of training.
         weights: where the backbone's weights are; None for where the Run has, or its store had them from.
         device: where the network will be.
         taps: of it.
@@ -96,7 +96,7 @@ def check(run: Run, lines: list[str], weights: str | None) -> None:
     """Raises IdentityMismatch, where there are differences between a Run's network or preprocessing and another.
 
     Args:
-        run: of any training.
+        run: a Run of any kind of training.
         lines: the differences.
         weights: where the backbone's weights are; None for where the Run has, or its store had them from.
     """

@@ -17,7 +17,7 @@ _APART = ("views", "stored_dtype")  # which count for some heads only, and for r
 
 
 def identity_of(run: Run) -> Json:
-    """Of the vectors that the head acts on."""
+    """The identity of the vectors that the head acts on."""
     with said_by(run):
         identity = run.record["store"]["identity"]
         if not isinstance(identity, dict):

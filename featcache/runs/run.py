@@ -414,7 +414,7 @@ def check_free(run_path: Path, key: Json) -> None:
 
 @contextmanager
 def place(run_path: Path, key: Json) -> Iterator[None]:
-    """Holds a place for a Run from before its training until it is written: of two trainings there, one says so.
+    """Reserves a path for a Run from before its training until it is written; a second training there is refused.
 
     Raises:
         UsageError: as `check_free`.
@@ -438,7 +438,7 @@ def save(
 
     Args:
         run_path: the folder.
-        record: of `run.json`.
+        record: content of `run.json`.
         tensors: the head.
         tables: CSV files by name: header and rows.
         files: further files by name.

@@ -98,7 +98,7 @@ def negates(name: str, classes: Iterable[str] = ()) -> bool:
     """Whether the name of a class says that something is absent, or that an image is none of the rest.
 
     Args:
-        name: of the class.
+        name: name of the class.
         classes: all names: `unaffected` is the negation of `affected` where that is a class, too.
     """
     if (value := number(name)) is not None:

@@ -168,7 +168,7 @@ def findings_of(columns: Sequence[Texts], names: Sequence[str], rows: Texts, pat
         columns: c columns of n texts.
         names: c names of the findings.
         rows: n names of the rows, for messages.
-        path: of the labels, for messages.
+        path: path of the labels, for messages.
         reading: a finding is joined with another where one of both is there.
 
     Raises:

@@ -45,7 +45,7 @@ class SplitSpec:
             another than `group`, the values of neither are: rows that share one, or are joined by a chain of such rows,
             stay together.
         near_duplicates: rows whose vectors have at least this cosine count as one group.
-        seed: of the folds, and of the order of the batches.
+        seed: random seed of the folds and of the order of batches.
         file: a split saved by another Run.
     """
 
@@ -97,7 +97,7 @@ class Protocol:
         groups: (n,) group numbers, nothing of which is on two sides.
         left_out: rows that take no part, by reason.
         near: pairs of near-duplicates, (p, 2), and their cosines (p,).
-        seed: of the order of the batches.
+        seed: random seed of the order of batches.
         notes: how rows were kept together, where that is not what it seems.
     """
 

@@ -101,7 +101,7 @@ class TargetSpec:
             )
 
     def as_json(self) -> Json:
-        """What was asked for, as a Run keeps it: of the file its name."""
+        """The spec as a Run records it, with the name of the file instead of its path."""
         own = {"file": self.file.name if self.file else None, "where": [str(condition) for condition in self.where]}
         return {**asdict(self), **own}
 

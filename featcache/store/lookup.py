@@ -18,7 +18,7 @@ class KnownVectors:
     """The rows of the store that is about to be replaced, of parts whose plan no longer holds, and of this pass.
 
     Attributes:
-        environments: of those that computed what was there before this pass.
+        environments: environments of the passes that computed the vectors that were there before this one.
     """
 
     def __init__(self, store: Store | None, old_parts: Sequence[Path]) -> None:

@@ -61,7 +61,7 @@ class Part:
         content_sha256: m digests, empty where the file could not be read.
         origin: (m,) uint8 of EMBEDDED, REUSED, FAILED.
         failures: row within the part -> (code, reason).
-        environment: of the pass that computed vectors of it; None where it computed none.
+        environment: environment of the pass that computed vectors of this part; None where it computed none.
     """
 
     start: int

@@ -32,7 +32,7 @@ class Variety:
 
     Attributes:
         n_rows: rows that were looked at.
-        n_images: of them, those of different bytes.
+        n_images: number of images with different bytes.
         n_features: d.
         spread: root mean square distance from the mean vector, by the root mean square length; 0 where all are zero.
         n_equal: images whose vector is that of another image, or nearly that of the one before it.

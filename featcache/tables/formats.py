@@ -58,7 +58,7 @@ class Records:
     """The records of a table that are not blank.
 
     Attributes:
-        lines: of each the line on which it begins, from 1; of a workbook the row.
+        lines: the line on which each record begins, from 1; the row in a workbook.
         cells: of each its texts; the first record is the header.
         notes: what was chosen, in full sentences.
     """
@@ -177,7 +177,7 @@ def _delimiter(text: str, fits: Callable[[Sequence[str]], bool]) -> str:
 
 
 def header(records: Sequence[list[str]], fits: Callable[[Sequence[str]], bool]) -> tuple[int, list[str]]:
-    """The number and the cells of the record with the columns that are looked for: of the first records, since titles
+    """The number and the cells of the first record that has the expected columns, among the first records, since titles
     and remarks may stand above it. The first of all where none has them."""
     place = next((i for i, cells in enumerate(records[:_MOST_ABOVE]) if fits(cells)), 0)
     return place, records[place] if records else []

@@ -36,7 +36,7 @@ def by_frequency(task: Task, support: Array, n_known: Array | int, rows: Array) 
     Args:
         task: labels.
         support: (c,) training rows of each class, or that have each finding.
-        n_known: of how many training rows; (c,) of findings.
+        n_known: number of labelled training rows; (c,) for findings.
         rows: those that are scored.
     """
     if task.has_findings:

@@ -159,7 +159,7 @@ def tables(
 
     Args:
         scored: the head's logits.
-        histories: of each fold a mapping per epoch, with `epoch` and perhaps `phase`.
+        histories: per fold one mapping per epoch, with `epoch` and perhaps `phase`.
         ranked: specs that were tried, best first.
         select: the number that ranked them.
     """

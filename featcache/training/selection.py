@@ -69,7 +69,7 @@ def change(
         rows: n numbers of rows.
         before: (n, c) logits of one head.
         after: (n, c) logits of the other.
-        thresholds: of the one and of the other, of two classes.
+        thresholds: thresholds of the first and the second, for two classes.
     """
     labels, groups = task.labels[rows], protocol.groups[rows]
     if task.has_findings:
@@ -85,7 +85,7 @@ class Candidate:
 
     Attributes:
         spec: with the first of its seeds.
-        scores: of the metric that selects, by seed, then by fold; larger is better; -inf where it diverged.
+        scores: the selection metric by seed, then by fold; larger is better; -inf where training diverged.
         means: of the numbers in `SHOWN`.
     """
 
