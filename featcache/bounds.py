@@ -31,7 +31,7 @@ def check_number(
 
     Args:
         name: name of the field.
-        value: of it.
+        value: value of the field.
         low, high: the bounds, which may be reached.
         above, below: the value must be above `low`, or below `high`.
         whole: it is an integer.

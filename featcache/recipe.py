@@ -73,14 +73,14 @@ class Recipe:
         lr: learning rate of the head.
         backbone_lr: that of what learns of the backbone; None for a tenth of `lr`: pretrained layers need small steps.
         weight_decay: weight decay of all trained parameters, as torch.optim applies it.
-        momentum: of sgd.
+        momentum: momentum of sgd.
         schedule: "plateau", a tenth of the rates when the loss on validation rows has not improved for more than
             `lr_patience` epochs; "constant"; "cosine", to 0 over each stage.
-        lr_patience: of "plateau".
+        lr_patience: epochs without improvement before "plateau" drops the rates.
         patience: epochs without a better validation loss after which a stage ends; 0 trains all.
         class_weight: "balanced" weighs each class of the loss by n / (c n_class), as scikit-learn does.
         label_smoothing: share of the target spread evenly over the classes.
-        dropout: of the head's hidden layers; None for what the head has.
+        dropout: dropout rate of the head's hidden layers; None for that of the head.
         freeze_bn: whether batch norms of the trained part keep their weights and statistics: "no" trains their weights
             with the statistics of each batch; "yes" keeps them; "auto" freezes those of loaded weights that hold no
             statistics (mean 0 and variance 1 throughout, as where norms were folded into the convolutions before
@@ -88,10 +88,10 @@ class Recipe:
         batch_size: images per step, within half a batch; of all processes together.
         grad_accumulation: pieces in which a batch goes through the network, for less memory: gradients are added up,
             and norms that learn see a piece at a time.
-        augment: of training images; None shows them as they are, in every epoch.
-        precision: of the arithmetic that learns; "float16" and "bfloat16" are torch's autocast, weights stay float32.
+        augment: augmentation of training images; None trains on them as they are.
+        precision: precision of training; "float16" and "bfloat16" are torch's autocast, weights stay float32.
         select: the validation metric by which the best weights are kept; those of the start are among them.
-        seed: of the order of images, of augmentation, of dropout, and of a fresh head.
+        seed: random seed of the order of images, of augmentation, dropout and a new head.
     """
 
     stages: tuple[Stage, ...] = (Stage(),)

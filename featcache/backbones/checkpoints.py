@@ -72,7 +72,7 @@ class StateDict:
 
     Attributes:
         place: where they lie in it, such as `state_dict`; empty where they are all of the file.
-        tensors: by name.
+        tensors: tensors by name.
         other_entries: what lies among them and is no tensor.
     """
 

@@ -42,7 +42,7 @@ class Match:
         state_dict: the checkpoint that holds the tensors.
         prefix: taken off their names; empty for none.
         tensors: the rest of the name -> tensor, a classifier among them.
-        expected: of the network without its classifier.
+        expected: shapes of the network without its classifier.
         classifier: names of `tensors` that are behind the vector.
     """
 

@@ -47,9 +47,9 @@ class Forecast:
         formats: what the headers say of a sample of the files: `PNG 2048 x 2496 L` -> how many.
         decode_rate, forward_rate: images/s, each alone on the machine; of all networks and views together.
         rate: images/s of both at once.
-        disk_bytes: of the stores; twice that is needed while they are packed.
+        disk_bytes: size of the stores; twice that is needed while they are packed.
         free_bytes: where they go.
-        memory_bytes: of the pass and its decoders, at most, by what the timing took.
+        memory_bytes: memory of the pass and its decoders, at most, as measured while timing.
         limit: "decode" or "forward", whichever takes longer.
         advice: what would make it faster.
     """

@@ -53,7 +53,7 @@ class Filling:
         """Args:
         rows: rows of the plan.
         network: what computes.
-        augmentations: of each image, beside it.
+        augmentations: augmented copies made of each image.
         dtype: what is stored.
         submit: starts a forward pass.
         before: the part before, if it was filled by the same pass.

@@ -1,8 +1,8 @@
 """Whether two machines compute the same vectors in a low precision, by what they make of images built in here.
 
 In bfloat16 or float16 the kernels of one kind of processor round differently from those of another: for MobileNetV2,
-AVX2 and AMX differ by up to 1 % (a cosine of 0.99996), and not at all in float32. The identity cannot tell them apart, so a
-pass keeps the vectors of two images with its environment, and whoever adds to its store compares.
+AVX2 and AMX differ by up to 1 % (a cosine of 0.99996), and not at all in float32. The identity cannot tell them apart,
+so a pass keeps the vectors of two images with its environment, and whoever adds to its store compares.
 """
 
 import base64

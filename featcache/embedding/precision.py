@@ -67,7 +67,7 @@ def settle(spec: BackboneSpec, stored: str | None, device: str, canaries: Canari
         spec: what is asked.
         stored: the precision of what lies at the path already; None where nothing does.
         device: "auto", "cpu", "cuda" or "cuda:N".
-        canaries: to measure with.
+        canaries: images to measure with.
         on_note: told what was chosen, and by what figures.
     """
     if spec.precision != "auto":

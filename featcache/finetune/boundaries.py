@@ -120,7 +120,7 @@ class FromStore:
 
     def __init__(self, store: Store, rows: Sequence[int], seed: int, with_views: bool, memory_bytes: int) -> None:
         """Args:
-        store: with the tap `boundary`, and with `boundary_views` where views are to be learnt from.
+        store: a store with the tap `boundary`, and with `boundary_views` to train on augmented copies.
         rows: the store's row of each row of the training.
         seed: random seed that chooses the augmented copy of each epoch.
         with_views: draw a view, or the image as it is, each as likely, for each training row in each epoch.

@@ -30,7 +30,7 @@ class Processes:
     """How many processes there are, and which this one is.
 
     Attributes:
-        rank: from 0 to size - 1; 0 writes the Run.
+        rank: number of this process, from 0 to size - 1; 0 writes the Run.
         size: 1 where nobody else is.
         local_rank: number of its GPU on this machine.
     """

@@ -160,7 +160,7 @@ def train(
     """Trains a network with a fresh head on images, all of it or a part, and writes a Run.
 
     Args:
-        images: with labels, and perhaps groups and a split. Those that cannot be read are left out and counted.
+        images: labelled images, perhaps with groups and a split. Those that cannot be read are left out and counted.
         spec: the network and its weights: "random:SEED" is training from scratch.
         head: on its vectors.
         recipe: what learns, for how long, and how.

@@ -48,7 +48,7 @@ class Pixels:
         decode: how files become pixels.
         memory_bytes: for resized images that are kept.
         timeout_s: what one image may take to be read and decoded.
-        seed: of the augmentation.
+        seed: random seed of the augmentation.
         """
         self._paths, self._transform, self._seed = paths, transform, seed
         self._decoders = Decoders([transform], decode, None, timeout_s, is_whole=True)

@@ -61,7 +61,7 @@ def write(
         key: everything that decided it.
         rule: rule of the operating point; None for none.
         run_path: the folder.
-        environment: of this process.
+        environment: environment of this process.
         seconds: it took.
     """
     task, protocol = start.task, start.protocol

@@ -34,7 +34,7 @@ class Study:
     Attributes:
         study_id: its name.
         vectors: (k, d) float32 of its k images, or of the one vector that stands for them; k may be 0.
-        texts: by name; empty where missing.
+        texts: texts by name; empty where missing.
         columns: label, group, split and whatever all its images say alike; empty where unknown.
         group_number: studies with the same number belong on one side of everything.
         tokens: (k, t, c) float32 of the places of their feature maps; None where the file has none.

@@ -103,26 +103,26 @@ class HeadSpec:
         optimizer: "adam" (weight decay as L2 in the gradient), "adamw" (decoupled), "sgd"; betas 0.9 and 0.999.
         lr: learning rate.
         weight_decay: weight decay of all parameters, as torch.optim applies it.
-        momentum: of sgd.
+        momentum: momentum of sgd.
         label_smoothing: share of the target spread evenly over the classes.
         epochs: passes over the training rows.
         batch_size: rows per step, within half a batch; in k folds, on average over the folds.
         schedule: "constant"; "plateau", a tenth of the rate when the loss on rows kept aside has not improved for more
             than `lr_patience` epochs; "cosine", from lr to 0 over the epochs.
-        lr_patience: of "plateau".
+        lr_patience: epochs without improvement before "plateau" drops the rate.
         patience: epochs without a better loss on rows kept aside after which training ends, with the best weights
             taken; 0 trains all epochs and takes the last.
         class_weight: "balanced" weighs each class of the loss by n / (c n_class), as scikit-learn does.
         scale: what features are divided by: "rms", one number, the root mean square of the training rows; "standard",
             each feature's standard deviation after its mean was taken off; "none". Numbers of the vectors that are
             learnt from: with `augmentations` of all of them.
-        seed: of the initial weights and of dropout. The order of the batches, and which views are drawn, belong to
+        seed: random seed of initial weights and dropout. The order of batches and the augmented copies drawn belong to
             the split.
         augmentations: draw, for each row and epoch, one vector uniformly from that of the image as it is and those of
             its augmented copies, and train on it.
         C: inverse penalty of logreg, as in scikit-learn.
         alpha: penalty of ridge, as in scikit-learn.
-        n_neighbors: of knn.
+        n_neighbors: number of neighbors of knn.
     """
 
     kind: str = "linear"

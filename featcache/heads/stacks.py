@@ -67,7 +67,7 @@ class Stack:
         statistics: `hidden.0.norm.running_mean` and `.running_var`, (k, h).
         scale: scale of the features.
         dropout: (k,) rates.
-        activation: of all hidden layers.
+        activation: activation of all hidden layers.
     """
 
     parameters: dict[str, Tensor]

@@ -99,7 +99,7 @@ def views(
         image: an upright image of mode L or RGB.
         transform: how it is resized and cropped; a view is made in between, so that little of its corners is black.
         spec: the views.
-        content_sha256: of the file's bytes, 64 hexadecimal digits in lower case.
+        content_sha256: digest of the file's bytes, 64 hexadecimal digits in lower case.
         fast: as in `TransformSpec.resize`.
 
     Returns:
@@ -136,8 +136,8 @@ def show(
         resized: an image of mode L or RGB, resized and not yet cropped.
         spec: how it is augmented.
         transform: how it is cropped.
-        content_sha256: of the file's bytes.
-        seed: of the training.
+        content_sha256: digest of the file's bytes.
+        seed: random seed of the training.
         epoch: counted from 1.
 
     Returns:

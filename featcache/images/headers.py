@@ -38,7 +38,7 @@ class Header:
         mode: Pillow's, or the photometric interpretation of DICOM.
         bits: bits per sample.
         n_frames: frames or pages.
-        n_bytes: of the file.
+        n_bytes: size of the file.
     """
 
     kind: str

@@ -77,7 +77,7 @@ class Decoders:
         """Args:
         transforms: transforms of the networks.
         decode: how files become pixels.
-        augmentations: of each image, beside it.
+        augmentations: augmented copies made of each image.
         timeout_s: what one image may take.
         is_whole: resize the images, and crop nothing off.
 

@@ -81,7 +81,7 @@ class Checked:
         n_bytes: size of the files whose header could be read.
         full: whether every image was decoded.
         failures: image_id -> (code, reason) of those a pass would fail.
-        strata: by split, then by class.
+        strata: counts by split, then by class.
         sizes: `2048 x 2496` -> how many, the most frequent first.
         identical: sets of images with the same bytes.
         groups: groups that are on two sides of the split.
@@ -162,7 +162,7 @@ def check(
     Args:
         manifest: what to look at.
         full: decode every image.
-        decode: by which rules, and which sizes and frames are refused.
+        decode: rules of decoding, with the sizes and frames that are refused.
         n_workers: processes that decode, and threads that read.
         timeout_s: what one image may take.
         on_progress: called with (images done, images in all).

@@ -30,7 +30,7 @@ class Depths:
 
     Attributes:
         n_images: number of such images.
-        n_looked: of them, those that were decoded.
+        n_looked: number of those images that were decoded.
         greatest: value among them.
         counts: depth -> how many of those that were decoded need it, by their greatest value.
         examples: depth -> the first of them.

@@ -80,7 +80,7 @@ def onnx_model(run: Run, path: Path | str, *, weights: str | None = None) -> Exp
     """Writes a Run as an ONNX file, once onnxruntime agrees with torch about it.
 
     Args:
-        run: with a head that has weights: any but knn.
+        run: a Run whose head has weights: any but knn.
         path: the file.
         weights: where the backbone's weights are, if the Run's store had them from a file.
 
@@ -105,7 +105,7 @@ def build(run: Run, *, weights: str | None = None) -> Exported:
     """An ONNX file of a Run: `images` (b, 3, h, w) uint8 in, `logits` and `probabilities` (b, c) float32 out.
 
     Args:
-        run: with a head that has weights: any but knn.
+        run: a Run whose head has weights: any but knn.
         weights: where the backbone's weights are, if the Run's store had them from a file.
 
     Raises:

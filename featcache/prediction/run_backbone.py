@@ -27,7 +27,7 @@ def request_of(run: Run, weights: str | None = None, taps: tuple[str, ...] = (PO
     Args:
         run: a Run of any kind of training.
         weights: where the backbone's weights are; None for where the Run has, or its store had them from.
-        taps: of the network.
+        taps: taps of the network.
 
     Raises:
         UsageError: the weights came from a file that is not named, and not where it was.
@@ -62,8 +62,8 @@ def backbone_of(
         run: a Run of any kind of training.
         weights: where the backbone's weights are; None for where the Run has, or its store had them from.
         device: where the network will be.
-        taps: of it.
-        precision: of the arithmetic; None for that of the vectors.
+        taps: taps of the network.
+        precision: precision of the arithmetic; None for that of the vectors.
 
     Raises:
         IdentityMismatch: other weights, or another preprocessing than the Run's.

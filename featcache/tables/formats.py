@@ -59,7 +59,7 @@ class Records:
 
     Attributes:
         lines: the line on which each record begins, from 1; the row in a workbook.
-        cells: of each its texts; the first record is the header.
+        cells: the texts of each record; the first record is the header.
         notes: what was chosen, in full sentences.
     """
 

@@ -84,9 +84,9 @@ class Candidate:
     """A spec and what the held rows said of it.
 
     Attributes:
-        spec: with the first of its seeds.
+        spec: the spec with the first of its seeds.
         scores: the selection metric by seed, then by fold; larger is better; -inf where training diverged.
-        means: of the numbers in `SHOWN`.
+        means: means of the metrics in `SHOWN`.
     """
 
     spec: HeadSpec
