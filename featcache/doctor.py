@@ -120,7 +120,7 @@ def _importable(name: str) -> Finding | None:
     except (ImportError, OSError, RuntimeError) as error:  # of a build for another machine, or for another torch
         reason = " ".join(str(error).split())[:200]
         return Finding(
-            name, PROBLEM, f"cannot be imported: {reason}", f"install {name} anew, with torch, from one source"
+            name, PROBLEM, f"cannot be imported: {reason}", f"install {name} again, with torch, from one source"
         )
     return None
 

@@ -191,8 +191,8 @@ def test_unreadable_files_exit_3_and_are_named_without_harm(tree: Path, tmp_path
     assert done.returncode == 3
     assert "3 of 22 cannot be used" in done.stdout
     assert r"<img src=x onerror=alert(1)>\n[red]=cmd.png" in done.stdout
-    assert "2 sets of identical images, 1 with different labels; 1 on two sides of the split" in done.stdout
-    assert "1 on two sides of the split\n  test and train: test/sick/p1-1.jpg, train/sick/p1-0.png" in done.stdout
+    assert "2 sets of identical images, 1 with different labels; 1 in more than one subset" in done.stdout
+    assert "1 in more than one subset\n  test and train: test/sick/p1-1.jpg, train/sick/p1-0.png" in done.stdout
     assert not done.stderr
 
 

@@ -129,7 +129,7 @@ def test_the_functional_groups_of_the_first_frame_are_found() -> None:
         ("deflated-cut", "damaged DICOM"),
         (
             "no-preamble",
-            "it looks like DICOM without the preamble that says so; write it anew as a DICOM file (dcmconv",
+            "it looks like DICOM without the preamble that says so; rewrite it as a DICOM file (dcmconv",
         ),
         ("frames", "2 frames, one is expected; first_frame takes the first"),
         ("large", "20000 x 20000 is more than 89,478,485 pixels; max_pixels allows it"),

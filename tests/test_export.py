@@ -437,7 +437,7 @@ def test_the_command_says_what_it_wrote(stores: dict[str, Path], tmp_path: Path)
         (("out.h5", "--by", "label", "--pool", "max"), "--pool must be one of views, mean, first"),
         (("out.h5", "--by", "label", "--tap", "views"), "--tap: with --by all rows go out"),
         (("out.npz", "--weights", "w.safetensors"), "--weights: is of a Run that becomes OUT.onnx"),
-        (("out.onnx", "--tap", "pooled"), "--tap: a Run as an ONNX file is all of it"),
+        (("out.onnx", "--tap", "pooled"), "--tap: an ONNX file holds a whole Run"),
         (("out.xlsx",), "the suffix says the format"),
     ],
 )

@@ -362,11 +362,11 @@ def test_predict_answers_scripts_with_one_json_object(
     answer = json.loads(done.stdout)
     assert list(answer) == [
         "run", "output", "store", "found", "skipped", "skipped_by_reason", "predicted", "failed", "failures",
-        "learnt_from", "trained_on", "chosen_by", "classes", "called", "operating_point", "temperature",
+        "seen", "trained_on", "chosen_by", "classes", "counts", "operating_point", "temperature",
         "tta", "seconds", "notes",
     ]  # fmt: skip
     assert (answer["found"], answer["predicted"], answer["failed"]) == (48, 48, 0)
-    assert sum(answer["called"].values()) == 48
+    assert sum(answer["counts"].values()) == 48
     rows = rows_of(tmp_path / "predictions.csv")
     assert [row["image_id"] for row in rows] == Manifest.read(phase_one / "images").image_ids
     expected = own(linear)
@@ -414,11 +414,11 @@ def test_how_many_rows_of_a_store_a_run_has_learnt_from_is_said(phase_one: Path,
     """32 of the 48 images were to learn from; those of the test side are what new ones are."""
     command = ("predict", phase_one / "linear", "--store", phase_one / "tail.h5")
     done = featcache(*command, "--json", cwd=tmp_path)
-    assert json.loads(done.stdout)["learnt_from"] == 32
+    assert json.loads(done.stdout)["seen"] == 32
     assert "note: of these 48 images, the head was trained on 24 and chosen by 8 more (validation)" in done.stderr
     run = changed(phase_one / "linear", tmp_path / "run", lambda record: None)  # without the names of its images
     done = featcache("predict", run, *command[2:], "--json", cwd=tmp_path)
-    assert json.loads(done.stdout)["learnt_from"] is None
+    assert json.loads(done.stdout)["seen"] is None
     assert "whether it was trained on some of these cannot be known" in done.stderr
 
 

@@ -165,7 +165,7 @@ def test_given_validation_rows_are_used_unless_a_fraction_or_folds_are_asked_for
 
 def test_given_validation_rows_cannot_be_drawn_anew(tmp_path: Path) -> None:
     task = plain(tmp_path, ["train"] * 50 + ["val"] * 50)
-    with pytest.raises(UsageError, match=r"cannot be drawn anew. Give --val-fraction or --folds"):
+    with pytest.raises(UsageError, match=r"cannot be drawn again. Give `val_fraction` or `n_splits`"):
         divide(task, SplitSpec(n_repeats=2), no_vectors)
 
 
@@ -207,7 +207,7 @@ def test_a_given_split_that_leaks_is_refused_with_the_first_five(tmp_path: Path,
     for asked in (spec, replace(spec, n_splits=3)):
         with pytest.raises(UsageError) as caught:
             divide(task, asked, lambda: x)
-        assert "7 group(s) or identical images are on two sides" in str(caught.value)
+        assert "7 group(s) or identical images are in more than one subset" in str(caught.value)
         assert f"The first: {first}." in str(caught.value)
 
 
@@ -252,7 +252,7 @@ def test_a_saved_division_in_which_a_group_crosses_is_refused(tmp_path: Path) ->
     for pair in ((0, 10), (0, 50), (10, 50)):
         group = ["one" if i in pair else "" for i in range(100)]
         task = plain(tmp_path, [""] * 100, group=group)
-        with pytest.raises(UsageError, match=r"1 group.* on two sides of the given split"):
+        with pytest.raises(UsageError, match=r"1 group.* in more than one subset of the given split"):
             divide(task, SplitSpec(file=file), no_vectors)
 
 
@@ -289,7 +289,7 @@ def test_a_saved_side_without_a_label_is_refused(tmp_path: Path) -> None:
     labels[50:] = [""] * 50
     task = Task.of(Store.open(make_store(tmp_path / "s.h5", np.ones((100, 4)), {"label": labels})))
     file = saved(tmp_path, [], [Fold(np.arange(50), np.arange(50, 99), 0, 0)])
-    with pytest.raises(UsageError, match="leaves a side without a labelled image"):
+    with pytest.raises(UsageError, match="leaves a subset without a labelled image"):
         divide(task, SplitSpec(file=file), no_vectors)
 
 

@@ -36,11 +36,11 @@ NONE: dict[str, Any] = {}
         (lambda: Recipe(lr_patience=0), "`lr_patience` must be from 1 to 100000, got 0"),
         (lambda: Recipe(patience=-1), "`patience` must be from 0 to 100000, got -1"),
         (lambda: Recipe(batch_size=0), "`batch_size` must be from 1 to 65536"),
-        (lambda: Recipe(grad_accumulation=33), "`grad_accumulation` must be at most batch_size, got 33 of 32"),
+        (lambda: Recipe(grad_accumulation=33), "`grad_accumulation` must be at most `batch_size`, got 33 of 32"),
         (lambda: Recipe(seed=2**32), r"`seed` must be from 0 to 2\^32 - 1"),
         (lambda: AugmentSpec(rotation=181.0), "`rotation` must be from 0 to 180, got 181.0"),
         (lambda: AugmentSpec(color_jitter=1.0), "`color_jitter` must be from 0 to 0.9, got 1.0"),
-        (lambda: AugmentSpec(hflip=float("nan")), "flip must be from 0 to 1, got nan"),
+        (lambda: AugmentSpec(hflip=float("nan")), "`hflip` must be from 0 to 1, got nan"),
         (lambda: AugmentSpec(scale=0.0), "`scale` must be from 0.01 to 1, got 0.0"),
         (lambda: recipe("best"), "`preset` must be one of cnn-mlp, .*, got 'best'"),
     ],
@@ -112,9 +112,9 @@ def test_no_augment_shows_images_as_they_are(preset: str | None) -> None:
 
 
 def test_a_wrong_value_is_one_line() -> None:
-    with pytest.raises(UsageError, match=r"^--lr must be > 0 and at most 1000, got 0\.0\.$"):
+    with pytest.raises(UsageError, match=r"^`lr` must be > 0 and at most 1000, got 0\.0\.$"):
         of(lr=0.0)
-    with pytest.raises(UsageError, match=r"^--scale must be from 0\.01 to 1, got 2\.0\.$"):
+    with pytest.raises(UsageError, match=r"^`scale` must be from 0\.01 to 1, got 2\.0\.$"):
         of(scale=2.0)
 
 

@@ -140,7 +140,7 @@ def test_held_rows_of_one_class_can_be_ranked_by_accuracy_alone(tmp_path: Path) 
     held = np.flatnonzero(bench.task.labels == 1)[:20]
     fold = Fold(np.setdiff1d(np.arange(N), held), held, 0, 0)
     specs = grid(["ridge"], {"alpha": [1e6, 0.1]})
-    with pytest.raises(UsageError, match="auroc does not exist on held rows of one class"):
+    with pytest.raises(UsageError, match="auroc does not exist on validation rows of one class"):
         rank(bench, specs, [[fold]], "auroc")
     assert all(0 <= each.mean <= 1 for each in rank(bench, specs, [[fold]], "accuracy")[0])
 

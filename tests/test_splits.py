@@ -495,12 +495,12 @@ def test_a_wrong_shape_is_refused_by_place(changes: dict[str, Any], fault: str) 
 @pytest.mark.parametrize(
     ("changes", "fault"),
     [
-        ({"train": ["a", "b"]}, r"fold 0 of repeat 0 has 1 row\(s\) on two sides, the first 'b'"),
-        ({"train": ["a", "c"]}, "on two sides, the first 'c'"),
-        ({"val": ["c"]}, "on two sides, the first 'c'"),
-        ({"train": []}, "0 training and 1 held rows"),
-        ({"val": []}, "1 training and 0 held rows"),
-        ({"train": None}, "0 training and 1 held rows"),
+        ({"train": ["a", "b"]}, r"fold 0 of repeat 0 has 1 row\(s\) in two subsets, the first 'b'"),
+        ({"train": ["a", "c"]}, "in two subsets, the first 'c'"),
+        ({"val": ["c"]}, "in two subsets, the first 'c'"),
+        ({"train": []}, "0 training and 1 validation rows"),
+        ({"val": []}, "1 training and 0 validation rows"),
+        ({"train": None}, "0 training and 1 validation rows"),
     ],
 )
 def test_a_row_on_two_sides_or_an_empty_side_is_refused_when_read(changes: dict[str, Any], fault: str) -> None:
@@ -511,7 +511,7 @@ def test_a_row_on_two_sides_or_an_empty_side_is_refused_when_read(changes: dict[
 @pytest.mark.parametrize("sides", [((0, 1), (1, 2)), ((0, 3), (1,)), ((0,), (3,)), ((), (1,)), ((0,), ())])
 def test_a_row_on_two_sides_or_an_empty_side_is_refused_when_written(sides: tuple[tuple[int, ...], ...]) -> None:
     train, held = (np.array(side, dtype=np.int64) for side in sides)
-    with pytest.raises(UsageError, match=r"on two sides|it needs both"):
+    with pytest.raises(UsageError, match=r"in two subsets|it needs both"):
         to_json(np.array([3]), [Fold(train, held, 0, 0)], list("abcd"))
 
 

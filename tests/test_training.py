@@ -405,7 +405,7 @@ def test_the_operating_point_is_chosen_on_val_and_counted_on_test(tmp_path: Path
 def test_an_operating_point_without_a_row_of_each_class_is_refused(tmp_path: Path) -> None:
     x, labels = two_clouds(80, 4)
     where = ["train"] * 40 + ["val" if i % 2 else "train" for i in range(40)]
-    with pytest.raises(UsageError, match="held rows, and those are 0 normal and 20 sick"):
+    with pytest.raises(UsageError, match="validation rows, and those are 0 normal and 20 sick"):
         train(tmp_path, x, {"label": labels, "split": where}, report=SelectionSpec(operating_point="youden"))
 
 
@@ -677,7 +677,10 @@ def test_very_few_rows_are_enough(tmp_path: Path, n: int, specs: Any, split: Spl
             {"label": ["a", "b"] * 10, "split": ["train", "test"] * 10},
             r"the training rows have no image of class 'b' \(8 a, 0 b\)",
         ),
-        ({"label": ["a", "b"] * 10, "group": ["p", "p", *"q" * 18], "split": ["train", "test"] * 10}, "on two sides"),
+        (
+            {"label": ["a", "b"] * 10, "group": ["p", "p", *"q" * 18], "split": ["train", "test"] * 10},
+            "in more than one subset",
+        ),
     ],
 )
 def test_a_store_that_cannot_be_learnt_from_says_why(tmp_path: Path, columns: Columns, message: str) -> None:

@@ -208,7 +208,7 @@ def _lines(result: Any) -> Iterator[str]:
 
 
 def _leaking(crossing: Any) -> str:
-    return f"[{'red' if crossing else 'green'}]{len(crossing):,} on two sides of the split[/]"
+    return f"[{'red' if crossing else 'green'}]{len(crossing):,} in more than one subset[/]"
 
 
 def _examples(crossing: Any) -> Iterator[str]:

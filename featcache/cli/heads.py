@@ -86,7 +86,7 @@ def train_head_command(
         bool,
         typer.Option(
             "--augmentations",
-            help="Train on the store's augmented copies, drawn anew in each epoch.",
+            help="Train on the store's augmented copies, drawn again in each epoch.",
             rich_help_panel=HEAD,
         ),
     ] = False,

@@ -122,7 +122,7 @@ def _print_predicted(people: Console, done: Any, notes: Sequence[str]) -> None:
 
     predictions, model = done.predictions, done.predictions.model
     columns = [
-        ("called at 0.5" if model.has_findings or len(predictions.classes) == 2 else "called", predictions.called)
+        ("predicted at 0.5" if model.has_findings or len(predictions.classes) == 2 else "predicted", predictions.called)
     ]
     if predictions.at_operating_point is not None:
         columns.append((f"at p ≥ {model.threshold:.3f} of {escaped(predictions.classes[model.positive])}",

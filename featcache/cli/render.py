@@ -112,7 +112,7 @@ def _embedded_lines(done: Any) -> Iterator[str]:
             done.duplicates, f"has the same bytes as another; {one}", f"have the same bytes as another; {several}"
         )
     if done.n_dropped:
-        one, several = "1 image that the store held is", f"{done.n_dropped:,} images that the store held are"
+        one, several = "1 image that the store had is", f"{done.n_dropped:,} images that the store had are"
         phrase = (one, "its row is") if done.n_dropped == 1 else (several, "their rows are")
         yield f"[yellow]{phrase[0]} not among these; {phrase[1]} gone[/]"
     if names := done.dropped_columns:

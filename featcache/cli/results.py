@@ -286,11 +286,11 @@ def confusion_line(classes: list[str], matrix: list[list[int]]) -> str:
         wrong = [(n, i, j) for i, row in enumerate(matrix) for j, n in enumerate(row) if n and i != j]
         most = sorted(wrong, key=lambda pair: (-pair[0], pair[1:]))[:_MAX_CONFUSED]
         n_wrong = sum(n for n, *_ in wrong)
-        counts_text = ", ".join(f"{n:,} {names[i]} called {names[j]}" for n, i, j in most)
-        return f"{n_wrong:,} of {sum(map(sum, matrix)):,} are called another class" + (
+        counts_text = ", ".join(f"{n:,} {names[i]} predicted as {names[j]}" for n, i, j in most)
+        return f"{n_wrong:,} of {sum(map(sum, matrix)):,} are predicted as another class" + (
             f": {counts_text}" if counts_text else ""
         )
     return "; ".join(
-        f"of {sum(row):,} {name}, " + ", ".join(f"{n:,} called {c}" for n, c in zip(row, names, strict=True))
+        f"of {sum(row):,} {name}, " + ", ".join(f"{n:,} predicted as {c}" for n, c in zip(row, names, strict=True))
         for name, row in zip(names, matrix, strict=True)
     )

@@ -67,7 +67,7 @@ class Stream:
 
 def _raise(error: OSError | ValueError) -> NoReturn:
     if isinstance(error, BrokenPipeError):
-        raise ReaderGone("whoever read standard output has closed it") from error
+        raise ReaderGone("the reader of standard output has closed it") from error
     os_error = error if isinstance(error, OSError) else OSError(errno.EBADF, os.strerror(errno.EBADF))
     raise from_os_error(os_error, "writing", Path("standard output")) from error
 

@@ -325,7 +325,7 @@ def _check_kernels(store_path: Path, environments: Iterable[Json], network: Netw
             raise IdentityMismatch(
                 f"{store_path} holds {made_with}: those made here, with {here[KERNELS]}, have a cosine of only "
                 f"{cosine:.6f} with them (at least {BOUND} is needed). Embed on the same kind of "
-                f"processor, or all of it anew into another store; precision float32 is the same on all."
+                f"processor, or embed all images into another store; precision float32 is the same on all."
             )
         if cosine is not None and environment.get(KERNELS) != here[KERNELS]:
             on_note(

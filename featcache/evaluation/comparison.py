@@ -12,7 +12,7 @@ from featcache.identity import Json
 from featcache.metrics import intervals
 from featcache.training.results import OUTER, TEST, VAL
 
-SUBSETS = {TEST: "test rows", OUTER: "rows that outer folds held out", VAL: "validation rows"}
+SUBSETS = {TEST: "test rows", OUTER: "rows held out by outer folds", VAL: "validation rows"}
 SHARED = "Some of the images are the Run's own, so the two are not of different images."
 _MAIN = {
     "auroc": "AUROC", "accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "recall": "sensitivity",

@@ -142,7 +142,7 @@ def _own_column(vocabulary: Vocabulary, there: Sequence[str]) -> str:
 def _classes(rows: Rows, source: Source, vocabulary: Vocabulary, there: Sequence[str]) -> SetLabels:
     if len(source.columns) > 1:
         raise UsageError(
-            f"the Run learnt classes, which stand in one column of labels; {', '.join(source.columns)} are several."
+            f"the Run was trained on classes, in one column of labels; {', '.join(source.columns)} are several."
         )
     (name,) = source.columns or (_own_column(vocabulary, there),)
     (column,), notes = label_texts(rows, source.target([name]))

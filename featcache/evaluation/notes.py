@@ -16,7 +16,7 @@ from featcache.training.results import about_network
 Array = np.ndarray[Any, Any]
 
 _BUNDLED = (
-    "A bundle does not name the images that its Run learnt from: whether some of them are in this set is not known. "
+    "A bundle does not name the images that its Run was trained on: whether some of them are in this set is not known. "
     "Evaluate the Run itself to have them counted."
 )
 _NAMED = 3  # examples

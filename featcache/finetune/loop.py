@@ -226,8 +226,8 @@ class Tuner:
             self._best = self._weights()
             if state.best_score == -math.inf:
                 raise UsageError(
-                    f"{self._recipe.select} does not exist on held rows of one class, so no epoch is the best by it. "
-                    f"Choose `select`=loss, or divide the rows otherwise."
+                    f"{self._recipe.select} does not exist on validation rows of one class, so no epoch is the best "
+                    f"by it. Choose `select`=loss, or divide the rows otherwise."
                 )
         state.epoch += 1
         factor = moving.watcher.factor(state.epoch - state.before_stage)
@@ -351,7 +351,7 @@ class Tuner:
         if not np.isfinite(logits).all():
             if self._state.epoch:
                 raise self._diverged()
-            raise InputOutputError("the network gives values that are not finite, and has not learnt anything yet.")
+            raise InputOutputError("the network gives values that are not finite, before the first training step.")
         return logits
 
     def _diverged(self) -> UsageError:

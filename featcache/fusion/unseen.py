@@ -155,8 +155,8 @@ def _rows(run: Run, store: Store) -> Array:
     if missing:
         examples = ", ".join(map(repr, missing[:_SHOWN]))
         raise UsageError(
-            f"{run.path} has learnt from {len(missing):,} image(s) that {store.path} has not, or has with other bytes, "
-            f"the first {examples}: it cannot be said which studies it has seen. Train it on this store."
+            f"{run.path} was trained on {len(missing):,} image(s) that {store.path} has not, or has with other bytes, "
+            f"the first {examples}: which studies were in its training set is unknown. Train it on this store."
         )
     return np.array([place[name] for name in images.image_ids], dtype=np.int64)
 

@@ -66,7 +66,7 @@ def export_studies(store: Store, path: Path | str, spec: FusionSpec, run: Run | 
 
     Raises:
         StoreLocked: another process is writing at `path`.
-        UsageError: no such column or array, studies on two sides of the split, nothing to join; with the first five.
+        UsageError: no such column or array, studies in more than one subset, nothing to join; with the first five.
         IdentityMismatch: the Run was trained on other vectors.
         CorruptStore: the store or the Run is damaged.
         NoSpace, AccessDenied, InputOutputError: the file at `path` is as it was.

@@ -214,7 +214,7 @@ def _unidentified(data: bytes) -> ImageError:
     if data[:2] in (b"II", b"MM"):
         return ImageError("format", "a damaged TIFF, or one of pixels that are not read (1 to 16 bits are)")
     if dicom.is_headless(data):
-        reason = "it looks like DICOM without the preamble that says so; write it anew as a DICOM file (dcmconv +F)"
+        reason = "it looks like DICOM without the preamble that says so; rewrite it as a DICOM file (dcmconv +F)"
         return ImageError("format", reason)
     return ImageError("format", f"not an image of an accepted format ({', '.join(FORMATS)}, DICOM with its preamble)")
 

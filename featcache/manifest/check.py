@@ -45,7 +45,7 @@ class Alike:
 
     @property
     def crosses(self) -> bool:
-        """Whether it is on two sides of the split."""
+        """Whether it is in more than one subset."""
         return len(self.splits) > 1
 
 
@@ -84,7 +84,7 @@ class Checked:
         strata: counts by split, then by class.
         sizes: `2048 x 2496` -> how many, the most frequent first.
         identical: sets of images with the same bytes.
-        groups: groups that are on two sides of the split.
+        groups: groups that are in more than one subset.
         n_groups: None where there are no groups.
         largest_group: images of it.
         ungrouped: images that the group pattern did not match.
@@ -114,7 +114,7 @@ class Checked:
 
     @property
     def leaks(self) -> list[Alike]:
-        """What is on two sides of the split: identical images, then groups."""
+        """What is in more than one subset: identical images, then groups."""
         return [*(copies for copies in self.identical if copies.crosses), *self.groups]
 
     def as_json(self) -> dict[str, Any]:

@@ -192,7 +192,7 @@ def _about_twins(pairs: Sequence[Sequence[str]]) -> Iterator[str]:
         names = "1 name is" if len(pairs) == 1 else f"{len(pairs):,} names are"
         yield (
             f"{names} there with more than one suffix, for example {' and '.join(pairs[0])}. If they are the same "
-            f"images, remove one of each, or they are counted twice and may fall on both sides of a split."
+            f"images, remove one of each, or they are counted twice and may fall into two subsets."
         )
 
 

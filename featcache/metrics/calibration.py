@@ -130,7 +130,7 @@ def why_no_temperature(labels: Array, logits: Array) -> str:
     if np.all(z == z[:, :1]):
         return "the logits of all classes are the same"
     if np.all(right >= other_logits.max(axis=1)):
-        return f"all {len(labels):,} of them are called right, so any lower temperature would look better"
+        return f"all {len(labels):,} of them are predicted correctly, so any lower temperature would look better"
     if np.mean(right - z.mean(axis=1)) <= 0:
         return "the head says no more of them than a guess"
     cooled = z / _best_temperature(labels, logits)
@@ -138,7 +138,7 @@ def why_no_temperature(labels: Array, logits: Array) -> str:
     information = np.sum(p * cooled**2) - np.sum(np.sum(p * cooled, axis=1) ** 2)
     if information < _LEAST_INFORMATION:
         n_wrong = int(np.sum(right < other_logits.max(axis=1)))
-        return f"they are too few: of {len(labels):,}, {n_wrong:,} called wrong, it is not known within a factor of two"
+        return f"they are too few: of {len(labels):,}, {n_wrong:,} predicted wrongly, uncertain by a factor of two"
     return ""
 
 
@@ -160,7 +160,7 @@ def about_temperature(labels: Array, logits: Array, value: float | None) -> str:
     """What a reader has to know of what `temperature` gave for these rows; "" where it is as it should be."""
     if value is None:
         why = why_no_temperature(labels, logits)
-        return f"no temperature: the validation rows do not tell it, for {why}; probabilities are as trained"
+        return f"no temperature: the validation rows do not determine it: {why}; probabilities are as trained"
     if value in (COLDEST, HOTTEST):
         bound = "lowest" if value == COLDEST else "highest"
         return (

@@ -105,7 +105,7 @@ def paired(
 
 
 def paired_findings(labels: Array, before: Array, after: Array, *, groups: Array | None = None) -> Differences:
-    """`paired` for the summary of `scores.evaluate_findings`, each finding called at 0.5: (n, c) labels of 0.0, 1.0
+    """`paired` for the summary of `scores.evaluate_findings`, each finding predicted at 0.5: (n, c) labels of 0.0, 1.0
     and NaN for unknown, and (n, c) scores before independent sigmoids."""
     of = _numbered(len(labels), groups)
     one, other = (_of_findings(labels, z, None, *of) for z in (before, after))

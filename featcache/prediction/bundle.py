@@ -205,7 +205,7 @@ def _about_weights(run: Run) -> str:
     if source == "hub":
         licence = weights.config_of(identity_of(run)["backbone"]["name"]).get("license") or "not stated"
         return f"the backbone's weights are inside; their licence, as timm states it: {licence}"
-    return "the backbone's weights are inside; whether they may be given away, says whoever made them"
+    return "the backbone's weights are inside; their licence decides whether they may be shared"
 
 
 def _readme(run: Run, model: Model, members: Mapping[str, bytes], notes: list[str]) -> str:

@@ -64,7 +64,7 @@ class Predicted:
         predictions, model, overlap = self.predictions, self.predictions.model, self.predictions.overlap
         point = None
         if predictions.at_operating_point is not None:
-            point = {"threshold": model.threshold, "called": predictions.counts(predictions.at_operating_point)}
+            point = {"threshold": model.threshold, "counts": predictions.counts(predictions.at_operating_point)}
         return {
             "run": str(self.run),
             "output": str(self.output),
@@ -75,11 +75,11 @@ class Predicted:
             "predicted": self.n_predicted,
             "failed": self.n_failed,
             "failures": self._failures(),
-            "learnt_from": overlap.n_learnt if overlap else None,
+            "seen": overlap.n_learnt if overlap else None,
             "trained_on": overlap.n_train if overlap and overlap.is_known else None,
             "chosen_by": overlap.n_val if overlap and overlap.is_known else None,
             "classes": predictions.classes,
-            "called": predictions.counts(predictions.called),
+            "counts": predictions.counts(predictions.called),
             "operating_point": point,
             "temperature": model.temperature,
             "tta": model.tta,

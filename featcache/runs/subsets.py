@@ -109,7 +109,7 @@ def _calls(lines: Sequence[Sequence[str]], n_first: int, p: Array, task: Task) -
     class_of = {durable.cell(name): i for i, name in enumerate(task.classes)}
     likely, called = (np.array([class_of[line[at]] for line in lines]) for at in (len(_FIRST) - 1, n_first - 1))
     if (p.max(axis=1) - p[np.arange(len(p)), likely] > _ROUNDED).any():
-        raise ValueError("an image is called what is not likeliest")
+        raise ValueError("a predicted class does not have the highest probability")
     return likely, called
 
 
@@ -145,7 +145,7 @@ def _check_counts(run: Run, task: Task, sides: Mapping[str, Subset]) -> None:
             c = len(task.classes)
             counts = np.bincount(task.labels[subset.rows] * c + called, minlength=c * c).reshape(c, c)
             if counts.tolist() != scores["confusion"]:
-                raise ValueError(f"its {side} rows are called otherwise than the record says")
+                raise ValueError(f"its {side} rows have other predictions than the record says")
 
 
 def _logits(p: Array, has_findings: bool) -> Array:

@@ -241,7 +241,7 @@ def _about_alike(counts: Counts) -> str:
         return ""
     twins_text = "; ".join(_with_counts(names, counts) for names in twins[:_SHOWN])
     return (
-        f"some classes differ only in case, blanks, hyphens or underscores, and are learnt as different ones: "
+        f"some classes differ only in case, blanks, hyphens or underscores, and are treated as different ones: "
         f"{twins_text}{_more(twins)}. Make them one with merge_classes={_merged(twins, counts)}."
     )
 
@@ -254,7 +254,7 @@ def _about_senses(counts: Counts) -> str:
         return ""
     twins_text = "; ".join(_with_counts(names, counts) for names in twins)
     return (
-        f"the label column has several words for one answer, which are learnt as different classes: {twins_text}. "
+        f"the label column has several words for one answer, which are treated as different classes: {twins_text}. "
         f"Make them one with merge_classes={_merged(twins, counts)}."
     )
 
@@ -293,7 +293,7 @@ def _about_lists(counts: Counts) -> str:
     example = max(lists, key=lambda name: counts[name])
     return (
         f"{len(lists):,} of {len(counts):,} classes are lists, such as {example!r} ({counts[example]:,} images), and "
-        f"each combination is learnt as a class of its own. Set separator={separator!r} to learn each part as a "
+        f"each combination is treated as a class of its own. Set separator={separator!r} to learn each part as a "
         f"finding that an image has or has not (multi-label)."
     )
 
@@ -341,7 +341,7 @@ def _about_values(counts: Counts) -> str:
     is_measured = len(values) > _MANY_NUMBERS or len([v for v in values if v % 1]) > _MANY_FRACTIONS
     if is_measured and len(values) * 10 >= n_classes * 9:
         span = f"from {values[0]:g} to {values[-1]:g}"
-        return f"the classes are numbers {span}, each learnt as a class of its own ({many}). {wrong}."
+        return f"the classes are numbers {span}, each treated as a class of its own ({many}). {wrong}."
     return ""
 
 
@@ -350,7 +350,7 @@ def _about_unsure(counts: Counts) -> str:
     if not unsure:
         return ""
     return (
-        f"{_with_counts(unsure, counts)} may mean that the label is not known; it is learnt as a class of its own. "
+        f"{_with_counts(unsure, counts)} may mean that the label is not known; it is treated as a class of its own. "
         f"Leave it out with drop_classes=({unsure[0]!r},)."
     )
 

@@ -291,8 +291,9 @@ def _crossing_message(crossing: list[int], groups: Array, side_of: Array, row_na
         other = next(r for r in rows if side_of[r] != side_of[first])
         examples.append(f"{row_names[first]} ({side_of[first]}) and {row_names[other]} ({side_of[other]})")
     return (
-        f"{len(crossing)} group(s) or identical images are on two sides of the given split, so its scores would be too "
-        f"good. The first: {'; '.join(examples)}. Mend the split column, or group by another column with `group_by`."
+        f"{len(crossing)} group(s) or identical images are in more than one subset of the given split, so its "
+        f"scores would be too good. The first: {'; '.join(examples)}. Mend the split column, or group by another "
+        f"column with `group_by`."
     )
 
 
@@ -302,7 +303,7 @@ def _fewest_groups(labels: Array, groups: Array) -> int:
     if rare := [label for label, n in n_groups.items() if n < 2]:
         classes_text = [f"class {label} has {_n_rows(labels, label)} image(s), all of one group" for label in rare]
         raise UsageError(
-            f"{_listed(classes_text)}: one side of a hold-out would be without it. Add images of other "
+            f"{_listed(classes_text)}: one subset of a hold-out would be without it. Add images of other "
             f"groups, or give a split column; or {_LEAVE_OUT}."
         )
     return min(n_groups.values())
@@ -433,9 +434,11 @@ def _called(repeat: int, number: int) -> str:
 
 def _check_sides(test: set[str], train: set[str], val: set[str], fold: str) -> None:
     if not train or not val:
-        raise UsageError(f"{fold} has {len(train)} training and {len(val)} held rows; it needs both.")
+        raise UsageError(f"{fold} has {len(train)} training and {len(val)} validation rows; it needs both.")
     if twice := (test & train) | (test & val) | (train & val):
-        raise UsageError(f"{fold} has {len(twice)} row(s) on two sides, the first {min(twice)!a}. Make the split anew.")
+        raise UsageError(
+            f"{fold} has {len(twice)} row(s) in two subsets, the first {min(twice)!a}. Make the split again."
+        )
 
 
 def _digest(record: dict[str, Any]) -> str:
@@ -452,7 +455,7 @@ def _check_record(record: Any) -> None:
             f"the featcache that wrote it."
         )
     if record.get("sha256") != _digest({key: value for key, value in record.items() if key != "sha256"}):
-        raise UsageError("the split's sha256 is not that of its content: it was changed or damaged. Make it anew.")
+        raise UsageError("the split's sha256 is not that of its content: it was changed or damaged. Make it again.")
     if fault := _shape_fault(record):
         raise UsageError(f"the split has a wrong shape: {fault}.")
 

@@ -230,7 +230,9 @@ def _folds(task: Task, spec: SplitSpec, groups: Array, train: Array, val: Array)
         if not len(train):
             raise UsageError("the split column leaves no labelled image to train on.")
         if spec.n_repeats > 1:
-            raise UsageError("the store's own validation rows cannot be drawn anew. Give `val_fraction` or `n_splits`.")
+            raise UsageError(
+                "the store's own validation rows cannot be drawn again. Give `val_fraction` or `n_splits`."
+            )
         return [Fold(train, val, 0, 0)]
     strata, fraction = task.strata(pool, groups, 2), spec.val_fraction
     fraction = DEFAULT_VAL_FRACTION if fraction is None else fraction
@@ -276,5 +278,5 @@ def _from_file(task: Task, path: Path, left_out: dict[str, int]) -> tuple[Array,
         left_out["no place in the split"] = unassigned
     kept = [Fold(f.train[is_known[f.train]], f.val[is_known[f.val]], f.repeat, f.number) for f in folds]
     if any(not len(f.train) or not len(f.val) for f in kept):
-        raise UsageError(f"{path} leaves a side without a labelled image.")
+        raise UsageError(f"{path} leaves a subset without a labelled image.")
     return test[is_known[test]], kept

@@ -18,7 +18,7 @@ from featcache.store.schema import POOLED, WEIGHTS_FILE, WEIGHTS_READ, WEIGHTS_S
 from featcache.store.validation import reading
 from featcache.tables import missing
 
-_ONLY_PROBE = "Go back to the versions of its environment (see featcache info), or embed anew. "
+_ONLY_PROBE = "Go back to the versions of its environment (see featcache info), or embed again. "
 _DEPTH = re.compile(r"\d+ bit; ")
 _PROBE = "probe: the libraries installed here decode or resize images otherwise than those that made it"
 

@@ -136,7 +136,7 @@ def chosen(task: Task, rows: Array, logits: Array, rule: OperatingRule | None) -
 def about_network(weights_source: str | None) -> list[str]:
     """What a reader has to know of a network that is not merely pretrained: no fold of these rows is without it."""
     words = (
-        "the network had been trained by featcache before: on images that it has learnt from, or that chose its epoch, "
+        "the network had been trained by featcache before: on its training images, or images that chose its epoch, "
         "all numbers here are too good, out of fold as well"
     )
     return [words] if weights_source == "run" else []

@@ -204,8 +204,8 @@ def _ranked(bench: Bench, fitted: Mapping[HeadSpec, Sequence[Fitted]], select: s
     ranked = sorted(candidates, key=lambda candidate: -candidate.mean)
     if ranked[0].mean == -np.inf and any(candidate.means for candidate in ranked):
         raise UsageError(
-            f"{select} does not exist on held rows of one class, so it ranks nothing. Choose `select`=loss, or other "
-            f"validation rows with `val_fraction` or `n_splits`."
+            f"{select} does not exist on validation rows of one class, so it ranks nothing. Choose `select`=loss, or "
+            f"other validation rows with `val_fraction` or `n_splits`."
         )
     return ranked
 

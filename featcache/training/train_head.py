@@ -282,7 +282,7 @@ def _about_shortcuts(task: Task, protocol: Protocol, target: TargetSpec) -> list
         labels = {"": [task.classes[number] if number >= 0 else "" for number in task.labels.tolist()]}
     shortcuts = in_store(task.image_ids, task.columns, labels, protocol.groups, target.columns)
     return [
-        f"shortcut: {shortcut}, without a look at an image. A head may have learnt that, and not what is to be seen; "
+        f"shortcut: {shortcut}, without looking at the image. A head may have learned this instead of the finding; "
         f"audit the store for more"
         for shortcut in worth_saying(shortcuts)[:_SHORTCUTS_SHOWN]
     ]
@@ -297,7 +297,7 @@ def check_held(task: Task, protocol: Protocol, rule: Any) -> None:
         n = task.counts(val).tolist()
         if 0 in n:
             raise UsageError(
-                f"an operating point is chosen on held rows, and those are {n[0]} {task.classes[0]} and {n[1]} "
+                f"an operating point is chosen on validation rows, and those are {n[0]} {task.classes[0]} and {n[1]} "
                 f"{task.classes[1]}. Choose others with `val_fraction` or `n_splits`."
             )
 

@@ -77,8 +77,8 @@ def test_confusions_of_many_classes_fit_on_a_screen() -> None:
     matrix = (5 * np.eye(50, dtype=int) + np.eye(50, k=1, dtype=int)).tolist()
     matrix[7][3] = 4
     line = confusion_line(classes, matrix)
-    assert line.startswith("53 of 303 are called another class: 4 c7 called c3, 1 c0 called c1, ")
-    assert line.count("called c") == 10
+    assert line.startswith("53 of 303 are predicted as another class: 4 c7 predicted as c3, 1 c0 predicted as c1, ")
+    assert line.count("predicted as c") == 10
     assert confusion_line(["a", "b"], [[3, 1], [0, 2]]) == (
-        "of 4 a, 3 called a, 1 called b; of 2 b, 0 called a, 2 called b"
+        "of 4 a, 3 predicted as a, 1 predicted as b; of 2 b, 0 predicted as a, 2 predicted as b"
     )

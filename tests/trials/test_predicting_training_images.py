@@ -39,7 +39,7 @@ def test_images_of_the_run_in_a_folder_are_counted_and_said(phase_one: Path, ima
     done = featcache(*command, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
-    assert (answer["learnt_from"], answer["trained_on"], answer["chosen_by"]) == (32, 24, 8)
+    assert (answer["seen"], answer["trained_on"], answer["chosen_by"]) == (32, 24, 8)
     note = "of these 52 images, the head was trained on 24 and chosen by 8 more (validation)"
     assert f"note: {note}" in done.stderr
     assert any(note in text for text in answer["notes"])

@@ -50,7 +50,9 @@ def test_rows_without_a_mistake_tell_no_temperature(c: int, scale: float) -> Non
     choice = Choice.of(labels, logits, c - 1)
     assert choice.temperature is None
     (note,) = choice.notes
-    assert note.startswith("no temperature: the validation rows do not tell it, for all 200 of them are called right")
+    assert note.startswith(
+        "no temperature: the validation rows do not determine it: all 200 of them are predicted correctly"
+    )
 
 
 def test_one_narrow_mistake_among_many_rows_tells_no_temperature() -> None:
@@ -59,7 +61,7 @@ def test_one_narrow_mistake_among_many_rows_tells_no_temperature() -> None:
     assert loss(labels, logits / 0.1) < loss(labels, logits)
     choice = Choice.of(labels, logits, 1)
     assert choice.temperature is None
-    assert "they are too few: of 200, 1 called wrong" in choice.notes[0]
+    assert "they are too few: of 200, 1 predicted wrongly" in choice.notes[0]
 
 
 @pytest.mark.parametrize(
@@ -67,7 +69,7 @@ def test_one_narrow_mistake_among_many_rows_tells_no_temperature() -> None:
     [
         ([0, 1] * 30, np.zeros((60, 2)), "the logits of all classes are the same"),
         ([0, 1] * 30, np.eye(2)[[1, 0] * 30], "the head says no more of them than a guess"),
-        ([0, 1, 1, 0], np.array([[1, 0], [0, 1], [1, 0], [0.5, 0]]), "they are too few: of 4, 1 called wrong"),
+        ([0, 1, 1, 0], np.array([[1, 0], [0, 1], [1, 0], [0.5, 0]]), "they are too few: of 4, 1 predicted wrongly"),
     ],
     ids=["constant", "worse than a guess", "four rows"],
 )
@@ -153,7 +155,7 @@ def test_a_run_of_separated_classes_has_no_temperature_and_says_why(separated_ru
     assert record["temperature"] is None
     assert all("calibrated" not in (record["metrics"][side] or {}) for side in record["metrics"])
     notes = " ".join(record["notes"])
-    assert "no temperature: the validation rows do not tell it" in notes
+    assert "no temperature: the validation rows do not determine it" in notes
     assert "the two classes do not overlap on the 60 validation rows" in notes
 
 
@@ -167,5 +169,5 @@ def test_its_report_copes(separated_run: Run, tmp_path: Path) -> None:
 
     report([separated_run.path], tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text("utf-8")
-    assert "o temperature: the validation rows do not tell it" in page
+    assert "o temperature: the validation rows do not determine it" in page
     assert "divided by T" not in page
