@@ -35,3 +35,8 @@ def printable(text: str, keep_lines: bool = False) -> str:
     return "".join(
         c if c.isprintable() or (keep_lines and c == "\n") else c.encode("unicode_escape").decode() for c in text
     )
+
+
+def plural(n: int, noun: str) -> str:
+    """`1 image`, `1,200 images`."""
+    return f"{n:,} {noun}{'' if n == 1 else 's'}"

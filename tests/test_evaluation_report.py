@@ -53,13 +53,13 @@ def records(path: Path) -> list[dict[str, str]]:
 
 def test_every_number_of_the_page_is_the_record_s(folder: Path, page: Reported) -> None:
     done = Evaluation.open(folder / "out")
-    (scores,) = [path for path in page.files if path.name.endswith("scores-by-side.csv")]
+    (scores,) = [path for path in page.files if path.name.endswith("scores-by-subset.csv")]
     for row in records(scores):
-        at_point = row["called_from"] != "0.5"
+        at_point = row["threshold"] != "0.5"
         held = done.record["operating_point"]["external"] if at_point else done.metrics
-        assert row["side"] == "external"
+        assert row["subset"] == "external"
         if row["value"]:
-            assert float(row["value"]) == pytest.approx(held[row["number"]], abs=1e-9)
+            assert float(row["value"]) == pytest.approx(held[row["metric"]], abs=1e-9)
     seer = Seer(page.path.read_text("utf-8"))
     assert done.metrics["auroc"] in seer.large
     text = " ".join(seer.texts)
@@ -69,11 +69,11 @@ def test_every_number_of_the_page_is_the_record_s(folder: Path, page: Reported) 
 
 def test_it_shows_the_own_rows_the_subgroups_and_no_curves(folder: Path, page: Reported) -> None:
     names = {path.name for path in page.files}
-    assert {"out-own.csv", "out-subgroups-1.csv", "out-counts.csv", "out-roc.csv", "out-missed.csv"} <= names
+    assert {"out-own.csv", "out-subgroups-1.csv", "out-counts.csv", "out-roc.csv", "out-false-negatives.csv"} <= names
     assert not {name for name in names if "curve" in name or "sweep" in name}
     rows = records(next(path for path in page.files if path.name == "out-own.csv"))
     found = Evaluation.open(folder / "out").record["comparison"]
-    (auroc,) = [row for row in rows if row["number"] == "auroc"]
+    (auroc,) = [row for row in rows if row["metric"] == "auroc"]
     assert float(auroc["difference"]) == pytest.approx(found["differences"]["auroc"][0], abs=1e-9)
     members = records(next(path for path in page.files if path.name == "out-subgroups-1.csv"))
     assert {row["value"] for row in members} == {"<b>frontal", "lateral"}
@@ -103,7 +103,7 @@ def test_evaluations_stand_beside_each_other_and_beside_a_run(folder: Path, tmp_
         other = train_head(store, QUICK, tmp_path / "other", target=SICK)
     evaluate(other.path, folder / "test.h5", tmp_path / "on-other")
     page = report([folder / "out", tmp_path / "on-other", folder / "run"], tmp_path / "p.html")
-    assert "it reports other images" in page.path.read_text("utf-8")
+    assert "the Runs have no images in common" in page.path.read_text("utf-8")
     rows = records(next(path for path in page.files if path.name == "comparison-differences.csv"))
     assert {row["run"] for row in rows} == {"on-other"}
 

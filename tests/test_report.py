@@ -247,7 +247,7 @@ def predictions(run: Path, side: str) -> list[dict[str, str]]:
 
 def test_every_number_of_the_page_is_the_records(folder: Path, two: Reported) -> None:
     record, seen = Run.open(folder / "two").record, Seer(read(two))
-    table = seen.table("Numbers by side")
+    table = seen.table("Performance by subset")
     columns = [record["metrics"]["train"], record["metrics"]["val"], record["metrics"]["test"]]
     columns += [record["operating_point"]["val"], record["operating_point"]["test"]]
     assert len(table.header) == len(columns) + 1
@@ -270,16 +270,16 @@ def test_random_weights_are_said_to_be_random(folder: Path, two: Reported, tmp_p
     (run_path / "run.json").write_text(json.dumps(record), "utf-8")
     for made, says in ((report([Run.open(run_path)], tmp_path / "r.html"), True), (two, False)):
         text = " ".join(Seer(read(made)).texts)
-        assert ("with random weights made of" in text) == ("of seed 7: it has learnt from no image" in text) == says
+        assert ("features with random weights" in text) == ("random, seed 7 (not pretrained)" in text) == says
 
 
 def test_what_chose_something_is_marked_so(two: Reported) -> None:
-    assert "validation, chose operating point" in Seer(read(two)).table("Numbers by side").header
+    assert "validation, selected the operating point" in Seer(read(two)).table("Performance by subset").header
 
 
 def test_confusion_equals_scikit_learn_on_the_predictions(folder: Path, two: Reported) -> None:
     rows, tables = predictions(folder / "two", "test"), Seer(read(two)).tables
-    found = [table for table in tables if table.caption.startswith("Called at")]
+    found = [table for table in tables if table.caption.startswith("Confusion matrix")]
     assert len(found) == 2
     for table, column in zip(found, ("prediction", "at_operating_point"), strict=True):
         expected = confusion_matrix([row["label"] for row in rows], [row[column] for row in rows])
@@ -289,10 +289,10 @@ def test_confusion_equals_scikit_learn_on_the_predictions(folder: Path, two: Rep
 def test_curves_have_the_areas_of_the_record(folder: Path, two: Reported) -> None:
     record = Run.open(folder / "two").record["metrics"]
     for side in ("val", "test"):
-        rows = [row for row in csv_of(two, "two-roc.csv") if row["of"] == side]
+        rows = [row for row in csv_of(two, "two-roc.csv") if row["curve"] == side]
         x, y = (np.array([float(row[n]) for row in rows]) for n in ("false_positive_rate", "true_positive_rate"))
         assert auc(x, y) == pytest.approx(record[side]["auroc"], abs=1e-12)
-        rows = [row for row in csv_of(two, "two-pr.csv") if row["of"] == side]
+        rows = [row for row in csv_of(two, "two-pr.csv") if row["curve"] == side]
         recall, precision = (np.array([float(row[n]) for row in rows]) for n in ("recall", "precision"))
         assert -np.sum(np.diff(recall) * precision[:-1]) == pytest.approx(record[side]["auprc"], abs=1e-12)
 
@@ -301,32 +301,32 @@ def test_reliability_is_that_of_the_record(folder: Path, tmp_path: Path) -> None
     """Of a Run with a temperature, which so few validation rows do not tell."""
     shutil.copytree(folder / "two", tmp_path / "two")
     record, run_view = Run.open(folder / "two").record, subject_of(folder / "two")
-    labels, cooled = run_view.labels("test"), run_view.sides["test"].logits / 2.0
+    labels, cooled = run_view.labels("test"), run_view.subsets["test"].logits / 2.0
     expected = metrics.reliability(labels, cooled, run_view.task.positive)
     record["metrics"]["test"]["calibrated"] = {"ece": 0.1, "reliability": expected}
     (tmp_path / "two" / "run.json").write_text(json.dumps({**record, "temperature": 2.0}))
     rows = rows_of(chapter_of(tmp_path / "two"), "two-reliability")
-    calibrated = [row for row in rows if row["what"] == "calibrated"]
+    calibrated = [row for row in rows if row["probabilities"] == "calibrated"]
     assert [row["frequency"] for row in calibrated] == [point["frequency"] for point in expected]
     assert [row["n"] for row in calibrated] == [point["n"] for point in expected]
 
 
 def test_scores_are_counted_once_each(folder: Path, two: Reported) -> None:
     rows = csv_of(two, "two-scores.csv")
-    counts = {name: sum(int(row["n"]) for row in rows if row["of"] == name) for name in ("sick", "well")}
+    counts = {name: sum(int(row["n"]) for row in rows if row["class"] == name) for name in ("sick", "well")}
     assert [counts["sick"], counts["well"]] == Run.open(folder / "two").record["metrics"]["test"]["support"]
 
 
 def test_numbers_by_a_column_equal_those_of_its_rows(folder: Path, two: Reported) -> None:
     run_view = subject_of(folder / "two")
-    side = run_view.sides["test"]
+    side = run_view.subsets["test"]
     views = ["lateral" if row % 5 == 0 else "<b>frontal" for row in side.rows.tolist()]
     for view in set(views):
         mask = np.array([each == view for each in views])
         labels = run_view.task.labels[side.rows[mask]]
         expected = metrics.evaluate(labels, side.logits[mask], run_view.task.positive, run_view.threshold)
         rows = [row for row in csv_of(two, "two-by-view.csv") if row["value"] == view]
-        found = {row["number"]: row["estimate"] for row in rows}
+        found = {row["metric"]: row["estimate"] for row in rows}
         assert {int(row["n"]) for row in rows} == {len(labels)}
         for name in ("auroc", "accuracy", "recall", "specificity"):
             assert float(found[name]) == expected[name]
@@ -346,15 +346,15 @@ def test_other_tasks_are_told_as_they_are(folder: Path, tmp_path: Path) -> None:
         assert all((tmp_path / path).exists() for path in answer["files"])
         record, seen = Run.open(tmp_path / name).record, Seer((tmp_path / f"{name}.html").read_text("utf-8"))
         assert seen.large == [record["metrics"]["test"][n] for n in ("auroc", "accuracy", "balanced_accuracy", "f1")]
-        table = seen.table("Classes, each" if name == "three" else "Findings, on")
+        table = seen.table("Performance by class (one" if name == "three" else "Performance by label")
         at = table.header.index("AUROC")
         told = record["metrics"]["test"]["per_class"]
         assert [row[at][1] for row in table.rows] == [each["auroc"] for each in told]
         assert [row[0][0] for row in table.rows] == record["classes"]
         assert not seen.images
-        for what in ("Give the images to the report", "store to the report"):
+        for what in ("give them to the report", "give it to the report"):
             assert any(what in text for text in answer["missing"]), what
-        counts = next(t for t in seen.tables if t.caption.startswith(("Called the", "Findings, called")))
+        counts = next(t for t in seen.tables if t.caption.startswith(("Confusion matrix", "Decisions at")))
         labels, calls = [[row[c] for row in predictions(tmp_path / name, "test")] for c in ("label", "prediction")]
         if name == "three":
             expected = confusion_matrix(labels, calls, labels=record["classes"]).tolist()
@@ -370,17 +370,17 @@ def test_other_tasks_are_told_as_they_are(folder: Path, tmp_path: Path) -> None:
 
 def test_missed_positives_come_first_and_the_surest_before_others(folder: Path) -> None:
     run_view = subject_of(folder / "two")
-    side, labels = run_view.sides["test"], run_view.labels("test")
+    side, labels = run_view.subsets["test"], run_view.labels("test")
     kinds = gallery.choose(run_view)
     order = [kind.key for kind in kinds]
-    assert order == [key for key in ("missed", "false-alarms", "found", "rightly-absent") if key in order]
+    assert order == [key for key in ("false-negatives", "false-positives", "true-positives", "true-negatives") if key in order]
     positive = run_view.task.positive
     for kind in kinds:
         p = side.p[kind.places, positive]
-        is_positive, called_so = labels[kind.places] == positive, side.called[kind.places] == positive
-        assert is_positive.all() if kind.key in ("missed", "found") else not is_positive.any()
-        assert called_so.all() if kind.key in ("false-alarms", "found") else not called_so.any()
-        assert (np.diff(p if kind.key in ("missed", "rightly-absent") else -p) >= 0).all()
+        is_positive, is_predicted = labels[kind.places] == positive, side.predicted[kind.places] == positive
+        assert is_positive.all() if kind.key in ("false-negatives", "true-positives") else not is_positive.any()
+        assert is_predicted.all() if kind.key in ("false-positives", "true-positives") else not is_predicted.any()
+        assert (np.diff(p if kind.key in ("false-negatives", "true-negatives") else -p) >= 0).all()
 
 
 def nearest_by_hand(features: np.ndarray, row: int, taught: Sequence[int], k: int) -> list[int]:
@@ -394,14 +394,14 @@ def test_neighbours_are_the_nearest_of_all_training_rows(folder: Path, two: Repo
     with ExitStack() as opened:
         vectors = load_materials([run_view], [], None, opened)[0].vectors
         assert vectors is not None
-        rows = run_view.sides["test"].rows
+        rows = run_view.subsets["test"].rows
         found = gallery.neighbours(run_view, vectors, rows)
-        taught = run_view.sides["train"].rows.tolist()
+        taught = run_view.subsets["train"].rows.tolist()
         for row in rows.tolist():
             assert [other for other, _ in found[row]] == nearest_by_hand(vectors.features, row, taught, 3)
             x, y = vectors.features[row], vectors.features[found[row][0][0]]
             assert found[row][0][1] == pytest.approx(float(x @ y / np.linalg.norm(x) / np.linalg.norm(y)), abs=1e-6)
-        first = csv_of(two, "two-found.csv")[0]
+        first = csv_of(two, "two-true-positives.csv")[0]
         place = run_view.task.image_ids.index(first["image_id"].removeprefix("'"))
         assert first["neighbours"].split(" | ")[0].startswith(run_view.printable_names[found[place][0][0]])
 
@@ -418,7 +418,7 @@ def test_a_row_has_no_neighbour_that_taught_another_head(tmp_path: Path) -> None
     for fold in run_view.protocol.folds:
         for row in fold.val.tolist():
             assert np.array_equal(run_view.training_rows("val", row), fold.train)
-    assert "knn head" in gallery.evidence_missing(subject_of(tmp_path / "knn"), None)
+    assert "knn head" in gallery.no_cam_reason(subject_of(tmp_path / "knn"), None)
 
 
 def test_a_map_of_a_linear_head_sums_to_its_log_odds(folder: Path) -> None:
@@ -477,7 +477,7 @@ def untested(folder: Path) -> Path:
 def test_a_map_is_of_the_head_that_scored_the_image(untested: Path) -> None:
     """Of folds that of its fold, of which the probability is; where it was not kept, there is none."""
     run_view = subject_of(untested / "folds")
-    side = run_view.sides["val"]
+    side = run_view.subsets["val"]
     with Store.open(untested / "s.h5") as store:
         place = {name: i for i, name in enumerate(store.image_ids)}
         x = store.features()[[place[run_view.task.image_ids[row]] for row in side.rows]]
@@ -489,18 +489,18 @@ def test_a_map_is_of_the_head_that_scored_the_image(untested: Path) -> None:
     with ExitStack() as files:
         (found,) = load_materials([subject_of(untested / "refitted")], [untested / "s.h5"], None, files)
         assert found.vectors is not None
-        assert "were not kept" in gallery.evidence_missing(subject_of(untested / "refitted"), found.vectors)
+        assert "were not kept" in gallery.no_cam_reason(subject_of(untested / "refitted"), found.vectors)
 
 
 def test_how_rows_were_divided_is_told_as_it_was(untested: Path) -> None:
-    said = {name: tables.in_words(subject_of(untested / name)) for name in ("folds", "refitted", "anew")}
-    n = {name: {side: len(rows) for side, rows in subject_of(untested / name).sides.items()} for name in said}
-    assert f"{n['folds']['val']} images were divided into 3 folds;" in said["folds"]
+    said = {name: tables.split_text(subject_of(untested / name)) for name in ("folds", "refitted", "anew")}
+    n = {name: {side: len(rows) for side, rows in subject_of(untested / name).subsets.items()} for name in said}
+    assert f"{n['folds']['val']} images were split into 3 folds;" in said["folds"]
     apart = n["refitted"]["train"] - n["refitted"]["val"]
-    assert f"learnt from {apart} images; {n['refitted']['val']} others were held out" in said["refitted"]
-    assert "In the end it learnt from these as well" in said["refitted"]
-    assert f"A part of the images was held out, 3 times anew, {n['anew']['val']} of them in all;" in said["anew"]
-    assert f"The head that is kept learnt from {n['anew']['train']} images" in said["anew"]
+    assert f"trained on {apart} images; {n['refitted']['val']} other images were held out" in said["refitted"]
+    assert "the final head was refitted on the training and validation images together" in said["refitted"]
+    assert f"Some of the images were held out, repeated 3 times, {n['anew']['val']} of them in total;" in said["anew"]
+    assert f"The final head was trained on {n['anew']['train']} images" in said["anew"]
 
 
 def test_vectors_that_are_no_mean_are_not_read_place_by_place() -> None:
@@ -538,11 +538,11 @@ def test_umap_gives_the_same_plane_twice() -> None:
 def test_a_map_shows_all_errors_and_says_of_how_many(folder: Path, two: Reported) -> None:
     run_view = subject_of(folder / "two")
     found = projection.sample(run_view)
-    wrong = set(run_view.sides["test"].rows[run_view.is_error("test")].tolist())
+    wrong = set(run_view.subsets["test"].rows[run_view.is_error("test")].tolist())
     assert wrong <= set(found.rows.tolist())
     assert len(set(found.rows.tolist())) == len(found)
-    n = len(run_view.sides["test"])
-    assert any(f"of {n} of {n} test images" in text for text in Seer(read(two)).texts)
+    n = len(run_view.subsets["test"])
+    assert any(f"of {n} of the {n} test images" in text for text in Seer(read(two)).texts)
     assert len(csv_of(two, "two-map-vectors-class.csv")) == len(found)
 
 
@@ -663,14 +663,14 @@ def test_what_an_earlier_page_had_beside_it_and_this_one_has_not_is_gone(folder:
 def test_another_store_is_refused_where_it_is_given_and_passed_over_where_not(folder: Path, tmp_path: Path) -> None:
     x, labels = two_clouds(20, D)
     other = make_store(tmp_path / "s.h5", x, {"label": labels})
-    with pytest.raises(IdentityMismatch, match="other vectors"):
+    with pytest.raises(IdentityMismatch, match="The vectors of .* are not those of"):
         report(folder / "two", tmp_path / "r.html", other)
     shutil.copytree(folder / "two", tmp_path / "two")
     run_view = subject_of(tmp_path / "two")
     with ExitStack() as opened:
         (found,) = load_materials([run_view], [], None, opened)
     assert found.vectors is None
-    assert "holds vectors or images other" in found.no_vectors
+    assert "the vectors or images of s.h5 are not those of this Run" in found.no_vectors
     assert not (tmp_path / "r.html").exists()
 
 
@@ -678,7 +678,7 @@ def test_what_is_not_a_report_is_not_written_over(folder: Path, tmp_path: Path) 
     (tmp_path / "thesis.html").write_text("<!doctype html><title>years of work</title>")
     with pytest.raises(UsageError, match="no earlier report"):
         report(folder / "two", tmp_path / "thesis.html")
-    with pytest.raises(UsageError, match=r"ends in \.html"):
+    with pytest.raises(UsageError, match=r"must end in \.html"):
         report(folder / "two", tmp_path / "report.pdf")
     speaks = f'my notes: <meta name="generator" content="{GENERATOR} 1.0">'
     (tmp_path / "notes.html").write_text(speaks)
@@ -688,7 +688,7 @@ def test_what_is_not_a_report_is_not_written_over(folder: Path, tmp_path: Path) 
     (tmp_path / "folder.html").mkdir()
     for name, words in (
         ("notes.html", "no earlier report"),
-        ("page.html", r"page\.files holds files that are of no report"),
+        ("page.html", r"page\.files holds files that are not part of a report"),
         ("file.html", r"file\.files is a text file"),
         ("folder.html", "is a folder"),
         ("notes.html/page.html", r"notes\.html is a file, not a folder"),
@@ -701,7 +701,7 @@ def test_what_is_not_a_report_is_not_written_over(folder: Path, tmp_path: Path) 
         report(folder / "two", Path("/proc/page.html"))
     with pytest.raises(UsageError, match="no column 'ward'"):
         report(folder / "two", tmp_path / "r.html", by=["ward"])
-    with pytest.raises(UsageError, match="each once"):
+    with pytest.raises(UsageError, match="no Run twice"):
         report([folder / "two", folder / "two"], tmp_path / "r.html")
     assert not (tmp_path / "r.html").exists()
 
@@ -722,15 +722,16 @@ def test_a_page_of_ours_is_replaced_also_one_that_was_interrupted(folder: Path, 
 def test_images_of_another_set_are_refused_and_missing_ones_named(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "others").mkdir()
     draw(tmp_path / "others" / "a.png", 1)
-    with pytest.raises(UsageError, match=rf"none of the {N} images of .*two can be had from .*others; the first is "):
+    with pytest.raises(UsageError, match=rf"others has none of the {N} images of .*two, such as "):
         report(folder / "two", tmp_path / "r.html", images=tmp_path / "others")
     assert not (tmp_path / "r.html").exists()
     run_view = subject_of(folder / "two")
     with ExitStack() as opened:
         (found,) = load_materials([run_view], [], manifest_of(folder, tmp_path / "rows.csv", range(5, N)), opened)
     assert found.pictures is not None
-    told = ", ".join(run_view.printable_names[:3])
-    assert found.no_pictures == f"Not under rows.csv, and so not shown: 5 of the {N} images of two: {told} and 2 more."
+    names = ", ".join(run_view.printable_names[:3])
+    text = f"5 of the {N} images of two are not in rows.csv and are not shown: {names} and 2 more."
+    assert found.no_pictures == text
     assert found.no_pictures in [block.text for block in gallery.gallery(run_view, found) if isinstance(block, Words)]
 
 
@@ -780,11 +781,8 @@ def forget_digests(run_path: Path) -> None:
             "not those of one table",
         ),
         (lambda text: re.sub(r"(,test,,\w+,)(\w+),(\w+),.*", r"\1\2,\3,0.9,0.9", text), "do not sum to 1"),
-        (
-            lambda text: re.sub(r"(,test,,\w+,)(\w+),(\w+),(.*),(.*)", r"\1\2,\3,\5,\4", text),
-            "does not have the highest probability",
-        ),
-        (lambda text: re.sub(r"(,test,,\w+,\w+,)(\w+),", swapped, text), "other predictions than the record says"),
+        (lambda text: re.sub(r"(,test,,\w+,)(\w+),(\w+),(.*),(.*)", r"\1\2,\3,\5,\4", text), "not the class of the highest probability"),
+        (lambda text: re.sub(r"(,test,,\w+,\w+,)(\w+),", swapped, text), "predictions differ from the counts of the record"),
     ],
 )
 def test_damaged_predictions_are_one_line(folder: Path, tmp_path: Path, damage: Any, words: str) -> None:
@@ -893,13 +891,13 @@ def rows_of(chapter: Chapter, name: str) -> list[dict[str, Any]]:
 
 def test_differences_are_paired_on_the_same_rows(folder: Path, compared: Chapter) -> None:
     first, other = subject_of(folder / "two"), subject_of(folder / "mlp")
-    rows = first.sides["test"].rows
-    assert np.array_equal(rows, other.sides["test"].rows)
+    rows = first.subsets["test"].rows
+    assert np.array_equal(rows, other.subsets["test"].rows)
     found = intervals.paired(
-        first.task.labels[rows], first.sides["test"].logits, other.sides["test"].logits, first.task.positive,
+        first.task.labels[rows], first.subsets["test"].logits, other.subsets["test"].logits, first.task.positive,
         thresholds=(first.threshold, other.threshold), groups=first.protocol.groups[rows],
     )  # fmt: skip
-    told = {row["number"]: row for row in rows_of(compared, "comparison-differences")}
+    told = {row["metric"]: row for row in rows_of(compared, "comparison-differences")}
     assert set(told) == set(found)
     for name, expected in found.items():
         assert tuple(told[name][each] for each in ("difference", "low", "high")) == expected
@@ -913,24 +911,24 @@ def test_runs_of_other_classes_stand_beside_and_are_not_subtracted(folder: Path,
     assert list(dict.fromkeys(row["run"] for row in beside)) == ["two", "mlp", "three"]
     assert {row["run"] for row in rows_of(compared, "comparison-differences")} == {"mlp"}
     words = [block.text for section in compared.sections for block in section.blocks if isinstance(block, Words)]
-    assert any("three is not subtracted: it has other classes" in text for text in words)
+    assert any("no difference for three: it has other classes" in text for text in words)
     for row in beside:
         record = Run.open(folder / row["run"]).record
-        point = record["operating_point"] if row["number"] != "auroc" else None
-        assert row["value"] == (point or record["metrics"])["test"][row["number"]]
+        point = record["operating_point"] if row["metric"] != "auroc" else None
+        assert row["value"] == (point or record["metrics"])["test"][row["metric"]]
 
 
 def test_what_was_done_differently_is_told(folder: Path, compared: Chapter) -> None:
-    told = {row[""]: row for row in rows_of(compared, "comparison-settings")}
+    told = {row["setting"]: row for row in rows_of(compared, "comparison-settings")}
     assert [told["head"][name] for name in ("two", "mlp", "three")] == ["linear", "mlp", "linear"]
     assert told["operating point"]["mlp"] == "none"
     assert told["operating point"]["two"].startswith("youden, p ≥ ")
-    assert not {"backbone", "weights", "division"} & set(told), "what is the same says nothing"
+    assert not {"backbone", "weights", "validation"} & set(told), "what is the same says nothing"
 
 
 def test_labels_that_differ_are_not_compared(folder: Path) -> None:
     first, other = subject_of(folder / "two"), subject_of(folder / "mlp")
-    other.task.labels[other.sides["test"].rows[0]] ^= 1
+    other.task.labels[other.subsets["test"].rows[0]] ^= 1
     assert comparison.difference(first, other) == "it has other labels for the same images"
 
 
@@ -973,7 +971,7 @@ def test_folds_around_folds_are_told_where_they_are_decided(folder: Path, tmp_pa
     run_view, record = subject_of(tmp_path / "n"), Run.open(tmp_path / "n").record
     assert (run_view.reported, run_view.threshold) == ("outer", None)
     errors = int(run_view.is_error("outer").sum())
-    assert errors == round((1 - record["metrics"]["outer"]["accuracy"]) * len(run_view.sides["outer"]))
+    assert errors == round((1 - record["metrics"]["outer"]["accuracy"]) * len(run_view.subsets["outer"]))
     chapter = chapter_of(tmp_path / "n")
     assert chapter.headlines[1].cell.value == record["metrics"]["outer"]["recall"]
     header = next(block for block in chapter.sections[1].blocks if isinstance(block, Table)).header
@@ -990,19 +988,19 @@ def test_a_run_of_phase_two_says_what_it_bought(phase_one: Path, tmp_path: Path)
     record = run.record
     told = [row for side in ("test", "val") for row in csv_of(found, f"r-before-after-{side}.csv")]
     for row in told:
-        value, low, high = record["gain"][row["side"]][row["number"]]
+        value, low, high = record["gain"][row["subset"]][row["metric"]]
         assert [float(row[name]) for name in ("difference", "low", "high")] == [value, low, high]
-        assert float(row["before"]) == record["before"]["metrics"][row["side"]][row["number"]]
-        assert float(row["after"]) == record["metrics"][row["side"]][row["number"]]
-    assert {row["side"] for row in told} == {"val", "test"}
+        assert float(row["before"]) == record["before"]["metrics"][row["subset"]][row["metric"]]
+        assert float(row["after"]) == record["metrics"][row["subset"]][row["metric"]]
+    assert {row["subset"] for row in told} == {"val", "test"}
     phases = [float(row["phase"]) for row in csv_of(found, "r-curve-loss.csv")]
     assert set(phases) == {1.0, 2.0}
-    assert any("has a network of its own" in text for text in found.missing)
+    assert any("has a fine-tuned backbone" in text for text in found.missing)
 
     with load_run(run.path, device="cpu") as predictor:  # as the page says
         predict(predictor, tmp_path / "tuned.csv", images=images, keep=tmp_path / "tuned.h5")
     again = report(run, tmp_path / "again.html", tmp_path / "tuned.h5")
-    assert not any("has a network of its own" in text for text in again.missing)
+    assert not any("has a fine-tuned backbone" in text for text in again.missing)
     assert "r-map-hidden-class.csv" in {path.name for path in again.files}
 
 

@@ -155,7 +155,7 @@ def dots(drawn: Sequence[Dots], x: str, y: str, alt: str) -> Drawn:
             axes.scatter(curve.x, curve.y, s=size, color=curve.color, alpha=0.85, linewidth=0, clip_on=False)
         )
     _unit(axes, x, y)
-    legend = _legend(axes, [curve.label for curve in drawn], handles, "upper left")
+    legend = _legend(axes, [curve.label for curve in drawn], handles, "lower left", len(drawn), above=True)
     for handle in legend.legend_handles:
         if handle is not None and hasattr(handle, "set_sizes"):
             handle.set_sizes([24])
@@ -225,7 +225,7 @@ def matrix(counts: Array, classes: Sequence[str]) -> bytes:
     axes.grid(visible=False)
     axes.set_xticks(range(n), labels, parse_math=False)
     axes.set_yticks(range(n), labels, parse_math=False)
-    axes.set_xlabel("called", fontsize=_SMALL, color=INK)
+    axes.set_xlabel("predicted", fontsize=_SMALL, color=INK)
     axes.set_ylabel("true", fontsize=_SMALL, color=INK)
     return _png(figure)
 

@@ -19,7 +19,7 @@ from featcache.training.results import EXTERNAL, OUTER, TEST, TRAIN, VAL
 
 Rule = Callable[[Json], str | None]
 
-_SIDES = (TRAIN, VAL, OUTER, TEST, EXTERNAL)
+_SUBSETS = (TRAIN, VAL, OUTER, TEST, EXTERNAL)
 _PER_CLASS = ("auroc", "auprc", "precision", "recall", "specificity", "f1")
 _MOST = {"loss": math.inf, "brier": 2.0}  # of the others 1
 
@@ -211,7 +211,7 @@ def _subgroup(scores: Rule, c: int) -> Rule:
 def _compared(scores: Rule) -> Rule:
     own = _fields({"n": _COUNT, "intervals": _INTERVALS})
     differences = _values(_list(_number(), 3))
-    must = {"subset": _is(lambda value: value in _SIDES), "own": own, "own_at_operating_point": _or_none(own)}
+    must = {"subset": _is(lambda value: value in _SUBSETS), "own": own, "own_at_operating_point": _or_none(own)}
     more = {"differences": differences, "differences_at_operating_point": _or_none(differences)}
     return _fields({**must, **more, "reason": _or_none(_TEXT)})
 
@@ -228,23 +228,23 @@ def _together(record: Json) -> str | None:
 
 def _of_numbers(record: Json) -> str | None:
     """That calibrated numbers have a temperature, decisions their rows, and baselines theirs."""
-    sides = [side for side in _SIDES if record["metrics"].get(side)]
-    if record["temperature"] is None and any("calibrated" in record["metrics"][side] for side in sides):
+    subsets = [subset for subset in _SUBSETS if record["metrics"].get(subset)]
+    if record["temperature"] is None and any("calibrated" in record["metrics"][subset] for subset in subsets):
         return ".temperature"
-    for side in (TEST, EXTERNAL):
-        if record["operating_point"] and side in sides and side not in record["operating_point"]:
-            return f".operating_point.{side}"
-    return None if record["baselines"]["on"] in sides else ".baselines.on"
+    for subset in (TEST, EXTERNAL):
+        if record["operating_point"] and subset in subsets and subset not in record["operating_point"]:
+            return f".operating_point.{subset}"
+    return None if record["baselines"]["on"] in subsets else ".baselines.on"
 
 
 def _of_gain(record: Json) -> str | None:
     """That a difference is of numbers that there are."""
-    for side, gained in record["gain"].items():
+    for subset, gained in record["gain"].items():
         for key, names in (("metrics", gained), ("operating_point", gained.get("at_operating_point", {}))):
-            comparable = [(place[key] or {}).get(side) or {} for place in (record["before"], record)]
+            comparable = [(place[key] or {}).get(subset) or {} for place in (record["before"], record)]
             names = [name for name in names if name != "at_operating_point"]
             if lacking := [name for name in names if any(numbers.get(name) is None for numbers in comparable)]:
-                return f".before.{key}.{side}.{lacking[0]}"
+                return f".before.{key}.{subset}.{lacking[0]}"
     return None
 
 
@@ -252,14 +252,14 @@ def _identity() -> Rule:
     """Of the vectors; what is computed with it is checked by those who do."""
     backbone = _fields({"name": _TEXT, "weights_sha256": _TEXT})
     values = _list(_number(), 3)
-    sides = _list(_is(lambda value: type(value) is int and 0 < value < 2**16), 2)
-    transform = {"input_size": sides, "crop_pct": _number(0.0), "interpolation": _TEXT, "mean": values, "std": values}
+    subsets = _list(_is(lambda value: type(value) is int and 0 < value < 2**16), 2)
+    transform = {"input_size": subsets, "crop_pct": _number(0.0), "interpolation": _TEXT, "mean": values, "std": values}
     must = {"backbone": backbone, "transform": _fields(transform), "decode": _ANY_DICT}
     return _fields({**must, "precision": _TEXT, "stored_dtype": _TEXT})
 
 
 def _scores(c: int, has_findings: bool) -> Rule:
-    """The numbers of a side."""
+    """The numbers of a subset."""
     scalars = {name: _or_none(_number(0.0, _MOST.get(name, 1.0))) for name in metrics.SCALARS}
     support = {"n": _COUNT, "support": _COUNT} if has_findings else {"support": _COUNT}
     per_class = _list(_fields({**support, **{name: scalars[name] for name in _PER_CLASS}}), c)
@@ -281,7 +281,7 @@ def _baselines() -> Rule:
     may = {name: _or_none(_SHARE) for name in ("auroc", "accuracy")} | {"intervals": _INTERVALS}
     permuted = _fields({"n_permutations": _COUNT}, may)
     other = _fields({"store": _TEXT, "backbone": _fields({}, {"name": _TEXT})}, may)
-    must = {"on": _is(lambda value: value in _SIDES), "majority": _fields({}, may)}
+    must = {"on": _is(lambda value: value in _SUBSETS), "majority": _fields({}, may)}
     return _fields(must, {"permuted_labels": permuted, "other_stores": _list(other)})
 
 

@@ -1,7 +1,7 @@
-"""Several Runs beside each other, and by how much each is better than the first, on the rows that both report.
+"""Comparison of several Runs: their metrics, and differences from the first Run on the images that both report.
 
-A difference is of the same images, named alike, with the same bytes and labels; its interval is `intervals.paired`'s,
-whole groups drawn. Runs of other classes stand in the table, and are not subtracted.
+Differences are paired: images match by name, content and label; intervals are those of `intervals.paired`, by group. A
+Run with other classes is listed without differences.
 Letters: n rows.
 """
 
@@ -31,10 +31,10 @@ from featcache.reporting.document import (
     listed,
     name_of,
     number,
-    shown,
+    number_text,
     with_sign,
 )
-from featcache.reporting.run_view import CALLED, RunView
+from featcache.reporting.run_view import SUBSET_NAMES, RunView
 from featcache.reporting.tables import MOVED, settings
 from featcache.runs.backbone import identity_of
 from featcache.training import selection
@@ -42,54 +42,54 @@ from featcache.training import selection
 Array = np.ndarray[Any, Any]
 Difference = tuple[int, dict[str, list[float]]]
 
-_SHOWN = ("auroc", "accuracy", "recall", "specificity")
+_METRICS = ("auroc", "accuracy", "recall", "specificity")
 
 
 def compared(run_views: Sequence[RunView]) -> Chapter:
-    """What is said of several Runs together."""
-    first, *other_runs = run_views
+    """The chapter that compares several Runs."""
+    first, *others = run_views
     lead = (
-        f"{len(run_views)} Runs beside each other. Differences are those from {first.name}, on the images that both "
-        f"report, the same for both, with 95 % intervals of the difference."
+        f"Comparison of {len(run_views)} Runs. Differences are relative to {first.name} and paired by image, with 95 % "
+        f"confidence intervals."
     )
     blocks: list[Block] = [_beside(run_views)]
-    differences = [(other, difference(first, other)) for other in other_runs]
+    differences = [(run_view, difference(first, run_view)) for run_view in others]
     figures = [figure for figure in (_areas(run_views), _differences(first, differences)) if figure]
     blocks += [Abreast([figure]) for figure in figures]
     blocks += _tables(first, differences)
     blocks += _settings(run_views)
-    section = Section("comparison-numbers", "Numbers and differences", blocks)
+    section = Section("comparison-performance", "Performance and differences", blocks)
     return Chapter("comparison", "Comparison", lead, sections=[section])
 
 
 def _beside(run_views: Sequence[RunView]) -> Table:
     rows, data = [], []
     for run_view in run_views:
-        side = run_view.reported
+        subset = run_view.reported
         backbone = printable(str(identity_of(run_view.run)["backbone"]["name"]))
         about = f"{run_view.record['head']['kind']} on {backbone}{_unmoved(run_view)}"
-        where = f"called from {shown(run_view.threshold)}" if run_view.threshold is not None else ""
-        n = len(run_view.sides[side])
-        rows_of = Cell(f"{n:,} {CALLED[side]}", small=where)
-        values = [_value(run_view, name) for name in _SHOWN]
+        where = f"positive if p ≥ {number_text(run_view.threshold)}" if run_view.threshold is not None else ""
+        n = len(run_view.subsets[subset])
+        rows_of = Cell(f"{n:,} {SUBSET_NAMES[subset]}", small=where)
+        values = [_value(run_view, name) for name in _METRICS]
         cells = [number(value, interval) for value, interval in values]
         rows.append([head(run_view.name, about), count(run_view.run.n_parameters), rows_of, *cells])
-        for name, (value, interval) in zip(_SHOWN, values, strict=True):
+        for name, (value, interval) in zip(_METRICS, values, strict=True):
             low, high = interval or ("", "")
-            data.append([run_view.name, side, n, name, "" if value is None else value, low, high])
-    header = ["Run", "parameters that learnt", "images", *map(name_of, _SHOWN)]
-    csv = (["run", "side", "n", "number", "value", "low", "high"], data)
-    note = "At the operating point where there is one, else at 0.5 or by the likeliest class."
-    return Table("comparison-runs", "Numbers of each Run", header, rows, note, data=csv)
+            data.append([run_view.name, subset, n, name, "" if value is None else value, low, high])
+    header = ["Run", "trainable parameters", "images", *map(name_of, _METRICS)]
+    csv = (["run", "subset", "n", "metric", "value", "low", "high"], data)
+    note = "Decisions are made at the operating point, or at 0.5 (argmax) if a Run has none."
+    return Table("comparison-runs", "Performance of each Run", header, rows, note, data=csv)
 
 
 def _unmoved(run_view: RunView) -> str:
-    """That a training on the pixels came to nothing: its best weights are those that it began with."""
+    """A changes if fine-tuning changed nothing: the best weights are the initial ones."""
     parent = run_view.record.get("parent")
-    gained = [value for _, value in flatten(run_view.record.get("gain") or {})]
-    if not parent or any(value for triple in gained for value in triple):
+    changes = [value for _, value in flatten(run_view.record.get("gain") or {})]
+    if not parent or any(value for triple in changes for value in triple):
         return ""
-    return f"; no epoch was better than {printable(parent['run'])}, whose weights these are"
+    return f"; no epoch improved on {printable(parent['run'])}, so its weights were kept"
 
 
 def _value(run_view: RunView, name: str) -> tuple[float | None, Sequence[float] | None]:
@@ -98,16 +98,16 @@ def _value(run_view: RunView, name: str) -> tuple[float | None, Sequence[float] 
 
 
 def _settings(run_views: Sequence[RunView]) -> list[Block]:
-    """What the Runs were asked for, where that differs."""
-    all_settings = [settings(run_view) for run_view in run_views]
-    names = list(dict.fromkeys(name for all_setting in all_settings for name in all_setting))
-    differing = [name for name in names if len({all_setting.get(name) for all_setting in all_settings}) > 1]
+    """The settings in which the Runs differ."""
+    settings_of = [settings(run_view) for run_view in run_views]
+    names = list(dict.fromkeys(name for values in settings_of for name in values))
+    differing = [name for name in names if len({values.get(name) for values in settings_of}) > 1]
     if not differing:
         return []
-    setting_rows = [[name, *(all_setting.get(name, NOTHING) for all_setting in all_settings)] for name in differing]
-    header = ["", *(run_view.name for run_view in run_views)]
-    rows = [[head(name), *map(Cell, values)] for name, *values in setting_rows]
-    return [Table("comparison-settings", "What was done differently", header, rows, data=(header, setting_rows))]
+    data = [[name, *(values.get(name, NOTHING) for values in settings_of)] for name in differing]
+    header = ["setting", *(run_view.name for run_view in run_views)]
+    rows = [[head(name), *map(Cell, values)] for name, *values in data]
+    return [Table("comparison-settings", "Settings that differ", header, rows, data=(header, data))]
 
 
 def _areas(run_views: Sequence[RunView]) -> Figure | None:
@@ -141,37 +141,37 @@ def _differences(first: RunView, compared_runs: Sequence[tuple[RunView, Differen
         f"{estimate.label} {with_sign(estimate.value)} {interval_of(estimate.interval, signed=True)}"
         for estimate in estimates
     )
-    chart = charts.forest(estimates, f"AUROC − that of {first.name}", 0.0, f"Differences of AUROC: {text}.")
+    chart = charts.forest(estimates, f"AUROC − AUROC of {first.name}", 0.0, f"Differences of AUROC: {text}.")
     header = ["run", "difference", "low", "high"]
-    caption = "An interval that holds 0 says that the difference may be chance."
-    return Figure("comparison-difference", f"AUROC above {first.name}", caption, chart, header, rows)
+    caption = "If the interval includes 0, the difference is not significant at the 5 % level."
+    return Figure("comparison-difference", f"AUROC difference from {first.name}", caption, chart, header, rows)
 
 
 def _tables(first: RunView, compared_runs: Sequence[tuple[RunView, Difference | str]]) -> list[Block]:
     rows, data, left_out = [], [], []
     for other, differences in compared_runs:
         if isinstance(differences, str):
-            left_out.append(Words(f"{other.name} is not subtracted: {differences}.", "gone"))
+            left_out.append(Words(f"There is no difference for {other.name}: {differences}.", "gone"))
             continue
-        n, remark = differences
+        n, changes = differences
         cells = []
-        for name in _SHOWN:
-            value, low, high = remark.get(name, (None, 0.0, 0.0))
+        for name in _METRICS:
+            value, low, high = changes.get(name, (None, 0.0, 0.0))
             interval = interval_of((low, high), signed=True) if value is not None else ""
             cells.append(Cell(NOTHING if value is None else with_sign(value), value, interval))
-        data += [[other.name, n, name, *remark[name]] for name in COMPARED if name in remark]
+        data += [[other.name, n, name, *changes[name]] for name in COMPARED if name in changes]
         rows.append([head(other.name), count(n), *cells])
     if not rows:
         return list(left_out)
-    header = [f"minus {first.name}", "images of both", *map(name_of, _SHOWN)]
-    csv = (["run", "n", "number", "difference", "low", "high"], data)
-    note = "Each called at its own operating point, where it has one."
-    return [Table("comparison-differences", "Differences, paired", header, rows, note, data=csv), *left_out]
+    header = ["Run", "common images", *map(name_of, _METRICS)]
+    csv = (["run", "n", "metric", "difference", "low", "high"], data)
+    note = "Each Run decides at its own operating point, if it has one."
+    caption = f"Paired differences from {first.name}"
+    return [Table("comparison-differences", caption, header, rows, note, data=csv), *left_out]
 
 
 def difference(first: RunView, other: RunView) -> Difference | str:
-    """The number of rows that both report, and [difference, low, high] of each of `intervals.COMPARED`; or why it
-    cannot be had."""
+    """The number of common images and [difference, low, high] by `intervals.COMPARED`; or why there is none."""
     if (first.task.classes, first.task.has_findings) != (other.task.classes, other.task.has_findings):
         return f"it has other classes ({listed(other.classes)})"
     if first.task.positive != other.task.positive and first.is_binary:
@@ -183,17 +183,17 @@ def difference(first: RunView, other: RunView) -> Difference | str:
         if j is not None:
             pairs.append((i, j))
     if not pairs:
-        return "it reports other images"
+        return "the Runs have no images in common"
     mine, its = np.array(pairs).T
     here, there = first.labels(first.reported)[mine], other.labels(other.reported)[its]
     if not np.array_equal(here, there, equal_nan=first.task.has_findings):
         return "it has other labels for the same images"
-    before, after = first.sides[first.reported].logits[mine], other.sides[other.reported].logits[its]
+    before, after = first.subsets[first.reported].logits[mine], other.subsets[other.reported].logits[its]
     rows = np.array(_rows(first))[mine]
     thresholds = (first.threshold, other.threshold)
     return len(pairs), selection.change(first.task, first.protocol, rows, before, after, thresholds)
 
 
 def _rows(run_view: RunView) -> list[int]:
-    rows: list[int] = run_view.sides[run_view.reported].rows.tolist()
+    rows: list[int] = run_view.subsets[run_view.reported].rows.tolist()
     return rows

@@ -1,7 +1,7 @@
-"""What a report is made of: sections of blocks, each a few words, a table, figures, cards or a map. Plain values.
+"""Content of a report as plain values: chapters, sections and blocks (paragraphs, facts, tables, figures, cards, maps).
 
-Knows nothing of Runs, and nothing of HTML but that a block has a `kind`, by which the template shows it. Whatever a
-block keeps beside the page (a picture, its numbers) is among its `files`.
+Independent of Runs and of HTML; the template chooses the markup by a block's `kind`. A block's `files` are its PNG and
+CSV files.
 Letters: n rows.
 """
 
@@ -18,20 +18,20 @@ Content = bytes | tuple[Sequence[str], Rows]  # of a file: bytes, or a header an
 NOTHING = "–"
 NAMES = {
     "auroc": "AUROC", "auprc": "AUPRC", "recall": "sensitivity (recall)", "f1": "F1", "loss": "loss (nats)",
-    "brier": "Brier score", "ece": "calibration error",
+    "brier": "Brier score", "ece": "expected calibration error", "precision": "PPV (precision)",
 }  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Cell:
-    """What stands in a table: a text, the number it was made of, and something small below it.
+    """A cell of a table.
 
     Attributes:
-        text: shown.
-        value: the number itself, with all its digits; None for a text.
-        small: an interval, a share.
-        shade: 0 to 10, how dark it stands; None for no shade.
-        is_head: a name of the row.
+        text: displayed text.
+        value: unrounded number; None for text.
+        small: second line, such as an interval.
+        shade: background from 0 (light) to 10 (dark); None for no background.
+        is_head: whether the cell names its row.
     """
 
     text: str
@@ -43,9 +43,8 @@ class Cell:
 
 @dataclass(frozen=True)
 class Words:
-    """A paragraph: a plain one, of the role "missing" what a section would need, of the role "gone" why it cannot have
-    something, of the role "hint" what it could have. Needs and hints are for whoever makes the page, and are not
-    printed."""
+    """A paragraph. Its role is "plain", "missing" (an input that a section needs), "gone" (why a part is not shown)
+    or "hint" (a parameter that adds a part). "missing" and "hint" are omitted from print."""
 
     kind: ClassVar[str] = "words"
     text: str
@@ -57,8 +56,8 @@ class Words:
 
 @dataclass(frozen=True)
 class Facts:
-    """Terms, and what they are here. A digest, or whatever else is code, is marked by a leading backtick. Under a
-    title, `folded`, they are seen once it is opened."""
+    """Terms and their values. A leading backtick marks code, such as a digest. With `folded`, the list is collapsed
+    under that title."""
 
     kind: ClassVar[str] = "facts"
     rows: Sequence[tuple[str, str]]
@@ -73,13 +72,14 @@ class Table:
     """A table with a caption.
 
     Attributes:
-        name: of its CSV; empty for none.
-        caption: what it shows.
+        name: name of its CSV; empty for none.
+        caption: title.
         header: names of its columns.
         rows: a cell for each column.
-        note: below it.
-        shape: "numbers" or "matrix" (of shaded cells).
+        note: text below the table.
+        shape: "numbers" or "matrix" (shaded cells).
         data: header and rows of the CSV.
+        png: picture of the table; empty for none.
     """
 
     kind: ClassVar[str] = "table"
@@ -101,7 +101,7 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """A chart, its title, what is to be seen on it, and its numbers."""
+    """A chart with its title, caption and numbers."""
 
     name: str
     title: str
@@ -113,7 +113,7 @@ class Figure:
 
 @dataclass(frozen=True)
 class Abreast:
-    """Figures or tables side by side, where the page is wide enough; small ones three, others two."""
+    """Figures or tables side by side on a wide page: three small ones or two others."""
 
     kind: ClassVar[str] = "abreast"
     of: Sequence["Figure | Table"]
@@ -148,22 +148,22 @@ class Neighbour:
 
 @dataclass(frozen=True)
 class Card:
-    """An image, what it is, what it was called and why.
+    """An example image with its prediction.
 
     Attributes:
-        name: of the image.
-        picture: a data URI; empty where the image is not at hand.
-        evidence: a data URI of the same image with what speaks for and against; empty for none.
-        label, called: the true and the called class.
-        p: the probability that decided, of `p_of`.
-        neighbours: the nearest training images.
+        name: image_id.
+        picture: data URI; empty if the image is not available.
+        cam: data URI of the image with its class activation map; empty for none.
+        label, predicted: true and predicted class.
+        p: predicted probability of the class `p_of`.
+        neighbours: nearest training images.
     """
 
     name: str
     picture: str
-    evidence: str
+    cam: str
     label: str
-    called: str
+    predicted: str
     p: float
     p_of: str
     neighbours: Sequence[Neighbour] = ()
@@ -171,7 +171,7 @@ class Card:
 
 @dataclass(frozen=True)
 class Cards:
-    """Images of one kind of success or error, with a heading and how many there are in all."""
+    """Example images of one kind of prediction, with a heading and their number."""
 
     kind: ClassVar[str] = "cards"
     name: str
@@ -181,29 +181,28 @@ class Cards:
 
     @property
     def are_pairs(self) -> bool:
-        """Whether beside some image stands what was found on it."""
-        return any(card.evidence for card in self.cards)
+        """Whether some card has two pictures."""
+        return any(card.cam for card in self.cards)
 
     def files(self) -> Iterator[tuple[str, Content]]:
-        header = ("image_id", "label", "called", "probability_of", "probability", "neighbours", "similarities")
+        header = ("image_id", "label", "predicted", "probability_of", "probability", "neighbours", "similarities")
         yield f"{self.name}.csv", (header, [_line(card) for card in self.cards])
 
 
 def name_of(score: str) -> str:
-    """What a number is called."""
+    """The display name of a metric."""
     return NAMES.get(score, score.replace("_", " "))
 
 
 def _line(card: Card) -> list[object]:
     near = " | ".join(f"{neighbour.name} ({neighbour.label})" for neighbour in card.neighbours)
     cosines = " | ".join(f"{neighbour.similarity:.6g}" for neighbour in card.neighbours)
-    return [card.name, card.label, card.called, card.p_of, f"{card.p:.9g}", near, cosines]
+    return [card.name, card.label, card.predicted, card.p_of, f"{card.p:.9g}", near, cosines]
 
 
 @dataclass(frozen=True)
 class Point:
-    """An image on a map: where it lies (0 to 100 each), its colour, whether it is ringed, its number among the page's
-    images, and whether it is small."""
+    """A point of a map: coordinates (0 to 100), colour number, ring, number of its image within the page, size."""
 
     x: float
     y: float
@@ -215,17 +214,17 @@ class Point:
 
 @dataclass(frozen=True)
 class Map:
-    """A plane on which each point is an image.
+    """A projection; each point is an image.
 
     Attributes:
-        name: of its files.
-        title: what is mapped, and by what it is coloured.
-        alt: the same in a sentence.
-        colors: what the colours stand for: (number, label).
-        top, height: of the part of the plane, 100 wide, on which points lie.
+        name: name of its files.
+        title: the projected values and the colouring.
+        alt: text alternative.
+        colors: legend: (colour number, label).
+        top, height: vertical extent of the points; the map is 100 wide.
         points: the images.
-        png: the same, on white.
-        data: header and rows of the CSV; empty where another map has the same.
+        png: picture of the map on white.
+        data: header and rows of the CSV; empty if another map has the same data.
     """
 
     name: str
@@ -258,7 +257,7 @@ Block = Words | Facts | Table | Abreast | Cards | Maps
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands below it."""
+    """A heading and its blocks."""
 
     name: str
     title: str
@@ -267,7 +266,7 @@ class Section:
 
 @dataclass(frozen=True)
 class Headline:
-    """One of the numbers that a reader takes along."""
+    """A main metric at the top of a chapter."""
 
     name: str
     cell: Cell
@@ -276,22 +275,23 @@ class Headline:
 
 @dataclass(frozen=True)
 class Chapter:
-    """What is said of one Run, or of several.
+    """The part of a report about one Run, or about a comparison.
 
     Attributes:
-        name: the anchor.
-        title: its heading.
-        lead: what it is, in a sentence or two.
-        headlines: numbers in large type.
-        below: of which rows they are.
-        sections: everything else.
+        name: anchor.
+        title: heading.
+        lead: summary in a sentence.
+        headlines: main metrics.
+        caption: the images of these metrics.
+        notes: notes of the Run's record.
+        sections: the details.
     """
 
     name: str
     title: str
     lead: str
     headlines: Sequence[Headline] = ()
-    below: str = ""
+    caption: str = ""
     notes: Sequence[str] = ()
     sections: Sequence[Section] = field(default=())
 
@@ -302,36 +302,36 @@ class Chapter:
 
 
 def missing(text: str) -> Words:
-    """That something is not here, and what to give for it."""
+    """A sentence about a missing input."""
     return Words(text, "missing")
 
 
-def shown(value: float | None, digits: int = 3) -> str:
-    """A number as people read it."""
+def number_text(value: float | None, digits: int = 3) -> str:
+    """A number as displayed."""
     return NOTHING if value is None else f"{value:.{digits}f}"
 
 
 def with_sign(value: float, digits: int = 3) -> str:
-    """A difference as people read it, with its sign."""
+    """A difference as displayed, with its sign."""
     return f"{value:+.{digits}f}".replace("-", "−")
 
 
 def probability(p: float) -> str:
-    """A probability as people read it: none is said to be 0 or 1."""
+    """A probability as displayed; never 0 or 1."""
     return "< 0.001" if p < 0.0005 else "> 0.999" if p > 0.9995 else f"{p:.3f}"
 
 
 def interval_of(interval: Sequence[float] | None, signed: bool = False, digits: int = 3) -> str:
-    """`[0.944, 0.974]`, or nothing."""
+    """`[0.944, 0.974]`; empty without an interval."""
     if not interval:
         return ""
-    low, high = (with_sign(value, digits) if signed else shown(value, digits) for value in interval)
+    low, high = (with_sign(value, digits) if signed else number_text(value, digits) for value in interval)
     return f"[{low}, {high}]"
 
 
 def number(value: float | None, interval: Sequence[float] | None = None, digits: int = 3) -> Cell:
     """A cell with a number, and its interval below."""
-    return Cell(shown(value, digits), value, interval_of(interval, digits=digits) if value is not None else "")
+    return Cell(number_text(value, digits), value, interval_of(interval, digits=digits) if value is not None else "")
 
 
 def count(value: int) -> Cell:

@@ -1,7 +1,7 @@
-"""What a page says of an evaluation and of no Run: which Run on which set, its numbers beside those of the Run's own
-rows, and the subgroups.
+"""Parts of the report that only an evaluation on external images has: the set, the comparison with the Run's own data,
+and the subgroups.
 
-Computes nothing: every number is the record's.
+Nothing is computed here: every number is read from the record.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,7 +10,7 @@ from typing import Any
 from featcache.figures import charts
 from featcache.figures.charts import Estimate
 from featcache.identity import Json
-from featcache.names import printable
+from featcache.names import plural, printable
 from featcache.reporting.document import (
     Abreast,
     Block,
@@ -25,7 +25,7 @@ from featcache.reporting.document import (
     listed,
     name_of,
     number,
-    shown,
+    number_text,
     with_sign,
 )
 from featcache.reporting.run_view import RunView
@@ -33,20 +33,21 @@ from featcache.reporting.tables import MOVED, SCORES
 from featcache.runs.backbone import identity_of, said_by
 from featcache.training.results import EXTERNAL, OUTER, TEST, VAL
 
-_OWN = {TEST: "test", OUTER: "outer folds", VAL: "validation"}
+_OWN = {TEST: "test", OUTER: "outer fold", VAL: "validation"}
 _PER_SUBGROUP = ("auroc", "accuracy", "recall", "specificity")
 _MOST_SUBGROUPS = 20
 
 
 def lead(run_view: RunView, kind: str) -> str:
-    """What was evaluated on what, in a sentence."""
+    """One sentence about the Run and the images."""
     record = run_view.record
     backbone = printable(str(identity_of(run_view.run)["backbone"]["name"]))
     run = f"The {'bundle' if record['run']['is_bundle'] else 'Run'} {printable(record['run']['name'])}"
-    has_learnt = bool(record["asked"].get("with_training_images"))
-    learnt = "some of which it may have learnt from" if has_learnt else "none of which it is known to have learnt from"
-    n_images = f"{record['set']['scored']:,} images of {_source(record)}"
-    return f"{run}, {kind} on the vectors of {backbone}: {n_images}, {learnt}."
+    overlap = (
+        "may include training images" if record["asked"].get("with_training_images") else "no known training images"
+    )
+    n_images = plural(record["set"]["scored"], "image")
+    return f"{run} ({kind} on {backbone} features), evaluated on {n_images} of {_source(record)}; {overlap}."
 
 
 def _source(record: Json) -> str:
@@ -54,101 +55,101 @@ def _source(record: Json) -> str:
     return printable(str(record["set"]["source"]).rstrip("/").rpartition("/")[2]) or "a set"
 
 
-# --- what was evaluated -----------------------------------------------------------------------------------------------
+# --- data and model ---------------------------------------------------------------------------------------------------
 
 
-def what(run_view: RunView) -> list[Block]:
-    """The Run, the set, who takes part, and how labels became classes."""
+def data_blocks(run_view: RunView) -> list[Block]:
+    """The Run, the images, their counts, and the mapping of labels to classes."""
     with said_by(run_view.run):
-        return [Words(_counts_in_words(run_view)), _counts(run_view), Facts(list(_facts(run_view)))]
+        return [Words(_counts_text(run_view)), _counts(run_view), Facts(list(_facts(run_view)))]
 
 
-def _counts_in_words(run_view: RunView) -> str:
+def _counts_text(run_view: RunView) -> str:
     about, left_out = run_view.record["set"], run_view.record["left_out"]
     n_groups, n = about["n_groups"], about["scored"]
     reasons = ", ".join(f"{m:,} with {printable(reason)}" for reason, m in left_out.items())
     groups = (
-        "No patients are known in the set: each image counts as its own."
+        "The patients are unknown: every image is treated as its own group."
         if n_groups == n
-        else f"They are {n_groups:,} groups (patients, identical images), each of which is one witness in intervals."
+        else f"They form {n_groups:,} groups (patients, identical images), for which the confidence intervals account."
     )
-    out = f"; left out are {reasons}" if left_out else ""
+    excluded = f"; excluded: {reasons}" if left_out else ""
     failed = f"; {about['failed']:,} could not be read" if about["failed"] else ""
     return (
-        f"Of {about['found']:,} images {n:,} are scored{out}{failed}. {groups} Head, temperature, positive class and "
-        f"operating point are the Run's: nothing was chosen on these images."
+        f"{n:,} of {plural(about['found'], 'image')} were evaluated{excluded}{failed}. {groups} Head, temperature, "
+        f"positive class and operating point are those of the Run; no selection used these images."
     )
 
 
 def _counts(run_view: RunView) -> Table:
-    n, total = run_view.task.counts(run_view.sides[EXTERNAL].rows).tolist(), len(run_view.sides[EXTERNAL])
-    cells = [Cell(f"{subset:,}", subset, f"{subset / total:.1%}") for subset in n]
+    n, total = run_view.task.counts(run_view.subsets[EXTERNAL].rows).tolist(), len(run_view.subsets[EXTERNAL])
+    cells = [Cell(f"{n_images:,}", n_images, f"{n_images / total:.1%}") for n_images in n]
     data = (["subset", "images", *run_view.classes], [[EXTERNAL, total, *n]])
-    header = ["", "images", *run_view.classes]
-    return Table(
-        f"{run_view.slug}-counts", "Images by class", header, [[head("external"), count(total), *cells]], data=data
-    )
+    header = ["subset", "images", *run_view.classes]
+    caption = "Images by label" if run_view.task.has_findings else "Images by class"
+    return Table(f"{run_view.slug}-counts", caption, header, [[head("external"), count(total), *cells]], data=data)
 
 
 def _facts(run_view: RunView) -> Iterator[tuple[str, str]]:
     record, identity = run_view.record, identity_of(run_view.run)
     about, request, backbone, transform = record["set"], record["asked"], identity["backbone"], identity["transform"]
     yield "Run", printable(record["run"]["name"]) + (", a bundle" if record["run"]["is_bundle"] else "")
-    yield "Head", f"{record['head']['kind']}, {record['n_parameters']:,} parameters that learnt"
-    yield "Set", printable(str(about["source"]))
+    yield "Head", f"{record['head']['kind']}, {record['n_parameters']:,} trainable parameters"
+    yield "Images", printable(str(about["source"]))
     columns = printable(listed(request.get("label_columns") or ["label"]))
     yield "Labels", f"column {columns}" + (f" of {printable(str(request['labels']))}" if request.get("labels") else "")
-    for title, pairs in (("Read by spelling", about["respelled"]), ("Read as asked", about["mapped"])):
+    for title, pairs in (("Labels matched by spelling", about["respelled"]), ("Labels mapped", about["mapped"])):
         if pairs:
             yield title, printable("; ".join(f"{text} as {name}" for text, name in pairs.items()))
     if about["unknown_labels"]:
         unknown = "; ".join(f"{text} ({n:,})" for text, n in about["unknown_labels"].items())
-        yield "Labels that the Run does not know", printable(unknown)
+        yield "Labels unknown to the Run", printable(unknown)
     yield (
         "Patients",
-        printable(f"column {request['split']['group_by']}") if request["split"]["group_by"] else "not known",
+        printable(f"column {request['split']['group_by']}") if request["split"]["group_by"] else "unknown",
     )
     yield "Backbone", printable(str(backbone["name"]))
     yield "Weights (sha256)", f"`{backbone['weights_sha256']}"
-    yield "Images seen at", f"{' × '.join(map(str, transform['input_size']))} pixels, {transform['interpolation']}"
+    yield "Input", f"{' × '.join(map(str, transform['input_size']))} pixels, {transform['interpolation']}"
     yield "Vectors (identity)", f"`{record['identity_sha256']}"
     environment = record["environment"]
     yield (
-        "Computed with",
+        "Software",
         ", ".join(
             f"{name} {environment[name]}" for name in ("featcache", "torch", "timm", "numpy") if name in environment
         ),
     )
 
 
-# --- beside the Run's own rows ----------------------------------------------------------------------------------------
+# --- comparison with the Run's own data -------------------------------------------------------------------------------
 
 
 def comparison(run_view: RunView) -> list[Block]:
-    """The numbers of the set, those of the Run's own rows, and the difference with its interval."""
+    """Metrics on the external images, on the Run's own subset, and their difference with its interval."""
     comparison = run_view.record["comparison"]
     where = _OWN.get(comparison["subset"], comparison["subset"])
-    header = ["", "external", f"the Run's own {where} rows", "difference"]
+    header = ["metric", "external images", f"the Run's {where} images", "difference"]
     rows, data = [], []
     for name, key, own, external in _pairs(run_view):
         value, *ends = (comparison[f"differences{key}"] or {}).get(name) or (None,)
         at = "at the operating point" if key else ""
         change = Cell("–") if value is None else Cell(with_sign(value), value, interval_of(ends, signed=True))
-        cells = [number(run_view.get(name), run_view.get("intervals", {}).get(name)) for run_view in (external, own)]
+        cells = [number(scores.get(name), scores.get("intervals", {}).get(name)) for scores in (external, own)]
         rows.append([head(name_of(name), at), *cells, change])
         data.append([name, at or "0.5", external.get(name), own.get(name), value, *(ends or (None, None))])
-    csv = ["number", "called_from", "external", "own", "difference", "low", "high"]
+    csv = ["metric", "threshold", "external", "own", "difference", "low", "high"]
     note = comparison["reason"] or (
-        "The two are of different images, so intervals of differences are unpaired (MOVER). One that does not hold 0 "
-        "says that the difference is more than chance explains."
+        "The two sets have different images, so the intervals of differences are unpaired (MOVER). If an interval "
+        "excludes 0, the difference is significant at the 5 % level."
     )
-    empty = [["" if value is None else value for value in row] for row in data]
-    table = Table(f"{run_view.slug}-own", "Beside the Run's own rows", header, rows, note, data=(csv, empty))
+    lines = [["" if value is None else value for value in row] for row in data]
+    caption = f"Performance on external images and on the Run's {where} images"
+    table = Table(f"{run_view.slug}-own", caption, header, rows, note, data=(csv, lines))
     return [table, *_without_training_images(run_view)]
 
 
 def _pairs(run_view: RunView) -> Iterator[tuple[str, str, Mapping[str, Any], Mapping[str, Any]]]:
-    """(number, key of the record, own numbers, those of the set), decisions where is decided."""
+    """(metric, suffix of the record's key, own scores, external scores), at the operating point if there is one."""
     comparison = run_view.record["comparison"]
     at_point = comparison["own_at_operating_point"] and run_view.threshold is not None
     for name in ("auroc", "accuracy", "balanced_accuracy", "recall", "specificity"):
@@ -159,29 +160,29 @@ def _pairs(run_view: RunView) -> Iterator[tuple[str, str, Mapping[str, Any], Map
 
 
 def _without_training_images(run_view: RunView) -> list[Block]:
-    """Where images that the Run learnt from are scored too: the numbers of the others."""
-    unseen = run_view.record["without_training_images"]
-    if not unseen:
+    """Metrics without the Run's training images, if the evaluation includes some."""
+    others = run_view.record["without_training_images"]
+    if not others:
         return []
-    columns = [run_view.scores(EXTERNAL), unseen["metrics"]]
+    columns = [run_view.scores(EXTERNAL), others["metrics"]]
     rows = [
         [head(name_of(name)), *(number(column.get(name), column.get("intervals", {}).get(name)) for column in columns)]
         for name in SCORES
     ]
-    header = ["", "all images", f"the {unseen['n']:,} that it has not learnt from"]
+    header = ["metric", "all images", f"without training images ({others['n']:,})"]
     data = [[name, *("" if column.get(name) is None else column[name] for column in columns)] for name in SCORES]
-    csv = (["number", "all", "not_learnt_from"], data)
-    return [Table(f"{run_view.slug}-unseen", "Without images that the Run learnt from", header, rows, data=csv)]
+    csv = (["metric", "all", "without_training_images"], data)
+    return [Table(f"{run_view.slug}-unseen", "Performance without training images", header, rows, data=csv)]
 
 
 # --- subgroups --------------------------------------------------------------------------------------------------------
 
 
 def subgroups(run_view: RunView) -> list[Block]:
-    """A table and a forest for each column that the evaluation was asked for."""
+    """A table and a forest plot for each column in `by` of the evaluation."""
     subgroups = run_view.record["subgroups"]
     if not subgroups:
-        return [Words("For numbers per site, view or folder, name a column when the set is evaluated.", "hint")]
+        return [Words("For metrics by site, view or folder, name a column in the evaluation.", "hint")]
     blocks: list[Block] = []
     for i, (column, members) in enumerate(subgroups.items(), start=1):
         blocks += _column(run_view, f"{run_view.slug}-subgroups-{i}", column, members)
@@ -203,12 +204,16 @@ def _column(run_view: RunView, name: str, column: str, members: Sequence[Mapping
         for of, score in zip(_PER_SUBGROUP, scores, strict=True):
             low, high = score.get("intervals", {}).get(of) or ("", "")
             data.append([label, member["n"], of, "" if score.get(of) is None else score[of], low, high])
-    at = "" if run_view.threshold is None else f" Called at p ≥ {run_view.threshold:.3f}."
-    rest = f" The {_MOST_SUBGROUPS} largest of {len(rows):,}." if len(rows) > _MOST_SUBGROUPS else ""
+    at = "" if run_view.threshold is None else f" Decisions at p ≥ {run_view.threshold:.3f}."
+    rest = (
+        f" The table shows the {_MOST_SUBGROUPS} largest of {len(rows):,} groups."
+        if len(rows) > _MOST_SUBGROUPS
+        else ""
+    )
     header = [printable(column), "images", *classes, *map(name_of, _PER_SUBGROUP)]
-    csv = (["value", "n", "number", "estimate", "low", "high"], data)
-    note = f"In brackets 95 % intervals.{at}{rest}"
-    caption = f"By “{printable(column)}”"
+    csv = (["value", "n", "metric", "estimate", "low", "high"], data)
+    note = f"In brackets: 95 % confidence intervals.{at}{rest}"
+    caption = f"Performance by “{printable(column)}”"
     blocks: list[Block] = [Table(name, caption, header, rows[:_MOST_SUBGROUPS], note, data=csv)]
     if figure := _forest(run_view, name, column, members[:_MOST_SUBGROUPS]):
         blocks.append(Abreast([figure]))
@@ -216,7 +221,7 @@ def _column(run_view: RunView, name: str, column: str, members: Sequence[Mapping
 
 
 def _numbers(member: Mapping[str, Any], name: str) -> Mapping[str, Any]:
-    """Where a number of a subgroup is: decisions at the operating point, where there is one."""
+    """The scores of a subgroup that hold a metric: at the operating point if it depends on the threshold."""
     scores: Mapping[str, Any] = (member["at_operating_point"] if name in MOVED else None) or member["metrics"]
     return scores
 
@@ -233,8 +238,8 @@ def _forest(run_view: RunView, name: str, column: str, members: Sequence[Mapping
         return None
     title = f"AUROC by {printable(column)}"
     alt = "; ".join(
-        f"{estimate.label} {shown(estimate.value)} {interval_of(estimate.interval)}" for estimate in estimates
+        f"{estimate.label} {number_text(estimate.value)} {interval_of(estimate.interval)}" for estimate in estimates
     )
     chart = charts.forest(estimates, "AUROC", whole, f"{title}: {alt}.")
-    caption = f"The dotted line is the AUROC of all, {shown(whole)}."
+    caption = f"The dotted line is the AUROC of all images, {number_text(whole)}."
     return Figure(f"{name}-auroc", title, caption, chart, ["value", "auroc", "low", "high"], rows)

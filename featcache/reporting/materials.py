@@ -1,9 +1,8 @@
-"""Where the vectors and the images of a Run are: given, or found beside it, and checked to be its own.
+"""The store and the images of a Run: given, or searched beside it, and verified.
 
-A store is the Run's when its vectors are those that the Run recorded (whatever else it holds beside them), and so are
-the contents of its images. An image is the Run's when its bytes are: whatever led to the file, they are hashed before
-they are decoded. What cannot be found is no error, but a sentence for the sections that need it; what is given and is
-another's, is one.
+A store belongs to a Run if the identity of its vectors and the contents of its images are those that the Run recorded.
+An image belongs to a Run if the Run recorded the sha256 of its bytes, which is computed before decoding. A missing
+input is not an error but a sentence in the sections that need it; a given input that belongs to no Run is an error.
 Letters: n rows of a task, d features.
 """
 
@@ -64,12 +63,14 @@ class Vectors:
 
 @dataclass
 class Pictures:
-    """The images of a Run as its network saw them: resized and cropped, without augmentation.
+    """The images of a Run as the backbone receives them: resized and cropped, without augmentation.
 
     Attributes:
-        paths: where a row's image may be, by row.
-        contents: the sha256 of each row's bytes.
-        changed: names of images whose bytes are no longer those, or that cannot be read.
+        paths: path of an image by row.
+        names: n image_ids.
+        contents: sha256 of each image's bytes.
+        transform, decode: how pixels are made.
+        changed: names of images that changed or cannot be read.
     """
 
     paths: Mapping[int, Path]
@@ -81,17 +82,17 @@ class Pictures:
     _kept: dict[int, Image.Image] = field(default_factory=dict)
 
     def load(self, rows: Sequence[int]) -> None:
-        """Reads what was not read yet of these rows, several at a time."""
-        wanted_rows = [row for row in dict.fromkeys(rows) if row in self.paths and row not in self._kept]
+        """Reads the images of some rows, several at a time, unless they were read before."""
+        unread_rows = [row for row in dict.fromkeys(rows) if row in self.paths and row not in self._kept]
         with Decoders([self.transform], self.decode) as decoders, ThreadPoolExecutor(_THREADS) as pool:
-            for row, image in zip(wanted_rows, pool.map(partial(self._read, decoders), wanted_rows), strict=True):
+            for row, image in zip(unread_rows, pool.map(partial(self._read, decoders), unread_rows), strict=True):
                 if image is None:
                     self.changed.add(self.names[row])
                 else:
                     self._kept[row] = image
 
     def get(self, row: int) -> Image.Image | None:
-        """The image of a row that was loaded; None where it is not to be had."""
+        """The loaded image of a row, or None."""
         return self._kept.get(row)
 
     def _read(self, decoders: Decoders, row: int) -> Image.Image | None:
@@ -104,12 +105,12 @@ class Pictures:
 
 @dataclass(frozen=True)
 class Material:
-    """What there is of a Run besides its own files.
+    """The inputs of a report besides the Run's own files.
 
     Attributes:
-        vectors: None where the store is not at hand, for the reason `no_vectors`.
-        pictures: None where no image is.
-        no_pictures: a sentence about images that are not at hand; empty where none is known to be missing.
+        vectors: the store; None for the reason `no_vectors`.
+        pictures: the images; None if there are none.
+        no_pictures: a sentence about missing images; empty if none is known to be missing.
     """
 
     vectors: Vectors | None
@@ -124,18 +125,18 @@ class Material:
 def load_materials(
     run_views: Sequence[RunView], stores: Sequence[Path], images_at: Manifest | None, opened: ExitStack
 ) -> list[Material]:
-    """For each Run what there is.
+    """Finds the store and the images of each Run.
 
     Args:
-        run_views: the Runs, of which one has some of the images that are given.
-        stores: those that were given; without them they are looked for beside each Run, above it and here.
-        images_at: the images that were given; without them they are looked for where the store's pass saw them.
-        opened: keeps the stores open.
+        run_views: the Runs.
+        stores: given stores; otherwise stores are searched beside each Run, above it and in the current folder.
+        images_at: given images; otherwise the paths recorded by the last `embed` are used.
+        opened: closes the stores on exit.
 
     Raises:
-        StoreNotFound, CorruptStore, UntrustedFile: a store that was given cannot be read.
-        IdentityMismatch: one that was given is of none of the Runs.
-        UsageError: of the images that were given, none is of any of the Runs.
+        StoreNotFound, CorruptStore, UntrustedFile: a given store cannot be read.
+        IdentityMismatch: a given store belongs to none of the Runs.
+        UsageError: none of the given images belongs to any of the Runs.
     """
     _check_named(run_views, images_at)
     opened_stores = [opened.enter_context(Store.open(path)) for path in stores]
@@ -144,13 +145,13 @@ def load_materials(
         if all(wrong):
             raise IdentityMismatch(wrong[0])
     loaded = [_vectors(run_view, opened_stores, opened) for run_view in run_views]
-    seen = _cached_paths([vectors.store for vectors, _ in loaded if vectors]) if images_at is None else {}
+    cached = _cached_paths([vectors.store for vectors, _ in loaded if vectors]) if images_at is None else {}
     materials = []
     for run_view, (vectors, why) in zip(run_views, loaded, strict=True):
         images_here = images_at or _evaluated(run_view)
-        paths = _named(run_view, images_here) if images_here else _by_content(run_view, seen)
+        paths = _named(run_view, images_here) if images_here else _by_content(run_view, cached)
         pictures = _pictures(run_view, paths) if paths else None
-        materials.append(Material(vectors, why, pictures, _why_unseen(run_view, paths, images_at)))
+        materials.append(Material(vectors, why, pictures, _missing_images_text(run_view, paths, images_at)))
     return materials
 
 
@@ -167,26 +168,25 @@ def _vectors(run_view: RunView, opened_stores: Sequence[Store], opened: ExitStac
         if not _mismatch(store, run_view):
             return _in_order(store, run_view), ""
         other_paths.append(path)
-    return None, _why_none(run_view, other_paths)
+    return None, _missing_store_text(run_view, other_paths)
 
 
-def _why_none(run_view: RunView, other_paths: Sequence[Path]) -> str:
+def _missing_store_text(run_view: RunView, other_paths: Sequence[Path]) -> str:
     if (run_view.run.path / WEIGHTS).exists():
         return (
-            f"this Run has a network of its own, and no store of its vectors is given: predict "
-            f"the images with {printable(str(run_view.run.path))} and keep their vectors, then "
-            "give that store to the report"
+            f"this Run has a fine-tuned backbone, and no store of its vectors is given: predict the images with "
+            f"{printable(str(run_view.run.path))} and keep their vectors, then give that store to the report"
         )
     if run_view.is_external and not other_paths:
-        return "no store of these images is at hand: give one to the report, or keep the vectors in evaluating"
+        return "no store of these images was found: give one to the report, or keep the vectors in the evaluation"
     name = printable(run_view.record["store"]["name"])
     if other_paths:
-        return f"the {name} that is there holds vectors or images other than those of this Run: give another store"
-    return f"{name or 'it'} is not beside or above the Run, nor in the current folder: give that store to the report"
+        return f"the vectors or images of {name} are not those of this Run: give another store"
+    return f"{name or 'it'} was not found beside or above the Run, nor in the current folder: give it to the report"
 
 
 def _candidates(run_view: RunView) -> Iterator[Path]:
-    """Where the store may be: files of its name."""
+    """Files that may be the Run's store."""
     name = run_view.record["store"]["name"]
     if not name or Path(name).name != name:
         return
@@ -198,16 +198,16 @@ def _candidates(run_view: RunView) -> Iterator[Path]:
 
 
 def _mismatch(store: Store, run_view: RunView) -> str:
-    """What a store has that the Run has not, in a sentence; empty where it is the Run's own."""
-    views = bool(run_view.record["asked"].get("tta"))
-    if lines := differences(run_view.run, store.identity, tta=views):
+    """How a store differs from the Run's; empty if it is the Run's own."""
+    tta = bool(run_view.record["asked"].get("tta"))
+    if lines := differences(run_view.run, store.identity, tta=tta):
         fields = "\n  ".join(lines)
-        return f"{store.path} holds other vectors than those of {run_view.run.path}:\n  {fields}\nGive the Run's store."
+        return f"The vectors of {store.path} are not those of {run_view.run.path}:\n  {fields}\nGive the Run's store."
     if digest_json(store.content_sha256) != run_view.record["content_sha256"]:
-        return f"{store.path} holds other images than those of {run_view.run.path}. Give the Run's store."
+        return f"The images of {store.path} are not those of {run_view.run.path}. Give the Run's store."
     place = set(store.image_ids)
     if any(name not in place for name in run_view.task.image_ids):
-        return f"{store.path} names its images otherwise than {run_view.run.path} does. Train on it again."
+        return f"The image_ids of {store.path} are not those of {run_view.run.path}. Train on this store again."
     return ""
 
 
@@ -227,7 +227,7 @@ def _pictures(run_view: RunView, paths: Mapping[int, Path]) -> Pictures:
 
 
 def _evaluated(run_view: RunView) -> Manifest | None:
-    """The images of an evaluation where they were, if they are still there."""
+    """The images of an evaluation, if its source can still be read."""
     source = Path(str(run_view.record["set"]["source"])) if run_view.is_external else None
     if source is None or source.suffix.lower() in _STORES:
         return None
@@ -238,7 +238,7 @@ def _evaluated(run_view: RunView) -> Manifest | None:
 
 
 def _named(run_view: RunView, manifest: Manifest) -> dict[int, Path]:
-    """Rows whose image_id is among the images given."""
+    """Paths of the rows whose image_id is in a manifest."""
     path_of = {
         name: path
         for name, path in zip(manifest.image_ids, manifest.paths, strict=True)
@@ -253,35 +253,33 @@ def _check_named(run_views: Sequence[RunView], manifest: Manifest | None) -> Non
     first = run_views[0]
     why = manifest.refused.get(first.task.image_ids[0], "")
     raise UsageError(
-        f"none of the {len(first.task.image_ids):,} images of {first.run.path} can be had from {manifest.source}; the "
-        f"first is {first.printable_names[0]}"
+        f"{manifest.source} has none of the {len(first.task.image_ids):,} images of {first.run.path}, such as "
+        f"{first.printable_names[0]}"
         + (f", which {why}." if why else ". Give the folder or the CSV that was embedded.")
     )
 
 
-def _why_unseen(run_view: RunView, paths: Mapping[int, Path], manifest: Manifest | None) -> str:
-    """Which images of a Run are not at hand."""
+def _missing_images_text(run_view: RunView, paths: Mapping[int, Path], manifest: Manifest | None) -> str:
+    """A sentence about the images of a Run that are missing."""
     if manifest is None:
-        return "" if paths else "Give the images to the report to see them here."
+        return "" if paths else "The images were not found: give them to the report."
     absent = [name for i, name in enumerate(run_view.printable_names) if i not in paths]
     if not absent:
         return ""
     rest = f" and {len(absent) - _NAMED:,} more" if len(absent) > _NAMED else ""
-    where, of = (
-        printable(manifest.source.resolve().name),
-        f"{len(absent):,} of the {len(run_view.printable_names):,} images of {run_view.name}",
-    )
-    return f"Not under {where}, and so not shown: {of}: {', '.join(absent[:_NAMED])}{rest}."
+    source, total = printable(manifest.source.resolve().name), len(run_view.printable_names)
+    names = f"{', '.join(absent[:_NAMED])}{rest}"
+    return f"{len(absent):,} of the {total:,} images of {run_view.name} are not in {source} and are not shown: {names}."
 
 
 def _cached_paths(stores: Sequence[Store]) -> dict[str, Path]:
-    """Where the last passes into some stores saw images, by the sha256 of their bytes. What is there now is hashed when
-    it is read. What a pass saw lies beside the name that it was given, which may have been a link."""
+    """Image paths that the last `embed` into these stores recorded, by the sha256 of the bytes. The record lies beside
+    the name of the store, which may be a link."""
     beside = dict.fromkeys(path for store in stores for path in (store.path.resolve(), store.path))
     return {digest: Path(path) for store in beside for path, (_, digest) in FileCache.read(store).files.items()}
 
 
-def _by_content(run_view: RunView, seen: Mapping[str, Path]) -> dict[int, Path]:
-    """Rows whose image was seen; none where not one of them is there any more."""
-    paths = {i: seen[digest] for i, digest in enumerate(run_view.task.content) if digest in seen}
+def _by_content(run_view: RunView, cached: Mapping[str, Path]) -> dict[int, Path]:
+    """Paths of the rows by their content; empty if none of the files exists any more."""
+    paths = {i: cached[digest] for i, digest in enumerate(run_view.task.content) if digest in cached}
     return paths if any(path.is_file() for path in paths.values()) else {}

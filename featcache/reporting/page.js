@@ -3,8 +3,8 @@
   const images = JSON.parse(document.getElementById("images").textContent);
   const tip = document.getElementById("tip");
   const picture = tip.querySelector("img");
-  const [name, told, more] = ["name", "told", "more"].map((part) => tip.querySelector("." + part));
-  const NEAR = 14; // pixels within which a pointer is at an image
+  const [name, truth, more] = ["name", "truth", "more"].map((part) => tip.querySelector("." + part));
+  const NEAR = 14; // pixels: radius in which the pointer selects an image
   const STEP = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1] };
   let lit = [];
 
@@ -19,12 +19,12 @@
     if (lit.includes(circle) && !tip.hidden) return;
     hide();
     lit = Array.from(document.querySelectorAll(`circle[data-i="${circle.dataset.i}"]`));
-    lit.forEach((each) => each.classList.add("on"));
+    lit.forEach((circle) => circle.classList.add("on"));
     if (image.picture) picture.src = image.picture;
     else picture.removeAttribute("src");
     name.textContent = image.name;
-    told.textContent = `true ${image.label}, called ${image.called}`;
-    more.textContent = [image.side, image.p].filter(Boolean).join(" · ");
+    truth.textContent = `true ${image.label}, predicted ${image.predicted}`;
+    more.textContent = [image.subset, image.p].filter(Boolean).join(" · ");
     tip.hidden = false;
     const at = circle.getBoundingClientRect();
     const wide = document.documentElement.clientWidth;
@@ -44,7 +44,7 @@
     return best;
   };
 
-  // The next image in a direction: near, and not far off to the side.
+  // The next image in a direction; distance across that direction counts twice.
   const beside = (points, from, [dx, dy]) => {
     let best = null;
     let least = Infinity;
@@ -72,8 +72,8 @@
       const box = plane.getBoundingClientRect();
       const scale = 100 / box.width;
       const [x, y] = [(event.clientX - box.left) * scale, (event.clientY - box.top) * scale + top];
-      const found = nearest(points, x, y, NEAR * scale);
-      if (found) go(found);
+      const point = nearest(points, x, y, NEAR * scale);
+      if (point) go(point);
       else hide();
     };
     plane.setAttribute("tabindex", "0");
@@ -94,12 +94,12 @@
     });
   }
 
-  // A table that is wider than the page can be scrolled by keys as well.
-  const reach = () => document.querySelectorAll(".wide").forEach((each) => {
-    const name = each.querySelector("caption").textContent;
+  // Tables wider than the page can also be scrolled by keyboard.
+  const reach = () => document.querySelectorAll(".wide").forEach((table) => {
+    const name = table.querySelector("caption").textContent;
     for (const [key, value] of [["tabindex", "0"], ["role", "region"], ["aria-label", name]]) {
-      if (each.scrollWidth > each.clientWidth) each.setAttribute(key, value);
-      else each.removeAttribute(key);
+      if (table.scrollWidth > table.clientWidth) table.setAttribute(key, value);
+      else table.removeAttribute(key);
     }
   });
   reach();
@@ -107,6 +107,6 @@
 
   window.addEventListener("beforeprint", () => {
     hide();
-    document.querySelectorAll("details").forEach((each) => { each.open = true; });
+    document.querySelectorAll("details").forEach((element) => { element.open = true; });
   });
 })();

@@ -54,13 +54,13 @@ class Page:
 
     @property
     def has_neighbours(self) -> bool:
-        """Whether beside some image stand those that lie nearest."""
+        """Whether some card has nearest images."""
         return any(card.neighbours for card in self._cards())
 
     @property
-    def has_evidence(self) -> bool:
-        """Whether on some image is shown where something was found."""
-        return any(card.evidence for card in self._cards())
+    def has_cam(self) -> bool:
+        """Whether some card has a class activation map."""
+        return any(card.cam for card in self._cards())
 
     def _cards(self) -> Iterator[Card]:
         for chapter in self.chapters:

@@ -1,8 +1,8 @@
-"""`report`: Runs as one self-contained HTML page that a reader of images, or a reviewer, can open and send on.
+"""`report`: one self-contained HTML page about one or more Runs, for a radiologist or a reviewer.
 
-It shows what was trained on what, every number with its interval, the curves, how decisions and probabilities hold up,
-the images that went wrong, and where they lie among those that were learnt from. What is shown is what the Run
-recorded: nothing is trained or scored again. Figures and tables are also written as PNG and CSV beside the page.
+The page shows the data and the model, every metric with its confidence interval, ROC and calibration curves, confusion
+matrices, example images, and a projection of the vectors. All metrics are read from the Run's record; nothing is
+trained or scored again. Figures and tables are also written as PNG and CSV into a folder beside the page.
 """
 
 import csv
@@ -19,7 +19,7 @@ from featcache import __version__, durable
 from featcache.errors import UsageError, in_our_words
 from featcache.identity import digest_bytes, digest_json
 from featcache.manifest import Manifest
-from featcache.names import printable
+from featcache.names import plural, printable
 from featcache.reporting import charts, checking, comparison, decisions, external, gallery, projection, tables
 from featcache.reporting.document import (
     Abreast,
@@ -30,15 +30,14 @@ from featcache.reporting.document import (
     Headline,
     Section,
     Words,
-    count,
     interval_of,
     listed,
     name_of,
-    shown,
+    number_text,
 )
 from featcache.reporting.materials import Material, load_materials
 from featcache.reporting.page import GENERATOR, Page, render
-from featcache.reporting.run_view import CALLED, RunView, views_of
+from featcache.reporting.run_view import SUBSET_NAMES, RunView, views_of
 from featcache.runs import Run
 from featcache.runs.backbone import identity_of
 from featcache.runs.evaluation import Evaluation, is_evaluation
@@ -46,7 +45,7 @@ from featcache.training.results import TRAIN, VAL
 
 __all__ = ["Reported", "report"]
 
-# Where a page of ours says that it is one; a page that only speaks of one does so elsewhere.
+# The start of every page that featcache writes; it identifies a report.
 _START = '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n<meta name="generator" content="'
 _OURS = re.compile(f'{_START}{GENERATOR} [^"<>\n]{{1,64}}">'.encode())
 _OURS_BYTES = 512
@@ -56,27 +55,27 @@ _GENERATION = re.compile(rf"[0-9a-f]{{{_DIGEST_CHARACTERS}}}")
 _INDEX, _INDEX_HEADER = "index.csv", ["file", "run", "section"]
 _KINDS = {
     "linear": "a linear head", "mlp": "an MLP head", "flatten-mlp": "an MLP head on the feature map",
-    "logreg": "logistic regression", "ridge": "ridge regression", "knn": "the vote of nearest neighbours",
+    "logreg": "logistic regression", "ridge": "ridge regression", "knn": "a k-nearest-neighbour classifier",
 }  # fmt: skip
 _MEANINGS = {
-    "auroc": "how often a positive image ranks above another one",
-    "recall": "positive images that were called so",
-    "specificity": "other images that were not",
-    "accuracy": "images rightly called",
-    "balanced_accuracy": "mean share found of each class",
-    "f1": "precision and sensitivity together",
+    "auroc": "probability that a positive image is ranked above a negative one",
+    "recall": "positive images predicted positive",
+    "specificity": "negative images predicted negative",
+    "accuracy": "images predicted correctly",
+    "balanced_accuracy": "mean sensitivity over the classes",
+    "f1": "harmonic mean of PPV and sensitivity",
 }
 
 
 @dataclass(frozen=True)
 class Reported:
-    """What was written.
+    """The written report.
 
     Attributes:
-        path: the page.
-        files: beside it, in the order of the page.
-        n_bytes: of the page.
-        missing: what could not be shown, and what to give for it, a sentence each.
+        path: the HTML page.
+        files: PNG and CSV files, in the order of the page.
+        n_bytes: size of the page.
+        missing: a sentence for each part that could not be shown, with the parameter that adds it.
     """
 
     path: Path
@@ -86,11 +85,11 @@ class Reported:
 
     @property
     def folder(self) -> Path:
-        """Where these files are."""
+        """The folder of `files`."""
         return self.files[0].parent if self.files else self.path.with_suffix(".files")
 
     def as_json(self) -> dict[str, Any]:
-        """For `--json`."""
+        """The written files as JSON values."""
         files = [str(path) for path in self.files]
         return {"report": str(self.path), "bytes": self.n_bytes, "files": files, "missing": self.missing}
 
@@ -105,33 +104,42 @@ def report(
     umap: bool = False,
     on_note: Callable[[str], None] = lambda text: None,
 ) -> Reported:
-    """Writes a page about one Run or evaluation, or about several beside each other.
+    """Writes an HTML report of one Run or evaluation, or a comparison of several.
 
     Args:
-        runs: folders of Runs or evaluations, or these themselves. Differences are from the first.
-        path: the page to write, `.html`; None for `report.html` in the first Run's folder. Pictures and tables go into
-            a folder beside it, `report.files`, and there into one that is named by what they are: a page never stands
-            beside the files of another. A page of ours that is there is replaced, nothing else is.
-        store: their stores; without, each is looked for beside the Run, above it and in the current folder.
-        images: the folder or CSV that was embedded; without, they are looked for where the store's last pass saw them.
-        by: columns of the store for whose values numbers are given; `folder` is that of the image_id.
-        umap: UMAP instead of t-SNE; needs the extra `umap`.
-        on_note: called with what takes a while.
+        runs: Runs or evaluations, or their folders. In a comparison, differences are relative to the first.
+        path: HTML file to write; None writes `report.html` into the folder of the first Run. Figures and tables go into
+            the folder `report.files` beside it, in a subfolder named by a digest of their contents. An existing report
+            at `path` is replaced; any other file is an error.
+        store: the stores of the Runs. By default, each store is searched beside the Run, in the folders above it and in
+            the current folder.
+        images: folder or CSV of the embedded images. By default, the paths recorded by the last `embed` are used.
+        by: columns of the store; metrics are reported for each of their values. `folder` is the folder of the image_id.
+        umap: use UMAP instead of t-SNE for projections; needs the extra `umap`.
+        on_note: called with a message before each slow step.
+
+    Returns:
+        The paths that were written, and what could not be shown.
 
     Raises:
-        StoreNotFound: no finished Run, or no store, where one is given.
+        StoreNotFound: a path in `runs` or `store` has no finished Run or store.
         StoreLocked: another process is writing at `path`.
-        UsageError: something else is at `path`; an unknown column; a Run of an earlier featcache.
-        IdentityMismatch: a store that is given is of none of the Runs.
+        UsageError: `path` exists and is not a report; `by` names an unknown column; the Run has an older format.
+        IdentityMismatch: a given store belongs to none of the Runs.
         CorruptStore: a file of a Run is damaged.
-        AccessDenied, NoSpace, InputOutputError: the page cannot be written.
+        AccessDenied, NoSpace, InputOutputError: the report cannot be written.
+
+    Example:
+        >>> reported = report("runs/linear", "report.html", by=["view"])  # doctest: +SKIP
+        >>> reported.missing  # doctest: +SKIP
+        []
     """
     run_views = views_of([run if isinstance(run, Run | Evaluation) else _opened(Path(run)) for run in _several(runs)])
     for run_view in run_views:
         checking.check_vectors(run_view.run)
     path = Path(path) if path is not None else run_views[0].run.path / "report.html"
     if path.suffix.lower() not in (".html", ".htm"):
-        raise UsageError(f"{path} is no name of a page: give one that ends in .html with -o.")
+        raise UsageError(f"a report must end in .html or .htm, got {path}.")
     if umap:
         projection.check_umap()
     _check_free(path)
@@ -164,31 +172,30 @@ def _is_page(path: Path) -> bool:
 
 
 def _check_free(path: Path) -> None:
-    """That the page can be written, and nothing of somebody else's is in its way."""
+    """Raises UsageError unless the page can be written without replacing foreign files."""
     durable.claim(path, _is_page, "report")
     with in_our_words("writing", path):
         folder = _folder_of(path)
         if folder.exists() and not folder.is_dir():
             kind = durable.kind_of(folder)
-            raise UsageError(f"{folder} is {kind}, and figures and tables go there. Choose another place with -o.")
+            raise UsageError(f"{folder} is {kind}; figures and tables would be written there. Choose another path.")
         if not path.exists() and any(not _is_generation(entry) for entry in _entries(folder)):
-            raise UsageError(f"{folder} holds files that are of no report. Choose another place with -o.")
+            raise UsageError(f"{folder} holds files that are not part of a report. Choose another path.")
         _try_to_write(folder)
 
 
 def _folder_of(path: Path) -> Path:
-    """Where figures and tables of a page go: beside the real file, if the name is a link."""
+    """The folder of a page's figures and tables; beside the target if the page is a link."""
     return durable.real(path).with_suffix(".files")
 
 
 def _entries(folder: Path) -> list[Path]:
-    """What lies in the folder of a page, but for what is hidden."""
+    """The visible entries of a folder."""
     return [entry for entry in folder.iterdir() if not entry.name.startswith(".")] if folder.is_dir() else []
 
 
 def _is_generation(folder: Path) -> bool:
-    """Whether it holds the figures and tables of one page: of a page that was interrupted, too, and none where it was
-    being removed."""
+    """Whether a folder holds the figures and tables of a page (also of an interrupted one), or is empty."""
     index, begun = folder / _INDEX, (",".join(_INDEX_HEADER) + "\n").encode()
     if not _GENERATION.fullmatch(folder.name) or not folder.is_dir():
         return False
@@ -199,11 +206,11 @@ def _is_generation(folder: Path) -> bool:
 
 
 def _try_to_write(folder: Path) -> None:
-    """Before hours of work, not after them: whether a file can be made where the page goes."""
+    """Fails before the slow steps if the output folder is not writable."""
     for place in dict.fromkeys((folder, folder.parent)):
         existing = next(parent for parent in (place, *place.absolute().parents) if parent.exists())
         if not existing.is_dir():
-            raise UsageError(f"{existing} is a file, not a folder. Choose another place with -o.")
+            raise UsageError(f"{existing} is a file, not a folder. Choose another path.")
         tempfile.TemporaryFile(dir=existing, buffering=0).close()
 
 
@@ -231,24 +238,23 @@ def _chapter(
     on_note(f"reading {run_view.name}")
     if run_view.is_external:
         return _external_chapter(run_view, material, by, umap, images_shown, on_note)
-    judged: list[Block] = [*decisions.confusions(run_view), *charts.ranking(run_view), *charts.calibration(run_view)]
-    gained: list[Block] = []
+    decision_blocks = [*decisions.confusions(run_view), *charts.ranking(run_view), *charts.calibration(run_view)]
+    gain_blocks: list[Block] = []
     if run_view.record.get("gain"):
-        figure = charts.gain(run_view)
-        gained = [*tables.gain(run_view), *([Abreast([figure])] if figure else [])]
-    back = "going back to the pixels" if run_view.record.get("parent") else "the training"
+        figure = charts.gain_figure(run_view)
+        gain_blocks = [*tables.gain(run_view), *([Abreast([figure])] if figure else [])]
     sections: list[tuple[str, str, Sequence[Block]]] = [
-        ("what", "What was trained on what", [*tables.protocol(run_view), *tables.identity(run_view)]),
-        ("numbers", "Numbers", tables.scores(run_view)),
-        ("gain", f"What {back} changed", gained),
-        ("decisions", "Decisions and probabilities", judged),
-        ("classes", "By class and by group" if by else "By class", [
+        ("data", "Data and model", [*tables.protocol(run_view), *tables.identity(run_view)]),
+        ("performance", "Performance", tables.scores(run_view)),
+        ("gain", "Effect of fine-tuning" if run_view.record.get("parent") else "Effect of training", gain_blocks),
+        ("decisions", "Decisions and calibration", decision_blocks),
+        ("classes", f"Performance by {_class_word(run_view)}{' and subgroup' if by else ''}", [
             *decisions.per_class(run_view), *decisions.per_group(run_view, by, material.vectors, material.no_vectors),
         ]),
-        ("images", "Errors and successes", gallery.gallery(run_view, material)),
-        ("map", "Map", projection.maps(run_view, material, umap, images_shown, on_note)),
+        ("images", "Example images", gallery.gallery(run_view, material)),
+        ("projection", "Projection", projection.maps(run_view, material, umap, images_shown, on_note)),
         ("curves", "Learning curves", charts.curves(run_view)),
-        ("sweep", "Heads that were tried", tables.sweep(run_view)),
+        ("sweep", "Heads compared", tables.sweep(run_view)),
     ]  # fmt: skip
     return _sections(run_view, sections)
 
@@ -261,37 +267,41 @@ def _external_chapter(
     images_shown: projection.ShownImages,
     on_note: Callable[[str], None],
 ) -> Chapter:
-    """Of a Run on a set from elsewhere: without curves and heads that were tried, beside the Run's own rows."""
-    judged: list[Block] = [*decisions.confusions(run_view), *charts.ranking(run_view), *charts.calibration(run_view)]
+    """The chapter of an evaluation on external images: a comparison with the Run's own subsets, no learning curves."""
+    decision_blocks = [*decisions.confusions(run_view), *charts.ranking(run_view), *charts.calibration(run_view)]
     columns = decisions.per_group(run_view, by, material.vectors, material.no_vectors) if by else []
     sections: list[tuple[str, str, Sequence[Block]]] = [
-        ("what", "What was evaluated on what", external.what(run_view)),
-        ("own", "Beside the Run's own rows", external.comparison(run_view)),
-        ("numbers", "Numbers", tables.scores(run_view)),
-        ("decisions", "Decisions and probabilities", judged),
-        ("classes", "By class and by subgroup", [
+        ("data", "Data and model", external.data_blocks(run_view)),
+        ("own", "Comparison with the Run's own data", external.comparison(run_view)),
+        ("performance", "Performance", tables.scores(run_view)),
+        ("decisions", "Decisions and calibration", decision_blocks),
+        ("classes", f"Performance by {_class_word(run_view)} and subgroup", [
             *decisions.per_class(run_view), *external.subgroups(run_view), *columns,
         ]),
-        ("images", "Errors and successes", gallery.gallery(run_view, material)),
-        ("map", "Map", projection.maps(run_view, material, umap, images_shown, on_note)),
+        ("images", "Example images", gallery.gallery(run_view, material)),
+        ("projection", "Projection", projection.maps(run_view, material, umap, images_shown, on_note)),
     ]  # fmt: skip
     return _sections(run_view, sections)
 
 
 def _sections(run_view: RunView, sections: Sequence[tuple[str, str, Sequence[Block]]]) -> Chapter:
-    anchor = f"run-{run_view.slug}"  # a folder may be called as some part of the page is
+    anchor = f"run-{run_view.slug}"  # the prefix keeps folder names apart from other anchors of the page
     nonempty = [Section(f"{anchor}-{name}", title, blocks) for name, title, blocks in sections if blocks]
     notes = [printable(note) for note in run_view.record["notes"]]
-    return Chapter(anchor, run_view.name, _lead(run_view), _headlines(run_view), _below(run_view), notes, nonempty)
+    return Chapter(anchor, run_view.name, _lead(run_view), _headlines(run_view), _caption(run_view), notes, nonempty)
+
+
+def _class_word(run_view: RunView) -> str:
+    return "label" if run_view.task.has_findings else "class"
 
 
 def _title(run_views: Sequence[RunView]) -> str:
-    """What is told apart, where all Runs tell the same apart."""
+    """The classes, if all Runs have the same."""
     if len({tuple(run_view.classes) for run_view in run_views}) > 1:
         return f"{len(run_views)} Runs"
     classes = run_views[0].classes
     if len(classes) > 4:
-        return f"{len(classes)} {'findings' if run_views[0].task.has_findings else 'classes'}"
+        return f"{len(classes)} {'labels' if run_views[0].task.has_findings else 'classes'}"
     return listed(classes, "and" if run_views[0].task.has_findings else "or")
 
 
@@ -303,56 +313,56 @@ def _lead(run_view: RunView) -> str:
         return external.lead(run_view, kind)
     n_images = f"{len(run_view.task.image_ids):,} images"
     if trainable := record.get("n_trainable"):
-        parts = f"{trainable['backbone']:,} parameters of {backbone} and {trainable['head']:,} of {kind}"
-        return f"{parts}, trained on the pixels of {len(run_view.sides[TRAIN]):,} of {n_images}."
-    n = f" of {run_view.run.n_parameters:,} parameters" if run_view.run.n_parameters else ""
-    untaught = " with random weights" if tables.has_random_weights(record) else ""
-    return f"{kind[0].upper()}{kind[1:]}{n}, on the vectors that a frozen {backbone}{untaught} made of {n_images}."
+        parts = f"{backbone} ({trainable['backbone']:,} trainable parameters) with {kind} ({trainable['head']:,})"
+        return f"{parts}, fine-tuned on the pixels of {len(run_view.subsets[TRAIN]):,} of {n_images}."
+    n = f" ({run_view.run.n_parameters:,} parameters)" if run_view.run.n_parameters else ""
+    untrained = " with random weights" if tables.has_random_weights(record) else ""
+    return f"{kind[0].upper()}{kind[1:]}{n} on frozen {backbone} features{untrained}; {n_images}."
 
 
 def _headlines(run_view: RunView) -> list[Headline]:
-    """The numbers that a reader takes along, of the reported side, where is decided."""
+    """The main metrics of the reported subset, at the operating point if there is one."""
     at_point = run_view.threshold is not None
-    side = run_view.reported
+    subset = run_view.reported
     names = ("auroc", "recall", "specificity", "accuracy") if run_view.is_binary else (
         "auroc", "accuracy", "balanced_accuracy", "f1"
     )  # fmt: skip
     headlines = []
     for name in names:
-        scores = run_view.scores(side, at_point and name != "auroc")
+        scores = run_view.scores(subset, at_point and name != "auroc")
         value, interval = scores.get(name), scores.get("intervals", {}).get(name)
         meaning = f"{_MEANINGS[name]}{_counted(run_view, scores, name)}"
-        cell = Cell(shown(value), value, interval_of(interval) if value is not None else "")
-        called = "sensitivity" if name == "recall" else name_of(name)
-        headlines.append(Headline(called, cell, meaning))
+        cell = Cell(number_text(value), value, interval_of(interval) if value is not None else "")
+        headlines.append(Headline("sensitivity" if name == "recall" else name_of(name), cell, meaning))
     return headlines
 
 
 def _counted(run_view: RunView, scores: Any, name: str) -> str:
-    """The images behind a share, of two classes."""
+    """Numerator and denominator of a proportion, for two classes."""
     if not run_view.is_binary or name == "auroc":
         return ""
     matrix, positive = scores["confusion"], run_view.task.positive
-    right = [matrix[0][0], matrix[1][1]]
-    of = [sum(row) for row in matrix]
+    correct, total = [matrix[0][0], matrix[1][1]], [sum(row) for row in matrix]
     if name == "accuracy":
-        return f": {count(sum(right)).text} of {count(sum(of)).text}"
+        return f": {sum(correct):,} of {sum(total):,}"
     c = positive if name == "recall" else 1 - positive
-    return f": {count(right[c]).text} of {count(of[c]).text}"
+    return f": {correct[c]:,} of {total[c]:,}"
 
 
-def _below(run_view: RunView) -> str:
-    side = run_view.reported
-    n = f"{len(run_view.sides[side]):,} {CALLED[side]} images"
-    chose = " (which also chose, so these numbers flatter)" if side == VAL and run_view.scores(VAL).get("chose") else ""
+def _caption(run_view: RunView) -> str:
+    subset = run_view.reported
+    n = plural(len(run_view.subsets[subset]), f"{SUBSET_NAMES[subset]} image")
+    interval = "In brackets: 95 % confidence intervals."
+    if subset == VAL and run_view.scores(VAL).get("chose"):
+        interval = f"These images were also used for selection, so the values are optimistic. {interval}"
     if not run_view.is_binary:
-        means = "means over the findings" if run_view.task.has_findings else "macro averages"
-        return f"{n}{chose}; {means}. In brackets 95 % intervals."
+        means = "means over the labels" if run_view.task.has_findings else "macro averages over the classes"
+        return f"{n}; {means}. {interval}"
     at = 0.5 if run_view.threshold is None else run_view.threshold
-    share = float((run_view.labels(side) == run_view.task.positive).mean())
+    prevalence = float((run_view.labels(subset) == run_view.task.positive).mean())
     return (
-        f"{n}{chose}; {share:.1%} of them are {run_view.positive}, the positive class, called from p ≥ {at:.3f}. In "
-        f"brackets 95 % intervals."
+        f"{n}, of which {prevalence:.1%} are {run_view.positive} (the positive class). Predicted positive if "
+        f"p\u00a0≥\u00a0{at:.3f}. {interval}"
     )
 
 
@@ -384,12 +394,12 @@ def _write(
 
 
 def _digest_of(contents: Mapping[str, bytes]) -> str:
-    """By which the files of a page are told from those of another."""
+    """A digest of the files of a page, the name of their folder."""
     return digest_json({name: digest_bytes(data) for name, data in contents.items()})[:_DIGEST_CHARACTERS]
 
 
 def _remove_others(folder: Path) -> None:
-    """The files of the page that was here. What somebody has put among them stays."""
+    """Removes the files of the replaced page; foreign files stay."""
     for other in _entries(folder.parent):
         if other != folder and other.is_dir() and not other.is_symlink() and _is_generation(other):
             for name in sorted(_listed(other)):
@@ -400,7 +410,7 @@ def _remove_others(folder: Path) -> None:
 
 
 def _listed(folder: Path) -> set[str]:
-    """The files that a page has put into its folder, as its index has them; nothing that lies elsewhere."""
+    """The names of a page's files, read from its index."""
     if not (folder / _INDEX).is_file():
         return set()
     text = durable.read_regular(folder / _INDEX).decode("utf-8", "surrogateescape")
@@ -409,7 +419,7 @@ def _listed(folder: Path) -> set[str]:
 
 
 def _beside(chapters: Sequence[Chapter]) -> tuple[dict[str, Content], tuple[list[str], list[list[object]]]]:
-    """What is kept beside the page by name, and the table that says where on the page each stands."""
+    """The files of a page by name, and their index: file, Run and section."""
     contents: dict[str, Content] = {}
     rows: list[list[object]] = []
     for chapter in chapters:
@@ -421,7 +431,7 @@ def _beside(chapters: Sequence[Chapter]) -> tuple[dict[str, Content], tuple[list
 
 
 def _missing(chapters: Sequence[Chapter]) -> list[str]:
-    """What could not be shown, each once."""
+    """Sentences about missing parts, without repetition."""
     blocks = (block for chapter in chapters for section in chapter.sections for block in section.blocks)
     missing = [block.text for block in blocks if isinstance(block, Words) and block.role in ("missing", "gone")]
     return list(dict.fromkeys(missing))

@@ -38,16 +38,15 @@ class Subset:
         rows: (n,) numbers of rows of the task.
         logits: (n, c), of a softmax over classes or of a sigmoid per finding.
         p: (n, c) probabilities.
-        called: (n,) classes they were called, at the operating point where there is one; (n, c) of 0 and 1 for
-            findings.
-        likely: the same without an operating point.
+        predicted: (n,) class numbers, at the operating point where there is one; (n, c) of 0 and 1 for findings.
+        argmax: the same without an operating point.
     """
 
     rows: Array
     logits: Array
     p: Array
-    called: Array
-    likely: Array
+    predicted: Array
+    argmax: Array
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -60,14 +59,16 @@ def subsets_of(run: Run, task: Task, protocol: Protocol) -> dict[str, Subset]:
     if predictions is None:
         raise CorruptStore(f"{path} is gone. Make the Run again.")
     try:
-        sides = _parsed(*predictions, task)
-        _check_rows(sides, _expected(protocol))
-        _check_counts(run, task, sides)
+        subsets = _parsed(*predictions, task)
+        _check_rows(subsets, _expected(protocol))
+        _check_counts(run, task, subsets)
     except (KeyError, ValueError, IndexError) as error:
         reason = printable(" ".join(str(error).split()))[:200]
         raise CorruptStore(f"{path} is damaged: {reason}. Make the Run again.") from error
-    is_decided = OUTER not in sides or TEST in sides  # at the operating point, where there is one
-    return sides if is_decided else {name: replace(side, called=side.likely) for name, side in sides.items()}
+    is_decided = OUTER not in subsets or TEST in subsets  # at the operating point, where there is one
+    if is_decided:
+        return subsets
+    return {name: replace(subset, predicted=subset.argmax) for name, subset in subsets.items()}
 
 
 def _parsed(header: Sequence[str], lines: Sequence[Sequence[str]], task: Task) -> dict[str, Subset]:
@@ -76,18 +77,18 @@ def _parsed(header: Sequence[str], lines: Sequence[Sequence[str]], task: Task) -
     if list(header) != expected:
         raise ValueError("its columns are not those of such a Run")
     row_of = {durable.cell(name): i for i, name in enumerate(task.image_ids)}
-    by_side: dict[str, list[Sequence[str]]] = {}
+    by_subset: dict[str, list[Sequence[str]]] = {}
     for line in lines:
-        by_side.setdefault(line[1], []).append(line)
+        by_subset.setdefault(line[1], []).append(line)
     n_first = len(expected) - len(task.classes)
-    if unknown := set(by_side) - set(SUBSETS):
+    if unknown := set(by_subset) - set(SUBSETS):
         raise ValueError(f"it has rows of a subset {min(unknown)!r}")
     subsets = {}
-    for side in (side for side in SUBSETS if side in by_side):
-        rows = np.array([row_of[line[0]] for line in by_side[side]])
-        p = _probabilities([line[n_first:] for line in by_side[side]], task.has_findings)
-        likely, called = _calls(by_side[side], n_first, p, task)
-        subsets[side] = Subset(rows, _logits(p, task.has_findings), p, called, likely)
+    for name in (name for name in SUBSETS if name in by_subset):
+        rows = np.array([row_of[line[0]] for line in by_subset[name]])
+        p = _probabilities([line[n_first:] for line in by_subset[name]], task.has_findings)
+        argmax, predicted = _decisions(by_subset[name], n_first, p, task)
+        subsets[name] = Subset(rows, _logits(p, task.has_findings), p, predicted, argmax)
     return subsets
 
 
@@ -95,22 +96,22 @@ def _probabilities(cells: Sequence[Sequence[str]], has_findings: bool) -> Array:
     """(n, c) numbers of which those of classes sum to 1, as far as nine digits say."""
     p = np.array(cells, dtype=np.float64)
     if not np.isfinite(p).all() or p.min() < 0 or p.max() > 1:
-        raise ValueError("it holds what is no probability")
+        raise ValueError("a probability is not a number from 0 to 1")
     if not has_findings and np.abs(p.sum(axis=1) - 1).max() > _ROUNDED:
         raise ValueError("probabilities of an image do not sum to 1")
     return p
 
 
-def _calls(lines: Sequence[Sequence[str]], n_first: int, p: Array, task: Task) -> tuple[Array, Array]:
-    """(n,) classes as they are likeliest, and as they were called: the same, but at an operating point."""
+def _decisions(lines: Sequence[Sequence[str]], n_first: int, p: Array, task: Task) -> tuple[Array, Array]:
+    """(n,) class numbers of the highest probability, and as predicted; they differ only at an operating point."""
     if task.has_findings:
-        called = (p >= 0.5).astype(np.int64)
-        return called, called
+        predicted = (p >= 0.5).astype(np.int64)
+        return predicted, predicted
     class_of = {durable.cell(name): i for i, name in enumerate(task.classes)}
-    likely, called = (np.array([class_of[line[at]] for line in lines]) for at in (len(_FIRST) - 1, n_first - 1))
-    if (p.max(axis=1) - p[np.arange(len(p)), likely] > _ROUNDED).any():
-        raise ValueError("a predicted class does not have the highest probability")
-    return likely, called
+    argmax, predicted = (np.array([class_of[line[at]] for line in lines]) for at in (len(_FIRST) - 1, n_first - 1))
+    if (p.max(axis=1) - p[np.arange(len(p)), argmax] > _ROUNDED).any():
+        raise ValueError("a prediction is not the class of the highest probability")
+    return argmax, predicted
 
 
 def _expected(protocol: Protocol) -> dict[str, tuple[Array, ...]]:
@@ -122,30 +123,30 @@ def _expected(protocol: Protocol) -> dict[str, tuple[Array, ...]]:
     return {TRAIN: (protocol.folds[0].train, protocol.rows), VAL: (val,), OUTER: (val,), **test}
 
 
-def _check_rows(sides: Mapping[str, Subset], expected: Mapping[str, tuple[Array, ...]]) -> None:
+def _check_rows(subsets: Mapping[str, Subset], expected: Mapping[str, tuple[Array, ...]]) -> None:
     """Each row once in a subset, and those of the split; of the subsets that must be there only OUTER may be absent."""
-    if set(sides) - set(expected) or set(expected) - set(sides) - {OUTER}:
-        raise ValueError(f"its subsets are {', '.join(sorted(sides)) or 'none'}")
-    for side, subset in sides.items():
+    if set(subsets) - set(expected) or set(expected) - set(subsets) - {OUTER}:
+        raise ValueError(f"its subsets are {', '.join(sorted(subsets)) or 'none'}")
+    for name, subset in subsets.items():
         rows = np.sort(subset.rows)
-        if not any(np.array_equal(rows, np.sort(allowed)) for allowed in expected[side]):
-            raise ValueError(f"its {side} rows are not those of the split")
+        if not any(np.array_equal(rows, np.sort(allowed)) for allowed in expected[name]):
+            raise ValueError(f"its {name} rows are not those of the split")
 
 
-def _check_counts(run: Run, task: Task, sides: Mapping[str, Subset]) -> None:
+def _check_counts(run: Run, task: Task, subsets: Mapping[str, Subset]) -> None:
     """That its decisions are those that the record has counted."""
     point = run.record["operating_point"] or {}
-    for side, subset in sides.items():
-        metrics = run.record["metrics"].get(side)
+    for name, subset in subsets.items():
+        metrics = run.record["metrics"].get(name)
         if metrics is None or metrics["n"] != len(subset):
-            raise ValueError(f"its {side} rows are not as many as the record says")
-        for scores, called in ((metrics, subset.likely), (point.get(side), subset.called)):
+            raise ValueError(f"its {name} rows are not as many as the record says")
+        for scores, predicted in ((metrics, subset.argmax), (point.get(name), subset.predicted)):
             if scores is None or task.has_findings:
                 continue
             c = len(task.classes)
-            counts = np.bincount(task.labels[subset.rows] * c + called, minlength=c * c).reshape(c, c)
+            counts = np.bincount(task.labels[subset.rows] * c + predicted, minlength=c * c).reshape(c, c)
             if counts.tolist() != scores["confusion"]:
-                raise ValueError(f"its {side} rows have other predictions than the record says")
+                raise ValueError(f"its {name} predictions differ from the counts of the record")
 
 
 def _logits(p: Array, has_findings: bool) -> Array:
