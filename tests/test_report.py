@@ -373,7 +373,9 @@ def test_missed_positives_come_first_and_the_surest_before_others(folder: Path) 
     side, labels = run_view.subsets["test"], run_view.labels("test")
     kinds = gallery.choose(run_view)
     order = [kind.key for kind in kinds]
-    assert order == [key for key in ("false-negatives", "false-positives", "true-positives", "true-negatives") if key in order]
+    assert order == [
+        key for key in ("false-negatives", "false-positives", "true-positives", "true-negatives") if key in order
+    ]
     positive = run_view.task.positive
     for kind in kinds:
         p = side.p[kind.places, positive]
@@ -663,7 +665,7 @@ def test_what_an_earlier_page_had_beside_it_and_this_one_has_not_is_gone(folder:
 def test_another_store_is_refused_where_it_is_given_and_passed_over_where_not(folder: Path, tmp_path: Path) -> None:
     x, labels = two_clouds(20, D)
     other = make_store(tmp_path / "s.h5", x, {"label": labels})
-    with pytest.raises(IdentityMismatch, match="The vectors of .* are not those of"):
+    with pytest.raises(IdentityMismatch, match=r"The vectors of .* are not those of"):
         report(folder / "two", tmp_path / "r.html", other)
     shutil.copytree(folder / "two", tmp_path / "two")
     run_view = subject_of(tmp_path / "two")
@@ -781,8 +783,14 @@ def forget_digests(run_path: Path) -> None:
             "not those of one table",
         ),
         (lambda text: re.sub(r"(,test,,\w+,)(\w+),(\w+),.*", r"\1\2,\3,0.9,0.9", text), "do not sum to 1"),
-        (lambda text: re.sub(r"(,test,,\w+,)(\w+),(\w+),(.*),(.*)", r"\1\2,\3,\5,\4", text), "not the class of the highest probability"),
-        (lambda text: re.sub(r"(,test,,\w+,\w+,)(\w+),", swapped, text), "predictions differ from the counts of the record"),
+        (
+            lambda text: re.sub(r"(,test,,\w+,)(\w+),(\w+),(.*),(.*)", r"\1\2,\3,\5,\4", text),
+            "not the class of the highest probability",
+        ),
+        (
+            lambda text: re.sub(r"(,test,,\w+,\w+,)(\w+),", swapped, text),
+            "predictions differ from the counts of the record",
+        ),
     ],
 )
 def test_damaged_predictions_are_one_line(folder: Path, tmp_path: Path, damage: Any, words: str) -> None:

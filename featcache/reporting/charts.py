@@ -129,10 +129,8 @@ def _roc(run_view: RunView, ranked: Sequence[Ranked]) -> Figure:
     areas = ", ".join(curve[1] for curve in ranked)
     chart = charts.lines(drawn, "1 − specificity", "sensitivity", (0.0, 1.0), f"ROC curves. Areas: {areas}.")
     caption = f"The numbers are areas under the curves (AUROC){_point_text(run_view)}."
-    return Figure(
-        f"{run_view.slug}-roc", "ROC", caption, chart, ["curve", "false_positive_rate", "true_positive_rate", "log_odds"],
-        _finite(rows),
-    )  # fmt: skip
+    header = ["curve", "false_positive_rate", "true_positive_rate", "log_odds"]
+    return Figure(f"{run_view.slug}-roc", "ROC", caption, chart, header, _finite(rows))
 
 
 def _precision_recall(run_view: RunView, ranked: Sequence[Ranked]) -> Figure:
