@@ -785,11 +785,11 @@ def forget_digests(run_path: Path) -> None:
         (lambda text: re.sub(r"(,test,,\w+,)(\w+),(\w+),.*", r"\1\2,\3,0.9,0.9", text), "do not sum to 1"),
         (
             lambda text: re.sub(r"(,test,,\w+,)(\w+),(\w+),(.*),(.*)", r"\1\2,\3,\5,\4", text),
-            "not the class of the highest probability",
+            "does not have the highest probability",
         ),
         (
             lambda text: re.sub(r"(,test,,\w+,\w+,)(\w+),", swapped, text),
-            "predictions differ from the counts of the record",
+            "other predictions than the record says",
         ),
     ],
 )

@@ -110,7 +110,7 @@ def _decisions(lines: Sequence[Sequence[str]], n_first: int, p: Array, task: Tas
     class_of = {durable.cell(name): i for i, name in enumerate(task.classes)}
     argmax, predicted = (np.array([class_of[line[at]] for line in lines]) for at in (len(_FIRST) - 1, n_first - 1))
     if (p.max(axis=1) - p[np.arange(len(p)), argmax] > _ROUNDED).any():
-        raise ValueError("a prediction is not the class of the highest probability")
+        raise ValueError("a predicted class does not have the highest probability")
     return argmax, predicted
 
 
@@ -146,7 +146,7 @@ def _check_counts(run: Run, task: Task, subsets: Mapping[str, Subset]) -> None:
             c = len(task.classes)
             counts = np.bincount(task.labels[subset.rows] * c + predicted, minlength=c * c).reshape(c, c)
             if counts.tolist() != scores["confusion"]:
-                raise ValueError(f"its {name} predictions differ from the counts of the record")
+                raise ValueError(f"its {name} rows have other predictions than the record says")
 
 
 def _logits(p: Array, has_findings: bool) -> Array:
