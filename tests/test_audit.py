@@ -100,8 +100,8 @@ def test_near_copies_across_splits_are_told_from_copies(
     }  # fmt: skip
     assert (near.count(across=False), near.count(across=True)) == (1, 1)
     assert near.pairs[0].tolist() == planted[1]["copies"][2:]
-    assert [(each["image_id"], each["near"]) for each in found.nearest_across()][:2] == [
-        (found.image_ids[min(planted[1]["near"])], "yes"), (found.nearest_across()[1]["image_id"], "no"),
+    assert [(each["image_id"], each["near"]) for each in found.top_across_splits()][:2] == [
+        (found.image_ids[min(planted[1]["near"])], "yes"), (found.top_across_splits()[1]["image_id"], "no"),
     ]  # fmt: skip
 
 
@@ -111,21 +111,24 @@ def test_of_vectors_that_are_all_alike_few_pairs_are_listed_and_a_threshold_is_n
     path = make_store(tmp_path / "s.h5", x, {"split": ["train", "test"] * (n // 2)})
     found = found_in(path)
     assert found.near.count(across=False) is None
-    (note,) = [note for note in found.notes if "near copies" in note]
-    assert "100.0% of all pairs have a cosine of 0.95 or more, which says nothing of these vectors" in note
+    (note,) = [note for note in found.notes if "near duplicates" in note]
+    assert (
+        "100.0% of all pairs have a cosine similarity of at least 0.95, so this threshold does not identify near duplicates"
+        in note
+    )
     low = float(note.partition("`near`=")[2].partition(" leaves")[0])
     assert (found.near.cosine >= low).all()
     assert f"{max(5, n // 20)} pairs" in note
     raised = found_in(path, near=low)
     assert 0 < (raised.near.count(across=False) or 0) <= max(5, n // 20)
     assert len(found.near.pairs) <= raised.near.count(across=True)
-    assert not [note for note in raised.notes if "near copies" in note]
+    assert not [note for note in raised.notes if "near duplicates" in note]
 
 
 def test_of_vectors_that_are_the_same_no_threshold_is_named(tmp_path: Path) -> None:
     found = found_in(make_store(tmp_path / "s.h5", np.ones((40, 3)), {}))
-    (note,) = [note for note in found.notes if "near copies" in note]
-    assert note.endswith("which says nothing of these vectors; no other tells them apart")
+    (note,) = [note for note in found.notes if "near duplicates" in note]
+    assert note.endswith("does not identify near duplicates; no higher threshold separates them")
 
 
 def test_a_cosine_that_many_but_not_most_pairs_reach_is_said_beside_the_pairs(tmp_path: Path) -> None:
@@ -133,8 +136,8 @@ def test_a_cosine_that_many_but_not_most_pairs_reach_is_said_beside_the_pairs(tm
     x = np.repeat(rng.standard_normal((20, 40)), 6, axis=0) + 0.01 * rng.standard_normal((120, 40))
     found = found_in(make_store(tmp_path / "s.h5", x, {}))
     assert found.near.count(across=False) == 20 * 6 * 5 // 2
-    (note,) = [note for note in found.notes if "near copies" in note]
-    assert "4.2% of all pairs have a cosine of 0.95 or more; `near`=0.9" in note
+    (note,) = [note for note in found.notes if "near duplicates" in note]
+    assert "4.2% of all pairs have a cosine similarity of at least 0.95; `near`=0.9" in note
 
 
 @pytest.mark.parametrize("n", [24, 650])
@@ -146,7 +149,7 @@ def test_identical_files_are_no_near_copies_however_many(tmp_path: Path, n: int)
     found = found_in(make_store(tmp_path / "s.h5", x, {}, ["ab" * 32] * n + ["cd" * 32, "ef" * 32]))
     assert [len(each.images) for each in found.identical] == [n]
     assert found.near.count(across=False) == 1
-    assert not [note for note in found.notes if "near copies" in note]
+    assert not [note for note in found.notes if "near duplicates" in note]
 
 
 # --- confounds --------------------------------------------------------------------------------------------------------
@@ -155,14 +158,14 @@ def test_identical_files_are_no_near_copies_however_many(tmp_path: Path, n: int)
 def test_a_planted_confound_is_above_chance_from_vectors_and_to_the_label(found: Audit) -> None:
     scanner = score_of(found, "scanner")
     assert scanner.from_vectors is not None
-    assert scanner.to_label is not None
+    assert scanner.label_score is not None
     assert scanner.from_vectors.low > 0.9
-    assert 0.6 < scanner.to_label.low < 0.8 < scanner.to_label.high < 0.95
+    assert 0.6 < scanner.label_score.low < 0.8 < scanner.label_score.high < 0.95
     assert found.confounds[0] is scanner
-    assert found.together is not None
-    assert found.together.above_chance
-    assert found.of_label is not None
-    assert found.of_label.low > 0.9
+    assert found.label_from_variables is not None
+    assert found.label_from_variables.above_chance
+    assert found.label_from_vectors is not None
+    assert found.label_from_vectors.low > 0.9
 
 
 def test_what_is_in_neither_is_at_chance(found: Audit) -> None:
@@ -170,15 +173,15 @@ def test_what_is_in_neither_is_at_chance(found: Audit) -> None:
         each = score_of(found, name)
         assert each.from_vectors is not None
         assert each.from_vectors.low <= confounds.CHANCE <= each.from_vectors.high, name
-        assert each.to_label is None or each.to_label.low <= confounds.CHANCE, name
-    assert score_of(found, "split").to_label is None
+        assert each.label_score is None or each.label_score.low <= confounds.CHANCE, name
+    assert score_of(found, "split").label_score is None
     assert len(score_of(found, "age").classes) == 5
 
 
 def test_free_text_and_the_label_in_other_words_are_no_variables(found: Audit) -> None:
-    assert found.left_out["findings"] == "400 different texts"
-    assert found.left_out["kind"] == "says what the label says"
-    assert found.left_out["source folder"] == "the same everywhere"
+    assert found.excluded["findings"] == "400 different texts"
+    assert found.excluded["kind"] == "repeats the label"
+    assert found.excluded["source folder"] == "the same everywhere"
     assert {each.name for each in found.confounds} == {"scanner", "ward", "age", "split"}
 
 
@@ -189,10 +192,10 @@ def test_a_clean_store_shows_no_confound_no_copy_and_no_confident_doubt(tmp_path
     wards = [("a", "b")[rng.integers(2)] for _ in range(N)]
     found = found_in(make_store(tmp_path / "c.h5", x, columns_of(labels, ward=wards)), near=0.9999)
     assert not [each.name for each in found.confounds if each.from_vectors and each.from_vectors.above_chance]
-    assert not [each.name for each in found.confounds if each.to_label and each.to_label.above_chance]
+    assert not [each.name for each in found.confounds if each.label_score and each.label_score.above_chance]
     assert (len(found.identical), found.near.count(across=False)) == (0, 0)
-    assert found.doubts is not None
-    assert not found.doubts.is_confident.any()
+    assert found.label_issues is not None
+    assert not found.label_issues.is_issue.any()
 
 
 def test_no_group_is_on_two_sides_of_the_folds_that_score(tmp_path: Path) -> None:
@@ -266,7 +269,7 @@ def test_a_value_in_too_few_groups_is_named() -> None:
 
 
 def test_planted_outliers_are_the_furthest(planted: tuple[Path, dict[str, list[int]]], found: Audit) -> None:
-    assert set(found.outlying[:2]) == set(planted[1]["odd"])
+    assert set(found.ranked_outliers[:2]) == set(planted[1]["odd"])
 
 
 @pytest.mark.parametrize("max_reference", [1000, 60])
@@ -291,7 +294,7 @@ def test_the_nearest_across_splits_are_those_of_brute_force(most: int) -> None:
     content = np.array([f"{i}" for i in range(60)], dtype=object)
     one, other = np.flatnonzero(sides == "train")[0], np.flatnonzero(sides == "test")[0]
     x[other], content[other] = x[one], content[one]
-    pairs, cosine = suspects.closest_across(x, sides, content, most)
+    pairs, cosine = suspects.nearest_across_splits(x, sides, content, most)
     unit = x / np.linalg.norm(x, axis=1, keepdims=True)
     best = {}
     for few, many in (("val", "test"), ("val", "train"), ("test", "train")):
@@ -310,19 +313,19 @@ def test_the_nearest_across_splits_are_those_of_brute_force(most: int) -> None:
 
 def test_planted_wrong_labels_rank_first(planted: tuple[Path, dict[str, list[int]]], found: Audit) -> None:
     wrong = {*planted[1]["wrong"], planted[1]["copies"][0], planted[1]["copies"][1]}  # two copies, two labels: one is
-    assert found.doubts is not None
-    ranked = [int(found.labelled[place]) for place in found.doubtful]
+    assert found.label_issues is not None
+    ranked = [int(found.labelled_rows[place]) for place in found.ranked_labels]
     assert set(planted[1]["wrong"]) <= set(ranked[: len(wrong)])
     assert {*ranked[:3]} <= wrong
-    assert found.doubts.is_confident[found.doubtful[:3]].all()
+    assert found.label_issues.is_issue[found.ranked_labels[:3]].all()
 
 
 def test_confident_learning_counts_as_it_is_defined() -> None:
     """Four rows of two classes whose thresholds are 0.6 and 0.7, by hand."""
     p = np.array([[0.9, 0.1], [0.3, 0.7], [0.2, 0.8], [0.4, 0.6]])
     labels = np.array([0, 0, 1, 1])
-    found = suspects.doubt(labels, np.log(p))
-    assert found.is_confident.tolist() == [False, True, False, False]
+    found = suspects.find_label_issues(labels, np.log(p))
+    assert found.is_issue.tolist() == [False, True, False, False]
     assert found.suggested.tolist() == [0, 1, 1, 1]
     assert np.allclose(found.loss, -np.log([0.9, 0.3, 0.8, 0.6]))
     assert np.allclose(found.p_given, [0.9, 0.3, 0.8, 0.6])
@@ -332,18 +335,18 @@ def test_a_label_as_probable_as_another_is_in_no_doubt() -> None:
     """Of equal vectors with two labels neither is accused; the order of the classes is no evidence."""
     labels = np.array([0, 1] * 15)
     logits = np.zeros((30, 2), dtype=np.float32)
-    found = suspects.doubt(labels, logits)
-    assert not found.is_confident.any()
+    found = suspects.find_label_issues(labels, logits)
+    assert not found.is_issue.any()
     assert (found.suggested == labels).all()
     logits[::2, 0] += 1e-7  # what a solver leaves of nothing
-    assert not suspects.doubt(labels, logits).is_confident.any()
+    assert not suspects.find_label_issues(labels, logits).is_issue.any()
 
 
 def test_a_label_that_is_the_likeliest_is_not_contradicted() -> None:
     """The thresholds are 0.8 and 0.225: the second row counts in class 1, whose probability is lower."""
     p = np.array([[0.98, 0.02], [0.6, 0.4], [0.9, 0.1], [0.65, 0.35]])
-    found = suspects.doubt(np.array([0, 0, 1, 1]), np.log(p))
-    assert found.is_confident.tolist() == [False, False, True, False]
+    found = suspects.find_label_issues(np.array([0, 0, 1, 1]), np.log(p))
+    assert found.is_issue.tolist() == [False, False, True, False]
     assert found.suggested.tolist() == [0, 0, 0, 0]
 
 
@@ -353,16 +356,16 @@ def test_a_label_that_is_the_likeliest_is_not_contradicted() -> None:
 def test_a_store_without_labels_is_audited_for_the_rest(tmp_path: Path) -> None:
     x = np.random.default_rng(0).standard_normal((30, 6))
     found = found_in(make_store(tmp_path / "s.h5", x, {}))
-    assert (found.doubts, found.of_label, found.together) == (None, None, None)
-    assert len(found.outlying) == 30
-    assert any("no two classes" in note for note in found.notes)
+    assert (found.label_issues, found.label_from_vectors, found.label_from_variables) == (None, None, None)
+    assert len(found.ranked_outliers) == 30
+    assert any("fewer than two classes" in note for note in found.notes)
 
 
 def test_a_class_of_few_patients_is_left_out_and_said(tmp_path: Path) -> None:
     x, labels = two_clouds(N, D, seed=9, apart=5.0)
     labels[5] = labels[6] = "rare"
     found = found_in(make_store(tmp_path / "s.h5", x, columns_of(labels)))
-    assert len(found.labelled) == N - 2
+    assert len(found.labelled_rows) == N - 2
     assert any("fewer than 5 groups" in note and "rare" in note for note in found.notes)
 
 
@@ -382,7 +385,7 @@ def test_what_is_not_there_cannot_be_asked_for(
 
 
 def test_one_image_is_nothing_to_compare(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"1 image\(s\): there is nothing to compare"):
+    with pytest.raises(UsageError, match=r"1 image; an audit needs at least two"):
         found_in(make_store(tmp_path / "s.h5", np.ones((1, 3)), {}))
 
 
@@ -407,14 +410,14 @@ def test_headers_of_the_images_are_variables_where_they_are_given(pictured: tupl
     width = score_of(found, "image width")
     assert width.classes == ["40", "50"]
     assert width.from_vectors is not None
-    assert width.to_label is not None
+    assert width.label_score is not None
     assert width.from_vectors.low > 0.8
-    assert width.to_label.low > 0.8
-    assert found.left_out["image height"] == found.left_out["bit depth"] == "the same everywhere"
+    assert width.label_score.low > 0.8
+    assert found.excluded["image height"] == found.excluded["bit depth"] == "the same everywhere"
 
 
 def test_images_of_another_store_are_refused(pictured: tuple[Path, Path], class_folder: Path) -> None:
-    with pytest.raises(UsageError, match=r"none of the 60 images of .* can be had from"):
+    with pytest.raises(UsageError, match=r"has none of the 60 images of"):
         found_in(pictured[0], images=Manifest.read(class_folder))
 
 
@@ -431,7 +434,7 @@ def test_the_tables_are_whole_and_the_worst_comes_first(
     outliers, labels = rows_of(tmp_path / "audit" / "outliers.csv"), rows_of(tmp_path / "audit" / "labels.csv")
     assert (len(outliers), len(labels)) == (N, N)
     assert {row["image_id"] for row in outliers[:2]} == {ids[row] for row in planted[1]["odd"]}
-    assert labels[0]["confident"] == "yes"
+    assert labels[0]["is_issue"] == "yes"
     assert {row["across_splits"] for row in rows_of(tmp_path / "audit" / "identical.csv")[:2]} == {"yes"}
     near = rows_of(tmp_path / "audit" / "near_duplicates.csv")
     assert [(row["across_splits"], row["identical"]) for row in near if row["near"] == "yes"] == [
@@ -448,12 +451,12 @@ def test_a_folder_with_files_of_somebody_else_is_refused_before_anything_is_comp
 ) -> None:
     (tmp_path / name).write_text(text, errors="surrogateescape")
     (tmp_path / "notes.txt").touch()
-    with pytest.raises(UsageError, match=f"{name} is from no audit, and would be written over"):
+    with pytest.raises(UsageError, match=f"{name} is not part of an audit and would be overwritten"):
         check_free(tmp_path)
     assert (tmp_path / name).read_text(errors="surrogateescape") == text
     (tmp_path / name).unlink()
     (tmp_path / name).mkdir()
-    with pytest.raises(UsageError, match="is from no audit"):
+    with pytest.raises(UsageError, match="is not part of an audit"):
         check_free(tmp_path)
 
 
@@ -466,7 +469,7 @@ def test_an_audit_is_written_over_another_finished_or_not(found: Audit, tmp_path
     check_free(tmp_path)
     found.write(tmp_path)
     assert len(list(tmp_path.iterdir())) == 7
-    with pytest.raises(UsageError, match=r"notes.txt is no folder"):
+    with pytest.raises(UsageError, match=r"notes.txt is not a folder"):
         found.write(tmp_path / "notes.txt")
 
 
@@ -479,11 +482,11 @@ def test_what_is_printed_is_what_was_found(planted: tuple[Path, dict[str, list[i
     print_audit(people, found, Path("out"))
     text = people.file.getvalue()  # type: ignore[attr-defined]
     assert "2 sets of identical images (4 files), 1 of them across splits, 1 with different labels" in text
-    assert "cosine of 0.9999 or more: 1 pairs of different files, 1 of them across splits" in text
+    assert "cosine similarity of 0.9999 or more: 1 pair of different files, 1 of them across splits" in text
     scanner = score_of(found, "scanner").from_vectors
     assert scanner is not None
     assert f"{scanner.auroc:.3f} [{scanner.low:.3f}, {scanner.high:.3f}]*" in text
-    assert "not looked at: findings (400 different texts)" in text
+    assert "not tested: findings (400 different texts)" in text
     assert found.image_ids[planted[1]["odd"][0]] in text
 
 
@@ -506,7 +509,7 @@ def test_audit_answers_scripts_with_one_json_object(pictured: tuple[Path, Path],
     (tmp_path / "out" / "audit.json").write_text("mine")
     done = featcache("audit", pictured[0], "-o", "out", cwd=tmp_path)
     assert done.returncode == 2
-    assert "audit.json is from no audit, and would be written over" in done.stderr
+    assert "audit.json is not part of an audit and would be overwritten" in done.stderr
     assert (tmp_path / "out" / "audit.json").read_text() == "mine"
 
 

@@ -1,9 +1,9 @@
-"""What gives itself away: how well vectors tell what they should not know.
+"""Confounders: variables such as hospital, format or size that can be predicted from the vectors.
 
-If a head can tell the hospital, the format or the size of an image from its vector, and these differ between the
-classes, its score may be theirs. Each such variable is learnt from the vectors by logistic regression on folds that no
-patient crosses: a value against all others, and of numbers each fifth of them. A score is an AUROC, of which 0.5 is
-chance. How well the variables alone tell the label is said by `shortcuts`.
+If a variable can be predicted from the vectors and differs between the classes, the performance of a head may rest on
+it.
+Each variable is predicted from the vectors by logistic regression on grouped folds: each value against the rest;
+numbers are cut into fifths. The score is the AUROC; 0.5 is chance. `shortcuts` predicts the label from the variables.
 Knows neither files nor images. Letters: n rows, d features, k components, c classes.
 """
 
@@ -31,9 +31,9 @@ Array = np.ndarray[Any, Any]
 CHANCE = 0.5
 FOLDS = 5
 COMPONENTS = 128
-MAX_CLASSES = 12  # values of a variable; more are numbers that are cut, or no variable
-MAX_ROWS = 20_000  # that one head learns from, and that a score is of
-_MIN_GROUPS = 2 * FOLDS  # that a value must be in to be a class of its own
+MAX_CLASSES = 12  # values of a categorical variable; numbers with more values are cut into fifths
+MAX_ROWS = 20_000  # rows of one training fold, and of one score
+_MIN_GROUPS = 2 * FOLDS  # groups that a value needs to be a class
 _WIDER = math.sqrt(1 + FOLDS / (FOLDS - 1))  # see `score`
 _C = 0.1  # inverse penalty, of components of variance 1
 _BLOCK = 4096  # rows
@@ -44,13 +44,13 @@ _UNKNOWN = -1
 
 @dataclass(frozen=True)
 class Variable:
-    """Something known of n images that is no finding.
+    """A variable of n images that is not the label, such as a column or the image width.
 
     Attributes:
-        name: of it.
-        classes: c names of what is learnt: values, or parts of the numbers.
-        codes: (n,) class numbers, -1 where unknown.
-        numbers: (n,) the numbers themselves, NaN where unknown; None where it is no number, or has few values.
+        name: name of the variable.
+        classes: c names of values, or of ranges of numbers.
+        codes: (n,) class numbers, -1 for unknown.
+        numbers: (n,) numeric values, NaN for unknown; None for a categorical variable.
     """
 
     name: str
@@ -60,10 +60,10 @@ class Variable:
 
     @classmethod
     def of(cls, name: str, texts: Sequence[str], groups: Array) -> "Variable | str":
-        """A variable of n texts, empty where unknown; or why it is none.
+        """A variable from n texts (empty for unknown), or the reason why the texts are not tested.
 
-        Values in too few groups to be on all sides of all folds become one, "(rare)", and so do all but the most
-        frequent of many. Of many, these must be half of the images: else they are free text.
+        Values in too few groups for the folds are merged into "(rare)", as are all but the most frequent of many. If
+        the frequent values cover less than half of the images, the texts are taken for free text.
         """
         n_different = len(set(texts) - {""})
         if n_different > MAX_CLASSES and (numbers := _numbers(texts)) is not None:
@@ -79,7 +79,7 @@ class Variable:
 
     @classmethod
     def _of_numbers(cls, name: str, numbers: Array, groups: Array) -> "Variable | str":
-        """Fifths, as far as equal numbers allow; or one number against all others, where nearly all are that."""
+        """Fifths, as far as ties allow; or the most frequent number against the rest."""
         is_finite = np.isfinite(numbers)
         edges = _edges(numbers[is_finite])
         if len(edges):
@@ -96,8 +96,7 @@ class Variable:
         return cls(name, names, codes, numbers)
 
     def predictors(self) -> Array:
-        """(n, k) float32: what a label is predicted from. Numbers by value, NaN where unknown; else a column per class
-        and one for unknown."""
+        """(n, k) float32 predictors: the numbers with NaN for unknown, or one-hot classes with a column for unknown."""
         if self.numbers is not None:
             largest = float(np.finfo(np.float32).max)
             return np.clip(self.numbers, -largest, largest).astype(np.float32)[:, None]
@@ -107,7 +106,7 @@ class Variable:
 
 @dataclass(frozen=True)
 class OneClass:
-    """How well one class is told from all others: its name, and an AUROC with its 95 % interval."""
+    """The AUROC of one class against the rest, with its 95 % confidence interval."""
 
     name: str
     auroc: float
@@ -117,14 +116,14 @@ class OneClass:
 
 @dataclass(frozen=True)
 class Score:
-    """How well one thing is told from another, out of fold.
+    """An out-of-fold AUROC.
 
     Attributes:
-        auroc: of two classes, or the mean of each against the rest.
-        low, high: 95 % interval.
-        n_rows: that it is of.
-        n_classes: c.
-        by_class: each against the rest; of two, the last.
+        auroc: AUROC of two classes, or the macro average of one class against the rest.
+        low, high: 95 % confidence interval.
+        n_rows: number of rows.
+        n_classes: number of classes c.
+        by_class: AUROC of each class against the rest; of two classes, only the last.
     """
 
     auroc: float
@@ -136,43 +135,44 @@ class Score:
 
     @property
     def above_chance(self) -> bool:
-        """Whether the whole interval is."""
+        """Whether the interval lies above 0.5."""
         return self.low > CHANCE
 
     @property
     def best(self) -> OneClass:
-        """The class that is told best."""
+        """The class with the highest AUROC."""
         return max(self.by_class, key=lambda class_score: class_score.auroc)
 
 
 @dataclass(frozen=True)
 class Confound:
-    """A variable, how well the vectors tell it, and how well it tells the label.
+    """A tested variable.
 
     Attributes:
-        name: of the variable.
-        classes: what is told apart.
-        from_vectors, to_label: None where there is no score, for the reason in `why`.
-        why: the reasons.
+        name: name of the variable.
+        classes: its values or ranges.
+        from_vectors: AUROC of the variable predicted from the vectors; None for the reason `reason`.
+        label_score: AUROC of the label predicted from the variable; None if the label cannot be learned.
+        reason: why there is no score; empty otherwise.
     """
 
     name: str
     classes: Sequence[str]
     from_vectors: Score | None
-    to_label: Score | None
-    why: str = ""
+    label_score: Score | None
+    reason: str = ""
 
 
 @one_thread()
 def components(x: Array, seed: int = 0) -> Array:
-    """(n, k) float32, the first principal components of the vectors, each scaled to a variance of 1; k at most 128.
+    """(n, k) float32 first principal components of the vectors, scaled to variance 1; k at most 128.
 
-    What a probe learns from, so that many are made in seconds. On 5,840 X-rays (MobileNetV2, 1,280 features) the label
-    is told with an AUROC of 0.988 from them, and of 0.991 from all features in many times the time.
+    Variables are predicted from these so that many are tested in seconds. On 5,840 X-rays (MobileNetV2, 1,280 features)
+    the AUROC of the label is 0.988 from the components and 0.991 from all features, which takes many times as long.
 
     Args:
-        x: (n, d) floats, n at least 2; the components are those of at most `MAX_ROWS` rows, drawn at random.
-        seed: of the draw, and of the randomised decomposition.
+        x: (n, d) floats, n at least 2; the decomposition uses a random sample of at most `MAX_ROWS` rows.
+        seed: seed of the sample and of the randomised decomposition.
     """
     from sklearn.decomposition import PCA
 
@@ -185,19 +185,19 @@ def components(x: Array, seed: int = 0) -> Array:
 
 
 def out_of_fold(x: Array, y: Array, n_classes: int, folds: Sequence[Fold], seed: int = 0) -> Array:
-    """(n, c) logits of logistic regressions that have not seen the row's fold.
+    """(n, c) out-of-fold logits of logistic regressions.
 
     Args:
         x: (n, d) float32.
         y: (n,) class numbers.
         n_classes: c.
-        folds: that hold each row once.
-        seed: of the rows drawn where a fold has more than `MAX_ROWS` to learn from.
+        folds: folds in which each row is a validation row once.
+        seed: seed of the sample of training rows, if a fold has more than `MAX_ROWS`.
     """
     rng = np.random.default_rng(seed)
-    learnt = [np.sort(rng.permutation(fold.train)[:MAX_ROWS]) for fold in folds]
+    training_rows = [np.sort(rng.permutation(fold.train)[:MAX_ROWS]) for fold in folds]
     spec = HeadSpec.of("logreg", C=_C)
-    fits = [Fit(spec, Pool(train), train, fold.val) for train, fold in zip(learnt, folds, strict=True)]
+    fits = [Fit(spec, Pool(train), train, fold.val) for train, fold in zip(training_rows, folds, strict=True)]
     logits = np.empty((len(y), n_classes), dtype=np.float32)
     for fitted in solve_all(fits, torch.from_numpy(x), Targets(y[None], n_classes, n_classes - 1)):
         logits[fitted.fit.val] = fitted.logits
@@ -205,20 +205,20 @@ def out_of_fold(x: Array, y: Array, n_classes: int, folds: Sequence[Fold], seed:
 
 
 def score(y: Array, logits: Array, groups: Array, classes: Sequence[str], seed: int = 0) -> Score:
-    """The AUROC of out-of-fold logits with its interval, of at most about `MAX_ROWS` rows: whole groups are drawn.
+    """The AUROC of out-of-fold logits with its interval, on at most about `MAX_ROWS` rows (a sample of whole groups).
 
-    An interval of the rows knows nothing of the training: heads of different folds share most of what they learn from,
-    and what one class has too much of in a fold it lacks in the others. So it is widened by sqrt(1 + k n2 / n1), which
-    is 1.5 for five folds, as Nadeau and Bengio ("Inference for the generalization error", Machine Learning 52, 2003)
-    correct the variance of resampled scores. Of 180 variables that were in none of the vectors it lay above chance in
-    3, without that in 15.
+    The interval of the rows ignores the training: the heads of different folds share most of their training rows, and
+    an excess of a class in one fold is a lack in the others. It is therefore widened by sqrt(1 + k n2 / n1), 1.5 for
+    five folds, the correction of Nadeau and Bengio ("Inference for the generalization error", Machine Learning 52,
+    2003) for resampled scores. Of 180 variables that were independent of the vectors, 3 intervals lay above chance;
+    without the correction 15 did.
 
     Args:
         y: (n,) class numbers.
         logits: (n, c).
         groups: (n,) group numbers.
         classes: c names.
-        seed: of the draw.
+        seed: seed of the sample.
     """
     rows = _drawn(groups, seed)
     y, logits = y[rows], logits[rows]
@@ -238,13 +238,13 @@ def _widened(estimate: Estimate) -> tuple[float, float, float]:
 
 
 def score_of(variable: Variable, x: Array, groups: Array, seed: int = 0) -> Score:
-    """How well a variable is told from x, of the rows where it is known.
+    """The AUROC of a variable predicted from x, on the rows where the variable is known.
 
     Args:
-        variable: of n rows.
+        variable: variable of n rows.
         x: (n, d) float32.
         groups: (n,) group numbers.
-        seed: of everything that is drawn.
+        seed: seed of folds and samples.
 
     Raises:
         UsageError: groups too large or too uneven for the folds, with the counts.
@@ -256,12 +256,12 @@ def score_of(variable: Variable, x: Array, groups: Array, seed: int = 0) -> Scor
 
 
 def rows_of(x: Array, rows: Array) -> Array:
-    """Some rows in ascending order; not copied where they are all."""
+    """Some rows in ascending order, without a copy if all are selected."""
     return x if len(rows) == len(x) else x[rows]
 
 
 def _frequent(texts: Sequence[str], groups: Array) -> list[str]:
-    """The values that are in enough groups, sorted; and one for all others, if together they are."""
+    """The sorted values that are in enough groups, and "(rare)" if the other values together are."""
     groups_of: dict[str, set[int]] = {}
     for text, group in zip(texts, groups.tolist(), strict=True):
         if text:
@@ -273,7 +273,7 @@ def _frequent(texts: Sequence[str], groups: Array) -> list[str]:
 
 
 def _numbers(texts: Sequence[str]) -> Array | None:
-    """(n,) numbers, NaN where unknown; None where a text is no finite number."""
+    """(n,) numbers, NaN for unknown; None if a text is not a finite number."""
     try:
         numbers = np.array([float(text) if text else math.nan for text in texts])
     except ValueError:
@@ -283,8 +283,7 @@ def _numbers(texts: Sequence[str]) -> Array | None:
 
 
 def _edges(numbers: Array) -> Array:
-    """Where numbers are cut into five parts: the greatest of each but the last, which are numbers themselves, as far as
-    every part has a tenth of them."""
+    """Upper edges of the first four fifths, as far as every part has a tenth of the numbers."""
     edges: list[float] = []
     below = 0.0
     for edge in np.unique(np.quantile(numbers, np.arange(1, 5) / 5, method="lower")).tolist():
@@ -296,7 +295,7 @@ def _edges(numbers: Array) -> Array:
 
 
 def _drawn(groups: Array, seed: int) -> Array:
-    """Rows of whole groups, drawn at random until there are enough; all where there are not too many."""
+    """All rows, or a random sample of whole groups with about `MAX_ROWS` rows."""
     if len(groups) <= MAX_ROWS:
         return np.arange(len(groups))
     names, place, size = np.unique(groups, return_inverse=True, return_counts=True)

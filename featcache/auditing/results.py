@@ -1,8 +1,8 @@
-"""What an audit found, as one JSON object and as tables, the worst first.
+"""The results of an audit as JSON and as CSV tables, the most suspicious rows first.
 
-Computes nothing but orders: what is shown to a person, written to a CSV and answered to a script is the same. Names in
-the tables are somebody's text, and are written so that no spreadsheet takes one for a formula.
-Letters: n rows, k labelled rows, m pairs.
+The printed, written and JSON results are the same. Texts in the tables are escaped so that no spreadsheet reads them as
+formulas.
+Letters: n rows, k labelled_rows rows, m pairs.
 """
 
 import csv
@@ -19,44 +19,45 @@ from featcache import durable
 from featcache.auditing import confounds
 from featcache.auditing.confounds import Confound, Score
 from featcache.auditing.shortcuts import Shortcut, as_json
-from featcache.auditing.suspects import Doubts
+from featcache.auditing.suspects import LabelIssues
 from featcache.errors import UsageError, in_our_words
 from featcache.identity import Json, canonical_json
 from featcache.manifest.check import Alike
 
 Array = np.ndarray[Any, Any]
 
-SHOWN = 5  # rows of the long tables in an answer
+N_SHOWN = 5  # rows of each ranking in the JSON
 _OF_SET = ("set", "image_id", "split", "label", "across_splits")
 _OF_PAIR = (
     "image_id", "split", "label", "other_image_id", "other_split", "other_label", "cosine", "near", "across_splits",
     "identical",
 )  # fmt: skip
-_OF_LABEL = ("image_id", "split", "label", "suggested", "p_label", "p_suggested", "loss", "confident")
+_OF_LABEL = ("image_id", "split", "label", "suggested", "p_label", "p_suggested", "loss", "is_issue")
 _OF_OUTLIER = ("image_id", "split", "label", "distance", "nearest")
 _OF_CONFOUND = (
-    "variable", "classes", "auroc_from_vectors", "low", "high", "above_chance", "auroc_to_label", "label_low",
-    "label_high", "label_class", "label_class_auroc", "chance", "why_not",
+    "variable", "classes", "auroc_from_vectors", "low", "high", "above_chance", "label_auroc", "label_low",
+    "label_high", "label_class", "label_class_auroc", "chance", "reason",
 )  # fmt: skip
 _HEADERS = {
     "identical.csv": _OF_SET, "near_duplicates.csv": _OF_PAIR, "confounds.csv": _OF_CONFOUND,
     "outliers.csv": _OF_OUTLIER, "labels.csv": _OF_LABEL,
 }  # fmt: skip
 _ANSWER = "audit.json"
-_SAID = {"store", "identical", "near", "confounds", "outliers"}  # of every audit
+_KEYS = {"store", "identical", "near", "confounds", "outliers"}  # keys of every audit.json
 
 
 @dataclass(frozen=True)
 class Near:
-    """Pairs of rows with similar vectors: all above a threshold, and the nearest across the split, however far.
+    """Pairs of images with similar vectors: all above a threshold, and the most similar pairs across the split.
 
     Attributes:
-        pairs: (m, 2) row numbers, those across the split first, then by cosine.
-        cosine: (m,).
-        crosses: (m,) whether they are on two sides of the split.
-        identical: (m,) whether their files are the same.
-        is_near: (m,) whether the cosine is at least the threshold.
-        too_many: whether nearly all pairs are near, so that only the nearest few across the split are here, if any.
+        pairs: (m, 2) row numbers, pairs across the split first, then by cosine.
+        cosine: (m,) cosine similarities.
+        crosses: (m,) whether the images are in different subsets of the split.
+        identical: (m,) whether the files are identical.
+        is_near: (m,) whether the cosine reaches the threshold.
+        too_many: whether nearly all pairs reach the threshold; then only the most similar pairs across the split are
+            listed.
     """
 
     pairs: Array
@@ -67,32 +68,32 @@ class Near:
     too_many: bool
 
     def count(self, across: bool) -> int | None:
-        """Near pairs of different files, of all or of those across the split; None where there are too many."""
+        """The number of near pairs of different files, of all or across the split; None if there are too many."""
         selected = self.is_near & ~self.identical & (self.crosses | (not across))
         return None if self.too_many else int(selected.sum())
 
 
 @dataclass(frozen=True)
 class Audit:
-    """What was found in a store.
+    """The results of an audit.
 
     Attributes:
-        store: its file.
-        image_ids, splits, labels: n texts each, empty where unknown.
-        identical: sets of images with the same bytes.
-        threshold: cosine from which two vectors are nearly the same.
-        near: pairs.
-        n_equal: images whose vector is exactly, or nearly, that of an image of other bytes.
-        confounds: a variable each, the best told by the vectors first.
-        left_out: columns that are no variables, with the reason.
-        together: how well all variables together tell the label.
-        shortcuts: of each class what tells it best without a look at an image, the best told first.
-        of_label: how well the vectors tell it, in the same way.
-        distance, nearest: of each row, see `suspects.outliers`.
-        classes: names of the labels.
-        labelled: (k,) rows with a label.
-        doubts: of these; None where there is nothing to learn.
-        notes: what a reader must know.
+        store: path of the store.
+        image_ids, splits, labels: n texts each, empty if unknown.
+        identical: sets of images with identical files.
+        threshold: cosine similarity from which two images are near duplicates.
+        near: near duplicates.
+        n_equal: number of images whose vector equals that of an image with a different file.
+        confounds: the tested variables, the best predicted from the vectors first.
+        excluded: columns that were not tested, with the reason.
+        label_from_variables: AUROC of the label predicted from all variables together.
+        shortcuts: the strongest predictor of each class among the variables, the strongest first.
+        label_from_vectors: AUROC of the label predicted from the vectors.
+        distance, nearest: (n,) outlier score and nearest row, see `suspects.outliers`.
+        classes: names of the classes.
+        labelled_rows: (k,) rows with a label.
+        label_issues: label issues of these rows; None if the label cannot be learned.
+        notes: remarks on the data.
     """
 
     store: Path
@@ -104,46 +105,46 @@ class Audit:
     near: Near
     n_equal: int
     confounds: Sequence[Confound]
-    left_out: Mapping[str, str]
-    together: Score | None
+    excluded: Mapping[str, str]
+    label_from_variables: Score | None
     shortcuts: Sequence[Shortcut]
-    of_label: Score | None
+    label_from_vectors: Score | None
     distance: Array
     nearest: Array
     classes: Sequence[str]
-    labelled: Array
-    doubts: Doubts | None
+    labelled_rows: Array
+    label_issues: LabelIssues | None
     notes: Sequence[str]
 
     @property
-    def outlying(self) -> list[int]:
-        """Rows, the furthest from all others first."""
+    def ranked_outliers(self) -> list[int]:
+        """All rows, the strongest outliers first."""
         rows: list[int] = np.argsort(-self.distance, kind="stable").tolist()
         return rows
 
     @property
-    def doubtful(self) -> list[int]:
-        """Places in `labelled`, by the loss of their label: those that confident learning counts first."""
-        if self.doubts is None:
+    def ranked_labels(self) -> list[int]:
+        """Positions in `labelled_rows`: label issues first, each part by decreasing loss."""
+        if self.label_issues is None:
             return []
-        places: list[int] = np.lexsort((-self.doubts.loss, ~self.doubts.is_confident)).tolist()
+        places: list[int] = np.lexsort((-self.label_issues.loss, ~self.label_issues.is_issue)).tolist()
         return places
 
-    def nearest_across(self) -> list[dict[str, Any]]:
-        """The head of the table of pairs: different files, across the split."""
-        places = np.flatnonzero(self.near.crosses & ~self.near.identical)[:SHOWN]
+    def top_across_splits(self) -> list[dict[str, Any]]:
+        """The most similar pairs of different files across the split."""
+        places = np.flatnonzero(self.near.crosses & ~self.near.identical)[:N_SHOWN]
         return [self._pair(place) for place in places.tolist()]
 
-    def furthest(self) -> list[dict[str, Any]]:
-        """The head of the table of outliers."""
-        return [self._outlier(row) for row in self.outlying[:SHOWN]]
+    def top_outliers(self) -> list[dict[str, Any]]:
+        """The strongest outliers."""
+        return [self._outlier(row) for row in self.ranked_outliers[:N_SHOWN]]
 
-    def most_doubtful(self) -> list[dict[str, Any]]:
-        """The head of the table of labels."""
-        return [self._doubt(place) for place in self.doubtful[:SHOWN]]
+    def top_label_issues(self) -> list[dict[str, Any]]:
+        """The labels that are most likely wrong."""
+        return [self._label_row(place) for place in self.ranked_labels[:N_SHOWN]]
 
     def as_json(self) -> Json:
-        """The answer of `featcache audit --json`."""
+        """A summary as JSON values, as printed by `featcache audit --json`."""
         crossing = [asdict(copies) for copies in self.identical if copies.crosses]
         return {
             "store": str(self.store),
@@ -159,27 +160,27 @@ class Audit:
                 "threshold": self.threshold,
                 "pairs": self.near.count(across=False),
                 "across_splits": self.near.count(across=True),
-                "nearest_across_splits": self.nearest_across(),
+                "nearest_across_splits": self.top_across_splits(),
             },
             "chance": confounds.CHANCE,
             "confounds": [asdict(confound) for confound in self.confounds],
-            "left_out": dict(self.left_out),
-            "label_from_confounds": None if self.together is None else asdict(self.together),
+            "excluded": dict(self.excluded),
+            "label_from_variables": None if self.label_from_variables is None else asdict(self.label_from_variables),
             "shortcuts": as_json(self.shortcuts),
-            "label_from_vectors": None if self.of_label is None else asdict(self.of_label),
-            "outliers": self.furthest(),
-            "doubtful_labels": None if self.doubts is None else int(self.doubts.is_confident.sum()),
-            "most_doubtful": self.most_doubtful(),
+            "label_from_vectors": None if self.label_from_vectors is None else asdict(self.label_from_vectors),
+            "outliers": self.top_outliers(),
+            "label_issues": None if self.label_issues is None else int(self.label_issues.is_issue.sum()),
+            "top_label_issues": self.top_label_issues(),
             "notes": list(self.notes),
         }
 
     def write(self, folder: Path) -> list[Path]:
-        """Writes `audit.json` and a CSV each of identical images, near copies, confounds, outliers and doubtful labels.
+        """Writes `audit.json` and CSV tables of duplicates, near duplicates, confounders, outliers and label issues.
 
         Raises:
             UsageError: as `check_free`.
             StoreLocked: another process is writing there.
-            NoSpace, AccessDenied, InputOutputError: what was written before is as it was.
+            NoSpace, AccessDenied, InputOutputError: the folder cannot be written; an existing audit stays intact.
         """
         check_free(folder)
         with durable.locked(folder):
@@ -194,8 +195,8 @@ class Audit:
             "identical.csv": list(self._identical_rows()),
             "near_duplicates.csv": [list(self._pair(i).values()) for i in range(len(self.near.pairs))],
             "confounds.csv": [_confound_row(confound) for confound in self.confounds],
-            "outliers.csv": [list(self._outlier(row).values()) for row in self.outlying],
-            "labels.csv": [list(self._doubt(place).values()) for place in self.doubtful],
+            "outliers.csv": [list(self._outlier(row).values()) for row in self.ranked_outliers],
+            "labels.csv": [list(self._label_row(place).values()) for place in self.ranked_labels],
         }
 
     def _row(self, row: int) -> dict[str, str]:
@@ -205,15 +206,15 @@ class Audit:
         nearest = self.image_ids[int(self.nearest[row])]
         return {**self._row(row), "distance": round(float(self.distance[row]), 6), "nearest": nearest}
 
-    def _doubt(self, place: int) -> dict[str, Any]:
-        doubts = self.doubts
-        assert doubts is not None
-        numbers = {"p_label": doubts.p_given, "p_suggested": doubts.p_suggested, "loss": doubts.loss}
+    def _label_row(self, place: int) -> dict[str, Any]:
+        issues = self.label_issues
+        assert issues is not None
+        numbers = {"p_label": issues.p_given, "p_suggested": issues.p_suggested, "loss": issues.loss}
         return {
-            **self._row(int(self.labelled[place])),
-            "suggested": self.classes[doubts.suggested[place]],
+            **self._row(int(self.labelled_rows[place])),
+            "suggested": self.classes[issues.suggested[place]],
             **{name: round(float(values[place]), 6) for name, values in numbers.items()},
-            "confident": "yes" if doubts.is_confident[place] else "no",
+            "is_issue": "yes" if issues.is_issue[place] else "no",
         }
 
     def _identical_rows(self) -> Iterator[list[object]]:
@@ -235,24 +236,24 @@ class Audit:
 
 
 def check_free(folder: Path) -> None:
-    """An audit may be written over another, finished or not; somebody's files never are.
+    """Checks that an audit can be written into a folder. An earlier audit is replaced, foreign files never are.
 
     Raises:
-        UsageError: a file is there instead of the folder, or in it, by the name of one of ours, what no audit wrote.
+        UsageError: `folder` is a file, the folder of a Run, or holds a foreign file named like a table of an audit.
     """
     with in_our_words("reading", folder):
         if os.path.lexists(folder) and not folder.is_dir():
-            raise UsageError(f"{folder} is no folder. Choose another place with -o.")
-        # One look at the names: an audit that is put here meanwhile is seen wholly or not at all.
+            raise UsageError(f"{folder} is not a folder. Choose another folder.")
+        # The names are listed once: an audit that another process puts here meanwhile is seen completely or not at all.
         names = set(os.listdir(folder)) if folder.is_dir() else set()
         if _ANSWER in names and _is_answer(folder / _ANSWER):
             return
         if "run.json" in names:
-            raise UsageError(f"{folder} is the folder of a Run. Choose another one with -o.")
+            raise UsageError(f"{folder} is the folder of a Run. Choose another folder.")
         for name in (*_HEADERS, _ANSWER):
             if name in names and not _is_table(folder / name):
                 raise UsageError(
-                    f"{folder / name} is from no audit, and would be written over. Choose another folder with -o."
+                    f"{folder / name} is not part of an audit and would be overwritten. Choose another folder."
                 )
 
 
@@ -261,11 +262,11 @@ def _is_answer(path: Path) -> bool:
         record = json.loads(durable.read_regular(path)) if path.is_file() else None
     except (ValueError, RecursionError):
         return False
-    return isinstance(record, dict) and record.keys() >= _SAID
+    return isinstance(record, dict) and record.keys() >= _KEYS
 
 
 def _is_table(path: Path) -> bool:
-    """Whether it begins as the table of that name does."""
+    """Whether a file has the header of the table of its name."""
     if path.name not in _HEADERS or not path.is_file():
         return False
     with open(path, newline="", encoding="utf-8", errors="replace") as file:
@@ -277,6 +278,10 @@ def _confound_row(confound: Confound) -> list[object]:
         return ["", "", ""] if score is None else [round(value, 4) for value in (score.auroc, score.low, score.high)]
 
     above = "" if confound.from_vectors is None else "yes" if confound.from_vectors.above_chance else "no"
-    best = [confound.to_label.best.name, round(confound.to_label.best.auroc, 4)] if confound.to_label else ["", ""]
-    cells = [*numbers(confound.from_vectors), above, *numbers(confound.to_label), *best]
-    return [confound.name, "; ".join(confound.classes), *cells, confounds.CHANCE, confound.why]
+    best = (
+        [confound.label_score.best.name, round(confound.label_score.best.auroc, 4)]
+        if confound.label_score
+        else ["", ""]
+    )
+    cells = [*numbers(confound.from_vectors), above, *numbers(confound.label_score), *best]
+    return [confound.name, "; ".join(confound.classes), *cells, confounds.CHANCE, confound.reason]

@@ -1,9 +1,8 @@
-"""How well the label is told without looking at an image: from its size, its format, its folder, the store's columns.
+"""Shortcuts: the label predicted without the image, from its size, format, folder and the columns of the store.
 
-What tells a class apart from all others this way may be what a head has learnt instead. Each class against the rest,
-from one variable and from all together, by decision trees on folds that no patient crosses: a tree cuts numbers where
-it likes, so that neither a fine-grained age nor a size that is in the middle of the others escapes it.
-Letters: n rows, k labelled rows, c classes.
+A variable that predicts a class may be what a head has learned instead. Each class is predicted against the rest, from
+each variable and from all together, by decision trees on grouped folds; trees also find intervals of a number.
+Letters: n rows, k labelled_rows rows, c classes.
 """
 
 import os
@@ -24,7 +23,7 @@ Array = np.ndarray[Any, Any]
 Columns = Mapping[str, Sequence[str]]
 Divide = Callable[[Array, Array, Sequence[str], int], list[Fold]]
 
-WORTH_SAYING = 0.6  # AUROC; nearer to 0.5 a variable explains no score that is worth reporting
+NOTABLE_AUROC = 0.6  # nearer to 0.5 a variable explains no reported performance
 _MOST_LEAVES = 32
 _LEAST_LEAF = 5  # rows
 _LEAST_P = 1e-6
@@ -32,17 +31,17 @@ _NO_VARIABLES = frozenset({"group", "path", "split", "label", "kind", "finding",
 _CODES = frozenset({"0", "1", "-1", "0.0", "1.0", "-1.0", ""})
 _MOST_VARIABLES = 20
 _KINDS = {"jpg": "jpeg", "jpe": "jpeg", "jfif": "jpeg", "tif": "tiff", "dcm": "dicom"}
-TOGETHER = "all variables together"
+ALL_VARIABLES = "all variables together"
 
 
 @dataclass(frozen=True)
 class Shortcut:
-    """A class, and what tells it best from the rest without a look at an image.
+    """The strongest predictor of a class without the image.
 
     Attributes:
-        label: the class, or the finding.
-        variable: the name of a variable, of several that belong together, or `TOGETHER`.
-        auroc, low, high: out of fold, with a 95 % interval; 0.5 is chance.
+        label: the class, or the label of a multi-label task.
+        variable: name of a variable, of several joint variables, or `ALL_VARIABLES`.
+        auroc, low, high: out-of-fold AUROC with its 95 % confidence interval; 0.5 is chance.
     """
 
     label: str
@@ -53,20 +52,21 @@ class Shortcut:
 
     def __str__(self) -> str:
         numbers = f"{self.auroc:.3f} [{self.low:.3f}, {self.high:.3f}]"
-        return f"{self.label} is told from {self.variable}{' alone' * (self.variable != TOGETHER)}: {numbers}"
+        alone = "" if self.variable == ALL_VARIABLES else " alone"
+        return f"AUROC of {self.label} predicted from {self.variable}{alone}: {numbers}"
 
 
 @dataclass(frozen=True)
 class Labels:
-    """The label as numbers. Classes in too few groups for the folds are left out.
+    """The label as numbers. Classes in too few groups for the folds are excluded.
 
     Attributes:
-        classes: c names; fewer than two where there is nothing to learn.
-        rows: (k,) rows with one of them.
-        y: (k,) their numbers.
-        groups: (k,).
-        folds: of the k rows; none where nothing can be learnt.
-        seed: of everything that is drawn.
+        classes: c names.
+        rows: (k,) rows with one of these classes.
+        y: (k,) class numbers.
+        groups: (k,) group numbers.
+        folds: folds of the k rows; empty if the label cannot be learned.
+        seed: seed of folds and trees.
     """
 
     classes: Sequence[str]
@@ -80,20 +80,20 @@ class Labels:
     def of(
         cls, labels: Sequence[str], groups: Array, seed: int, notes: list[str], divide: Divide | None = None
     ) -> Self:
-        """From n texts, empty where unknown, and (n,) group numbers, by folds of `splits.k_folds` or of `divide`; why
-        nothing can be learnt is added to `notes`."""
+        """From n texts (empty for unknown) and (n,) group numbers; folds are those of `divide`, or `splits.k_folds`.
+        The reason why a label cannot be learned is appended to `notes`."""
         text = np.array(labels, dtype=object)
         n_groups = {name: len(np.unique(groups[text == name])) for name in sorted(set(labels) - {""})}
         classes = [name for name, n in n_groups.items() if n >= confounds.FOLDS]
         if few := [name for name in n_groups if name not in classes]:
-            notes.append(f"labels in fewer than {confounds.FOLDS} groups are left out: {', '.join(few)}")
+            notes.append(f"classes in fewer than {confounds.FOLDS} groups are excluded: {', '.join(few)}")
         rows = np.flatnonzero(np.isin(text, classes))
         y = np.array([classes.index(name) for name in text[rows]], dtype=np.int64)
         divide = divide or _k_folds
         return cls(classes, rows, y, groups[rows], _folds(y, groups[rows], classes, seed, notes, divide), seed)
 
-    def told_by(self, *variables: Variable) -> Score | None:
-        """How well variables alone, together, tell the label."""
+    def score_from(self, *variables: Variable) -> Score | None:
+        """The AUROC of the label predicted from some variables together."""
         if not self.folds or not variables:
             return None
         x = np.concatenate([variable.predictors()[self.rows] for variable in variables], axis=1)
@@ -101,9 +101,9 @@ class Labels:
         return confounds.score(self.y, logits, self.groups, self.classes, self.seed)
 
 
-def dealt(y: Array, groups: Array, classes: Sequence[str], seed: int) -> list[Fold]:
-    """Folds of whole groups, dealt in turn from each class: of 6,000 groups in milliseconds, where `splits.k_folds`,
-    that balances them better, takes seconds."""
+def dealt_folds(y: Array, groups: Array, classes: Sequence[str], seed: int) -> list[Fold]:
+    """Folds of whole groups, dealt in turn by class: milliseconds for 6,000 groups, where the better balanced
+    `splits.k_folds` takes seconds."""
     names, first, place = np.unique(groups, return_index=True, return_inverse=True)
     order = np.lexsort((np.random.default_rng(seed).random(len(names)), y[first]))
     number = np.empty(len(names), dtype=np.int64)
@@ -118,17 +118,17 @@ def _k_folds(y: Array, groups: Array, classes: Sequence[str], seed: int) -> list
 
 def _folds(y: Array, groups: Array, classes: Sequence[str], seed: int, notes: list[str], divide: Divide) -> list[Fold]:
     if len(classes) < 2:
-        notes.append("there are no two classes to learn: nothing is said of labels")
+        notes.append("the labels have fewer than two classes, so they were not checked")
         return []
     try:
         return divide(y, groups, classes, seed)
     except UsageError as error:
-        notes.append(f"the label cannot be learnt: {error}")
+        notes.append(f"the label cannot be predicted: {error}")
         return []
 
 
 def _out_of_fold(x: Array, y: Array, n_classes: int, folds: Sequence[Fold], seed: int) -> Array:
-    """(n, c) log probabilities by trees that have not seen the row's fold."""
+    """(n, c) out-of-fold log probabilities of decision trees."""
     from sklearn.tree import DecisionTreeClassifier
 
     logits = np.full((len(y), n_classes), np.log(_LEAST_P))
@@ -141,11 +141,11 @@ def _out_of_fold(x: Array, y: Array, n_classes: int, folds: Sequence[Fold], seed
 
 
 def best(scores: Mapping[str, Score | None], label: str | None = None) -> list[Shortcut]:
-    """Of each class what tells it best, the best told first; `TOGETHER` only where it tells clearly more than one.
+    """The strongest predictor of each class, the strongest first; `ALL_VARIABLES` only if clearly better than one.
 
     Args:
-        scores: of the label from a variable each, or several, by name.
-        label: the finding, where the classes are whether it is there; None for the names of the classes.
+        scores: AUROC of the label predicted from a variable, or several, by name.
+        label: the label of a multi-label task; None for the names of the classes.
     """
     by_variable: dict[str, dict[str, OneClass]] = {}
     for variable, score in scores.items():
@@ -153,25 +153,25 @@ def best(scores: Mapping[str, Score | None], label: str | None = None) -> list[S
             by_variable.setdefault(class_score.name, {})[variable] = class_score
     shortcuts = []
     for name, of_class in by_variable.items():
-        alone = {variable: score for variable, score in of_class.items() if variable != TOGETHER} or of_class
+        alone = {variable: score for variable, score in of_class.items() if variable != ALL_VARIABLES} or of_class
         variable = max(alone, key=lambda key: alone[key].auroc)
-        if TOGETHER in of_class and of_class[TOGETHER].low > of_class[variable].auroc:
-            variable = TOGETHER
+        if ALL_VARIABLES in of_class and of_class[ALL_VARIABLES].low > of_class[variable].auroc:
+            variable = ALL_VARIABLES
         strongest = of_class[variable]
         shortcuts.append(Shortcut(label or name, variable, strongest.auroc, strongest.low, strongest.high))
     return sorted(shortcuts, key=lambda shortcut: -shortcut.auroc)
 
 
-def worth_saying(shortcuts: Sequence[Shortcut]) -> list[Shortcut]:
-    """Those that are above chance and could explain something."""
-    return [shortcut for shortcut in shortcuts if shortcut.low > CHANCE and shortcut.auroc >= WORTH_SAYING]
+def notable(shortcuts: Sequence[Shortcut]) -> list[Shortcut]:
+    """The shortcuts above chance that could explain a performance."""
+    return [shortcut for shortcut in shortcuts if shortcut.low > CHANCE and shortcut.auroc >= NOTABLE_AUROC]
 
 
-# --- what is known of the images of a store ---------------------------------------------------------------------------
+# --- variables of a store ---------------------------------------------------------------------------------------------
 
 
 def folders(image_ids: Sequence[str], columns: Columns) -> list[str]:
-    """Of each name its folders, without those that are the split or the label."""
+    """The folders of each image_id, without folders named like the split or the label."""
     empty = [""] * len(image_ids)
     rows = zip(image_ids, columns.get("split", empty), columns.get("label", empty), strict=True)
     return ["/".join(_other_folders(name.split("/")[:-1], split, label)) or "." for name, split, label in rows]
@@ -182,12 +182,12 @@ def _other_folders(parts: Sequence[str], split: str, label: str) -> Iterator[str
 
 
 def suffix(name: str) -> str:
-    """The format that a file's name says it has."""
+    """The file format by the suffix."""
     extension = os.path.splitext(name)[1].lower().removeprefix(".")
     return _KINDS.get(extension, extension)
 
 
-def in_store(
+def column_shortcuts(
     image_ids: Sequence[str],
     columns: Columns,
     labels: Mapping[str, Sequence[str]],
@@ -195,17 +195,17 @@ def in_store(
     ignore: Sequence[str] = (),
     seed: int = 0,
 ) -> list[Shortcut]:
-    """The shortcuts that names and columns of a store show by themselves: a second for 6,000 rows.
+    """Shortcuts by image_ids and columns of a store; takes a second for 6,000 rows.
 
-    Columns that are the label once more, and codes of findings beside findings, are no variables.
+    Columns that repeat the label, and other label columns of a multi-label task, are not tested.
 
     Args:
-        image_ids: n names.
+        image_ids: n image_ids.
         columns: n texts each.
-        labels: n texts, empty where unknown: by "" of classes, or by the name of each finding.
+        labels: n texts, empty for unknown: under "" for classes, or under the name of each label.
         groups: (n,) group numbers.
-        ignore: columns that are the label.
-        seed: of the folds.
+        ignore: label columns.
+        seed: seed of the folds.
     """
     texts: dict[str, Sequence[str]] = {
         "source folder": folders(image_ids, columns),
@@ -219,14 +219,14 @@ def in_store(
     variables = [v for name, of in texts.items() if isinstance(v := Variable.of(name, of, groups), Variable)]
     shortcuts: list[Shortcut] = []
     for label, of in labels.items():
-        numbered = Labels.of(of, groups, seed, [], dealt)
-        scores = {variable.name: numbered.told_by(variable) for variable in variables[:_MOST_VARIABLES]}
+        numbered = Labels.of(of, groups, seed, [], dealt_folds)
+        scores = {variable.name: numbered.score_from(variable) for variable in variables[:_MOST_VARIABLES]}
         shortcuts += best(scores, label or None)
     return sorted(shortcuts, key=lambda shortcut: -shortcut.auroc)
 
 
 def _is_label(values: Sequence[str], labels: Sequence[str]) -> bool:
-    """Whether a column is the label once more: its names, but for their case, or a small number for each of them."""
+    """Whether a column repeats the label: the same names up to case, or a small number for each."""
     pairs = {(value, label) for value, label in zip(values, labels, strict=True) if value and label}
     if len(pairs) != len({value for value, _ in pairs}) or len(pairs) != len({label for _, label in pairs}):
         return False
@@ -235,5 +235,5 @@ def _is_label(values: Sequence[str], labels: Sequence[str]) -> bool:
 
 
 def as_json(shortcuts: Sequence[Shortcut]) -> list[dict[str, Any]]:
-    """For an answer to a script."""
+    """Shortcuts as JSON values."""
     return [asdict(shortcut) for shortcut in shortcuts]

@@ -1,7 +1,7 @@
-"""Rows that deserve a look: unlike all others, like one across the split, or labelled against what their vectors say.
+"""Rows to review: outliers, near duplicates across the split, and label issues.
 
-They are rankings, not verdicts: a rare disease is an outlier, a hard case is a loss, and two children may lie alike.
-Nothing here needs memory for all pairs of rows.
+These are rankings, not verdicts: a rare disease is an outlier, and a difficult case has a high loss. Memory does not
+grow with the number of pairs of rows.
 Letters: n rows, d features, c classes.
 """
 
@@ -18,28 +18,27 @@ from featcache.threads import one_thread
 
 Array = np.ndarray[Any, Any]
 
-NEIGHBOR = 10
+N_NEIGHBORS = 10
 MAX_REFERENCE = 20_000  # rows
 _BLOCK = 4096  # rows
-_CANDIDATES = 5  # of which one at least is hardly ever a copy
-_MAX_SAMPLE = 2000  # rows whose pairs stand for all
-_AS_PROBABLE = 1e-6  # a difference that no table shows
+_CANDIDATES = 5  # nearest rows per row; at least one of them nearly always has a different file
+_MAX_SAMPLE = 2000  # rows in the sample of pairs
+_AS_PROBABLE = 1e-6  # a difference of probabilities below the precision of the tables
 
 
-def outliers(x: Array, k: int = NEIGHBOR, max_reference: int = MAX_REFERENCE, seed: int = 0) -> tuple[Array, Array]:
-    """How far each row is from the others: the distance to its k-th nearest, of vectors scaled to length 1.
+def outliers(x: Array, k: int = N_NEIGHBORS, max_reference: int = MAX_REFERENCE, seed: int = 0) -> tuple[Array, Array]:
+    """Outlier scores: the distance of each row to its k-th nearest row, for vectors scaled to length 1.
 
-    The distance to the k-th neighbour as a measure of outlying is that of Ramaswamy, Rastogi and Shim, "Efficient
-    algorithms for mining outliers from large data sets" (SIGMOD 2000); on a network's vectors, scaled to length 1, that
-    of Sun, Ming, Zhu and Li, "Out-of-distribution detection with deep nearest neighbors" (ICML 2022). Up to k copies
-    of one strange image are still far from everything. Of more than `max_reference` rows so many are drawn at random,
-    among which neighbours are looked for.
+    The score is that of Ramaswamy, Rastogi and Shim, "Efficient algorithms for mining outliers from large data sets"
+    (SIGMOD 2000); on normalised features that of Sun, Ming, Zhu and Li, "Out-of-distribution detection with deep
+    nearest neighbors" (ICML 2022). Up to k copies of an outlying image are all detected. Neighbours are searched among
+    at most `max_reference` rows, a random sample.
 
     Args:
         x: (n, d) floats, n at least 2.
-        k: which neighbour; the last one where there are fewer.
-        max_reference: see above; 5,840 rows of 1,280 take a second or two.
-        seed: of the draw.
+        k: rank of the neighbour, at most the number of other rows.
+        max_reference: size of the sample; 5,840 rows of 1,280 features take a second or two.
+        seed: seed of the sample.
 
     Returns:
         (n,) distances from 0 to 2, and (n,) row numbers of the nearest other row.
@@ -55,22 +54,22 @@ def outliers(x: Array, k: int = NEIGHBOR, max_reference: int = MAX_REFERENCE, se
     return kth, nearest
 
 
-def closest_across(x: Array, sides: Array, content: Array, most: int = 100) -> tuple[Array, Array]:
-    """Of each row on one side of a split the nearest on another, the nearest such pairs first, however far they are.
+def nearest_across_splits(x: Array, subsets: Array, content: Array, most: int = 100) -> tuple[Array, Array]:
+    """The most similar pairs of rows in different subsets of the split, the most similar first.
 
     Args:
         x: (n, d) floats.
-        sides: (n,) texts, empty where unknown.
-        content: (n,) texts; rows with the same are identical and no pair.
-        most: pairs to return.
+        subsets: (n,) texts, empty for unknown.
+        content: (n,) digests; identical files are not a pair.
+        most: number of pairs to return.
 
     Returns:
         pairs: (m, 2) row numbers i < j.
         cosine: (m,).
     """
     unit, closest = _unit(x), np.empty((0, 2), dtype=np.int64)
-    names, sizes = np.unique(sides[sides != ""], return_counts=True)
-    by_size = [np.flatnonzero(sides == names[i]) for i in np.argsort(sizes, kind="stable")]
+    names, sizes = np.unique(subsets[subsets != ""], return_counts=True)
+    by_size = [np.flatnonzero(subsets == names[i]) for i in np.argsort(sizes, kind="stable")]
     for i, few in enumerate(by_size):
         for many in by_size[i + 1 :]:
             _, place = _search(unit[many], unit[few], min(_CANDIDATES, len(many)))
@@ -83,19 +82,19 @@ def closest_across(x: Array, sides: Array, content: Array, most: int = 100) -> t
     return np.sort(closest[order], axis=1), cosine[order]
 
 
-def how_alike(x: Array, content: Array, threshold: float, few: int, seed: int = 0) -> tuple[float, float | None]:
-    """What a threshold says of near copies, of all pairs of different files among at most 2,000 rows drawn at random.
+def share_above(x: Array, content: Array, threshold: float, few: int, seed: int = 0) -> tuple[float, float | None]:
+    """The proportion of pairs above a similarity threshold, estimated on at most 2,000 rows.
 
     Args:
         x: (n, d) floats.
-        content: (n,) texts; rows with the same are identical and no pair.
-        threshold: a cosine.
-        few: a number of pairs of all n rows.
-        seed: of the draw.
+        content: (n,) digests; identical files are not a pair.
+        threshold: cosine similarity.
+        few: desired number of pairs.
+        seed: seed of the sample.
 
     Returns:
-        The share of the pairs that reach the threshold; and a higher one, which about `few` of all pairs reach, to six
-        digits. None where there is none below 1, for the vectors are the same.
+        The proportion of pairs that reach the threshold; and a higher threshold, to six digits, that about `few` of all
+        pairs reach, or None if there is none below 1.
     """
     drawn = np.sort(np.random.default_rng(seed).permutation(len(x))[:_MAX_SAMPLE])
     unit, files = _unit(x[drawn]), np.unique(content[drawn], return_inverse=True)[1]
@@ -110,13 +109,13 @@ def how_alike(x: Array, content: Array, threshold: float, few: int, seed: int = 
 
 
 def _unit(x: Array) -> Array:
-    """(n, d) float32 rows of length 1, in blocks: on the way they are float64."""
+    """(n, d) float32 rows of length 1, computed in blocks because of float64 intermediates."""
     return np.concatenate([unit_rows(x[start : start + _BLOCK]) for start in range(0, len(x), _BLOCK)])
 
 
 @one_thread()
 def _search(reference: Array, x: Array, k: int) -> tuple[Array, Array]:
-    """(n, k) distances and places of the nearest."""
+    """(n, k) distances and positions of the nearest rows."""
     from sklearn.neighbors import NearestNeighbors
 
     distance, place = NearestNeighbors(n_neighbors=k, algorithm="brute").fit(reference).kneighbors(x)
@@ -124,36 +123,36 @@ def _search(reference: Array, x: Array, k: int) -> tuple[Array, Array]:
 
 
 @dataclass(frozen=True)
-class Doubts:
-    """What out-of-fold predictions say of n labels.
+class LabelIssues:
+    """Out-of-fold predictions of n labels.
 
     Attributes:
-        loss: (n,) cross entropy in nats: what they are ranked by.
-        suggested: (n,) the class they say; the given one where it is as probable.
-        p_given, p_suggested: (n,) their probabilities of the given label and of that class.
-        is_confident: (n,) whether the row counts as mislabelled by confident learning.
+        loss: (n,) cross entropy of the given label in nats; ranks the rows.
+        suggested: (n,) predicted class; the given one if it is as probable.
+        p_given, p_suggested: (n,) predicted probabilities of the given and of the suggested class.
+        is_issue: (n,) whether confident learning counts the row as mislabelled.
     """
 
     loss: Array
     suggested: Array
     p_given: Array
     p_suggested: Array
-    is_confident: Array
+    is_issue: Array
 
 
-def doubt(labels: Array, logits: Array) -> Doubts:
-    """Which labels are probably wrong, by predictions of heads that have not seen them.
+def find_label_issues(labels: Array, logits: Array) -> LabelIssues:
+    """Labels that are probably wrong, by out-of-fold predictions.
 
     Confident learning (Northcutt, Jiang and Chuang, "Confident learning: estimating uncertainty in dataset labels",
-    JAIR 70, 2021, section 3.1): t_j is the mean probability of class j among the rows labelled j. A row counts in class
-    j if its probability of j is at least t_j, in the most probable one if there are several; one that counts in another
-    class than its label's is off the diagonal of the confident joint. They are ranked by the loss of the given label.
-    A label that is as probable as the class the row counts in is in no doubt: of equal vectors with two labels neither
-    is, where the order of the classes would accuse all of one.
+    JAIR 70, 2021, section 3.1): t_j is the mean probability of class j among the rows labelled_rows j. A row counts in
+    class j if its probability of j is at least t_j, in the most probable one if there are several; one that counts in
+    another class than its label's is off the diagonal of the confident joint. Rows are ranked by the loss of the given
+    label. A label that is as probable as the class in which the row counts is not an issue; otherwise the order of the
+    classes would decide between two labels of equal vectors.
 
     Args:
         labels: (n,) class numbers.
-        logits: (n, c) out of fold.
+        logits: (n, c) out-of-fold logits.
     """
     p = softmax(logits.astype(np.float64), axis=1)
     rows = np.arange(len(labels))
@@ -162,8 +161,8 @@ def doubt(labels: Array, logits: Array) -> Doubts:
     thresholds[present] = [p[labels == j, j].mean() for j in present]
     counted = np.where(p >= thresholds, p, -1.0)  # (n, c)
     counts_in, p_given = counted.argmax(axis=1), p[rows, labels]
-    is_confident = (counted.max(axis=1) > 0) & (p[rows, counts_in] > p_given + _AS_PROBABLE)
+    is_issue = (counted.max(axis=1) > 0) & (p[rows, counts_in] > p_given + _AS_PROBABLE)
     likeliest = np.where(p.max(axis=1) > p_given + _AS_PROBABLE, p.argmax(axis=1), labels)
-    suggested = np.where(is_confident, counts_in, likeliest)
+    suggested = np.where(is_issue, counts_in, likeliest)
     loss = metrics.cross_entropies(labels, logits)
-    return Doubts(loss, suggested, p_given, p[rows, suggested], is_confident)
+    return LabelIssues(loss, suggested, p_given, p[rows, suggested], is_issue)

@@ -1,7 +1,4 @@
-"""The command that looks at vectors for what they should not know: `audit`.
-
-The tables are files; what is printed is their heads, and what of it a score should be doubted for.
-"""
+"""The command `audit`: writes the tables and prints their first rows."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +10,7 @@ from rich.console import Console
 from featcache.cli.options import AllowOutside, Json, StoreFile
 from featcache.cli.progress import interruptible, progress
 from featcache.cli.render import answer, console, escaped, plain_table, print_notes, tell_notes
+from featcache.names import plural
 
 
 def audit_command(
@@ -65,23 +63,24 @@ def audit_command(
 
 
 def print_audit(people: Console, result: Any, folder: Path) -> None:
-    """The head of each table."""
+    """Prints the first rows of each table."""
     for line in (_copies(result), *_near_copies(result)):
         people.print(line, highlight=False, soft_wrap=True)
     if result.confounds:
         people.print(_confounds(result))
-    for line in (*_label_lines(result), *_left_out(result)):
+    for line in (*_label_lines(result), *_excluded(result)):
         people.print(line, highlight=False, soft_wrap=True)
-    doubtful = "" if result.doubts is None else f" ({int(result.doubts.is_confident.sum()):,} by confident learning)"
+    n_issues = 0 if result.label_issues is None else int(result.label_issues.is_issue.sum())
+
     for title, rows in (
-        ("furthest from all others", result.furthest()),
-        (f"most doubtful labels{doubtful}", result.most_doubtful()),
+        ("outliers", result.top_outliers()),
+        (f"label issues ({n_issues:,} by confident learning)", result.top_label_issues()),
     ):
         if rows:
             people.print(title, style="bold")
             people.print(_rows(rows))
     print_notes(people, result.notes)
-    people.print(f"[bold]{escaped(folder)}[/]: all of it, the worst first", highlight=False, soft_wrap=True)
+    people.print(f"[bold]{escaped(folder)}[/]: complete tables", highlight=False, soft_wrap=True)
 
 
 def _copies(result: Any) -> str:
@@ -89,34 +88,34 @@ def _copies(result: Any) -> str:
     other = sum(len(copies.labels) > 1 for copies in result.identical)
     n_images = sum(len(copies.images) for copies in result.identical)
     return (
-        f"{len(result.identical):,} sets of identical images ({n_images:,} files), {crossing:,} of them across splits, "
-        f"{other:,} with different labels"
+        f"{plural(len(result.identical), 'set')} of identical images ({plural(n_images, 'file')}), {crossing:,} "
+        f"of them across splits, {other:,} with different labels"
     )
 
 
 def _near_copies(result: Any) -> Iterator[str]:
     n, n_across = (result.near.count(across) for across in (False, True))
-    text = "too many pairs to say anything"
+    text = "nearly all pairs"
     if n is not None:
-        text = f"{n:,} pairs of different files, {n_across:,} of them across splits"
+        text = f"{plural(n, 'pair')} of different files, {n_across:,} of them across splits"
     if result.n_equal:
-        yield f"{result.n_equal:,} images have the vector of an image with other bytes"
-    yield f"vectors with a cosine of {result.threshold:g} or more: {text}"
-    for pair in result.nearest_across():
+        yield f"{plural(result.n_equal, 'image')} with the vector of a different file"
+    yield f"cosine similarity of {result.threshold:g} or more: {text}"
+    for pair in result.top_across_splits():
         names = f"{escaped(pair['image_id'])} and {escaped(pair['other_image_id'])}"
         yield f"  nearest across splits: {_cosine(pair['cosine'])} {names}"
 
 
 def _cosine(value: float) -> str:
-    """With as many digits as tell it from 1."""
+    """With enough digits to differ from 1."""
     return f"{value:.3f}" if value < 0.9995 else f"{value:.6f}"
 
 
 def _confounds(result: Any) -> Any:
-    table = plain_table("variable", "values", "vectors tell it", "it tells the label", left=1)
+    table = plain_table("variable", "values", "AUROC from vectors", "AUROC of label from it", left=1)
     for confound in result.confounds:
-        from_vectors = escaped(confound.why) if confound.from_vectors is None else _score(confound.from_vectors)
-        table.add_row(escaped(confound.name), str(len(confound.classes)), from_vectors, _score(confound.to_label))
+        from_vectors = escaped(confound.reason) if confound.from_vectors is None else _score(confound.from_vectors)
+        table.add_row(escaped(confound.name), str(len(confound.classes)), from_vectors, _score(confound.label_score))
     return table
 
 
@@ -128,21 +127,22 @@ def _score(score: Any) -> str:
 
 
 def _label_lines(result: Any) -> Iterator[str]:
-    from featcache.auditing.shortcuts import worth_saying
+    from featcache.auditing.shortcuts import notable
 
-    yield "AUROC out of fold with its 95 % interval; chance is 0.5, * stands where all of it is above"
-    together = f"; from the variables together: {_score(result.together).strip()}" if result.together else ""
-    for shortcut in worth_saying(result.shortcuts):
+    yield "out-of-fold AUROC with 95 % confidence interval; 0.5 is chance, * marks intervals above it"
+    variables = result.label_from_variables
+    joint = f"; from all variables together: {_score(variables).strip()}" if variables else ""
+    for shortcut in notable(result.shortcuts):
         yield f"[yellow]{escaped(str(shortcut))}[/]"
-    yield f"the label is told from the vectors: {_score(result.of_label).strip()}{together}"
+    yield f"AUROC of the label predicted from the vectors: {_score(result.label_from_vectors).strip()}{joint}"
 
 
-def _left_out(result: Any) -> Iterator[str]:
+def _excluded(result: Any) -> Iterator[str]:
     names: dict[str, list[str]] = {}
-    for name, why in result.left_out.items():
-        names.setdefault(why, []).append(name)
-    for why, columns in names.items():
-        yield f"not looked at: {escaped(', '.join(columns))} ({escaped(why)})"
+    for name, reason in result.excluded.items():
+        names.setdefault(reason, []).append(name)
+    for reason, columns in names.items():
+        yield f"not tested: {escaped(', '.join(columns))} ({escaped(reason)})"
 
 
 def _rows(rows: Any) -> Any:

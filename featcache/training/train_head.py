@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from featcache import devices, figures, runs
-from featcache.auditing.shortcuts import in_store, worth_saying
+from featcache.auditing.shortcuts import column_shortcuts, notable
 from featcache.bounds import check_number
 from featcache.errors import InvalidParameter, UsageError
 from featcache.heads import HeadSpec, features, inference
@@ -142,7 +142,7 @@ def train_head(
                 *notes,
                 *about_network(store.weights_source),
                 *_about_others(baseline_scores),
-                *_about_shortcuts(task, protocol, target),
+                *_shortcut_notes(task, protocol, target),
                 *scored.notes(ranked),
             ],
             "left_out": protocol.left_out,
@@ -270,8 +270,8 @@ def _about_others(baselines: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _about_shortcuts(task: Task, protocol: Protocol, target: TargetSpec) -> list[str]:
-    """What tells a class without a look at an image, from names and columns of the store."""
+def _shortcut_notes(task: Task, protocol: Protocol, target: TargetSpec) -> list[str]:
+    """Notes on classes that image_ids or columns of the store predict."""
     if task.has_findings:
         words = {1.0: "1", 0.0: "0"}
         labels = {
@@ -280,11 +280,11 @@ def _about_shortcuts(task: Task, protocol: Protocol, target: TargetSpec) -> list
         }
     else:
         labels = {"": [task.classes[number] if number >= 0 else "" for number in task.labels.tolist()]}
-    shortcuts = in_store(task.image_ids, task.columns, labels, protocol.groups, target.columns)
+    shortcuts = column_shortcuts(task.image_ids, task.columns, labels, protocol.groups, target.columns)
     return [
-        f"shortcut: {shortcut}, without looking at the image. A head may have learned this instead of the finding; "
-        f"audit the store for more"
-        for shortcut in worth_saying(shortcuts)[:_SHORTCUTS_SHOWN]
+        f"shortcut: {shortcut}, without the image. The head may use this variable instead of the image content; audit the "
+        f"store for more"
+        for shortcut in notable(shortcuts)[:_SHORTCUTS_SHOWN]
     ]
 
 
@@ -297,7 +297,7 @@ def check_held(task: Task, protocol: Protocol, rule: Any) -> None:
         n = task.counts(val).tolist()
         if 0 in n:
             raise UsageError(
-                f"an operating point is chosen on validation rows, and those are {n[0]} {task.classes[0]} and {n[1]} "
+                f"an operating point is chosen on held rows, and those are {n[0]} {task.classes[0]} and {n[1]} "
                 f"{task.classes[1]}. Choose others with `val_fraction` or `n_splits`."
             )
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from featcache.auditing.audit import audit
 from featcache.auditing.results import Audit
-from featcache.auditing.shortcuts import TOGETHER, Shortcut, in_store, worth_saying
+from featcache.auditing.shortcuts import ALL_VARIABLES, Shortcut, column_shortcuts, notable
 from featcache.embedding import embed
 from featcache.heads import HeadSpec
 from featcache.manifest import Manifest
@@ -34,7 +34,7 @@ def told(columns: dict[str, list[str]], labels: list[str] | None = None) -> dict
     """By class."""
     labels = labels or labels_of()
     ids = [f"{label}/{i:05d}.png" for i, label in enumerate(labels)]
-    found = in_store(ids, {"label": labels, **columns}, {"": labels}, np.arange(len(labels)) // 2)
+    found = column_shortcuts(ids, {"label": labels, **columns}, {"": labels}, np.arange(len(labels)) // 2)
     return {each.label: each for each in found}
 
 
@@ -51,8 +51,8 @@ def test_a_size_that_only_one_class_does_not_have_tells_that_class() -> None:
     found = told({"height": heights()})
     assert found["viral"].variable == "height"
     assert found["viral"].auroc > 0.99
-    assert str(found["viral"]).startswith("viral is told from height alone: ")
-    assert worth_saying(list(found.values()))[0].label == "viral"
+    assert str(found["viral"]).startswith("AUROC of viral predicted from height alone: ")
+    assert notable(list(found.values()))[0].label == "viral"
 
 
 def test_a_size_in_the_middle_of_the_others_is_told_by_value() -> None:
@@ -85,7 +85,7 @@ def test_a_folder_or_a_format_is_told_without_any_column() -> None:
         ([f"{'hospital-b' if label == 'covid' else 'a'}/{i}.png" for i, label in enumerate(labels)], "source folder"),
         ([f"{i}.{'jpg' if label == 'covid' else 'png'}" for i, label in enumerate(labels)], "file format"),
     ):
-        best = in_store(ids, {}, {"": labels}, GROUPS)[0]
+        best = column_shortcuts(ids, {}, {"": labels}, GROUPS)[0]
         assert (best.label, best.variable, best.auroc) == ("covid", variable, 1.0)
 
 
@@ -93,14 +93,14 @@ def test_what_tells_nothing_is_not_worth_saying() -> None:
     for seed in range(5):
         rng = np.random.default_rng(seed)
         columns = {"age": [f"{v:.1f}" for v in rng.normal(50, 20, N)], "site": [str(v) for v in rng.integers(0, 5, N)]}
-        assert worth_saying(list(told(columns).values())) == []
+        assert notable(list(told(columns).values())) == []
 
 
 def test_patients_are_not_told_from_themselves() -> None:
     """A value that is its patient's alone says nothing of others: both images of a patient are in one fold."""
     rng = np.random.default_rng(3)
     shuffled = np.repeat(rng.permutation([CLASSES[i % 3] for i in range(N // 2)]), 2).tolist()
-    assert worth_saying(list(told({"serial": [f"{i // 2 + 0.5}" for i in range(N)]}, shuffled).values())) == []
+    assert notable(list(told({"serial": [f"{i // 2 + 0.5}" for i in range(N)]}, shuffled).values())) == []
 
 
 def test_the_label_once_more_is_no_shortcut_but_a_site_for_each_class_is() -> None:
@@ -120,8 +120,8 @@ def coded(seed: int) -> dict[str, list[str]]:
 def test_each_finding_has_its_own_shortcut() -> None:
     columns = coded(4)
     labels = {name: columns[name] for name in ("edema", "mass")}
-    found = in_store([f"{i}.png" for i in range(N)], columns, labels, np.arange(N), ("edema", "mass"))
-    (edema,) = worth_saying(found)
+    found = column_shortcuts([f"{i}.png" for i in range(N)], columns, labels, np.arange(N), ("edema", "mass"))
+    (edema,) = notable(found)
     assert (edema.label, edema.variable, edema.auroc) == ("edema", "view", 1.0)
 
 
@@ -138,17 +138,17 @@ def audited(path: Path, columns: dict[str, list[str]], **options: object) -> Aud
 def test_an_audit_names_the_class_and_the_variable(tmp_path: Path) -> None:
     found = audited(tmp_path, {"label": labels_of(), "height": heights()})
     (height,) = (each for each in found.confounds if each.name == "height")
-    assert height.to_label is not None
-    assert height.to_label.best.name == "viral"
-    assert height.to_label.best.auroc > 0.99
-    assert height.to_label.auroc < 0.9  # the mean over the classes, which was all that was said
+    assert height.label_score is not None
+    assert height.label_score.best.name == "viral"
+    assert height.label_score.best.auroc > 0.99
+    assert height.label_score.auroc < 0.9  # the mean over the classes, which was all that was said
     assert found.as_json()["shortcuts"][0]["label"] == "viral"
-    assert "the headers of the images were not read" in " ".join(found.notes)
+    assert "image headers were not read" in " ".join(found.notes)
 
 
 def test_an_audit_of_findings_is_filled_as_well(tmp_path: Path) -> None:
     found = audited(tmp_path, coded(6), label=("edema", "mass"))
-    assert [(each.label, each.variable) for each in worth_saying(found.shortcuts)] == [("edema", "view")]
+    assert [(each.label, each.variable) for each in notable(found.shortcuts)] == [("edema", "view")]
     assert set(found.classes) == {"edema", "mass", "edema|mass", "no finding"}
 
 
@@ -169,9 +169,9 @@ def test_headers_tell_by_aspect_ratio_and_by_depth(tmp_path: Path) -> None:
     x = rng.standard_normal((180, 6))
     with Store.open(make_store(tmp_path / "s.h5", x, {"label": labels})) as store:
         found = audit(store, Manifest.read(tmp_path / "m.csv"))
-    assert "the headers of the images were not read" not in " ".join(found.notes)
+    assert "image headers were not read" not in " ".join(found.notes)
     best = {each.label: each for each in found.shortcuts}
-    assert best["covid"].variable in ("aspect ratio", "image size", TOGETHER)
+    assert best["covid"].variable in ("aspect ratio", "image size", ALL_VARIABLES)
     assert best["covid"].auroc > 0.95
     assert best["viral"].variable in ("bit depth", "colour mode")
     assert best["viral"].auroc > 0.99
@@ -189,7 +189,7 @@ def test_a_run_says_what_its_store_knows(tmp_path: Path) -> None:
     columns = {"label": labels_of(), "group": [f"p{i // 2}" for i in range(N)], "height": heights()}
     with Store.open(make_store(tmp_path / "s.h5", x, columns)) as store:
         run = train_head(store, HeadSpec.of("ridge"), tmp_path / "run")
-    assert shortcuts_in(run.record["notes"])[0].startswith("shortcut: viral is told from height alone: 0.99")
+    assert shortcuts_in(run.record["notes"])[0].startswith("shortcut: AUROC of viral predicted from height alone: 0.99")
 
 
 def test_a_run_of_findings_says_it_too_and_takes_no_finding_for_a_shortcut(tmp_path: Path) -> None:
@@ -200,7 +200,7 @@ def test_a_run_of_findings_says_it_too_and_takes_no_finding_for_a_shortcut(tmp_p
         target = TargetSpec(columns=("edema", "mass"))
         run = train_head(store, HeadSpec(epochs=2), tmp_path / "run", target=target)
     (note,) = shortcuts_in(run.record["notes"])
-    assert note.startswith("shortcut: edema is told from view alone: 1.000 [0.9")
+    assert note.startswith("shortcut: AUROC of edema predicted from view alone: 1.000 [0.9")
 
 
 # --- on real X-rays ---------------------------------------------------------------------------------------------------
@@ -224,5 +224,5 @@ def test_a_class_of_real_images_in_another_size_is_named(tmp_path: Path) -> None
     with Store.open(tmp_path / "s.h5") as store:
         found = audit(store, manifest)
     best = found.shortcuts[0]
-    assert best.variable in ("image width", "image height", "image size", "aspect ratio", TOGETHER)
+    assert best.variable in ("image width", "image height", "image size", "aspect ratio", ALL_VARIABLES)
     assert best.auroc > 0.98
