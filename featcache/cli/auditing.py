@@ -71,7 +71,6 @@ def print_audit(people: Console, result: Any, folder: Path) -> None:
     for line in (*_label_lines(result), *_excluded(result)):
         people.print(line, highlight=False, soft_wrap=True)
     n_issues = 0 if result.label_issues is None else int(result.label_issues.is_issue.sum())
-
     for title, rows in (
         ("outliers", result.top_outliers()),
         (f"label issues ({n_issues:,} by confident learning)", result.top_label_issues()),
