@@ -1,16 +1,14 @@
-"""One number of some rows, how far it may be from the truth, and how much each group of rows moves it.
+"""Estimates of single metrics: value, 95 % confidence interval and the influence of each group.
 
-A 95 % interval is made of two things: a standard error, and a scale on which the number is nearly normal.
+The standard error is that of the influence function: the sum over groups of squared contributions, so that rows of one
+patient are not treated as independent. For AUROC this is the variance of DeLong (1988), with groups that of Obuchowski
+(1997); for proportions it is the linearised variance of survey statistics.
 
-The standard error is that of the influence function: the sum over groups of (what the group adds)², so that rows of one
-patient are one witness. For AUROC this is the variance of DeLong (1988) without groups, and of Obuchowski (1997) with
-them; for shares it is the linearised variance of survey statistics.
+The scale: proportions have exact binomial bounds at the effective number of rows, AUROC and average precision are
+normal on the logit scale, losses on the logarithmic scale. If all rows agree, the standard error is 0 and the bound is
+the population value under which this result has a probability of 2.5 %.
 
-The scale: shares have exact binomial bounds at their effective number of rows, AUROC and average precision are normal
-on the logit scale, losses on the logarithmic one. Where all rows agree, a standard error of 0 says nothing, and the
-bound is a conservative one, of what a population could be and still show this with a probability of 2.5 %.
-
-Knows nothing of classes, heads and thresholds. Letters: n rows, g groups, m positive and k negative rows.
+Independent of classes, heads and thresholds. Letters: n rows, g groups, m positive and k negative rows.
 """
 
 import math
@@ -31,16 +29,16 @@ _NOTHING = 1e-24  # a variance that is rounding
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number with its 95 % interval.
+    """A metric with its 95 % confidence interval.
 
     Attributes:
-        value: the number.
-        low, high: the interval, which holds it.
-        influence: (g,) what each group adds to value minus truth, to first order.
-        uses: (g,) whether the number is of a row of the group.
+        value: the estimate.
+        low, high: the interval; contains the estimate.
+        influence: (g,) first-order contribution of each group to the error of the estimate.
+        uses: (g,) whether a group has rows in the estimate.
         df: degrees of freedom of the standard error.
-        step: by how much one more row that disagrees would move the number; 0 where that is not counted.
-        error: the standard error, where it is more than that of the influence; None where it is not.
+        step: change of the estimate by one more discordant row; 0 if not applicable.
+        error: standard error, if larger than that of the influences; otherwise None.
     """
 
     value: float
@@ -53,16 +51,16 @@ class Estimate:
     error: float | None = None
 
 
-# --- shares -----------------------------------------------------------------------------------------------------------
+# --- proportions ------------------------------------------------------------------------------------------------------
 
 
 def share(right: Array, group: Array, n_groups: int) -> Estimate:
-    """A share of rows: Clopper and Pearson's exact bounds (Biometrika 26, 1934) at the effective number of rows.
+    """A proportion: Clopper and Pearson's exact bounds (Biometrika 26, 1934) at the effective number of rows.
 
     With groups this is the interval of Korn and Graubard ("Confidence intervals for proportions with small expected
     number of positive counts estimated from survey data", Survey Methodology 24, 1998): the number of rows is divided
-    by the design effect and by the squared ratio of the quantiles of t. Where all rows agree the design effect is
-    unknown, and taken as if rows of a group were copies: n² / sum of size² (Kish, "Survey Sampling", 1965, section
+    by the design effect and by the squared ratio of the quantiles of t. If all rows agree, the design effect is
+    unknown, and the rows of a group are treated as copies: n² / sum of size² (Kish, "Survey Sampling", 1965, section
     8.2).
 
     Args:
@@ -84,23 +82,23 @@ def share(right: Array, group: Array, n_groups: int) -> Estimate:
     return Estimate(p, *_exact(p, n_effective), influence, sizes > 0, df, 1 / kish)
 
 
-def f1(called: Array, present: Array, group: Array, n_groups: int) -> Estimate:
-    """F1 = 2 J / (1 + J) of the share J of hits among the rows that are called or present: J's bounds, on F1's scale.
+def f1(predicted: Array, present: Array, group: Array, n_groups: int) -> Estimate:
+    """F1 = 2 J / (1 + J) with the Jaccard index J of predicted and true positives: the bounds of J on the scale of F1.
 
     Args:
-        called: (n,) bools.
+        predicted: (n,) bools.
         present: (n,) bools.
         group, n_groups: as in `share`.
     """
-    union = called | present
-    jaccard = share((called & present)[union], group[union], n_groups)
+    union = predicted | present
+    jaccard = share((predicted & present)[union], group[union], n_groups)
     slope = 2 / (1 + jaccard.value) ** 2
     value, low, high = (2 * j / (1 + j) for j in (jaccard.value, jaccard.low, jaccard.high))
     return Estimate(value, low, high, slope * jaccard.influence, jaccard.uses, jaccard.df, slope * jaccard.step)
 
 
 def effective_size(sizes: Array) -> float:
-    """How many independent rows these are at least: as if the rows of a group were copies (Kish 1965, section 8.2)."""
+    """The effective number of rows if the rows of a group were copies (Kish 1965, section 8.2)."""
     return float(sizes.sum() ** 2 / np.sum(sizes.astype(np.float64) ** 2))
 
 
@@ -115,22 +113,22 @@ def auroc(truth: Array, scores: Array, group: Array, n_groups: int) -> Estimate:
     data", Biometrics 53, 1997, section 3. On the logit scale as in Pepe, "The Statistical Evaluation of Medical Tests",
     2003, section 5.2. Degrees of freedom as Satterthwaite's, of the two sums.
 
-    Of few positives that happen to lie high, DeLong's variance is much too small: with 15 of 150 and a true area of
-    0.95 such intervals hold it 91 times in 100. So it is at least that of two normal distributions with this area,
-    times the design effect.
+    With few positives DeLong's variance can be much too small: with 15 positives of 150 and a true area of 0.95 such
+    intervals cover it in 91 % of the cases. The variance is therefore at least that of two normal distributions with
+    this area, times the design effect.
 
-    With an area of 1 (or 0) the bound is that of a share: of min(m, k) disjoint pairs of a positive and a negative row,
-    each is in the right order with a probability that is the true area A, so all are with A^min(m, k) at most
+    For an area of 1 (or 0) the bound is that of a proportion: each of min(m, k) disjoint pairs of a positive and a
+    negative row is ordered correctly with the true area A as its probability, so all are with at most A^min(m, k)
     (Hoeffding, "Probability inequalities for sums of bounded random variables", 1963, section 5, on disjoint pairs).
 
     Args:
-        truth: (n,) bools, of both kinds.
-        scores: (n,) that rank.
+        truth: (n,) bools, with both values.
+        scores: (n,) ranking scores.
         group, n_groups: as in `share`.
     """
     m, k = int(truth.sum()), int(np.sum(~truth))
     ranks = rankdata(scores)
-    above = (ranks[truth] - rankdata(scores[truth])) / k  # (m,) of each positive the share of negatives it is above
+    above = (ranks[truth] - rankdata(scores[truth])) / k  # (m,) proportion of negatives below each positive
     below = 1 - (ranks[~truth] - rankdata(scores[~truth])) / m
     area = float(above.mean())
     parts = np.empty(len(truth))
@@ -164,13 +162,12 @@ def _of_two_normals(area: float, m: int, k: int) -> float:
 
 
 def average_precision(truth: Array, scores: Array, group: Array, n_groups: int) -> Estimate:
-    """Mean over the positives of the precision at their score, on the logit scale, as Boyd, Eng and Page advise ("Area
-    under the precision-recall curve: point estimates and confidence intervals", ECML PKDD 2013, section 3.2); the
-    variance is that of the influence function, so that negatives count as well.
+    """Average precision on the logit scale, as in Boyd, Eng and Page ("Area under the precision-recall curve: point
+    estimates and confidence intervals", ECML PKDD 2013, section 3.2); the variance is that of the influence function.
 
     Args:
-        truth: (n,) bools, of both kinds.
-        scores: (n,) that rank.
+        truth: (n,) bools, with both values.
+        scores: (n,) ranking scores.
         group, n_groups: as in `share`.
     """
     value, parts = _precision_parts(truth, scores)
@@ -193,10 +190,10 @@ def _precision_parts(truth: Array, scores: Array) -> tuple[float, Array]:
     values, place = np.unique(-scores, return_inverse=True)
     n_rows = np.bincount(place, minlength=len(values))
     n_present = np.bincount(place, truth, len(values))
-    called, m = np.cumsum(n_rows), n_present.sum()
-    precision = np.cumsum(n_present) / called  # at each score
+    n_predicted, m = np.cumsum(n_rows), n_present.sum()
+    precision = np.cumsum(n_present) / n_predicted  # at each score
     value = float(np.sum(n_present * precision) / m)
-    gain, loss = (np.cumsum((n_present * part / called)[::-1])[::-1] for part in (1 - precision, precision))
+    gain, loss = (np.cumsum((n_present * part / n_predicted)[::-1])[::-1] for part in (1 - precision, precision))
     of_positives = precision - value + gain
     return value, np.where(truth, of_positives[place], -loss[place]) / m
 
@@ -220,18 +217,17 @@ def _least_precision(m: float, k: float, odds: float) -> float:
 
 
 def mean_loss(losses: Array, if_wrong: Array, group: Array, n_groups: int, most: float = math.inf) -> Estimate:
-    """A mean of losses, on the logarithmic scale, or on the logit scale where a loss has an upper limit.
+    """A mean loss, on the logarithmic scale, or on the logit scale if the loss is bounded.
 
-    A few large losses are most of such a mean and of its variance, so its degrees of freedom are those of
-    `_steadiness`, and where none is among the rows the variance says nothing of them: of a share 1 - 0.025^(1/n) of all
-    rows, which n rows may happen not to show, the mean cost of being wrong is added to the upper end, unless that is
-    higher.
+    A few large losses dominate the mean and its variance, so its degrees of freedom are those of `_steadiness`. If the
+    rows happen to have no large loss, the variance is too small: a proportion 1 - 0.025^(1/n) of all rows may be absent
+    among n rows, so the upper end is at least the mean plus this proportion of the mean loss of wrong predictions.
 
     Args:
         losses: (n,) from 0 to `most`.
-        if_wrong: (n,) what each row would have cost in another class.
+        if_wrong: (n,) loss of each row if another class were true.
         group, n_groups: as in `share`.
-        most: the limit.
+        most: upper bound of a loss.
     """
     value, sizes = float(np.mean(losses)), np.bincount(group, minlength=n_groups)
     influence = np.bincount(group, losses - value, n_groups) / len(losses)
@@ -249,18 +245,17 @@ def mean_loss(losses: Array, if_wrong: Array, group: Array, n_groups: int, most:
 
 
 def calibration_error(gaps: Array, expected: Array, bins: Array, group: Array, n_groups: int) -> Estimate:
-    """Expected calibration error: the sum over bins of the absolute mean gap between what came and what was promised.
+    """Expected calibration error: the sum over bins of |mean of outcome − probability|, weighted by rows.
 
-    Noise makes a gap larger, never smaller on average: the mean of |x| of a normal x, which is the folded normal
-    distribution's (Leone, Nelson and Nottingham, Technometrics 3, 1961), exceeds |mean of x|. So twice this bias, taken
-    at the gaps that are observed, is added to the lower side; half of it would be too little, for observed gaps are
-    larger than true ones. The noise of a bin is at least that of right probabilities: where few rows are wrong, gaps
-    vary more than these rows show.
+    Noise increases an absolute gap: the mean of |x| of a normal x (folded normal distribution; Leone, Nelson and
+    Nottingham, Technometrics 3, 1961) exceeds |mean of x|. Twice this bias, at the observed gaps, widens the interval
+    downwards; once would be too little, because observed gaps exceed true gaps. The noise of a bin is at least that of
+    calibrated probabilities.
 
     Args:
-        gaps: (n,) whether it came, less the probability.
-        expected: (n,) variances of the gaps if the probabilities are right.
-        bins: (n,) numbers from 0.
+        gaps: (n,) outcome (0 or 1) minus probability.
+        expected: (n,) variances of the gaps of calibrated probabilities.
+        bins: (n,) bin numbers from 0.
         group, n_groups: as in `share`.
     """
     n, n_bins, sizes = len(gaps), int(bins.max()) + 1, np.bincount(group, minlength=n_groups)
@@ -278,8 +273,8 @@ def calibration_error(gaps: Array, expected: Array, bins: Array, group: Array, n
 
 
 def _steadiness(influence: Array, uses: Array) -> float:
-    """Degrees of freedom of a variance of g groups, of which a few may be most of it: 2 g / (kurtosis - 1), which is g
-    of normal ones (Satterthwaite's, from the variance of a sample variance), at most g - 1."""
+    """Degrees of freedom of a variance over g groups that a few groups may dominate: 2 g / (kurtosis - 1), at most
+    g - 1; for normal influences this is g (Satterthwaite, from the variance of a sample variance)."""
     n, squares = int(np.sum(uses)), influence**2
     if n < 2 or not squares.any():
         return 0.0
@@ -287,16 +282,16 @@ def _steadiness(influence: Array, uses: Array) -> float:
     return min(n - 1.0, 2 * n / max(kurtosis - 1, 1e-9))
 
 
-# --- of several -------------------------------------------------------------------------------------------------------
+# --- means and differences --------------------------------------------------------------------------------------------
 
 
 def mean(estimates: Sequence[Estimate]) -> Estimate:
-    """The mean of several numbers from 0 to 1, of the same groups; its interval is recovered from theirs.
+    """The mean of several estimates from 0 to 1 on the same groups, with an interval from theirs.
 
     MOVER (Zou and Donner, Statistics in Medicine 27, 2008, section 2; with correlations Zou, Psychological Methods 12,
-    2007): the lower end is the mean less the root of sum r_ij d_i d_j, over their number, with d_i from each number
-    down to its own lower end. Correlations are those of the influences, and at least 0; of a number that no group moves
-    it is 1 with any number of the same groups.
+    2007): the lower end is the mean minus sqrt(sum r_ij d_i d_j) / their number, where d_i is the distance of an
+    estimate to its lower end. Correlations are those of the influences, at least 0; an estimate without influences has
+    correlation 1 with any estimate that shares groups.
     """
     values, low, high = (
         np.array([getattr(estimate, name) for estimate in estimates]) for name in ("value", "low", "high")
@@ -324,12 +319,12 @@ def _correlations(estimates: Sequence[Estimate]) -> Array:
 
 
 def difference(before: Estimate, after: Estimate) -> tuple[float, float, float]:
-    """How much the one number is above the other, of the same groups: (difference, low, high).
+    """(difference, low, high) of two estimates on the same groups.
 
-    The standard error is that of the differences of their influences: for AUROC the paired comparison of DeLong (1988),
-    for shares that of McNemar's table, with one row more that disagrees, as Agresti and Min ("Simple improved
-    confidence intervals for comparing matched proportions", Statistics in Medicine 24, 2005) advise. Where no row tells
-    the two apart, one in half of the groups is supposed to.
+    The standard error is that of the differences of influences: for AUROC the paired comparison of DeLong (1988), for
+    proportions that of McNemar's table with one more discordant row (Agresti and Min, "Simple improved confidence
+    intervals for comparing matched proportions", Statistics in Medicine 24, 2005). Without a discordant row, one per
+    half of the groups is assumed.
     """
     value, apart, uses = after.value - before.value, after.influence - before.influence, before.uses | after.uses
     variance, step, df = _variance(apart, uses), max(before.step, after.step), min(before.df, after.df)
@@ -373,7 +368,7 @@ def _t(df: float) -> float:
 
 
 def _exact(p: float, n: float) -> tuple[float, float]:
-    """Clopper and Pearson's bounds of p n of n, which need not be whole."""
+    """Clopper and Pearson's bounds for p n of n, which need not be integers."""
     hits, misses = p * n, (1 - p) * n
     low = float(betaincinv(hits, misses + 1, TAIL)) if hits > 0 else 0.0
     high = float(betaincinv(hits + 1, misses, 1 - TAIL)) if misses > 0 else 1.0

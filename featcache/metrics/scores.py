@@ -1,13 +1,12 @@
-"""Predictions in, numbers out. scikit-learn does the ranking; this module fixes the conventions.
+"""Metrics of predictions. Rankings are computed by scikit-learn; this module defines the conventions.
 
-Two classes: precision, recall, specificity, F1, AUROC and AUPRC are those of the positive class. More classes: the
-macro average, one class against the rest. Findings (several yes-or-no labels per row, some of them unknown): each one
-is a two-class problem on the rows where it is known, and the summary is their macro average.
+Two classes: precision, recall, specificity, F1, AUROC and AUPRC refer to the positive class. More classes: macro
+averages, one class against the rest. Multi-label: each label is a two-class problem on the rows where it is known, and
+metrics are macro averages over the labels.
 
-A class without a true row has no precision, recall and F1, and takes no part in the macro average: its classes are
-those that scikit-learn's balanced accuracy averages over, whatever is called. The precision of a class that is there
-and never called counts as 0. A number that does not exist is None, never NaN. Knows nothing of how the predictions were
-made.
+A class without true rows has no precision, recall and F1 and is excluded from the macro average, as from scikit-learn's
+balanced accuracy. The precision of a class that has true rows but is never predicted is 0. A metric that does not exist
+is None, never NaN.
 """
 
 from collections.abc import Iterable, Sequence
@@ -28,7 +27,7 @@ N_BINS = 15
 
 
 def per_epoch(labels: Array, logits: Array, positive: int) -> dict[str, float]:
-    """The five numbers of a training curve: loss, accuracy, precision, recall, F1.
+    """The five metrics of a learning curve: loss, accuracy, precision, recall, F1.
 
     Args:
         labels: (n,) class indices.
@@ -36,8 +35,13 @@ def per_epoch(labels: Array, logits: Array, positive: int) -> dict[str, float]:
         positive: the class that counts as positive when c = 2; ignored otherwise.
 
     Returns:
-        `loss` is the mean cross entropy in nats, unweighted, whatever the weights of the training. The last three are
-        those of `evaluate`, 0 for its None.
+        `loss` is the mean cross entropy in nats without class weights. The last three are those of `evaluate`, with 0
+        for None.
+
+    Example:
+        >>> logits = np.array([[2.0, -2.0], [1.0, -1.0], [-1.0, 1.0], [1.0, -1.0]])
+        >>> per_epoch(np.array([0, 0, 1, 1]), logits, positive=1)["recall"]
+        0.5
     """
     loss = np.mean(cross_entropies(labels, logits))
     predicted = logits.argmax(axis=1)
@@ -47,14 +51,14 @@ def per_epoch(labels: Array, logits: Array, positive: int) -> dict[str, float]:
 
 
 def per_epoch_findings(labels: Array, logits: Array) -> dict[str, float]:
-    """The five numbers of a training curve over findings, as `evaluate_findings` gives them, without a loop.
+    """The five metrics of a learning curve of a multi-label task, as in `evaluate_findings`, vectorised.
 
     Args:
         labels: (n, c) of 0.0, 1.0 and NaN for unknown.
         logits: (n, c) scores before independent sigmoids.
 
     Returns:
-        loss, accuracy, precision, recall, f1. The last three are 0 where no finding has a known positive.
+        loss, accuracy, precision, recall, f1. The last three are 0 if no label has a known positive row.
 
     Raises:
         ValueError: every entry is unknown.
@@ -62,38 +66,44 @@ def per_epoch_findings(labels: Array, logits: Array) -> dict[str, float]:
     is_known, present = ~np.isnan(labels), labels == 1
     if not is_known.any():
         raise ValueError("every entry of the labels is unknown (NaN): nothing to compare the predictions with")
-    called = is_known & (expit(logits.astype(np.float64)) >= 0.5)
-    n_known, n_present, n_called = is_known.sum(axis=0), present.sum(axis=0), called.sum(axis=0)  # (c,) each
-    hits, right = (called & present).sum(axis=0), (is_known & (called == present)).sum(axis=0)
+    predicted = is_known & (expit(logits.astype(np.float64)) >= 0.5)
+    n_known, n_present, n_predicted = is_known.sum(axis=0), present.sum(axis=0), predicted.sum(axis=0)  # (c,) each
+    hits, right = (predicted & present).sum(axis=0), (is_known & (predicted == present)).sum(axis=0)
     occurs = n_present > 0
     return {
         "loss": float(np.mean(np.logaddexp(0.0, np.where(present, -logits, logits)[is_known].astype(np.float64)))),
         "accuracy": _mean_share(right, n_known, n_known > 0),
-        "precision": _mean_share(hits, n_called, occurs),
+        "precision": _mean_share(hits, n_predicted, occurs),
         "recall": _mean_share(hits, n_present, occurs),
-        "f1": _mean_share(2 * hits, n_called + n_present, occurs),
+        "f1": _mean_share(2 * hits, n_predicted + n_present, occurs),
     }
 
 
 def evaluate(labels: Array, logits: Array, positive: int, threshold: float | None = None) -> Metrics:
-    """Everything said about one split: the five of `per_epoch` and what needs the whole ranking.
+    """All metrics of the predictions of one subset.
 
     Args:
         labels: (n,) class indices; n may not be 0.
         logits: (n, c).
         positive: as in `per_epoch`.
-        threshold: as in `decisions`. It moves everything that is counted from decisions, and nothing else.
+        threshold: as in `decisions`; affects the metrics that are computed from decisions.
 
     Returns:
         n, support (rows per class), loss, accuracy, balanced_accuracy (mean recall of the classes present), precision,
         recall, specificity, f1, auroc, auprc (average precision), brier (see `squared_errors`), ece (see
         `reliability`), confusion ((c, c) nested lists, rows are the truth) and, where c > 2, per_class: c dicts of
-        support, precision, recall, specificity, f1, auroc, auprc, of which the macro averages are the means, each over
-        the classes that have the number. So recall is balanced_accuracy there, and precision and f1 are scikit-learn's
-        with `labels` the classes that have true rows.
+        support, precision, recall, specificity, f1, auroc, auprc. The macro averages are their means over the classes
+        that have the metric, so recall equals balanced_accuracy, and precision and f1 are those of scikit-learn with
+        `labels` set to the classes with true rows.
 
     Raises:
         ValueError: a threshold for more than two classes.
+
+    Example:
+        >>> logits = np.array([[2.0, -2.0], [1.0, -1.0], [-1.0, 1.0], [1.0, -1.0], [-2.0, 2.0]])
+        >>> scores = evaluate(np.array([0, 0, 0, 1, 1]), logits, positive=1)
+        >>> scores["confusion"], scores["auroc"], scores["recall"]
+        ([[2, 1], [1, 1]], 0.75, 0.5)
     """
     n_classes = logits.shape[1]
     predicted = decisions(logits, positive, threshold)
@@ -119,21 +129,27 @@ def evaluate(labels: Array, logits: Array, positive: int, threshold: float | Non
 
 
 def evaluate_findings(labels: Array, logits: Array, thresholds: Sequence[float] | Array | None = None) -> Metrics:
-    """Everything said about one split of a task with several findings per row.
+    """All metrics of the predictions of one subset in a multi-label task.
 
     Args:
-        labels: (n, c) of 0.0, 1.0 and NaN for unknown; an unknown entry is as if it were not there.
+        labels: (n, c) of 0.0, 1.0 and NaN for unknown; unknown entries are ignored.
         logits: (n, c) scores before independent sigmoids.
-        thresholds: (c,) probabilities from which on a finding is called present; None is 0.5 for all.
+        thresholds: (c,) probabilities from which a label is predicted positive; None is 0.5 for all.
 
     Returns:
-        n (rows), loss (mean binary cross entropy of the known entries, in nats); the other `SCALARS`, each the mean
-        over the findings that have it; per_class: c dicts of n (known), support (present) and the `SCALARS` of one
-        finding. As a class without a true row, a finding that is never present has no precision, recall and F1, rather
-        than zeros that would pull the average down for what the split cannot say anything about.
+        n (rows), loss (mean binary cross entropy of the known entries, in nats); the other `SCALARS` as means over the
+        labels that have them; per_class: c dicts of n (known rows), support (positive rows) and the `SCALARS` of one
+        label. A label without positive rows has no precision, recall and F1 and does not lower their means.
+
+    Example:
+        >>> labels = np.array([[1.0, 0.0], [0.0, np.nan], [1.0, 1.0]])
+        >>> logits = np.array([[2.0, -1.0], [-1.0, 3.0], [-0.5, 1.0]])
+        >>> scores = evaluate_findings(labels, logits)
+        >>> scores["recall"], scores["per_class"][1]["n"]
+        (0.75, 2)
     """
     cuts = np.full(logits.shape[1], 0.5) if thresholds is None else np.asarray(thresholds, dtype=np.float64)
-    per_class = [_finding(y, z, float(cut)) for y, z, cut in zip(labels.T, logits.T, cuts, strict=True)]
+    per_class = [_label_metrics(y, z, float(cut)) for y, z, cut in zip(labels.T, logits.T, cuts, strict=True)]
     n_known = sum(scores["n"] for scores in per_class)
     total = sum(scores["n"] * scores["loss"] for scores in per_class if scores["n"])
     return {
@@ -145,10 +161,10 @@ def evaluate_findings(labels: Array, logits: Array, thresholds: Sequence[float] 
 
 
 def reliability(labels: Array, logits: Array, positive: int) -> list[Metrics]:
-    """The points of a reliability diagram: what was promised and what was found, by bin of what was promised.
+    """The points of a reliability diagram: mean predicted probability and observed frequency by bin.
 
-    The expected calibration error is the mean of |frequency - confidence| over these, by n (Guo et al., "On
-    Calibration of Modern Neural Networks", 2017, section 2). 15 bins of equal width; a bin holds its upper edge, the
+    The expected calibration error is the mean of |frequency - confidence| weighted by n (Guo et al., "On Calibration of
+    Modern Neural Networks", 2017, section 2). There are 15 bins of equal width; a bin includes its upper edge, the
     first one also 0.
 
     Returns:
@@ -160,11 +176,11 @@ def reliability(labels: Array, logits: Array, positive: int) -> list[Metrics]:
     return [_bin(b, confidence[bins == b], right[bins == b]) for b in np.unique(bins).tolist()]
 
 
-# --- conventions: one row at a time, shared with whatever else counts rows --------------------------------------------
+# --- metrics of single rows -------------------------------------------------------------------------------------------
 
 
 def probabilities(logits: Array) -> Array:
-    """(n, c) float64 softmax. Two columns (0, z) give exactly what the sigmoid gives for z."""
+    """(n, c) float64 softmax; for two columns (0, z) exactly the sigmoid of z."""
     logits = logits.astype(np.float64)
     if logits.shape[1] == 2:
         return np.asarray(expit(logits - logits[:, ::-1]))
@@ -172,18 +188,17 @@ def probabilities(logits: Array) -> Array:
 
 
 def two_columns(logits: Array) -> Array:
-    """(n,) logits of a sigmoid as (n, 2) logits of a softmax with the same probabilities; class 1 is "present"."""
+    """(n,) logits of a sigmoid as (n, 2) logits of a softmax with the same probabilities; class 1 is positive."""
     return np.stack([np.zeros_like(logits), logits], axis=1)
 
 
 def decisions(logits: Array, positive: int, threshold: float | None = None) -> Array:
-    """(n,) class each row is called.
+    """(n,) predicted classes.
 
     Args:
         logits: (n, c).
-        positive: the class the threshold is about.
-        threshold: only where c = 2: a row is called positive when that class has at least this probability. None is
-            the class with the highest logit.
+        positive: number of the positive class.
+        threshold: probability from which a row is predicted positive, for c = 2 only. None is argmax.
 
     Raises:
         ValueError: a threshold for more than two classes.
@@ -213,10 +228,10 @@ def squared_errors(labels: Array, logits: Array, positive: int) -> Array:
 
 
 def confidences(labels: Array, logits: Array, positive: int) -> tuple[Array, Array]:
-    """What each row was promised and whether it came: (n,) probabilities and (n,) bools.
+    """(n,) probabilities and (n,) outcomes for calibration.
 
-    Two classes: the probability of the positive class, and whether the row is of it. More: the highest probability,
-    and whether that class is the true one.
+    Two classes: the probability of the positive class, and whether the row is positive. More: the highest probability,
+    and whether the prediction is correct.
     """
     p = probabilities(logits)
     if logits.shape[1] == 2:
@@ -230,46 +245,46 @@ def bin_numbers(confidence: Array) -> Array:
 
 
 def log_odds(logits: Array, c: int) -> Array:
-    """(n,) log odds of class c: ranks like its probability, without the ties that float gives near 0 and 1."""
+    """(n,) log odds of class c: ranks like the probability, without the ties of floats near 0 and 1."""
     logits = logits.astype(np.float64)
     return np.asarray(logits[:, c] - logsumexp(np.delete(logits, c, axis=1), axis=1))
 
 
 def counted(n_classes: int, positive: int) -> list[int]:
-    """The classes over which precision and its like are averaged: of two only the positive one, else all."""
+    """The classes of a macro average: the positive one of two, otherwise all."""
     return [positive] if n_classes == 2 else list(range(n_classes))
 
 
-# --- the parts of the summaries ---------------------------------------------------------------------------------------
+# --- parts ------------------------------------------------------------------------------------------------------------
 
 
 def _precision_recall_f1(labels: Array, predicted: Array, n_classes: int, positive: int) -> tuple[float, float, float]:
     right = labels[predicted == labels]
-    hits, called, present = (
+    hits, n_predicted, n_present = (
         np.bincount(rows, minlength=n_classes)[counted(n_classes, positive)] for rows in (right, predicted, labels)
     )
-    shares = ((hits, called), (hits, present), (2 * hits, called + present))
-    precision, recall, f1 = (_mean_share(part, whole, present > 0) for part, whole in shares)
+    shares = ((hits, n_predicted), (hits, n_present), (2 * hits, n_predicted + n_present))
+    precision, recall, f1 = (_mean_share(part, whole, n_present > 0) for part, whole in shares)
     return precision, recall, f1
 
 
-def _one_against_rest(truth: Array, called: Array, scores: Array) -> Metrics:
-    """What is said of one class, from (n,) bools and (n,) scores that rank."""
-    n_present, n_called, hits = int(truth.sum()), int(called.sum()), int(np.sum(truth & called))
+def _one_against_rest(truth: Array, predicted: Array, scores: Array) -> Metrics:
+    """The metrics of one class, from (n,) bools and (n,) ranking scores."""
+    n_present, n_predicted, hits = int(truth.sum()), int(predicted.sum()), int(np.sum(truth & predicted))
     n_absent = len(truth) - n_present
     ranks = n_present > 0 and n_absent > 0
     return {
         "support": n_present,
-        "precision": hits / max(n_called, 1) if n_present else None,
+        "precision": hits / max(n_predicted, 1) if n_present else None,
         "recall": hits / n_present if n_present else None,
-        "specificity": 1.0 - (n_called - hits) / n_absent if n_absent else None,
-        "f1": 2 * hits / (n_called + n_present) if n_present else None,
+        "specificity": 1.0 - (n_predicted - hits) / n_absent if n_absent else None,
+        "f1": 2 * hits / (n_predicted + n_present) if n_present else None,
         "auroc": float(sk.roc_auc_score(truth, scores)) if ranks else None,
         "auprc": float(sk.average_precision_score(truth, scores)) if ranks else None,
     }
 
 
-def _finding(labels: Array, logits: Array, threshold: float) -> Metrics:
+def _label_metrics(labels: Array, logits: Array, threshold: float) -> Metrics:
     """One column of `evaluate_findings`, from (n,) labels with NaN and (n,) logits."""
     is_known = ~np.isnan(labels)
     if not is_known.any():
@@ -284,7 +299,7 @@ def _macro(per_class: Iterable[Metrics], name: str) -> float | None:
 
 
 def _mean_share(part: Array, whole: Array, where: Array) -> float:
-    """Mean of part / whole over the chosen columns, 0/0 being 0; 0 if none is chosen."""
+    """Mean of part / whole over the selected columns, with 0/0 = 0; 0 if none is selected."""
     shares = part[where] / np.maximum(whole[where], 1)
     return float(shares.mean()) if where.any() else 0.0
 

@@ -282,7 +282,7 @@ def _shortcut_notes(task: Task, protocol: Protocol, target: TargetSpec) -> list[
         labels = {"": [task.classes[number] if number >= 0 else "" for number in task.labels.tolist()]}
     shortcuts = column_shortcuts(task.image_ids, task.columns, labels, protocol.groups, target.columns)
     return [
-        f"shortcut: {shortcut}, without the image. The head may use this variable instead of the image content; "
+        f"shortcut: {shortcut}, without looking at the image. A head may have learned this instead of the finding; "
         f"audit the store for more"
         for shortcut in notable(shortcuts)[:_SHORTCUTS_SHOWN]
     ]
