@@ -297,7 +297,7 @@ def check_held(task: Task, protocol: Protocol, rule: Any) -> None:
         n = task.counts(val).tolist()
         if 0 in n:
             raise UsageError(
-                f"an operating point is chosen on held rows, and those are {n[0]} {task.classes[0]} and {n[1]} "
+                f"an operating point is chosen on validation rows, and those are {n[0]} {task.classes[0]} and {n[1]} "
                 f"{task.classes[1]}. Choose others with `val_fraction` or `n_splits`."
             )
 
