@@ -1,9 +1,11 @@
-"""Metrics, confidence intervals and calibration of predictions; independent of Runs and stores.
+"""Metrics, confidence intervals and calibration of predictions.
 
-scores       metrics of a set of predictions, and their conventions
-intervals    95 % confidence intervals of the metrics and of differences
-estimates    a single metric with its standard error and interval
-calibration  temperature scaling and operating points
+Independent of Runs and stores: everything is computed from arrays of labels and logits.
+
+    calibration  temperature scaling and operating points
+    scores       metrics of a set of predictions, and their conventions
+    estimates    a single metric with its standard error and interval
+    intervals    95 % confidence intervals of the metrics and of differences
 """
 
 from featcache.metrics.scores import (

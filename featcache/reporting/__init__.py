@@ -1,22 +1,21 @@
-"""`report`: Runs as one self-contained HTML page that a reader of images, or a reviewer, can open and send on.
+"""`report`: one self-contained HTML page about one or more Runs, for a radiologist or a reviewer.
 
-It shows what was trained on what, every number with its interval, the curves, how decisions and probabilities hold up,
-the images that went wrong, and where they lie among those that were learnt from. What is shown is what the Run
-recorded: nothing is trained or scored again. Figures and tables are also written as PNG and CSV beside the page.
+All metrics are read from the Run's record; nothing is trained or scored again. Figures and tables are also written as
+PNG and CSV into a folder beside the page.
 
-    checking    what a record has to say
-    run_view    a Run, row by row
-    pictures    images as the page shows them
-    cam         where in an image a network looked
-    document    what a page is made of: sections of words, tables and figures
-    charts      figures
-    page        blocks as HTML: the only user of Jinja2
-    tables      what was trained on what, and how well
-    external    a Run on a set from elsewhere
-    comparison  several Runs beside each other
-    materials   the store and the images of a Run, found again
-    projection  where its images lie among each other
-    gallery     its errors and successes
-    decisions   its decisions, by class and by group
-    report      `report`, the verb
+    checking    checks of a Run's record
+    run_view    a Run row by row
+    pictures    images as data URIs
+    cam         class activation maps
+    document    content as plain values: sections, tables, figures, cards, maps
+    charts      charts of a Run
+    page        content as HTML; the only user of Jinja2
+    tables      data and model, performance, sweep, effect of fine-tuning
+    external    an evaluation on external images
+    comparison  several Runs
+    materials   the store and the images of a Run
+    projection  t-SNE or UMAP of the vectors
+    gallery     example images
+    decisions   confusion matrices, performance by class and subgroup
+    report      the function `report`
 """
