@@ -28,11 +28,11 @@ import torch
 
 from featcache import backbones, phantoms
 from featcache.embedding import embed
-from featcache.finetune import cut
 from featcache.finetune.callbacks import Callbacks, Machine
 from featcache.finetune.fine_tune import fine_tune
+from featcache.finetune.unfreeze import unfrozen
 from featcache.heads import HeadSpec
-from featcache.heads.modules import head_module
+from featcache.heads.mlp import head_module
 from featcache.manifest import Manifest
 from featcache.recipe import AugmentSpec, Recipe, Stage
 from featcache.request import BackboneSpec
@@ -105,7 +105,7 @@ def naive(folder: Path, unfreeze: str, weights: str, augment: str = "on") -> Mea
     paths = dict(zip(_manifest(folder).image_ids, _manifest(folder).paths, strict=True))
     held = run.record["store"]["identity"]
     loaded = backbones.load(BackboneSpec(held["backbone"]["name"], weights, crop_pct=1.0))
-    names = set(cut.unfrozen(loaded.module, unfreeze))
+    names = set(unfrozen(loaded.module, unfreeze))
     network = loaded.module.to(memory_format=torch.contiguous_format)
     head = head_module(run.spec, run.weights(), run.feature_rms or 1.0, 2, task.positive, False)
     for name, parameter in network.named_parameters():

@@ -29,7 +29,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from featcache.heads import HeadSpec, grid
 from featcache.heads.jobs import Fit, Pool
-from featcache.heads.objective import Targets
+from featcache.heads.optim import Targets
 from featcache.heads.solvers import solve_all
 from featcache.heads.training import fit_all
 from featcache.splits.task import Task

@@ -36,7 +36,7 @@ from featcache.embedding import embed_all
 from featcache.figures import charts
 from featcache.finetune.fine_tune import train
 from featcache.heads import grid, inference
-from featcache.heads.stacks import n_parameters
+from featcache.heads.mlp import n_parameters
 from featcache.recipe import Recipe, Stage
 from featcache.reporting.projection import project
 from featcache.reporting.report import report

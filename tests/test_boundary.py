@@ -18,7 +18,7 @@ from featcache.backbones.blocks import groups
 from featcache.embedding import embed
 from featcache.embedding.estimate import forecast
 from featcache.errors import CorruptStore, IdentityMismatch, UsageError
-from featcache.finetune import cut
+from featcache.finetune import unfreeze
 from featcache.images import DecodeSpec
 from featcache.images.augment import ViewSpec
 from featcache.manifest import Manifest
@@ -67,7 +67,7 @@ def small(manifest: Manifest) -> Path:
 
 def tail_of(spec: BackboneSpec) -> torch.nn.Module:
     module = load(replace(spec, taps=("pooled",))).module
-    return cut.cut(module, cut.unfrozen(module, "last-stage")).tail
+    return unfreeze.cut(module, unfreeze.unfrozen(module, "last-stage")).tail
 
 
 def pooled_by(tail: torch.nn.Module, boundary: np.ndarray) -> np.ndarray:

@@ -15,7 +15,7 @@ from featcache import backbones
 from featcache.backbones import graph
 from featcache.backbones.blocks import groups
 from featcache.errors import UsageError
-from featcache.finetune import cut
+from featcache.finetune import unfreeze
 from featcache.recipe import Stage
 from featcache.request import BackboneSpec
 
@@ -97,7 +97,7 @@ def state(module: nn.Module) -> dict[str, Tensor]:
 
 
 def n_of(module: nn.Module, names: list[str]) -> int:
-    return cut.n_trainable(module, names)
+    return unfreeze.n_trainable(module, names)
 
 
 # --- blocks and stages ------------------------------------------------------------------------------------------------
@@ -127,7 +127,7 @@ def test_blocks_and_stages_are_those_of_the_family(name: str) -> None:
     module = sketch(name)
     every = [parameter for parameter, _ in module.named_parameters()]
     blocks, stages = (groups(module, coarse) for coarse in (False, True))
-    last = (cut.block_name(module, blocks[-1]), cut.block_name(module, stages[-1]))
+    last = (unfreeze.block_name(module, blocks[-1]), unfreeze.block_name(module, stages[-1]))
     assert (*last, len(blocks), len(stages)) == LAST[name]
     for parts in (blocks, stages):
         assert sorted(parameter for group in parts for parameter in group) == sorted(every)
@@ -138,7 +138,7 @@ def test_blocks_and_stages_are_those_of_the_family(name: str) -> None:
 
 def test_the_last_block_of_efficientnet_b1_has_the_head_convolution_and_its_norm() -> None:
     module = sketch("efficientnet_b1")
-    names = cut.unfrozen(module, "last-block")
+    names = unfreeze.unfrozen(module, "last-block")
     of_head = [name for name in names if name.startswith(("conv_head.", "bn2."))]
     assert (n_of(module, names), n_of(module, of_head)) == (1_975_760, 412_160)
     assert {name.rpartition(".")[0] for name in names if name not in of_head} >= {"blocks.6.1.conv_dw"}
@@ -148,16 +148,16 @@ def test_what_follows_the_last_block_belongs_to_it() -> None:
     for name, final in (("densenet121", "features.norm5"), ("convnext_tiny", "head.norm"), ("test_vit", "norm")):
         module = sketch(name)
         for which in ("last-block", "last-stage"):
-            assert f"{final}.weight" in cut.unfrozen(module, which)
+            assert f"{final}.weight" in unfreeze.unfrozen(module, which)
 
 
 def test_a_network_whose_blocks_are_not_known_is_refused_and_may_be_named_by_a_pattern() -> None:
     module = sketch("pit_ti_224")
     with pytest.raises(UsageError, match="blocks of PoolingVisionTransformer are: name parameters by a pattern"):
-        cut.unfrozen(module, "last-block")
+        unfreeze.unfrozen(module, "last-block")
     with pytest.raises(UsageError, match="stages of RDNet"):
-        cut.unfrozen(sketch("rdnet_tiny"), "last-stage")
-    assert cut.unfrozen(module, r"^transformers\.2\.")
+        unfreeze.unfrozen(sketch("rdnet_tiny"), "last-stage")
+    assert unfreeze.unfrozen(module, r"^transformers\.2\.")
 
 
 # --- what learns, by a word -------------------------------------------------------------------------------------------
@@ -166,12 +166,12 @@ def test_a_network_whose_blocks_are_not_known_is_refused_and_may_be_named_by_a_p
 def test_words_numbers_and_patterns_name_parameters_in_the_networks_order() -> None:
     module = sketch("resnet18")
     every = [name for name, _ in module.named_parameters()]
-    assert cut.unfrozen(module, "all") == every
-    assert cut.unfrozen(module, "9") == every
-    assert cut.unfrozen(module, "1") == cut.unfrozen(module, "last-block")
-    assert cut.unfrozen(module, "2") == cut.unfrozen(module, "last-stage") == every[-15:]
-    assert cut.unfrozen(module, r"layer4\.1") == cut.unfrozen(module, "last-block")
-    assert cut.unfrozen(module, r"bn2\.bias$") == [name for name in every if name.endswith("bn2.bias")]
+    assert unfreeze.unfrozen(module, "all") == every
+    assert unfreeze.unfrozen(module, "9") == every
+    assert unfreeze.unfrozen(module, "1") == unfreeze.unfrozen(module, "last-block")
+    assert unfreeze.unfrozen(module, "2") == unfreeze.unfrozen(module, "last-stage") == every[-15:]
+    assert unfreeze.unfrozen(module, r"layer4\.1") == unfreeze.unfrozen(module, "last-block")
+    assert unfreeze.unfrozen(module, r"bn2\.bias$") == [name for name in every if name.endswith("bn2.bias")]
 
 
 @pytest.mark.parametrize(
@@ -189,7 +189,7 @@ def test_words_numbers_and_patterns_name_parameters_in_the_networks_order() -> N
 )
 def test_what_matches_nothing_is_refused_with_what_there_is(which: str, message: str) -> None:
     with pytest.raises(UsageError, match=message) as refused:
-        cut.unfrozen(sketch("resnet18"), which)
+        unfreeze.unfrozen(sketch("resnet18"), which)
     assert "\n" not in str(refused.value)
 
 
@@ -206,7 +206,7 @@ def test_both_parts_are_the_whole_network_bit_for_bit(family: tuple[str, nn.Modu
     parameters = dict(module.named_parameters())
     for which in ("last-block", "last-stage", "all"):
         module.train(which == "last-stage")  # what it is in when it is cut makes no difference
-        parts = cut.cut(module, cut.unfrozen(module, which))
+        parts = unfreeze.cut(module, unfreeze.unfrozen(module, which))
         module.eval()
         parts.tail.eval()
         boundary = parts.trunk(x) if parts.trunk else x
@@ -225,7 +225,7 @@ def assert_same(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> None:
 def test_the_pooled_vector_is_the_one_of_the_backbone() -> None:
     backbone = backbones.load(BackboneSpec("vgg11", "random:0", input_size=64))
     pixels = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    parts = cut.cut(backbone.module, cut.unfrozen(backbone.module, "last-stage"))
+    parts = unfreeze.cut(backbone.module, unfreeze.unfrozen(backbone.module, "last-stage"))
     assert torch.equal(parts(backbone.normalize(pixels)), backbone(pixels)["pooled"])
 
 
@@ -244,19 +244,19 @@ def test_the_pooled_vector_is_the_one_of_the_backbone() -> None:
 )
 def test_the_cut_is_at_the_latest_place_that_one_tensor_crosses(name: str, which: str, shape: tuple[int, ...]) -> None:
     _, module, size = backbones.sketch(name)
-    parts = cut.cut(module, cut.unfrozen(module, which))
+    parts = unfreeze.cut(module, unfreeze.unfrozen(module, which))
     assert parts.trunk is not None
     boundary = parts.trunk(torch.zeros(2, 3, *size, device="meta"))
     assert tuple(boundary.shape) == (2, *shape)
     of_trunk = {id(parameter) for parameter in parts.trunk.parameters()}
     assert not of_trunk & {id(parameter) for parameter in parts.tail.parameters()}
-    assert set(cut.unfrozen(module, which)) <= {of for of, _ in parts.tail.named_parameters()}
+    assert set(unfreeze.unfrozen(module, which)) <= {of for of, _ in parts.tail.named_parameters()}
 
 
 def test_a_network_that_cannot_be_followed_is_its_own_tail() -> None:
     for name in ("test_vit", "twins_svt_small"):
         module = sketch(name)
-        parts = cut.cut(module, cut.unfrozen(module, "last-block"))
+        parts = unfreeze.cut(module, unfreeze.unfrozen(module, "last-block"))
         assert parts.trunk is None
         assert parts.tail is module
 
@@ -266,7 +266,7 @@ def test_a_tail_that_begins_in_place_leaves_the_boundary_as_it_is() -> None:
     module = nn.Sequential(nn.Conv2d(3, 4, 1), in_place, nn.Flatten()).eval()
     x = torch.randn(2, 3, 4, 4)
     whole = module(x)
-    parts = cut.cut(module, cut.unfrozen(module, r"^1\."))
+    parts = unfreeze.cut(module, unfreeze.unfrozen(module, r"^1\."))
     assert parts.trunk is not None
     boundary = parts.trunk(x)
     for _ in range(2):  # as in two epochs
@@ -295,7 +295,7 @@ def test_what_needs_the_image_at_its_end_gets_the_image() -> None:
     whole = module(x)
     for pattern in ("second", "first"):
         for mode in (False, True):
-            parts = cut.cut(module.train(mode), cut.unfrozen(module, pattern))
+            parts = unfreeze.cut(module.train(mode), unfreeze.unfrozen(module, pattern))
             assert parts.trunk is None
             assert torch.equal(parts(x), whole), "frozen layers drop nothing"
 
@@ -303,7 +303,7 @@ def test_what_needs_the_image_at_its_end_gets_the_image() -> None:
 def test_parameters_that_take_no_part_cannot_be_cut_at() -> None:
     module = Late()
     with pytest.raises(UsageError, match=r"unused\.bias, unused\.weight: no vector of this network depends"):
-        cut.cut(module, cut.unfrozen(module, "unused"))
+        unfreeze.cut(module, unfreeze.unfrozen(module, "unused"))
 
 
 class Pair(nn.Module):
@@ -334,12 +334,12 @@ class _Join(nn.Module):
 
 def test_several_tensors_that_look_like_one_are_an_error_and_not_a_boundary() -> None:
     module = Pair()
-    parts = cut.cut(module, cut.unfrozen(module, "join"))
+    parts = unfreeze.cut(module, unfreeze.unfrozen(module, "join"))
     assert parts.trunk is not None
     with pytest.raises(UsageError, match="several tensors cross"):
         parts.trunk(torch.zeros(1, 3, 2, 2))
     module.eval()
-    later = cut.cut(module, cut.unfrozen(module, "second"))
+    later = unfreeze.cut(module, unfreeze.unfrozen(module, "second"))
     x = torch.randn(1, 3, 2, 2)
     assert torch.equal(later(x), module(x))
 
@@ -352,9 +352,9 @@ def touched(
 ) -> tuple[set[str], set[str]]:
     """(what learns, what a step of Adam has changed), by name. Afterwards the network is as it was before."""
     x, before = images(name), state(module)
-    names = cut.unfrozen(module, which)
-    parts = cut.cut(module, names)
-    cut.learn(parts.tail, names)
+    names = unfreeze.unfrozen(module, which)
+    parts = unfreeze.cut(module, names)
+    unfreeze.learn(parts.tail, names)
     optimizer = torch.optim.Adam(module.parameters(), lr=0.01)
     call_train(parts.tail, module)
     y = parts(x)
@@ -400,8 +400,8 @@ def test_a_norm_of_which_a_part_learns_is_a_norm_in_training() -> None:
 
 def test_a_whole_network_learns_where_it_is_told_to() -> None:
     module, x = network("resnet18"), images("resnet18")
-    names = cut.unfrozen(module, "last-block")
-    cut.learn(module, names)
+    names = unfreeze.unfrozen(module, "last-block")
+    unfreeze.learn(module, names)
     before = state(module)
     module.train()
     module(x).square().mean().backward()
@@ -413,9 +413,9 @@ def test_a_whole_network_learns_where_it_is_told_to() -> None:
 
 def test_only_owners_are_in_training_mode_and_only_while_the_tail_is() -> None:
     module = network("efficientnet_b1")
-    names = cut.unfrozen(module, "last-block")
-    tail = cut.cut(module, cut.unfrozen(module, "last-stage")).tail  # begins with a block that does not learn
-    cut.learn(tail, names)
+    names = unfreeze.unfrozen(module, "last-block")
+    tail = unfreeze.cut(module, unfreeze.unfrozen(module, "last-stage")).tail  # begins with a block that does not learn
+    unfreeze.learn(tail, names)
     owners = {name.rpartition(".")[0] for name in names}
     for wanted, call in ((owners, tail.train), (set(), tail.eval), (owners, lambda: tail.train(True))):
         call()
@@ -426,8 +426,8 @@ def test_only_owners_are_in_training_mode_and_only_while_the_tail_is() -> None:
 def test_in_eval_a_tail_gives_what_it_gave_before_it_was_told_to_learn() -> None:
     module, x = network("efficientnet_b1"), images("efficientnet_b1")
     whole, before = module(x), state(module)
-    parts = cut.cut(module, cut.unfrozen(module, "last-stage"))
-    cut.learn(parts.tail, cut.unfrozen(module, "last-stage"))
+    parts = unfreeze.cut(module, unfreeze.unfrozen(module, "last-stage"))
+    unfreeze.learn(parts.tail, unfreeze.unfrozen(module, "last-stage"))
     assert not torch.equal(parts(x), whole)  # batch statistics
     module.load_state_dict(before)
     parts.tail.eval()
@@ -438,12 +438,12 @@ def test_in_eval_a_tail_gives_what_it_gave_before_it_was_told_to_learn() -> None
 
 def test_to_learn_again_replaces_what_learnt_before() -> None:
     module = network("resnet18")
-    tail = cut.cut(module, cut.unfrozen(module, "2")).tail
-    cut.learn(tail, cut.unfrozen(module, "2"))
-    cut.learn(tail, cut.unfrozen(module, "1"))
+    tail = unfreeze.cut(module, unfreeze.unfrozen(module, "2")).tail
+    unfreeze.learn(tail, unfreeze.unfrozen(module, "2"))
+    unfreeze.learn(tail, unfreeze.unfrozen(module, "1"))
     tail.train()
     assert {name for name, parameter in tail.named_parameters() if parameter.requires_grad} == set(
-        cut.unfrozen(module, "1")
+        unfreeze.unfrozen(module, "1")
     )
     assert not any(part.training for part in tail.get_submodule("layer4.0").modules())
     assert len(tail._forward_pre_hooks) == 1
@@ -451,9 +451,9 @@ def test_to_learn_again_replaces_what_learnt_before() -> None:
 
 def test_a_copy_of_a_tail_learns_as_the_tail_does() -> None:
     module, x = network("resnet18"), images("resnet18")
-    names = cut.unfrozen(module, r"layer4\.1\.conv")
-    parts = cut.cut(module, names)
-    cut.learn(parts.tail, names)
+    names = unfreeze.unfrozen(module, r"layer4\.1\.conv")
+    parts = unfreeze.cut(module, names)
+    unfreeze.learn(parts.tail, names)
     twin = copy.deepcopy(parts.tail)
     assert parts.trunk is not None
     boundary = parts.trunk(x)
@@ -467,7 +467,7 @@ def test_a_copy_of_a_tail_learns_as_the_tail_does() -> None:
 
 def test_the_trunk_gives_no_gradients_and_cannot_be_trained() -> None:
     module, x = network("efficientnet_b1"), images("efficientnet_b1")
-    parts = cut.cut(module, cut.unfrozen(module, "last-stage"))
+    parts = unfreeze.cut(module, unfreeze.unfrozen(module, "last-stage"))
     assert parts.trunk is not None
     statistics = state(module)
     first = parts.trunk(x)
@@ -485,7 +485,7 @@ def test_the_trunk_gives_no_gradients_and_cannot_be_trained() -> None:
 
 
 def test_choices_of_efficientnet_b1_are_the_numbers_of_its_partial_fine_tune() -> None:
-    rows = cut.choices("efficientnet_b1")
+    rows = unfreeze.choices("efficientnet_b1")
     block, stage = rows[:2]
     assert (block.unfreeze, block.n_blocks, block.first, block.boundary) == ("last-block", 1, "blocks.6.1", (320, 8, 8))
     assert (block.n_trainable, block.with_linear, block.with_mlp) == (1_975_760, 1_978_322, 2_304_722)
@@ -497,21 +497,21 @@ def test_choices_of_efficientnet_b1_are_the_numbers_of_its_partial_fine_tune() -
 @pytest.mark.parametrize("name", ["resnet18", "legacy_xception", "vgg11_bn"])
 def test_choices_say_what_a_cut_would(name: str) -> None:
     _, module, size = backbones.sketch(name)
-    rows = cut.choices(name)
+    rows = unfreeze.choices(name)
     for row in rows:
-        names = cut.unfrozen(module, row.unfreeze)
-        trunk = cut.cut(module, names).trunk
+        names = unfreeze.unfrozen(module, row.unfreeze)
+        trunk = unfreeze.cut(module, names).trunk
         x = torch.zeros(1, 3, *size, device="meta")
         assert row.boundary == tuple((trunk(x) if trunk else x).shape[1:])
         assert row.n_trainable == n_of(module, names)
         if row.n_blocks is not None:
-            assert set(cut.unfrozen(module, str(row.n_blocks))) == set(names)
+            assert set(unfreeze.unfrozen(module, str(row.n_blocks))) == set(names)
         assert any(name.startswith(row.first) for name in names)
     assert len(rows) == len(groups(module, coarse=False)) + 1
 
 
 def test_choices_of_the_own_networks_count_the_dense_layers_that_belong_to_them() -> None:
-    rows = cut.choices("covid-cnn")
+    rows = unfreeze.choices("covid-cnn")
     assert [row.unfreeze for row in rows] == ["last-block", "last-stage", "all"]
     assert rows[-1].with_mlp == 23_935_041
 
@@ -533,22 +533,22 @@ def folded(path: Path) -> Path:
 def test_frozen_norms_are_no_part_of_what_learns(which: str) -> None:
     module = sketch("resnet18")
     norms = {name for name, part in module.named_modules() if isinstance(part, NORMS)}
-    every, without = cut.unfrozen(module, which), cut.unfrozen(module, which, "yes")
+    every, without = unfreeze.unfrozen(module, which), unfreeze.unfrozen(module, which, "yes")
     assert without == [name for name in every if name.rpartition(".")[0] not in norms]
     assert 0 < len(without) < len(every)
 
 
 def test_where_nothing_but_norms_would_learn_they_cannot_be_frozen() -> None:
     with pytest.raises(UsageError, match="nothing but batch norms"):
-        cut.unfrozen(sketch("resnet18"), r"layer4\.1\.bn", "yes")
+        unfreeze.unfrozen(sketch("resnet18"), r"layer4\.1\.bn", "yes")
 
 
 def test_norms_without_statistics_are_left_alone_unless_they_are_random_or_are_to_learn(tmp_path: Path) -> None:
     stages = (Stage("last-block", 1),)
     random = backbones.load(BackboneSpec("resnet18", "random:0", 64))
     loaded = backbones.load(BackboneSpec("resnet18", str(folded(tmp_path / "folded.safetensors")), 64))
-    assert [cut.freeze_bn_of(each, stages, "auto") for each in (random, loaded)] == ["no", "yes"]
-    assert [cut.freeze_bn_of(loaded, stages, asked) for asked in ("no", "yes")] == ["no", "yes"]
+    assert [unfreeze.freeze_bn_of(each, stages, "auto") for each in (random, loaded)] == ["no", "yes"]
+    assert [unfreeze.freeze_bn_of(loaded, stages, asked) for asked in ("no", "yes")] == ["no", "yes"]
     loaded.module.get_submodule("layer4.1.bn2").running_mean += 0.1  # those of the last block have statistics again
-    assert cut.freeze_bn_of(loaded, stages, "auto") == "no"
-    assert cut.freeze_bn_of(loaded, (Stage("conv1", 1),), "auto") == "no", "no norm learns"
+    assert unfreeze.freeze_bn_of(loaded, stages, "auto") == "no"
+    assert unfreeze.freeze_bn_of(loaded, (Stage("conv1", 1),), "auto") == "no", "no norm learns"

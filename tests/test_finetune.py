@@ -355,14 +355,14 @@ def test_folds_end_in_a_network_of_all_rows_for_the_mean_of_their_best_epochs(ph
     callbacks = Callbacks(on_epoch=lambda done, total, point: seen.append((done, total, dict(point))))
     how, best = recipe(Stage("last-block", 3), lr=0.003), []
     run = tuned(phase_one, how, tmp_path / "run", "folds", callbacks=callbacks)
-    of_folds, final = seen[:9], seen[9:]
-    assert [done for done, _, _ in of_folds] == [1, 2, 3] * 3
+    fold_tensors, final = seen[:9], seen[9:]
+    assert [done for done, _, _ in fold_tensors] == [1, 2, 3] * 3
     with ExitStack() as files:
         bench = Bench(phase_one, files)
         for i in range(3):
             alone, start = bench.tuner(how, "folds", fold=i)
             train(alone, tmp_path / f"{i}")
-            assert alone.history == [point for _, _, point in of_folds[3 * i : 3 * i + 3]]
+            assert alone.history == [point for _, _, point in fold_tensors[3 * i : 3 * i + 3]]
             best.append(alone.best_epoch)
         epochs = round(float(np.mean(best)))
         assert 0 < epochs == len(final)

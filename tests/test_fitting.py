@@ -9,12 +9,11 @@ import torch
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.neighbors import KNeighborsClassifier
 
-from featcache.heads import HeadSpec, inference, mlp
-from featcache.heads.jobs import Fit, Fitted, Pool, bytes_of_one, stacked, stacks_abreast, trajectories
-from featcache.heads.objective import Targets
-from featcache.heads.optim import Watcher
+from featcache.heads import HeadSpec, inference, optim
+from featcache.heads.jobs import Fit, Fitted, Pool, bytes_per_head, make_stacks, n_parallel_stacks, trajectories
+from featcache.heads.mlp import Stack, feature_scale, n_parameters
+from featcache.heads.optim import LossMonitor, Targets
 from featcache.heads.solvers import solve_all
-from featcache.heads.stacks import Stack, feature_scale, n_parameters
 from featcache.heads.training import fit_all
 
 N, D = 150, 20
@@ -246,11 +245,11 @@ def test_a_stack_too_large_for_memory_is_cut_and_gives_the_same() -> None:
     whole, cut = fit_all(fits, x, targets), fit_all(fits, x, targets, memory_bytes=1)
     for a, b in zip(whole, cut, strict=True):
         np.testing.assert_allclose(a.logits, b.logits, atol=1e-5)
-    size = bytes_of_one(fits[0], x, targets)
-    shares = [len(s) for s in stacked(trajectories(fits), x, targets, 2 * size, 1)]
+    size = bytes_per_head(fits[0], x, targets)
+    shares = [len(s) for s in make_stacks(trajectories(fits), x, targets, 2 * size, 1)]
     assert shares == [2, 2, 1]
     torch.set_num_threads(4)
-    assert [stacks_abreast(trajectories(fits), x, targets, n * size) for n in (0, 1, 3, 9)] == [1, 1, 3, 4]
+    assert [n_parallel_stacks(trajectories(fits), x, targets, n * size) for n in (0, 1, 3, 9)] == [1, 1, 3, 4]
 
 
 def test_logits_without_weights_are_the_same_and_a_head_that_diverged_is_told_apart() -> None:
@@ -300,7 +299,7 @@ def wide_fits(**how: Any) -> tuple[list[Fit], torch.Tensor, Targets]:
         for lr, dropout in ((1e-3, 0.25), (3e-4, 0.0))
     ]
     fits = [Fit(spec, pool, np.setdiff1d(pool.rows, held)[6:], held) for spec in specs for held in folds(60, 3)]
-    assert all(mlp.is_wide(fit.spec, WIDE) for fit in fits)
+    assert all(optim.is_chunked(fit.spec, WIDE) for fit in fits)
     return [replace(fit, watch=np.setdiff1d(fit.pool.rows, [*fit.train, *fit.val])) for fit in fits], x, targets
 
 
@@ -313,7 +312,7 @@ def test_a_wide_head_equals_a_plain_pytorch_loop(optimizer: str) -> None:
 @pytest.mark.parametrize("how", [{}, {"norm": "batch", "patience": 1, "epochs": 6, "schedule": "plateau"}])
 def test_a_wide_head_of_a_stack_equals_it_alone(how: dict[str, Any]) -> None:
     fits, x, targets = wide_fits(**how)
-    assert max(len(each) for each in stacked(trajectories(fits), x, targets, 1 << 40, 1)) == mlp.HEADS
+    assert max(len(each) for each in make_stacks(trajectories(fits), x, targets, 1 << 40, 1)) == optim.MAX_CHUNKED_HEADS
     for fit, beside_others in zip(fits, fit_all(fits, x, targets, curves=True), strict=True):
         (alone,) = fit_all([fit], x, targets, curves=True)
         check_same_head(beside_others, alone, fit.spec, x, targets)
@@ -322,9 +321,9 @@ def test_a_wide_head_of_a_stack_equals_it_alone(how: dict[str, Any]) -> None:
 def test_training_in_pieces_comes_to_what_one_product_does(monkeypatch: pytest.MonkeyPatch) -> None:
     """With a last piece that is smaller than the others."""
     fits, x, targets = wide_fits()
-    monkeypatch.setattr(mlp, "_PIECE", 100 * WIDE)
+    monkeypatch.setattr(optim, "_CHUNK_VALUES", 100 * WIDE)
     in_pieces = fit_all(fits, x, targets)
-    monkeypatch.setattr(mlp, "_LEAST", 1 << 40)
+    monkeypatch.setattr(optim, "_MIN_CHUNKED_WEIGHTS", 1 << 40)
     for one_by_one, at_once in zip(in_pieces, fit_all(fits, x, targets), strict=True):
         np.testing.assert_allclose(one_by_one.logits, at_once.logits, atol=1e-4)
 
@@ -375,8 +374,8 @@ def test_dropout_drops_the_share_it_says_and_keeps_the_mean() -> None:
     specs = [HeadSpec.of("mlp", hidden_sizes=(400,), norm="none", dropout=rate, seed=1) for rate in (0.0, 0.5)]
     x = torch.randn(64, D, generator=torch.Generator().manual_seed(0))
     stack = Stack.fresh(specs, feature_scale(x, [torch.arange(64)] * 2, "none"), D, 2)
-    draws = [torch.rand(2, 64, 400, generator=torch.Generator().manual_seed(1))]
-    whole, dropped = stack(x), stack(x, torch.ones(2, 64), draws)
+    uniforms = [torch.rand(2, 64, 400, generator=torch.Generator().manual_seed(1))]
+    whole, dropped = stack(x), stack(x, torch.ones(2, 64), uniforms)
     torch.testing.assert_close(whole[0], dropped[0])
     torch.testing.assert_close(whole[0], whole[1])
     assert (dropped[1] - whole[1]).abs().max() > 0.01
@@ -437,16 +436,16 @@ def test_early_stopping_takes_the_best_epoch_of_the_watch_rows() -> None:
 def test_plateau_is_that_of_torch() -> None:
     losses = [1.0, 0.9, 0.91, 0.9, 0.95, 0.89995, 0.8, 0.8, 0.8, 0.8, 0.8, 0.7]
     spec = HeadSpec(schedule="plateau", lr_patience=2, lr=0.1)
-    watcher = Watcher(spec)
+    monitor = LossMonitor(spec)
     parameter = torch.nn.Parameter(torch.zeros(1))
     optimizer = torch.optim.SGD([parameter], lr=0.1)
     reference = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=2, factor=0.1)
     for epoch, loss in enumerate(losses, start=1):
-        assert spec.lr * watcher.factor(epoch) == pytest.approx(optimizer.param_groups[0]["lr"])
+        assert spec.lr * monitor.lr_factor(epoch) == pytest.approx(optimizer.param_groups[0]["lr"])
         optimizer.step()
         reference.step(loss)
-        watcher.see(loss, epoch)
-    assert spec.lr * watcher.factor(99) == pytest.approx(optimizer.param_groups[0]["lr"]) == pytest.approx(0.001)
+        monitor.update(loss, epoch)
+    assert spec.lr * monitor.lr_factor(99) == pytest.approx(optimizer.param_groups[0]["lr"]) == pytest.approx(0.001)
 
 
 def test_a_head_that_diverges_is_told_apart_and_spoils_no_other() -> None:

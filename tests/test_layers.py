@@ -34,10 +34,9 @@ PARTS = {  # of the packages, each after those it uses
     "embedding": "plan forward kernels network depth precision filling output run estimate",
     "evaluation": "vocabulary labels sets selection subgroups comparison notes evaluate",
     "figures": "plots charts",
-    "finetune": "distributed callbacks cut pixels start boundaries inputs learning checkpoints loop results "
-                "cross_validation fine_tune",
+    "finetune": "distributed callbacks unfreeze inputs start checkpoints loop results cross_validation fine_tune",
     "fusion": "reader dataset spec join unseen writer",
-    "heads": "spec stacks modules features objective optim mlp jobs training inference solvers",
+    "heads": "spec mlp features optim jobs training inference solvers",
     "images": "containers lean dicom files specs depths decoding headers augment probe cache serving workers",
     "manifest": "housekeeping listing columns companions layout manifest datasets covid survey "
                 "check",

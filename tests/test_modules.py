@@ -9,10 +9,9 @@ import torch
 from featcache.errors import UsageError
 from featcache.heads import HeadSpec, inference
 from featcache.heads.jobs import Fit, Fitted, Pool
-from featcache.heads.modules import fresh, head_module, tensors_of
-from featcache.heads.objective import Targets, class_weight
+from featcache.heads.mlp import feature_scale, fresh, head_module, n_outputs, n_parameters, tensors_of
+from featcache.heads.optim import Targets, class_weight
 from featcache.heads.solvers import solve_all
-from featcache.heads.stacks import feature_scale, n_outputs, n_parameters
 from featcache.heads.training import fit_all
 from tests.conftest import two_clouds
 

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from featcache.backbones import listing, load, networks, resolve_name
 from featcache.errors import UsageError, WeightsUnavailable
-from featcache.heads import HeadSpec, stacks
+from featcache.heads import HeadSpec, mlp
 from featcache.images import DecodeSpec
 from featcache.request import BackboneSpec
 
@@ -20,9 +20,9 @@ HIDDEN_SIZES = {"simple-cnn": 1_568, "covid-cnn": 186_624}
 def n_with_dense(name: str, n_classes: int) -> int:
     backbone = load(BackboneSpec(name, "random:0"))
     spec = HeadSpec.of("flatten-mlp", hidden_sizes=networks.DENSE[name])
-    n_outputs = stacks.n_outputs(spec, n_classes, False)
+    n_outputs = mlp.n_outputs(spec, n_classes, False)
     n_own = sum(parameter.numel() for parameter in backbone.module.parameters())
-    return n_own + stacks.n_parameters(spec, backbone.n_features, n_outputs)
+    return n_own + mlp.n_parameters(spec, backbone.n_features, n_outputs)
 
 
 def test_covid_cnn_has_its_23_9_million_parameters() -> None:

@@ -14,9 +14,8 @@ from PIL import Image
 from featcache.backbones import load
 from featcache.embedding.forward import Forward
 from featcache.errors import InputsChanged
-from featcache.finetune.boundaries import FromImages, FromStore
-from featcache.finetune.cut import cut, unfrozen
-from featcache.finetune.pixels import Pixels
+from featcache.finetune.inputs import ImageSource, Pixels, StoreSource
+from featcache.finetune.unfreeze import cut, unfrozen
 from featcache.identity import digest_bytes
 from featcache.images import TransformSpec, augment
 from featcache.recipe import AugmentSpec
@@ -140,11 +139,11 @@ def test_what_is_shown_does_not_depend_on_what_is_kept(files: list[Path]) -> Non
         turned = pixels(files[::-1], 4000, opened)
         for i in range(6):
             for how, epoch in ((None, 0), (spec, 1), (spec, 2)):
-                wanted = several[0].shown(i, how, epoch)
+                wanted = several[0].transformed(i, how, epoch)
                 for each in several[1:]:
-                    np.testing.assert_array_equal(each.shown(i, how, epoch), wanted)
-                np.testing.assert_array_equal(turned.shown(5 - i, how, epoch), wanted)
-            np.testing.assert_array_equal(several[0].shown(i, None, 0), TRANSFORM(Image.open(files[i])))
+                    np.testing.assert_array_equal(each.transformed(i, how, epoch), wanted)
+                np.testing.assert_array_equal(turned.transformed(5 - i, how, epoch), wanted)
+            np.testing.assert_array_equal(several[0].transformed(i, None, 0), TRANSFORM(Image.open(files[i])))
             assert several[0].digests[i] == digest_bytes(files[i].read_bytes())
 
 
@@ -156,11 +155,11 @@ def test_images_that_cannot_be_read_are_named_and_left_out(files: list[Path]) ->
         found = pixels(files, 1 << 20, opened)
         assert sorted(found.failures) == [1, 3, 4]
         assert found.digests[1] == digest_bytes(b"no image")
-        wanted = [found.shown(i, AugmentSpec(), 1) for i in (0, 2, 5)]
+        wanted = [found.transformed(i, AugmentSpec(), 1) for i in (0, 2, 5)]
         found.keep_only([0, 2, 5])
         assert found.failures == {}
         for i, each in enumerate(wanted):
-            np.testing.assert_array_equal(found.shown(i, AugmentSpec(), 1), each)
+            np.testing.assert_array_equal(found.transformed(i, AugmentSpec(), 1), each)
 
 
 def test_a_file_that_was_replaced_since_is_seen_and_not_learnt_from(files: list[Path]) -> None:
@@ -168,10 +167,10 @@ def test_a_file_that_was_replaced_since_is_seen_and_not_learnt_from(files: list[
         found = pixels(files, 0, opened)
         draw(files[2], 99)
         with pytest.raises(InputsChanged, match=r"2\.png is not what it was when the training began: other bytes"):
-            found.shown(2, None, 0)
+            found.transformed(2, None, 0)
         files[2].unlink()
         with pytest.raises(InputsChanged, match=r"2\.png is not what it was when the training began: "):
-            found.shown(2, None, 0)
+            found.transformed(2, None, 0)
 
 
 # --- what enters the part that learns ---------------------------------------------------------------------------------
@@ -192,19 +191,21 @@ def test_boundaries_of_images_come_in_the_order_that_was_asked(
         some = opened.enter_context(Pixels(files, backbone.transform, memory_bytes=1 << 20))
         some.read(range(6))
         forward = Forward(below, "off", 6, lambda text: None)
-        source = opened.enter_context(FromImages(some, spec, forward, memory_bytes))
+        source = opened.enter_context(ImageSource(some, spec, forward, memory_bytes))
         for epoch, order in ((1, orders[0]), (0, orders[1]), (2, orders[1]), (0, orders[0]), (0, orders[2])):
             rows = [np.array(batch) for batch in order]
             found = list(source.batches(rows, epoch))
             for batch, values in zip(order, found, strict=True):
-                alone = [forward.vectors([some.shown(i, spec if epoch else None, epoch)])["pooled"][0] for i in batch]
+                alone = [
+                    forward.vectors([some.transformed(i, spec if epoch else None, epoch)])["pooled"][0] for i in batch
+                ]
                 np.testing.assert_allclose(values, np.stack(alone), rtol=1e-6, atol=1e-6)
 
 
 def test_pixels_of_gray_and_colour_images_come_as_one_array(files: list[Path]) -> None:
     with ExitStack() as opened:
         some = pixels(files, 1 << 20, opened)
-        source = opened.enter_context(FromImages(some, None, None, 1 << 20))
+        source = opened.enter_context(ImageSource(some, None, None, 1 << 20))
         gray, mixed = source.batches([np.array([0, 2, 4]), np.array([0, 1])], 1)
         assert gray.shape == (3, 32, 32)
         assert mixed.shape == (2, 32, 32, 3)
@@ -215,7 +216,7 @@ def test_pixels_of_gray_and_colour_images_come_as_one_array(files: list[Path]) -
 def test_a_store_gives_images_as_they_are_and_views_each_as_often(phase_one: Path, memory_bytes: int) -> None:
     with Store.open(phase_one / "tail.h5") as store:
         rows = [5, 3, 40, 11, 12, 13]
-        source = FromStore(store, rows, 7, True, memory_bytes)
+        source = StoreSource(store, rows, 7, True, memory_bytes)
         order = [np.array([3, 0]), np.array([5, 1, 2])]
         views = (
             store.rows("boundary_views", rows, np.zeros(6, dtype=int)),
@@ -231,6 +232,6 @@ def test_a_store_gives_images_as_they_are_and_views_each_as_often(phase_one: Pat
         assert {which for epoch, which in drawn if epoch == 0} == {0}
         counts = np.bincount([which for epoch, which in drawn if epoch])
         assert (np.abs(counts - counts.sum() / 3) < 4 * np.sqrt(counts.sum() * 2 / 9)).all()
-        again = FromStore(store, rows, 7, True, 0)
+        again = StoreSource(store, rows, 7, True, 0)
         for one, two in zip(source.batches(order, 9), again.batches(order, 9), strict=True):
             np.testing.assert_array_equal(one, two)

@@ -20,7 +20,7 @@ from featcache.embedding import embed
 from featcache.errors import UsageError, WeightsUnavailable
 from featcache.finetune.callbacks import Callbacks
 from featcache.finetune.fine_tune import fine_tune, head_for, train
-from featcache.heads import HeadSpec, modules, stacks
+from featcache.heads import HeadSpec, mlp
 from featcache.manifest import Manifest
 from featcache.recipe import AugmentSpec, Recipe, Stage
 from featcache.request import BackboneSpec
@@ -171,9 +171,9 @@ def test_the_larger_small_network_has_the_parameters_it_was_published_with(n_cla
     """Counted of what would be trained, and not trained: one output for two classes, four for four."""
     head = head_for("covid-cnn")
     backbone = backbones.load(BackboneSpec("covid-cnn", "random:0"), "cpu")
-    n_outputs = stacks.n_outputs(head, n_classes, has_findings=False)
-    tensors = modules.fresh(head, backbone.n_features, n_outputs)
-    made = modules.head_module(head, tensors, 1.0, n_classes, n_classes - 1, has_findings=False)
+    n_outputs = mlp.n_outputs(head, n_classes, has_findings=False)
+    tensors = mlp.fresh(head, backbone.n_features, n_outputs)
+    made = mlp.head_module(head, tensors, 1.0, n_classes, n_classes - 1, has_findings=False)
     count = sum(p.numel() for module in (backbone.module, made) for p in module.parameters())
     assert count == wanted
     assert head.hidden_sizes == DENSE["covid-cnn"]

@@ -19,17 +19,15 @@ from torch.nn import functional
 
 from featcache import backbones
 from featcache.errors import UsageError
-from featcache.finetune import cut, learning
-from featcache.finetune.boundaries import FromStore
+from featcache.finetune import unfreeze
 from featcache.finetune.callbacks import Callbacks
 from featcache.finetune.checkpoints import Checkpoints
-from featcache.finetune.distributed import Processes
-from featcache.finetune.inputs import ImageInputs, StoreInputs
-from featcache.finetune.loop import Sides, Tuner
-from featcache.finetune.pixels import Pixels
+from featcache.finetune.distributed import ProcessGroup
+from featcache.finetune.inputs import ImageInputs, Pixels, StoreInputs, StoreSource
+from featcache.finetune.loop import Subsets, Trainer
 from featcache.finetune.start import Start
-from featcache.heads.modules import tensors_of
-from featcache.heads.objective import Targets
+from featcache.heads.mlp import tensors_of
+from featcache.heads.optim import Targets
 from featcache.images import DecodeSpec
 from featcache.manifest import Manifest
 from featcache.recipe import Recipe, Stage
@@ -65,34 +63,34 @@ class Bench:
         images: bool = False,
         score: Score | None = None,
         fold: int | None = 0,
-    ) -> tuple[Tuner, Start]:
+    ) -> tuple[Trainer, Start]:
         """A network and a head as the Run left them, about to learn on a fold, or on all rows of the folds. The score
         is minus the loss."""
         start = Start.of_run(Run.open(self.folder / parent), str(self.folder / "net.safetensors"), "cpu")
         task = start.task
         targets = Targets(task.labels[None], len(task.classes), task.positive)
-        sides = Sides(start.protocol.rows, np.array([], dtype=np.int64))
+        sides = Subsets(start.protocol.rows, np.array([], dtype=np.int64))
         if fold is not None:
-            sides = Sides(start.protocol.folds[fold].train, start.protocol.folds[fold].val)
+            sides = Subsets(start.protocol.folds[fold].train, start.protocol.folds[fold].val)
 
         def by_loss(rows: np.ndarray, logits: np.ndarray) -> float:
             return -float(functional.cross_entropy(torch.from_numpy(logits), torch.from_numpy(task.labels[rows])))
 
         inputs = self._of_images(start, how) if images else self._of_store(start)
-        head = start.made(start.tensors if fold is None else start.of_folds[fold], how.dropout)
-        made = Tuner(start.backbone, head, how, targets, sides, inputs.open, score or by_loss, Processes())
+        head = start.made(start.tensors if fold is None else start.fold_tensors[fold], how.dropout)
+        made = Trainer(start.backbone, head, how, targets, sides, inputs.open, score or by_loss, ProcessGroup())
         return made, start
 
     def _of_store(self, start: Start) -> StoreInputs:
         rows = [self.store.image_ids.index(name) for name in start.task.image_ids]
-        return StoreInputs(start.backbone, self.store, FromStore(self.store, rows, 0, False, 1 << 30))
+        return StoreInputs(start.backbone, self.store, StoreSource(self.store, rows, 0, False, 1 << 30))
 
     def _of_images(self, start: Start, how: Recipe) -> ImageInputs:
         names = start.task.image_ids
         paths = [self.manifest.paths[self.manifest.image_ids.index(name)] for name in names]
         pixels = self._files.enter_context(Pixels(paths, start.backbone.transform, start.decode, memory_bytes=1 << 30))
         pixels.read(range(len(paths)))
-        inputs = ImageInputs(start.backbone, pixels, how, len(paths), "off", Processes(), Callbacks())
+        inputs = ImageInputs(start.backbone, pixels, how, len(paths), "off", ProcessGroup(), Callbacks())
         return self._files.enter_context(inputs)
 
 
@@ -109,8 +107,8 @@ def test_a_network_that_cannot_be_divided_says_that_all_of_it_runs(bench: Bench)
         backbone, notes = backbones.load(BackboneSpec(name, "random:0")), list[str]()
         pixels = Pixels(bench.manifest.paths[:1], backbone.transform, DecodeSpec(), memory_bytes=1 << 30)
         callbacks = Callbacks(on_note=notes.append)
-        with pixels, ImageInputs(backbone, pixels, how, 1, "off", Processes(), callbacks) as inputs:
-            with inputs.open(cut.unfrozen(backbone.module, "last-block")):
+        with pixels, ImageInputs(backbone, pixels, how, 1, "off", ProcessGroup(), callbacks) as inputs:
+            with inputs.open(unfreeze.unfrozen(backbone.module, "last-block")):
                 pass
             assert notes == said
 
@@ -122,13 +120,13 @@ def checkpoints(path: Path) -> Iterator[Checkpoints]:
         yield kept
 
 
-def run(tuner: Tuner, path: Path, on_epoch: Callable[[int, int, Point], None] = lambda *_: None) -> Tuner:
+def run(tuner: Trainer, path: Path, on_epoch: Callable[[int, int, Point], None] = lambda *_: None) -> Trainer:
     with checkpoints(path) as kept:
         tuner.run(kept, "fold-0", on_epoch)
     return tuner
 
 
-def weights(tuner: Tuner, start: Start) -> dict[str, torch.Tensor]:
+def weights(tuner: Trainer, start: Start) -> dict[str, torch.Tensor]:
     return {**start.backbone.module.state_dict(), **{f"head.{k}": t for k, t in tuner.head.state_dict().items()}}
 
 
@@ -159,7 +157,7 @@ def plain_loop(bench: Bench, how: Recipe, parent: str) -> tuple[np.ndarray, dict
         weight = torch.from_numpy(balanced).float()
     found, epoch = [], 0
     for stage in how.stages:
-        names = set(cut.unfrozen(net, stage.unfreeze))
+        names = set(unfreeze.unfrozen(net, stage.unfreeze))
         owners = {name.rpartition(".")[0] for name in names}
         for name, parameter in net.named_parameters():
             parameter.requires_grad_(name in names)
@@ -431,7 +429,7 @@ def test_rates_follow_the_schedule_of_each_stage_anew(
     how = recipe(LAST, Stage(CONVOLUTIONS, 2), optimizer="sgd", momentum=0.0, batch_size=64, lr=1e-3, **given)
     tuner, _ = bench.tuner(how)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(learning._OPTIMIZERS, "sgd", Noting)
+        patch.setitem(unfreeze._OPTIMIZERS, "sgd", Noting)
         run(tuner, tmp_path / "run")
     np.testing.assert_allclose(found, np.array(rates) * 1e-3)
 

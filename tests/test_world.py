@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from featcache.finetune.distributed import Processes, joined
+from featcache.finetune.distributed import ProcessGroup, process_group
 from featcache.runs import Run
 from tests import ranks
 
@@ -40,21 +40,21 @@ def losses(run: Run) -> np.ndarray:
 @pytest.mark.parametrize("size", [1, 2, 3, 7])
 @pytest.mark.parametrize("n", [0, 1, 5, 21])
 def test_shares_are_even_and_in_order(n: int, size: int) -> None:
-    shares = [Processes(rank, size).share(np.arange(n)) for rank in range(size)]
+    shares = [ProcessGroup(rank, size).share(np.arange(n)) for rank in range(size)]
     np.testing.assert_array_equal(np.concatenate(shares), np.arange(n))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
 def test_a_process_that_torchrun_has_not_started_is_alone() -> None:
     module = nn.Linear(2, 2)
-    with joined("cpu", env={}) as processes:
-        assert processes == Processes()
+    with process_group("cpu", env={}) as processes:
+        assert processes == ProcessGroup()
         assert processes.is_first
-        assert processes.gathered(7) == [7]
-        assert processes.wrapped(module, torch.device("cpu")) is module
+        assert processes.all_gather(7) == [7]
+        assert processes.distributed(module, torch.device("cpu")) is module
         assert processes.device("cuda") == "cuda"
-    assert Processes(1, 2, 1).device("cuda") == "cuda:1"
-    assert Processes(1, 2, 1).device("cpu") == "cpu"
+    assert ProcessGroup(1, 2, 1).device("cuda") == "cuda:1"
+    assert ProcessGroup(1, 2, 1).device("cpu") == "cpu"
 
 
 # --- two processes ----------------------------------------------------------------------------------------------------
@@ -81,14 +81,14 @@ def test_two_processes_train_what_one_does(phase_one: Path, tmp_path: Path) -> N
 WHOLE = """
 import sys, torch, torch.distributed as dist
 from torch import nn
-from featcache.finetune.distributed import WholeBatchNorms, joined
+from featcache.finetune.distributed import SyncBatchNorms, process_group
 
 def net():
     torch.manual_seed(0)
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4, momentum=0.3), nn.ReLU(), nn.Flatten(),
                          nn.LazyLinear(6), nn.BatchNorm1d(6, affine=False), nn.Linear(6, 2))
 
-with joined("cpu") as processes:
+with process_group("cpu") as processes:
     x = torch.randn(7, 3, 8, 8, generator=torch.Generator().manual_seed(1))
     whole, part = net(), net()
     with torch.no_grad():
@@ -98,7 +98,7 @@ with joined("cpu") as processes:
     loss = nn.functional.cross_entropy(whole(x), y)
     loss.backward()
     mine = processes.share(torch.arange(7).numpy())
-    with WholeBatchNorms(processes):
+    with SyncBatchNorms(processes):
         z = part(x[mine])
         (nn.functional.cross_entropy(z, y[mine], reduction="sum") / 7).backward()
     for (name, a), b in zip(whole.named_parameters(), part.parameters()):
@@ -107,7 +107,7 @@ with joined("cpu") as processes:
     for (name, a), b in zip(whole.named_buffers(), part.buffers()):
         if a.is_floating_point():
             torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6, msg=name)
-    with WholeBatchNorms(processes), torch.no_grad():
+    with SyncBatchNorms(processes), torch.no_grad():
         torch.testing.assert_close(part.eval()(x), whole.eval()(x), rtol=1e-4, atol=1e-6)
 """
 
@@ -134,9 +134,9 @@ def test_of_several_processes_only_the_first_speaks(phase_one: Path, tmp_path: P
 
 
 def test_a_norm_of_one_process_is_torchs(tmp_path: Path) -> None:
-    from featcache.finetune.distributed import WholeBatchNorms
+    from featcache.finetune.distributed import SyncBatchNorms
 
     x = torch.randn(5, 3, 4, 4)
-    with WholeBatchNorms(Processes()):
+    with SyncBatchNorms(ProcessGroup()):
         found = functional.batch_norm(x, None, None, training=True)
     torch.testing.assert_close(found, functional.batch_norm(x, None, None, training=True), rtol=0, atol=0)

@@ -19,7 +19,7 @@ import torch
 from featcache import metrics, splits
 from featcache.heads import HeadSpec
 from featcache.heads.jobs import Fit, Pool
-from featcache.heads.objective import Targets
+from featcache.heads.optim import Targets
 from featcache.heads.solvers import solve_all
 from featcache.metrics import estimates
 from featcache.metrics.estimates import Estimate

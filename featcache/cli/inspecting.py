@@ -96,7 +96,7 @@ def backbones_command(
 
 def _backbone_choices(name: str, pattern: str | None, as_json: bool) -> None:
     from featcache.backbones import resolve_name
-    from featcache.finetune.cut import choices
+    from featcache.finetune.unfreeze import choices
 
     if pattern is not None:
         raise UsageError(f"--taps {name} is of one backbone: leave {pattern!r} away.")

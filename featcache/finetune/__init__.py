@@ -1,22 +1,13 @@
-"""Phase 2: back to the pixels, for exactly as much of the network as helps; and training from scratch, the same loop
-with everything unfrozen.
+"""Fine-tuning: trains a part of the backbone together with the head of a Run; and training a network from scratch.
 
-The story: a Run says which network, weights, transform, split, classes and head; the images, or a store that holds what
-enters the last stage, have to be the ones it was made of. What it bought is said on the same rows: those of validation,
-which chose the epoch, and those of test, which chose nothing. The start itself may win.
-Letters: n rows, c classes.
-
-    distributed       the processes that train one network together
-    callbacks         where a training runs, and how it is followed
-    cut               which part of a backbone learns, by a word of a person
-    pixels            images decoded once, augmented in every epoch
-    start             what a training starts from
-    boundaries        what enters the part that learns, from images or a store
-    inputs            the images of a Run, of a folder, or a store of them, checked
-    learning          what learns: the upper part of a network, its optimizer, loss and pace
-    checkpoints       where a training is between two epochs, on disk
-    loop              the loop: stages, epochs, batches, the best weights
-    results           what is said of it, beside what it started from
-    cross_validation  the trainings that make a Run: one, or one for each fold and a last
-    fine_tune         `fine_tune` and `train`, the verbs
+fine_tune         `fine_tune` and `train`
+callbacks         device settings, and callbacks for progress and notes
+start             the network, head, rows and split that training begins with
+unfreeze          the trained part of a network, its optimizer and its loss
+inputs            the inputs of that part: images through the frozen part, or a store of its outputs
+loop              the training loop: stages, epochs, batches, the best weights
+distributed       several processes that train one network
+checkpoints       the state between two epochs, on disk
+cross_validation  one training on a hold-out; or one for each fold and a last one on all rows
+results           the metrics before and after, and the Run
 """

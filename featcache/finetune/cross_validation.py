@@ -14,13 +14,13 @@ from torch import Tensor
 
 from featcache.finetune.callbacks import Callbacks, Machine
 from featcache.finetune.checkpoints import Checkpoints
-from featcache.finetune.distributed import Processes
+from featcache.finetune.distributed import ProcessGroup
 from featcache.finetune.inputs import Inputs
-from featcache.finetune.loop import Sides, Tuner
-from featcache.finetune.results import Sided, TrainingResult
+from featcache.finetune.loop import Subsets, Trainer
+from featcache.finetune.results import SubsetLogits, TrainingResult
 from featcache.finetune.start import Start
-from featcache.heads import modules
-from featcache.heads.objective import Targets
+from featcache.heads import mlp
+from featcache.heads.optim import Targets
 from featcache.recipe import Recipe, Stage
 from featcache.training.results import TEST, TRAIN, VAL
 from featcache.training.selection import by_row, numbers
@@ -48,49 +48,49 @@ class CrossValidation:
     recipe: Recipe
     inputs: Inputs
     checkpoints: Checkpoints
-    processes: Processes
+    processes: ProcessGroup
     machine: Machine
     callbacks: Callbacks
 
     def result(self) -> TrainingResult:
         """Trains; the weights that are kept are then in the network of the start."""
-        return self._of_hold_out() if self.start.protocol.is_hold_out else self._of_folds()
+        return self._hold_out() if self.start.protocol.is_hold_out else self._cross_validated()
 
-    def _of_hold_out(self) -> TrainingResult:
+    def _hold_out(self) -> TrainingResult:
         start, fold = self.start, self.start.protocol.folds[0]
-        tuner = self._tuner(start.of_folds[0], self.recipe, Sides(fold.train, fold.val))
-        sides = {VAL: fold.val, **self._reported(fold.train)}
-        before = _val_predictions(tuner, sides)
-        tuner.run(self.checkpoints, "fold-0", self.callbacks.on_epoch)
-        return self._result(tuner, before, _val_predictions(tuner, sides), [tuner.history], tuner.best_epoch)
+        trainer = self._trainer(start.fold_tensors[0], self.recipe, Subsets(fold.train, fold.val))
+        sides = {VAL: fold.val, **self._scored_rows(fold.train)}
+        before = _predictions(trainer, sides)
+        trainer.run(self.checkpoints, "fold-0", self.callbacks.on_epoch)
+        return self._result(trainer, before, _predictions(trainer, sides), [trainer.history], trainer.best_epoch)
 
-    def _of_folds(self) -> TrainingResult:
+    def _cross_validated(self) -> TrainingResult:
         start, n = self.start, len(self.start.task.image_ids)
         befores, afters, histories, best = [], [], [], []
         for i, fold in enumerate(start.protocol.folds):
-            tuner = self._tuner(start.of_folds[i], self.recipe, Sides(fold.train, fold.val))
-            befores.append((fold.val, tuner.logits(fold.val)))
-            tuner.run(self.checkpoints, f"fold-{i}", self.callbacks.on_epoch)
-            afters.append((fold.val, tuner.logits(fold.val)))
-            histories.append(tuner.history)
-            best.append(tuner.best_epoch)
+            trainer = self._trainer(start.fold_tensors[i], self.recipe, Subsets(fold.train, fold.val))
+            befores.append((fold.val, trainer.logits(fold.val)))
+            trainer.run(self.checkpoints, f"fold-{i}", self.callbacks.on_epoch)
+            afters.append((fold.val, trainer.logits(fold.val)))
+            histories.append(trainer.history)
+            best.append(trainer.best_epoch)
         epochs = round(float(np.mean(best)))
         recipe = shortened(self.recipe, histories, epochs)
         rows = start.protocol.rows
-        last, sides = self._tuner(start.tensors, recipe or self.recipe, Sides(rows, _NONE)), self._reported(rows)
-        before = _val_predictions(last, sides)
+        last, sides = self._trainer(start.tensors, recipe or self.recipe, Subsets(rows, _NONE)), self._scored_rows(rows)
+        before = _predictions(last, sides)
         if recipe:
             last.run(self.checkpoints, "final", self.callbacks.on_epoch)
-        out_of_fold = {VAL: by_row(n, befores), **before}, {VAL: by_row(n, afters), **_val_predictions(last, sides)}
+        out_of_fold = {VAL: by_row(n, befores), **before}, {VAL: by_row(n, afters), **_predictions(last, sides)}
         return self._result(last, *out_of_fold, histories, epochs)
 
-    def _tuner(self, tensors: Mapping[str, Array], recipe: Recipe, sides: Sides) -> Tuner:
+    def _trainer(self, tensors: Mapping[str, Array], recipe: Recipe, sides: Subsets) -> Trainer:
         """A training from the start, whatever was trained before it."""
         start, task = self.start, self.start.task
         start.backbone.module.load_state_dict(self._initial)
         targets = Targets(task.labels[None], len(task.classes), task.positive)
         options = self.inputs.open, self._score, self.processes, self.machine.compile, self.callbacks.on_note
-        return Tuner(start.backbone, start.made(tensors, recipe.dropout), recipe, targets, sides, *options)
+        return Trainer(start.backbone, start.made(tensors, recipe.dropout), recipe, targets, sides, *options)
 
     @cached_property
     def _initial(self) -> dict[str, Tensor]:
@@ -104,22 +104,25 @@ class CrossValidation:
             return -np.inf
         return -float(value) if select == "loss" else float(value)
 
-    def _reported(self, train: Array) -> dict[str, Array]:
+    def _scored_rows(self, train: Array) -> dict[str, Array]:
         """The rows that are scored by the network that is kept, besides those of validation."""
         test = self.start.protocol.test
         return {TRAIN: train, **({TEST: test} if len(test) else {})}
 
     def _result(
-        self, tuner: Tuner, before: Sided, after: Sided, histories: Sequence[Sequence[Mapping[str, float]]], epoch: int
+        self,
+        trainer: Trainer,
+        before: SubsetLogits,
+        after: SubsetLogits,
+        histories: Sequence[Sequence[Mapping[str, float]]],
+        epoch: int,
     ) -> TrainingResult:
-        tensors = (
-            modules.tensors_of(tuner.head) if epoch else self.start.tensors
-        )  # to the last bit, not through a scale
-        return TrainingResult(before, after, tensors, histories, epoch, tuner.n_trainable)
+        tensors = mlp.tensors_of(trainer.head) if epoch else self.start.tensors  # to the last bit, not through a scale
+        return TrainingResult(before, after, tensors, histories, epoch, trainer.n_trainable)
 
 
-def _val_predictions(tuner: Tuner, sides: Mapping[str, Array]) -> dict[str, tuple[Array, Array]]:
-    return {side: (rows, tuner.logits(rows)) for side, rows in sides.items()}
+def _predictions(trainer: Trainer, sides: Mapping[str, Array]) -> dict[str, tuple[Array, Array]]:
+    return {side: (rows, trainer.logits(rows)) for side, rows in sides.items()}
 
 
 def shortened(recipe: Recipe, histories: Sequence[Sequence[Mapping[str, float]]], epochs: int) -> Recipe | None:

@@ -26,7 +26,7 @@ _TIMEOUT = timedelta(hours=2)  # the first process may read and test for long wh
 
 
 @dataclass(frozen=True)
-class Processes:
+class ProcessGroup:
     """How many processes there are, and which this one is.
 
     Attributes:
@@ -51,21 +51,21 @@ class Processes:
         """Where several processes share a machine, each has a GPU of its own."""
         return f"cuda:{self.local_rank}" if self.size > 1 and device == "cuda" else device
 
-    def wrapped(self, module: nn.Module, device: torch.device) -> nn.Module:
+    def distributed(self, module: nn.Module, device: torch.device) -> nn.Module:
         """The module such that `backward` averages its gradients over all processes."""
         if self.size == 1:
             return module
         ids = [device.index] if device.type == "cuda" else None
         return nn.parallel.DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False)
 
-    def waiting(self, module: nn.Module, more: bool) -> AbstractContextManager[Any]:
+    def no_sync(self, module: nn.Module, more: bool) -> AbstractContextManager[Any]:
         """While `more` of a batch is to come, gradients are added up and not yet averaged."""
         if more and isinstance(module, nn.parallel.DistributedDataParallel):
             no_sync: AbstractContextManager[Any] = module.no_sync()
             return no_sync
         return nullcontext()
 
-    def gathered(self, values: Any) -> list[Any]:
+    def all_gather(self, values: Any) -> list[Any]:
         """What each process has, in the order of their ranks."""
         if self.size == 1:
             return [values]
@@ -75,14 +75,14 @@ class Processes:
 
 
 @contextmanager
-def joined(device: str, env: Any = None) -> Iterator[Processes]:
+def process_group(device: str, env: Any = None) -> Iterator[ProcessGroup]:
     """The processes of this process: alone, unless `torchrun` has set the variables that say otherwise."""
     env = os.environ if env is None else env
     size = int(env.get("WORLD_SIZE", "1"))
     if size == 1:
-        yield Processes()
+        yield ProcessGroup()
         return
-    processes = Processes(int(env["RANK"]), size, int(env.get("LOCAL_RANK", "0")))
+    processes = ProcessGroup(int(env["RANK"]), size, int(env.get("LOCAL_RANK", "0")))
     if device == "cuda":
         torch.cuda.set_device(processes.local_rank)
     # The store of torchrun outlives a group, and the next one of this process would read the addresses of the last.
@@ -96,14 +96,14 @@ def joined(device: str, env: Any = None) -> Iterator[Processes]:
         dist.destroy_process_group()
 
 
-class WholeBatchNorms(TorchFunctionMode):
+class SyncBatchNorms(TorchFunctionMode):
     """Within it, batch norms in training take mean and variance over the batches of all processes.
 
     Two sums over the processes, of the values and of their squared distances from the mean (torch's own SyncBatchNorm
     runs on GPUs only).
     """
 
-    def __init__(self, processes: Processes) -> None:
+    def __init__(self, processes: ProcessGroup) -> None:
         super().__init__()
         self._processes = processes
 

@@ -23,16 +23,16 @@ from featcache.backbones import Backbone
 from featcache.backbones.networks import DENSE
 from featcache.embedding.depth import settle_depth
 from featcache.errors import InvalidParameter, UsageError
-from featcache.finetune import cut
-from featcache.finetune.boundaries import FromStore
+from featcache.finetune import unfreeze
 from featcache.finetune.callbacks import Callbacks, Machine
 from featcache.finetune.checkpoints import Checkpoints
 from featcache.finetune.cross_validation import CrossValidation
-from featcache.finetune.distributed import Processes, joined
+from featcache.finetune.distributed import ProcessGroup, process_group
 from featcache.finetune.inputs import (
     ImageInputs,
     Inputs,
     StoreInputs,
+    StoreSource,
     check_contents,
     chosen,
     memory_bytes,
@@ -99,13 +99,13 @@ def fine_tune(
     if augmentations and store is None:
         raise UsageError("`augmentations` are stored in a store: give it as `from_cache`.")
     recipe = replace(recipe, augment=None) if store is not None else recipe
-    run = replace(run, path=_named(run.path))
-    device = _checked(machine, recipe)
-    with joined(device) as processes, ExitStack() as files:
+    run = replace(run, path=_with_name(run.path))
+    device = _checked_device(machine, recipe)
+    with process_group(device) as processes, ExitStack() as files:
         start = Start.of_run(run, weights, processes.device(device))
         start = start if images is None else replace(start, notes=[*images.notes, *start.notes])
         callbacks.tell(start.backbone.notes)
-        recipe = _settled(start.backbone, recipe, callbacks)
+        recipe = _with_freeze_bn(start.backbone, recipe, callbacks)
         rule = operating_point or run.record["asked"].get("operating_point")
         _check_rule(start, rule)
         request = {
@@ -117,16 +117,18 @@ def fine_tune(
         }
         key = _key(start, recipe, request)
         run_path = (
-            _named(Path(run_path)) if run_path else run.path.with_name(f"{run.path.name}-tuned-{digest_json(key)[:8]}")
+            _with_name(Path(run_path))
+            if run_path
+            else run.path.with_name(f"{run.path.name}-tuned-{digest_json(key)[:8]}")
         )
-        checkpoints = _prepared(run_path, key, processes, files, callbacks)
+        checkpoints = _locked_checkpoints(run_path, key, processes, files, callbacks)
         inputs: Inputs
         if store is not None:
             rows = rows_of(
                 store, start.differences(store.identity), start.task.image_ids, start.task.content, augmentations
             )
             inputs = StoreInputs(
-                start.backbone, store, FromStore(store, rows, recipe.seed, augmentations, memory_bytes(processes))
+                start.backbone, store, StoreSource(store, rows, recipe.seed, augmentations, memory_bytes(processes))
             )
         else:
             assert images is not None
@@ -140,7 +142,7 @@ def fine_tune(
         for note in (*start.task.notes, *start.protocol.notes):
             callbacks.on_note(note)
         result = CrossValidation(start, recipe, inputs, checkpoints, processes, machine, callbacks).result()
-        return _written(start, result, key, rule, run_path, checkpoints, processes, started)
+        return _write_run(start, result, key, rule, run_path, checkpoints, processes, started)
 
 
 def train(
@@ -178,12 +180,12 @@ def train(
         StoreLocked: another process is training at this path.
     """
     started = time.perf_counter()
-    device = _checked(machine, recipe)
-    with joined(device) as processes, ExitStack() as files:
+    device = _checked_device(machine, recipe)
+    with process_group(device) as processes, ExitStack() as files:
         backbone = backbones.load(spec, processes.device(device))
         callbacks.tell(backbone.notes)
-        recipe = _settled(backbone, recipe, callbacks)
-        decode, images = _of_one_depth(decode, images, machine, processes, callbacks)
+        recipe = _with_freeze_bn(backbone, recipe, callbacks)
+        decode, images = _with_bit_depth(decode, images, machine, processes, callbacks)
         pixels = files.enter_context(pixels_of(images, backbone, decode, recipe, machine, processes))
         start, used = of_folder(images, backbone, decode, head, pixels, target, split, processes, callbacks)
         _check_rule(start, operating_point)
@@ -192,16 +194,16 @@ def train(
         request: Json = {"tta": False, "operating_point": operating_point, "inputs": "images"}
         request |= {"labels": target.as_json(), "split": drawn}
         key = _key(start, recipe, request)
-        stem = f"{_named(images.source).stem}-{spec.name.replace('/', '_')}"
-        run_path = _named(Path(run_path)) if run_path else Path("runs") / f"{stem}-{digest_json(key)[:8]}"
-        checkpoints = _prepared(run_path, key, processes, files, callbacks)
+        stem = f"{_with_name(images.source).stem}-{spec.name.replace('/', '_')}"
+        run_path = _with_name(Path(run_path)) if run_path else Path("runs") / f"{stem}-{digest_json(key)[:8]}"
+        checkpoints = _locked_checkpoints(run_path, key, processes, files, callbacks)
         inputs = files.enter_context(
             ImageInputs(backbone, pixels, recipe, len(used), machine.compile, processes, callbacks)
         )
         for note in (*start.task.notes, *start.protocol.notes):
             callbacks.on_note(note)
         result = CrossValidation(start, recipe, inputs, checkpoints, processes, machine, callbacks).result()
-        return _written(start, result, key, operating_point, run_path, checkpoints, processes, started)
+        return _write_run(start, result, key, operating_point, run_path, checkpoints, processes, started)
 
 
 def head_for(model: str, kind: str | None = None, **overrides: Any) -> HeadSpec:
@@ -226,23 +228,23 @@ def head_for(model: str, kind: str | None = None, **overrides: Any) -> HeadSpec:
 # --- what is asked ----------------------------------------------------------------------------------------------------
 
 
-def _named(path: Path) -> Path:
+def _with_name(path: Path) -> Path:
     """A path whose last part is a name, so that others can stand beside it: not `.` or `..`."""
     return path.resolve() if path.name in ("", "..") else path
 
 
-def _checked(machine: Machine, recipe: Recipe) -> str:
+def _checked_device(machine: Machine, recipe: Recipe) -> str:
     """The device, where all that is asked of it can be had."""
     device = devices.choose(machine.device)
     backbones.check_precision(recipe.precision, device)
     return device
 
 
-def _settled(backbone: Backbone, recipe: Recipe, callbacks: Callbacks) -> Recipe:
+def _with_freeze_bn(backbone: Backbone, recipe: Recipe, callbacks: Callbacks) -> Recipe:
     """What learns is there, which is known before any image is read, and what becomes of its norms."""
-    freeze_bn = cut.freeze_bn_of(backbone, recipe.stages, recipe.freeze_bn)
+    freeze_bn = unfreeze.freeze_bn_of(backbone, recipe.stages, recipe.freeze_bn)
     for stage in recipe.stages:
-        cut.unfrozen(backbone.module, stage.unfreeze, freeze_bn)
+        unfreeze.unfrozen(backbone.module, stage.unfreeze, freeze_bn)
     if freeze_bn != recipe.freeze_bn and freeze_bn == "yes":
         callbacks.on_note(
             "the batch norms of these weights hold no statistics (mean 0, variance 1), as where they were folded into "
@@ -251,13 +253,13 @@ def _settled(backbone: Backbone, recipe: Recipe, callbacks: Callbacks) -> Recipe
     return replace(recipe, freeze_bn=freeze_bn)
 
 
-def _of_one_depth(
-    decode: DecodeSpec, images: Manifest, machine: Machine, processes: Processes, callbacks: Callbacks
+def _with_bit_depth(
+    decode: DecodeSpec, images: Manifest, machine: Machine, processes: ProcessGroup, callbacks: Callbacks
 ) -> tuple[DecodeSpec, Manifest]:
     """The spec with a depth for all images, and the manifest with the note on it; the same in every process."""
     everything, n_workers = range(len(images.paths)), os.cpu_count() or 1
     settled = settle_depth(decode, images, everything, (), n_workers, machine.timeout_s) if processes.is_first else None
-    decode, note = processes.gathered(settled)[0]
+    decode, note = processes.all_gather(settled)[0]
     if not note:
         return decode, images
     if processes.is_first:
@@ -278,7 +280,7 @@ def _key(start: Start, recipe: Recipe, request: Json) -> Json:
     labels = [[None if v != v else v for v in np.atleast_1d(label).tolist()] for label in task.labels]
     return {
         "command": "fine-tune" if parent else "train",
-        "parent_sha256": digest_json(_said_again(parent.record)) if parent else None,
+        "parent_sha256": digest_json(_reproducible_fields(parent.record)) if parent else None,
         "recipe": asdict(recipe),
         "heads": [start.head.used()],
         "classes": task.classes,
@@ -292,19 +294,23 @@ def _key(start: Start, recipe: Recipe, request: Json) -> Json:
     }
 
 
-def _said_again(record: Json) -> Json:
+def _reproducible_fields(record: Json) -> Json:
     """What a Run says whenever it is made again: not how long that took, nor where it was."""
     return {name: value for name, value in record.items() if name not in ("seconds", "environment")}
 
 
-def _prepared(run_path: Path, key: Json, processes: Processes, files: ExitStack, callbacks: Callbacks) -> Checkpoints:
+def _locked_checkpoints(
+    run_path: Path, key: Json, processes: ProcessGroup, files: ExitStack, callbacks: Callbacks
+) -> Checkpoints:
     """Where it is written, if it may be, locked for this process and those that train with it."""
     runs.check_free(run_path, key)
     checkpoints = Checkpoints(run_path)
     if processes.is_first:
         files.enter_context(checkpoints.locked(key))
         runs.check_free(run_path, key)
-    threads = processes.gathered(checkpoints.threads)[0]  # and the plan is there before anybody looks for a checkpoint
+    threads = processes.all_gather(checkpoints.threads)[
+        0
+    ]  # and the plan is there before anybody looks for a checkpoint
     files.enter_context(_with_threads(threads, callbacks))
     return checkpoints
 
@@ -312,32 +318,32 @@ def _prepared(run_path: Path, key: Json, processes: Processes, files: ExitStack,
 @contextmanager
 def _with_threads(n: int, callbacks: Callbacks) -> Iterator[None]:
     """A training goes on with as many threads as it was begun with."""
-    here = torch.get_num_threads()
-    if n != here:
+    n_now = torch.get_num_threads()
+    if n != n_now:
         callbacks.on_note(
-            f"this training was begun with {n} thread(s) and goes on with {n}, not the {here} of this process, so that "
-            f"it ends as if it had not been stopped."
+            f"this training began with {n} thread(s) and continues with {n}, not the {n_now} of this process, so that "
+            f"the result is that of an uninterrupted training."
         )
     torch.set_num_threads(n)
     try:
         yield
     finally:
-        torch.set_num_threads(here)
+        torch.set_num_threads(n_now)
 
 
-def _written(
+def _write_run(
     start: Start,
     result: TrainingResult,
     key: Json,
     rule: str | None,
     run_path: Path,
     checkpoints: Checkpoints,
-    processes: Processes,
+    processes: ProcessGroup,
     started: float,
 ) -> Run:
     if processes.is_first:
-        here = environment(devices.describe(start.backbone.device))
-        write(start, result, key, rule, run_path, here, time.perf_counter() - started)
+        process_environment = environment(devices.describe(start.backbone.device))
+        write(start, result, key, rule, run_path, process_environment, time.perf_counter() - started)
         checkpoints.remove()
-    processes.gathered(None)
+    processes.all_gather(None)
     return Run.open(run_path)

@@ -1,36 +1,280 @@
-"""What a training on pixels is fed with: the images of a Run, of a folder, or a store that holds the boundary.
+"""The inputs of the trained part of a network: images through the frozen part, or a store of its outputs.
 
-Both give the learning part of the network for what has to learn, and what enters it. A trunk never moves, so whatever
-was computed by it for images as they are serves all folds of a training.
+The frozen part (the trunk) never changes, so its output for an image without augmentation is computed once and kept.
+For augmented images it is computed in every epoch, a few batches ahead of the part that is trained. Images are decoded
+and resized once and then cropped, or augmented again in every epoch; those beyond the memory given are decoded again.
+Every file is read and compared with its digest before training begins.
+Letters: b rows of a batch, h, w pixels.
 """
 
 import os
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from itertools import islice
+from pathlib import Path
 from typing import Any, Protocol, Self
 
 import numpy as np
+from PIL import Image
 from torch import nn
 
 from featcache.backbones import Backbone
 from featcache.backbones.blocks import groups
-from featcache.embedding.forward import Forward
+from featcache.embedding.forward import Forward, Streams
 from featcache.errors import IdentityMismatch, InputsChanged, UsageError
-from featcache.finetune import cut
-from featcache.finetune.boundaries import FromImages, FromStore, Source
+from featcache.finetune import unfreeze
 from featcache.finetune.callbacks import Callbacks, Machine
-from featcache.finetune.distributed import Processes
-from featcache.finetune.pixels import Pixels
-from featcache.images import DecodeSpec
+from featcache.finetune.distributed import ProcessGroup
+from featcache.images import DecodeSpec, TransformSpec, augment
+from featcache.images.cache import stamp_of
+from featcache.images.workers import TIMEOUT_S, Decoders, Prepared
 from featcache.manifest import Manifest
-from featcache.recipe import Recipe
-from featcache.store import BOUNDARY, BOUNDARY_VIEWS, Store
+from featcache.recipe import AugmentSpec, Recipe
+from featcache.store import BOUNDARY, BOUNDARY_VIEWS, POOLED, Store
 
 Array = np.ndarray[Any, Any]
 
-_SHARE_OF_MEMORY = 4  # a quarter for resized images, a quarter for what the trunk made of them
-_SHOWN = 5
+_COPY_STREAM = 2  # keeps the choice of stored copies apart from the order of the batches
+_MEMORY_SHARE = 4  # a quarter for resized images, a quarter for what the trunk made of them
+_N_NAMED = 5
+Progress = Callable[[int, int], None]
+
+
+class Pixels:
+    """n images by number. A context manager: it starts decoding processes when it needs them.
+
+    Attributes:
+        digests: sha256 of each file's bytes; empty where it could not be read.
+        failures: number -> (code, reason).
+    """
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        transform: TransformSpec,
+        decode: DecodeSpec = DecodeSpec(),
+        *,
+        memory_bytes: int = 0,
+        timeout_s: float = TIMEOUT_S,
+        seed: int = 0,
+    ) -> None:
+        """Args:
+        paths: the files.
+        transform: the network's transform.
+        decode: how files become pixels.
+        memory_bytes: for resized images that are kept.
+        timeout_s: what one image may take to be read and decoded.
+        seed: random seed of the augmentation.
+        """
+        self._paths, self._transform, self._seed = paths, transform, seed
+        self._decoders = Decoders([transform], decode, None, timeout_s, is_whole=True)
+        self._room = memory_bytes
+        self._kept: dict[int, Array] = {}
+        self.digests = [""] * len(paths)
+        self.failures: dict[int, tuple[str, str]] = {}
+
+    def __enter__(self) -> "Pixels":
+        self._decoders.__enter__()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._decoders.__exit__(*error)
+
+    def read(self, numbers: Sequence[int], on_progress: Progress = lambda done, total: None) -> None:
+        """Decodes images for the first time: notes their digests and failures, and keeps what there is room for."""
+        with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+            for done, (number, decoded) in enumerate(
+                zip(numbers, pool.map(self._decode, numbers), strict=True), start=1
+            ):
+                self.digests[number] = decoded.digest
+                if decoded.pixels is None:
+                    self.failures[number] = decoded.failure or ("unreadable", "no reason was given")
+                else:
+                    self._keep(number, decoded.pixels[0][0])
+                on_progress(done, len(numbers))
+
+    def keep_only(self, numbers: Sequence[int]) -> None:
+        """Sets the images and their order."""
+        self._paths = [self._paths[i] for i in numbers]
+        self._kept = {new: self._kept[old] for new, old in enumerate(numbers) if old in self._kept}
+        self.digests = [self.digests[i] for i in numbers]
+        self.failures = {}
+
+    def transformed(self, number: int, spec: AugmentSpec | None, epoch: int) -> Array:
+        """(h, w) or (h, w, 3) uint8: what the network sees of an image, in an epoch if it is augmented.
+
+        Raises:
+            InputsChanged: the file is no longer what was read.
+        """
+        resized = Image.fromarray(self._resized(number))
+        if spec is None:
+            return np.asarray(self._transform.crop(resized))
+        return augment.show(resized, spec, self._transform, self.digests[number], self._seed, epoch)
+
+    def _resized(self, number: int) -> Array:
+        if number in self._kept:
+            return self._kept[number]
+        decoded = self._decode(number)
+        if decoded.pixels is None or decoded.digest != self.digests[number]:
+            why = decoded.failure[1] if decoded.failure else "other bytes"
+            raise InputsChanged(f"{self._paths[number]} is not what it was when the training began: {why}.")
+        pixels: Array = decoded.pixels[0][0]
+        return pixels
+
+    def _decode(self, number: int) -> Prepared:
+        path = self._paths[number]
+        return self._decoders.prepare(path, stamp_of(path), ())
+
+    def _keep(self, number: int, pixels: Array) -> None:
+        if pixels.nbytes <= self._room:
+            self._room -= pixels.nbytes
+            self._kept[number] = pixels
+
+
+class Source(Protocol):
+    """Where the inputs of the learning part come from."""
+
+    def batches(self, order: Sequence[Array], epoch: int) -> Iterator[Array]:
+        """For each batch of row numbers (b, …): of training rows in an epoch from 1 on, or as they are in epoch 0."""
+        ...
+
+
+class ImageSource:
+    """Images through the trunk; without a trunk the pixels themselves, (b, h, w) or (b, h, w, 3) uint8.
+
+    A context manager, one for each stage of a training.
+    """
+
+    def __init__(
+        self,
+        pixels: Pixels,
+        augment: AugmentSpec | None,
+        trunk: Forward | None,
+        memory_bytes: int,
+    ) -> None:
+        """Args:
+        pixels: the images, numbered as the rows are.
+        augment: augmentation of training rows; None for none.
+        trunk: the frozen part; what it calls its vector is the boundary.
+        memory_bytes: for what is kept of images that are not augmented.
+        """
+        self._pixels, self._augment, self._trunk = pixels, augment, trunk
+        self._chunk_rows = trunk.batch_size if trunk else 32
+        self._room, self._kept = memory_bytes, dict[int, Array]()
+        self._open = ExitStack()
+
+    def __enter__(self) -> "ImageSource":
+        self._streams = self._open.enter_context(Streams()) if self._trunk else None
+        self._threads = self._open.enter_context(ThreadPoolExecutor(os.cpu_count() or 1))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._open.__exit__(*error)  # type: ignore[arg-type]
+
+    def batches(self, order: Sequence[Array], epoch: int) -> Iterator[Array]:
+        augment = self._augment if epoch else None
+        missing = [int(row) for rows in order for row in rows if augment or int(row) not in self._kept]
+        arriving = self._computed(missing, augment, epoch)
+        arrived_outputs: dict[int, Array] = {}
+        for rows in order:
+            for row in map(int, rows):
+                while row not in arrived_outputs and (augment or row not in self._kept):
+                    arrived, pixels = next(arriving)
+                    arrived_outputs[arrived] = pixels
+            yield _stacked(
+                [arrived_outputs.pop(row) if row in arrived_outputs else self._kept[row] for row in map(int, rows)]
+            )
+
+    def _computed(self, rows: Sequence[int], augment: AugmentSpec | None, epoch: int) -> Iterator[tuple[int, Array]]:
+        """(row, what enters the learning part), in order, a few chunks ahead."""
+
+        def work(chunk: Sequence[int]) -> Sequence[Array]:
+            augmented = [self._pixels.transformed(row, augment, epoch) for row in chunk]
+            return list(self._trunk.vectors(augmented)[POOLED]) if self._trunk else augmented
+
+        remaining = iter(rows)
+        chunks = iter(lambda: list(islice(remaining, self._chunk_rows)), [])
+        ahead: deque[tuple[list[int], Future[Sequence[Array]]]] = deque()
+        while True:
+            for chunk in islice(chunks, max(0, self._n_ahead - len(ahead))):
+                ahead.append((chunk, self._submit(work, chunk)))
+            if not ahead:
+                return
+            chunk, future = ahead.popleft()
+            for row, outputs in zip(chunk, future.result(), strict=True):
+                if augment is None:
+                    self._keep(row, outputs)
+                yield row, outputs
+
+    @property
+    def _n_ahead(self) -> int:
+        return 2 * (self._trunk.n_streams if self._trunk else os.cpu_count() or 1)
+
+    def _submit(
+        self, work: Callable[[Sequence[int]], Sequence[Array]], chunk: Sequence[int]
+    ) -> "Future[Sequence[Array]]":
+        if self._streams and self._trunk:
+            return self._streams.submit(self._trunk, work, chunk)
+        return self._threads.submit(work, chunk)
+
+    def _keep(self, row: int, output: Array) -> None:
+        if output.nbytes <= self._room:
+            self._room -= output.nbytes
+            self._kept[row] = output.copy()  # not a view that holds its whole batch
+
+
+class StoreSource:
+    """The stored inputs of the last stage, of images as they are and of their augmented views: no trunk, no pixels."""
+
+    def __init__(self, store: Store, rows: Sequence[int], seed: int, with_views: bool, memory_bytes: int) -> None:
+        """Args:
+        store: a store with the tap `boundary`, and with `boundary_views` to train on augmented copies.
+        rows: the store's row of each row of the training.
+        seed: random seed that chooses the augmented copy of each epoch.
+        with_views: draw a view, or the image as it is, each as likely, for each training row in each epoch.
+        memory_bytes: for what is kept of images as they are.
+        """
+        self._store, self._rows, self._seed = store, np.asarray(rows), seed
+        self._n_views = store.row_shape(BOUNDARY_VIEWS)[0] if with_views else 0
+        self._room, self._kept = memory_bytes, dict[int, Array]()
+
+    def __enter__(self) -> "StoreSource":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._kept.clear()
+
+    def batches(self, order: Sequence[Array], epoch: int) -> Iterator[Array]:
+        drawn = np.zeros(len(self._rows), dtype=np.int64)  # 0 is the image as it is
+        if epoch and self._n_views:
+            generator = np.random.default_rng((self._seed, _COPY_STREAM, epoch))
+            drawn = generator.integers(self._n_views + 1, size=len(drawn))
+        for rows in order:
+            clean, turned = rows[drawn[rows] == 0], rows[drawn[rows] > 0]
+            outputs = {row: self._kept[row] for row in clean.tolist() if row in self._kept}
+            missing = np.array([row for row in clean.tolist() if row not in outputs], dtype=np.int64)
+            for row, values in zip(missing.tolist(), self._store.rows(BOUNDARY, self._rows[missing]), strict=True):
+                outputs[row] = self._keep(row, values)
+            if len(turned):
+                values = self._store.rows(BOUNDARY_VIEWS, self._rows[turned], drawn[turned] - 1)
+                outputs.update(zip(turned.tolist(), values, strict=True))
+            yield np.stack([outputs[row] for row in rows.tolist()])
+
+    def _keep(self, row: int, values: Array) -> Array:
+        if values.nbytes <= self._room:
+            self._room -= values.nbytes
+            self._kept[row] = values.copy()
+        return values
+
+
+def _stacked(rows: Sequence[Array]) -> Array:
+    """One array; gray pixels become three equal bands where others have colours."""
+    if len({row.ndim for row in rows}) > 1:
+        rows = [np.repeat(row[..., None], 3, axis=2) if row.ndim == 2 else row for row in rows]
+    return np.stack(rows)
 
 
 class Inputs(Protocol):
@@ -51,7 +295,7 @@ class ImageInputs:
         recipe: Recipe,
         n_rows: int,
         compile_: str,
-        processes: Processes,
+        processes: ProcessGroup,
         callbacks: Callbacks,
     ) -> None:
         """Args:
@@ -65,10 +309,10 @@ class ImageInputs:
         """
         self._backbone, self._pixels, self._augment = backbone, pixels, recipe.augment
         self._n_images = n_rows * (recipe.epochs if recipe.augment else 1)
-        self._compile, self._processes, self._telling = compile_, processes, callbacks
+        self._compile, self._processes, self._callbacks = compile_, processes, callbacks
         self._names: tuple[str, ...] = ()
         self._tail: nn.Module | None = None
-        self._source: FromImages | None = None
+        self._source: ImageSource | None = None
         self._files = ExitStack()
 
     def __enter__(self) -> Self:
@@ -82,16 +326,16 @@ class ImageInputs:
         """The tail in which all these parameters lie, and what the trunk below it makes of the images."""
         if self._source is None or tuple(names) != self._names:
             self._files.close()
-            parts = cut.cut(self._backbone.module, names)
+            parts = unfreeze.cut(self._backbone.module, names)
             trunk = None
             if parts.tail is self._backbone.module:
-                self._telling.on_note("torch.fx cannot follow this network: its frozen part runs with what learns.")
+                self._callbacks.on_note("torch.fx cannot follow this network: its frozen part runs with what learns.")
             if parts.trunk is not None:
                 below = replace(
                     self._backbone, module=parts.trunk, cut=None, last_stage=None
                 )  # its vector: the boundary
-                trunk = Forward(below, self._compile, self._n_images, self._telling.on_note)
-            source = FromImages(self._pixels, self._augment, trunk, memory_bytes(self._processes))
+                trunk = Forward(below, self._compile, self._n_images, self._callbacks.on_note)
+            source = ImageSource(self._pixels, self._augment, trunk, memory_bytes(self._processes))
             self._source, self._tail = self._files.enter_context(source), parts.tail
             self._names = tuple(names)
         assert self._tail is not None
@@ -101,7 +345,7 @@ class ImageInputs:
 class StoreInputs:
     """The stored inputs of the last stage."""
 
-    def __init__(self, backbone: Backbone, store: Store, source: FromStore) -> None:
+    def __init__(self, backbone: Backbone, store: Store, source: StoreSource) -> None:
         """Args:
         backbone: the network.
         store: where the source reads.
@@ -118,7 +362,7 @@ class StoreInputs:
                 f"{store.path} holds what enters {boundary}, and the last stage begins with {self._stage[0]} here: "
                 f"another version of timm divides this network in another way. Embed again."
             )
-        self._tail = cut.cut(backbone.module, self._stage).tail
+        self._tail = unfreeze.cut(backbone.module, self._stage).tail
 
     @contextmanager
     def open(self, names: Sequence[str]) -> Iterator[tuple[nn.Module, Source]]:
@@ -135,16 +379,21 @@ class StoreInputs:
         yield self._tail, self._source
 
 
-def memory_bytes(processes: Processes) -> int:
+def memory_bytes(processes: ProcessGroup) -> int:
     """What may be kept of images, and as much again of what was computed from them."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // _SHARE_OF_MEMORY // processes.size
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // _MEMORY_SHARE // processes.size
 
 
 # --- the images of a Run ----------------------------------------------------------------------------------------------
 
 
 def pixels_of(
-    manifest: Manifest, backbone: Backbone, decode: DecodeSpec, recipe: Recipe, machine: Machine, processes: Processes
+    manifest: Manifest,
+    backbone: Backbone,
+    decode: DecodeSpec,
+    recipe: Recipe,
+    machine: Machine,
+    processes: ProcessGroup,
 ) -> Pixels:
     """The images of a manifest in its order, not read yet."""
     return Pixels(
@@ -168,7 +417,7 @@ def chosen(manifest: Manifest, image_ids: Sequence[str]) -> Manifest:
         refused = f" ({manifest.refused[missing[0]]})" if missing[0] in manifest.refused else ""
         raise InputsChanged(
             f"{manifest.source} lacks {len(missing):,} of the Run's {len(image_ids):,} images: "
-            f"{', '.join(missing[:_SHOWN])}{refused}. Give the folder or CSV that was embedded."
+            f"{', '.join(missing[:_N_NAMED])}{refused}. Give the folder or CSV that was embedded."
         )
     rows = [place[image_id] for image_id in image_ids]
     columns = {name: [values[i] for i in rows] for name, values in manifest.columns.items()}
@@ -176,7 +425,7 @@ def chosen(manifest: Manifest, image_ids: Sequence[str]) -> Manifest:
 
 
 def check_contents(
-    pixels: Pixels, image_ids: Sequence[str], contents: Sequence[str], processes: Processes, callbacks: Callbacks
+    pixels: Pixels, image_ids: Sequence[str], contents: Sequence[str], processes: ProcessGroup, callbacks: Callbacks
 ) -> None:
     """Reads every image, each process its share, and compares it with what the Run was made of.
 
@@ -190,10 +439,10 @@ def check_contents(
         for i in mine
         if pixels.digests[i] != contents[i] or i in pixels.failures
     ]
-    wrong = [part for several in processes.gathered(wrong) for part in several]
+    wrong = [part for several in processes.all_gather(wrong) for part in several]
     if wrong:
         raise InputsChanged(
-            f"{len(wrong):,} of {len(image_ids):,} images are not those of the Run: {', '.join(wrong[:_SHOWN])}. "
+            f"{len(wrong):,} of {len(image_ids):,} images are not those of the Run: {', '.join(wrong[:_N_NAMED])}. "
             f"Embed them again, train a head, and fine-tune that Run."
         )
     pixels.digests = list(contents)
@@ -235,6 +484,6 @@ def rows_of(
     if wrong:
         raise InputsChanged(
             f"{store.path} lacks {len(wrong):,} of the Run's {len(image_ids):,} images, or has others in their place: "
-            f"{', '.join(wrong[:_SHOWN])}."
+            f"{', '.join(wrong[:_N_NAMED])}."
         )
     return [place[image_id] for image_id in image_ids]

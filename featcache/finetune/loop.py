@@ -19,14 +19,13 @@ from torch import Tensor, nn
 from featcache.backbones import Backbone
 from featcache.embedding.forward import for_learning, keep_freed_memory
 from featcache.errors import InputOutputError, UsageError
-from featcache.finetune import cut, learning
-from featcache.finetune.boundaries import Source
+from featcache.finetune import unfreeze
 from featcache.finetune.checkpoints import Checkpoints
-from featcache.finetune.distributed import Processes, WholeBatchNorms
-from featcache.finetune.learning import Learner
-from featcache.heads.modules import Head
-from featcache.heads.objective import Targets
-from featcache.heads.optim import Watcher
+from featcache.finetune.distributed import ProcessGroup, SyncBatchNorms
+from featcache.finetune.inputs import Source
+from featcache.finetune.unfreeze import TrainedPart
+from featcache.heads.mlp import Head
+from featcache.heads.optim import LossMonitor, Targets
 from featcache.identity import Json
 from featcache.recipe import Recipe, Stage
 
@@ -39,7 +38,7 @@ _BACKBONE, _HEAD, _BEST, _MOMENTS = "backbone/", "head/", "best/", "moments/"
 
 
 @dataclass(frozen=True)
-class Sides:
+class Subsets:
     """Row numbers: those that are learnt from, and those whose metric decides which weights are kept; none for the
     last."""
 
@@ -58,8 +57,8 @@ class _State:
     history: list[Point] = field(default_factory=list)
     best_score: float = -math.inf
     best_epoch: int = 0
-    watching: dict[str, Any] = field(default_factory=dict)
-    scaling: dict[str, Any] = field(default_factory=dict)
+    monitor_state: dict[str, Any] = field(default_factory=dict)
+    scaler_state: dict[str, Any] = field(default_factory=dict)
 
     def check(self, n_stages: int, n_epochs: int) -> None:
         """Raises ValueError for what no epoch of such a training can have left behind, TypeError for other types."""
@@ -71,34 +70,34 @@ class _State:
             raise ValueError("a point of the curves that is no number")
         if not 0 <= self.best_epoch <= self.epoch or math.isnan(self.best_score):
             raise ValueError("a best epoch that there was not")
-        watched = vars(Watcher(learning.OfStage(Recipe(), 1))).keys() - {"_spec"}
-        if not isinstance(self.scaling, dict) or self.watching.keys() != watched:
-            raise ValueError("another way of watching it")
-        if not all(isinstance(value, int | float) for value in self.watching.values()):
-            raise ValueError("something watched that is no number")
+        monitor_fields = vars(LossMonitor(unfreeze.StageSchedule(Recipe(), 1))).keys() - {"_spec"}
+        if not isinstance(self.scaler_state, dict) or self.monitor_state.keys() != monitor_fields:
+            raise ValueError("another way of monitor_state it")
+        if not all(isinstance(value, int | float) for value in self.monitor_state.values()):
+            raise ValueError("a monitored value that is no number")
 
     def enter(self, stage: int) -> None:
         """Notes that a stage begins, unless it has begun."""
         if stage > self.stage:
             self.stage, self.before_stage, self.is_over = stage, self.epoch, False
-            self.watching, self.scaling = {}, {}
+            self.monitor_state, self.scaler_state = {}, {}
 
 
 @dataclass
-class _InMotion:
+class _RunningStage:
     """A stage while it runs."""
 
     stage: Stage
     names: Sequence[str]  # of what learns of the backbone
-    learner: Learner
+    model: TrainedPart
     wrapped: nn.Module
     source: Source
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
-    watcher: Watcher
+    monitor: LossMonitor
 
 
-class Tuner:
+class Trainer:
     """A network and its head while they learn.
 
     Attributes:
@@ -112,10 +111,10 @@ class Tuner:
         head: Head,
         recipe: Recipe,
         targets: Targets,
-        sides: Sides,
+        sides: Subsets,
         open_source: Open,
         score: Callable[[Array, Array], float],
-        processes: Processes,
+        processes: ProcessGroup,
         compile_: str = "off",
         on_note: Callable[[str], None] = lambda text: None,
     ) -> None:
@@ -132,11 +131,11 @@ class Tuner:
         on_note: told what is done about that.
         """
         self._backbone, self.head, self._recipe, self._targets = backbone, head.to(backbone.device), recipe, targets
-        self._sides, self._open, self._score, self._processes = sides, open_source, score, processes
+        self._subsets, self._open, self._score, self._processes = sides, open_source, score, processes
         self._compile, self._on_note = "off" if processes.size > 1 else compile_, on_note
         self._device = backbone.device
         keep_freed_memory()
-        self._objective = learning.objective(targets, sides.train, recipe, self._device)
+        self._objective = unfreeze.objective(targets, sides.train, recipe, self._device)
         self._names: list[str] = []  # of everything that has learnt so far
         self._state, self._best = _State(), dict[str, Tensor]()
 
@@ -153,7 +152,7 @@ class Tuner:
         """Parameters that learn at some time: (of the backbone, of the head)."""
         names = {name for stage in self._recipe.stages for name in self._unfrozen(stage)}
         head = sum(p.numel() for p in self.head.parameters())
-        return cut.n_trainable(self._backbone.module, names), head
+        return unfreeze.n_trainable(self._backbone.module, names), head
 
     def run(self, checkpoints: Checkpoints, name: str, on_epoch: Callable[[int, int, Point], None]) -> None:
         """Trains from the start, or from the last checkpoint, and leaves the best weights in place.
@@ -175,11 +174,11 @@ class Tuner:
             end = state.before_stage + stage.epochs
             if state.is_over or state.epoch >= end:
                 continue
-            with self._in_motion(stage, moments if state.epoch > state.before_stage else None) as moving:
+            with self._running_stage(stage, moments if state.epoch > state.before_stage else None) as running:
                 while state.epoch < end and not state.is_over:
-                    self._step(moving)
+                    self._run_epoch(running)
                     if self._processes.is_first:
-                        checkpoints.save(name, state.epoch, self._tensors(moving.optimizer), self._as_json(moving))
+                        checkpoints.save(name, state.epoch, self._tensors(running.optimizer), self._as_json(running))
                     on_epoch(state.epoch, self._recipe.epochs, self.history[-1])
         if self._best:
             self._load(self._best)
@@ -188,41 +187,41 @@ class Tuner:
         """(n, c) float32 of rows as they are, by the weights in place: those of the start before `run`, the best after
         it. Nothing is augmented, nothing dropped."""
         with self._open(self._up_to(len(self._recipe.stages))) as (tail, source):
-            return self._evaluated(Learner(self._backbone, tail, self.head), source, rows)
+            return self._evaluated(TrainedPart(self._backbone, tail, self.head), source, rows)
 
     # --- a stage ------------------------------------------------------------------------------------------------------
 
     @contextmanager
-    def _in_motion(self, stage: Stage, moments: Mapping[str, Tensor] | None) -> Iterator[_InMotion]:
+    def _running_stage(self, stage: Stage, moments: Mapping[str, Tensor] | None) -> Iterator[_RunningStage]:
         """Cuts the network, opens what enters the learning part, and takes up the optimizer where it was left; None at
         the beginning of a stage."""
         names = self._unfrozen(stage)
         self._names = self._up_to(self._state.stage)
         if self._best:  # what learns from now on was with the best so far as it still is
             self._best = {**self._weights(), **self._best}
-        optimizer = learning.optimizer(self._backbone.module, names, self.head, self._recipe)
+        optimizer = unfreeze.optimizer(self._backbone.module, names, self.head, self._recipe)
         scaler = torch.amp.GradScaler(self._device.type, enabled=self._recipe.precision == "float16")
-        watcher = Watcher(learning.OfStage(self._recipe, stage.epochs))
-        if moments is not None:  # sgd without momentum has none, and yet has been watched
-            learning.put_moments(optimizer, moments)
-            vars(watcher).update(self._state.watching)
-            scaler.load_state_dict(self._state.scaling)
+        monitor = LossMonitor(unfreeze.StageSchedule(self._recipe, stage.epochs))
+        if moments is not None:  # sgd without momentum has none, and yet has been monitored
+            unfreeze.put_moments(optimizer, moments)
+            vars(monitor).update(self._state.monitor_state)
+            scaler.load_state_dict(self._state.scaler_state)
         with self._open(self._names) as (tail, source):
-            learner = Learner(self._backbone, tail, self.head)
-            n_images = len(self._sides.train) * stage.epochs
+            model = TrainedPart(self._backbone, tail, self.head)
+            n_images = len(self._subsets.train) * stage.epochs
             with torch.no_grad():
-                sample = learner.entering(next(source.batches([self._sides.train[:1]], 0)))
-            cut.learn(tail, names)
+                sample = model.to_device(next(source.batches([self._subsets.train[:1]], 0)))
+            unfreeze.learn(tail, names)
             self.head.requires_grad_(True)
-            learner.at_work = for_learning(tail, sample, n_images, self._compile, self._on_note)
-            wrapped = self._processes.wrapped(learner, self._device)
-            yield _InMotion(stage, names, learner, wrapped, source, optimizer, scaler, watcher)
+            model.compiled_tail = for_learning(tail, sample, n_images, self._compile, self._on_note)
+            wrapped = self._processes.distributed(model, self._device)
+            yield _RunningStage(stage, names, model, wrapped, source, optimizer, scaler, monitor)
 
-    def _step(self, moving: _InMotion) -> None:
+    def _run_epoch(self, running: _RunningStage) -> None:
         """An epoch, and what is to be said of it."""
-        state, val = self._state, self._sides.val
+        state, val = self._state, self._subsets.val
         if not state.epoch and len(val):  # the weights of the start are the first that may be kept
-            state.best_score = self._score(val, self._evaluated(moving.learner, moving.source, val))
+            state.best_score = self._score(val, self._evaluated(running.model, running.source, val))
             self._best = self._weights()
             if state.best_score == -math.inf:
                 raise UsageError(
@@ -230,65 +229,67 @@ class Tuner:
                     f"by it. Choose `select`=loss, or divide the rows otherwise."
                 )
         state.epoch += 1
-        factor = moving.watcher.factor(state.epoch - state.before_stage)
-        for group in moving.optimizer.param_groups:
+        factor = running.monitor.lr_factor(state.epoch - state.before_stage)
+        for group in running.optimizer.param_groups:
             group["lr"] = group["full"] * factor
-        self._note(moving, self._epoch(moving))
-        state.scaling = moving.scaler.state_dict()
+        self._record_epoch(running, self._train_epoch(running))
+        state.scaler_state = running.scaler.state_dict()
 
-    def _epoch(self, moving: _InMotion) -> Point:
+    def _train_epoch(self, running: _RunningStage) -> Point:
         """One pass over the training rows: its loss and numbers, of the batches as they were learnt from."""
-        moving.learner.train()
+        running.model.train()
         batches = self._batches(self._state.epoch)
-        inputs = moving.source.batches([piece for batch in batches for piece in self._pieces(batch)], self._state.epoch)
+        inputs = running.source.batches(
+            [piece for batch in batches for piece in self._pieces(batch)], self._state.epoch
+        )
         predictions: list[tuple[Array, Array]] = []
         for step, batch in enumerate(batches):
-            moving.optimizer.zero_grad(set_to_none=True)
-            predictions += self._backward(moving, step, batch, inputs)
-            moving.scaler.step(moving.optimizer)
-            moving.scaler.update()
+            running.optimizer.zero_grad(set_to_none=True)
+            predictions += self._backward(running, step, batch, inputs)
+            running.scaler.step(running.optimizer)
+            running.scaler.update()
         return self._curve_point(predictions)
 
     def _backward(
-        self, moving: _InMotion, step: int, batch: Array, inputs: Iterator[Array]
+        self, running: _RunningStage, step: int, batch: Array, inputs: Iterator[Array]
     ) -> list[tuple[Array, Array]]:
         """Adds up the gradients of a batch, piece by piece; returns (rows, logits) of each."""
         predictions = []
-        weight, draws, pieces = self._weight(batch), self._draws(step, batch), self._pieces(batch)
+        weight, uniforms, pieces = self._weight(batch), self._dropout_uniforms(step, batch), self._pieces(batch)
         for i, piece in enumerate(pieces):
-            of_piece = [draw[np.isin(batch, piece)] for draw in draws]
-            with self._processes.waiting(moving.wrapped, i < len(pieces) - 1):
-                z = self._predictions(moving.wrapped, moving.learner.entering(next(inputs)), of_piece).float()
+            of_piece = [draw[np.isin(batch, piece)] for draw in uniforms]
+            with self._processes.no_sync(running.wrapped, i < len(pieces) - 1):
+                z = self._predictions(running.wrapped, running.model.to_device(next(inputs)), of_piece).float()
                 rows = torch.from_numpy(piece).to(self._device)
                 total, _ = self._objective.parts(z[None], rows, torch.ones_like(z[None, :, 0]))
                 loss = total.sum() / weight * self._processes.size
-                moving.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+                running.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
             predictions.append((piece, z.detach().cpu().numpy()))
         return predictions
 
-    def _predictions(self, wrapped: nn.Module, inputs: Tensor, draws: Sequence[Array]) -> Tensor:
+    def _predictions(self, wrapped: nn.Module, inputs: Tensor, uniforms: Sequence[Array]) -> Tensor:
         lower = _AUTOCAST.get(self._recipe.precision)
         casting = torch.autocast(self._device.type, dtype=lower) if lower else nullcontext()
-        uniform = [torch.from_numpy(draw).to(self._device) for draw in draws]
-        sync_bn = WholeBatchNorms(self._processes) if self._processes.size > 1 else nullcontext()
-        with casting, sync_bn, learning.in_our_words():
+        uniform = [torch.from_numpy(draw).to(self._device) for draw in uniforms]
+        sync_bn = SyncBatchNorms(self._processes) if self._processes.size > 1 else nullcontext()
+        with casting, sync_bn, unfreeze.explained_batch_norm_errors():
             z: Tensor = wrapped(inputs, uniform)
             return z
 
     def _batches(self, epoch: int) -> list[Array]:
         """The rows of each batch of an epoch, of all processes together; sizes differ by at most one."""
-        n = len(self._sides.train)
+        n = len(self._subsets.train)
         order = np.random.default_rng((self._recipe.seed, epoch)).permutation(n)
-        return np.array_split(self._sides.train[order], self._n_batches)
+        return np.array_split(self._subsets.train[order], self._n_batches)
 
     @property
     def _n_batches(self) -> int:
-        return max(1, math.ceil(len(self._sides.train) / self._recipe.batch_size))
+        return max(1, math.ceil(len(self._subsets.train) / self._recipe.batch_size))
 
     def _check_shares(self) -> None:
         """Every process needs two rows of every piece: they wait for one another in each, and a norm needs two."""
         size, pieces = self._processes.size, self._recipe.grad_accumulation
-        fewest = len(self._sides.train) // self._n_batches // pieces
+        fewest = len(self._subsets.train) // self._n_batches // pieces
         if size > 1 and fewest < 2 * size:
             raise UsageError(
                 f"{size} processes cannot share {fewest} images, of a batch in {pieces} piece(s), with two for each: a "
@@ -307,32 +308,32 @@ class Tuner:
         _, weight = self._objective.parts(nothing, rows, nothing[:, :, 0] + 1)
         return weight.sum().clamp(min=1e-12)
 
-    def _draws(self, step: int, batch: Array) -> list[Array]:
+    def _dropout_uniforms(self, step: int, batch: Array) -> list[Array]:
         """Uniform numbers for the dropout of each hidden layer, of a whole batch."""
         generator = np.random.default_rng((self._recipe.seed, self._state.epoch, step + 1))
         return [generator.random((len(batch), width), dtype=np.float32) for width in self.head.hidden_sizes]
 
     # --- after an epoch -----------------------------------------------------------------------------------------------
 
-    def _note(self, moving: _InMotion, point: Point) -> None:
+    def _record_epoch(self, running: _RunningStage, point: Point) -> None:
         """Validation, the best so far, and whether the stage is over."""
-        state, val = self._state, self._sides.val
+        state, val = self._state, self._subsets.val
         if not math.isfinite(point["train_loss"]):
             raise self._diverged()
         if len(val):
-            logits = self._evaluated(moving.learner, moving.source, val)
+            logits = self._evaluated(running.model, running.source, val)
             numbers = self._targets.curve_point(0, val, logits)
             point |= {f"val_{name}": value for name, value in numbers.items()}
             if (score := self._score(val, logits)) > state.best_score:
                 state.best_score, state.best_epoch, self._best = score, state.epoch, self._weights()
         else:
             state.best_epoch = state.epoch
-        moving.watcher.see(point.get("val_loss", point["train_loss"]), state.epoch)
-        state.is_over = moving.watcher.stopped
+        running.monitor.update(point.get("val_loss", point["train_loss"]), state.epoch)
+        state.is_over = running.monitor.should_stop
         state.history.append({"epoch": float(state.epoch), "stage": float(state.stage), **point})
 
     def _curve_point(self, predictions: Sequence[tuple[Array, Array]]) -> Point:
-        every = self._processes.gathered(predictions)
+        every = self._processes.all_gather(predictions)
         rows = np.concatenate([rows for predicted in every for rows, _ in predicted])
         logits = np.concatenate([z for predicted in every for _, z in predicted])
         if not np.isfinite(logits).all():
@@ -340,14 +341,14 @@ class Tuner:
         return {f"train_{name}": value for name, value in self._targets.curve_point(0, rows, logits).items()}
 
     @torch.no_grad()
-    def _evaluated(self, learner: Learner, source: Source, rows: Array) -> Array:
-        learner.eval()
+    def _evaluated(self, model: TrainedPart, source: Source, rows: Array) -> Array:
+        model.eval()
         batches = np.array_split(self._processes.share(rows), max(1, math.ceil(len(rows) / 32 / self._processes.size)))
         chunks = [
-            self._plain(learner, inputs) for inputs in source.batches([batch for batch in batches if len(batch)], 0)
+            self._plain(model, inputs) for inputs in source.batches([batch for batch in batches if len(batch)], 0)
         ]
         mine = np.concatenate(chunks) if chunks else np.zeros((0, self._targets.n_classes), dtype=np.float32)
-        logits = np.concatenate(self._processes.gathered(mine))
+        logits = np.concatenate(self._processes.all_gather(mine))
         if not np.isfinite(logits).all():
             if self._state.epoch:
                 raise self._diverged()
@@ -357,21 +358,21 @@ class Tuner:
     def _diverged(self) -> UsageError:
         return UsageError(f"the training diverged in epoch {self._state.epoch}: lower `lr` and `backbone_lr`.")
 
-    def _plain(self, learner: Learner, inputs: Array) -> Array:
-        logits: Array = learner(learner.entering(inputs), []).float().cpu().numpy()
+    def _plain(self, model: TrainedPart, inputs: Array) -> Array:
+        logits: Array = model(model.to_device(inputs), []).float().cpu().numpy()
         return logits
 
     # --- rates, weights, checkpoints ----------------------------------------------------------------------------------
 
     def _unfrozen(self, stage: Stage) -> list[str]:
-        return cut.unfrozen(self._backbone.module, stage.unfreeze, self._recipe.freeze_bn)
+        return unfreeze.unfrozen(self._backbone.module, stage.unfreeze, self._recipe.freeze_bn)
 
     def _up_to(self, stage: int) -> list[str]:
         """What learns in one of the first stages: all of it is in the tail, so that nothing in a trunk ever moves."""
         names = {name for earlier in self._recipe.stages[:stage] for name in self._unfrozen(earlier)}
         return [name for name, _ in self._backbone.module.named_parameters() if name in names]
 
-    def _moving(self) -> dict[str, Tensor]:
+    def _trained_tensors(self) -> dict[str, Tensor]:
         """What has been learnt so far: parameters, and the statistics beside them."""
         state = self._backbone.module.state_dict()
         owners = {name.rpartition(".")[0] for name in self._names}
@@ -383,7 +384,7 @@ class Tuner:
         return backbone | {_HEAD + name: tensor for name, tensor in self.head.state_dict().items()}
 
     def _weights(self) -> dict[str, Tensor]:
-        return {name: tensor.detach().clone() for name, tensor in self._moving().items()}
+        return {name: tensor.detach().clone() for name, tensor in self._trained_tensors().items()}
 
     def _load(self, weights: Mapping[str, Tensor]) -> None:
         own = {_BACKBONE + name: tensor for name, tensor in self._backbone.module.state_dict().items()}
@@ -400,10 +401,10 @@ class Tuner:
             for name, value in state.items()
             if isinstance(value, Tensor)
         }
-        return {**self._moving(), **best, **moments}
+        return {**self._trained_tensors(), **best, **moments}
 
-    def _as_json(self, moving: _InMotion) -> Json:
-        self._state.watching = {name: value for name, value in vars(moving.watcher).items() if name != "_spec"}
+    def _as_json(self, running: _RunningStage) -> Json:
+        self._state.monitor_state = {name: value for name, value in vars(running.monitor).items() if name != "_spec"}
         return copy.deepcopy(vars(self._state)) | {"names": self._names}
 
     def _is_ours(self, tensors: Mapping[str, Tensor], state: Json) -> bool:

@@ -24,7 +24,7 @@ from featcache.training import baselines, selection
 from featcache.training.results import TEST, VAL, Scored, about_network, chosen, tables
 
 Array = np.ndarray[Any, Any]
-Sided = Mapping[str, tuple[Array, Array]]
+SubsetLogits = Mapping[str, tuple[Array, Array]]
 
 # What a head is; how it was trained says the recipe.
 _SHAPE = ("kind", "hidden_sizes", "activation", "norm", "dropout", "output", "C", "alpha")
@@ -42,8 +42,8 @@ class TrainingResult:
         n_trainable: parameters that learnt, (of the backbone, of the head).
     """
 
-    before: Sided
-    after: Sided
+    before: SubsetLogits
+    after: SubsetLogits
     tensors: Mapping[str, Array]
     histories: Sequence[Sequence[Mapping[str, float]]]
     epoch: int
@@ -107,7 +107,7 @@ def write(
     return runs.save(run_path, record, result.tensors, run_tables, files)
 
 
-def _scored(task: Task, protocol: Protocol, sides: Sided, rule: str | None) -> Scored:
+def _scored(task: Task, protocol: Protocol, sides: SubsetLogits, rule: str | None) -> Scored:
     """The numbers of some logits; a temperature and a threshold are of their validation rows."""
     parsed = calibration.parse_rule(rule) if rule else None
     return Scored(task, protocol, sides, chosen(task, *sides[VAL], parsed))

@@ -13,10 +13,10 @@ import numpy as np
 from featcache.backbones import Backbone
 from featcache.errors import UsageError
 from featcache.finetune.callbacks import Callbacks
-from featcache.finetune.distributed import Processes
-from featcache.finetune.pixels import Pixels
-from featcache.heads import HeadSpec, modules, stacks
-from featcache.heads.modules import Head, head_module
+from featcache.finetune.distributed import ProcessGroup
+from featcache.finetune.inputs import Pixels
+from featcache.heads import HeadSpec, mlp
+from featcache.heads.mlp import Head, head_module
 from featcache.identity import Json, difference
 from featcache.images import DecodeSpec
 from featcache.manifest import Manifest
@@ -43,7 +43,7 @@ class Start:
         decode: how files become pixels.
         head: what the head is.
         tensors: its weights; those of the final head.
-        of_folds: the weights of the head of each fold, which has not seen its held rows.
+        fold_tensors: the weights of the head of each fold, which has not seen its held rows.
         feature_rms: what the head's features were divided by.
         parent: the Run, if it is one.
         notes: those of the manifest of the images.
@@ -55,7 +55,7 @@ class Start:
     decode: DecodeSpec
     head: HeadSpec
     tensors: Mapping[str, Array]
-    of_folds: Sequence[Mapping[str, Array]]
+    fold_tensors: Sequence[Mapping[str, Array]]
     feature_rms: float
     parent: Run | None = None
     notes: Sequence[str] = ()
@@ -131,7 +131,7 @@ def of_folder(
     pixels: Pixels,
     target: TargetSpec,
     split: SplitSpec,
-    processes: Processes,
+    processes: ProcessGroup,
     callbacks: Callbacks,
 ) -> tuple[Start, list[int]]:
     """A fresh head on the images of a folder that can be read, and the number among all images of each row.
@@ -144,9 +144,9 @@ def of_folder(
     everything = np.arange(len(images.image_ids))
     mine = processes.share(everything).tolist()
     pixels.read([i for i in mine if images.image_ids[i] not in images.refused], callbacks.on_reading)
-    digests = [part for several in processes.gathered([pixels.digests[i] for i in mine]) for part in several]
+    digests = [part for several in processes.all_gather([pixels.digests[i] for i in mine]) for part in several]
     failures: dict[int, tuple[str, str]] = {}
-    for failures_there in processes.gathered(pixels.failures):
+    for failures_there in processes.all_gather(pixels.failures):
         failures |= failures_there
     pixels.digests = digests
     numbers = [i for i in everything.tolist() if digests[i] and i not in failures]
@@ -162,8 +162,8 @@ def of_folder(
         task.left_out["unreadable image"] = failed
         callbacks.on_note(f"{failed:,} images cannot be used and are left out{first}.")
     protocol = divide(task, split, None)
-    n_outputs = stacks.n_outputs(head, len(task.classes), task.has_findings)
-    tensors = modules.fresh(head, backbone.n_features, n_outputs)
+    n_outputs = mlp.n_outputs(head, len(task.classes), task.has_findings)
+    tensors = mlp.fresh(head, backbone.n_features, n_outputs)
     folds = [tensors] * len(protocol.folds)
     start = Start(task, protocol, backbone, decode, head, tensors, folds, 1.0, notes=[*images.notes, *backbone.notes])
     return start, numbers

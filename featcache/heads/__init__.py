@@ -1,19 +1,15 @@
-"""What a head is and how it is trained: the specs, as plain values. Knows neither torch nor features.
+"""Heads: classifiers on cached vectors, trained or solved many at a time.
 
-A field that means nothing for a kind cannot be set for it: a spec never promises a dropout that nobody applies. A sweep
-is a list of specs, made by `grid` from options with one or more values.
+A field that does not apply to a kind of head cannot be set for it. A sweep is a list of specs, made by `grid`.
 
     spec       HeadSpec, and grids of them
-    stacks     k heads in one tensor per parameter
-    modules    a head as a torch module
-    features   what of a store a head works on
-    objective  what is to be learnt, and how far heads are from it
-    optim      optimizers, schedules, early stopping
-    mlp        first layers of millions of weights, in pieces
-    jobs       what heads are to be made, and which go together
-    training   many heads are trained at once
-    inference  what a finished head makes of features
-    solvers    heads that are solved: logistic regression, ridge, neighbours
+    mlp        linear heads and MLPs: k of them stacked in one tensor per parameter, or one as a torch module
+    features   the vectors of a store that a head is trained on
+    optim      the loss, optimizers, schedules and early stopping
+    jobs       the heads to be trained, and which of them are trained together
+    training   the training loop of many heads at once
+    inference  a trained head's logits, in numpy
+    solvers    logistic regression, ridge and nearest neighbours
 """
 
 from featcache.heads.spec import KINDS, PATHS, SOLVED, TRAINED, HeadSpec, busy, grid, varied

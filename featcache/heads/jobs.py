@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from featcache.heads import mlp
-from featcache.heads.objective import Targets
+from featcache.heads import optim
+from featcache.heads.mlp import n_outputs, n_parameters
+from featcache.heads.optim import Targets
 from featcache.heads.spec import HeadSpec
-from featcache.heads.stacks import n_outputs, n_parameters
 
 Array = np.ndarray[Any, Any]
 History = list[dict[str, float]]
@@ -79,9 +79,9 @@ class Fit:
     watch: Array = field(default_factory=lambda: _NONE)
     labelling: int = 0
 
-    def is_wide(self, n_features: int, device: torch.device) -> bool:
+    def is_chunked(self, n_features: int, device: torch.device) -> bool:
         """Whether its first layer is trained in pieces, see `wide`."""
-        return device.type == "cpu" and mlp.is_wide(self.spec, n_features)
+        return device.type == "cpu" and optim.is_chunked(self.spec, n_features)
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,19 +139,19 @@ def trajectories(fits: Sequence[Fit]) -> list[Trajectory]:
     return list(trajectories.values())
 
 
-def stacks_abreast(members: Sequence[Trajectory], x: Tensor, targets: Targets, limit: int) -> int:
+def n_parallel_stacks(members: Sequence[Trajectory], x: Tensor, targets: Targets, limit: int) -> int:
     """How many stacks are trained side by side: one on a GPU, otherwise one per core, as far as memory has room for a
     head in each of them."""
     if x.device.type == "cuda" or not members:
         return 1
-    largest = max(bytes_of_one(trajectory.fit, x, targets) for trajectory in members)
+    largest = max(bytes_per_head(trajectory.fit, x, targets) for trajectory in members)
     return max(1, min(torch.get_num_threads(), len(members), limit // largest))
 
 
-def stacked(
-    members: Sequence[Trajectory], x: Tensor, targets: Targets, limit: int, abreast: int
+def make_stacks(
+    members: Sequence[Trajectory], x: Tensor, targets: Targets, limit: int, n_parallel: int
 ) -> Iterator[list[Trajectory]]:
-    """Trajectories of one shape and pool, in stacks that fit into memory, at least `abreast` of them. Within a stack
+    """Trajectories of one shape and pool, in stacks that fit into memory, at least `n_parallel` of them. Within a stack
     those of equal rates stand side by side, so that one call of the optimizer serves them.
 
     Args:
@@ -159,7 +159,7 @@ def stacked(
         x: the features.
         targets: labels.
         limit: bytes that a stack may take.
-        abreast: stacks that are trained side by side.
+        n_parallel: stacks that are trained side by side.
     """
 
     def shape(trajectory: Trajectory) -> Any:
@@ -174,25 +174,25 @@ def stacked(
     for group in groups.values():
         group.sort(key=lambda t: (t.fit.spec.lr, t.fit.spec.weight_decay))
         fit = group[0].fit
-        size = min(max(1, limit // bytes_of_one(fit, x, targets)), math.ceil(len(group) / abreast))
-        size = min(size, mlp.HEADS) if fit.is_wide(x.shape[-1], x.device) else size
+        size = min(max(1, limit // bytes_per_head(fit, x, targets)), math.ceil(len(group) / n_parallel))
+        size = min(size, optim.MAX_CHUNKED_HEADS) if fit.is_chunked(x.shape[-1], x.device) else size
         for start in range(0, len(group), size):
             yield group[start : start + size]
 
 
-def bytes_of_one(fit: Fit, x: Tensor, targets: Targets) -> int:
+def bytes_per_head(fit: Fit, x: Tensor, targets: Targets) -> int:
     """Roughly what one head takes while it trains: parameters, gradients, two moments, the best so far and a scratch
     copy; a dozen activations of a batch; its mask and its logits of the pool. A wide one has no gradient, and a best
     only where it may stop early."""
     spec = fit.spec
     c = n_outputs(spec, targets.n_classes, targets.has_findings)
     batch_size = _batch_size(fit)
-    copies = 4 + (spec.patience > 0) if fit.is_wide(x.shape[-1], x.device) else 6
+    copies = 4 + (spec.patience > 0) if fit.is_chunked(x.shape[-1], x.device) else 6
     floats = copies * n_parameters(spec, x.shape[-1], c) + 12 * batch_size * (sum(spec.hidden_sizes) + c)
     return int(4 * (floats + len(fit.pool.rows) * (2 + 2 * c + sum(spec.hidden_sizes[:1]) / 8)))
 
 
-def work(members: Sequence[Trajectory], x: Tensor, targets: Targets) -> int:
+def multiplications_per_step(members: Sequence[Trajectory], x: Tensor, targets: Targets) -> int:
     """Multiplications of a step of a stack, forward."""
     fit = members[0].fit
     outputs = n_outputs(fit.spec, targets.n_classes, targets.has_findings)

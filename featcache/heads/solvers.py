@@ -18,8 +18,8 @@ from torch import Tensor
 from featcache.heads import inference
 from featcache.heads.features import clean, scored
 from featcache.heads.jobs import Fit, Fitted
-from featcache.heads.objective import Targets, class_weight
-from featcache.heads.stacks import feature_scale
+from featcache.heads.mlp import feature_scale
+from featcache.heads.optim import Targets, class_weight
 from featcache.threads import one_thread
 
 Array = np.ndarray[Any, Any]
@@ -65,9 +65,9 @@ def _logreg(fits: Sequence[Fit], x: Tensor, targets: Targets, tta: bool) -> list
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore", ConvergenceWarning)  # its score says what it is worth
                 model.fit(problem.x[rows], y, sample_weight=weights)
-            _put(solutions, i, model.coef_.copy(), model.intercept_.copy(), finding)
+            _append_solution(solutions, i, model.coef_.copy(), model.intercept_.copy(), finding)
         model = LogisticRegression(max_iter=_LOGREG_ITERATIONS, warm_start=True)
-    return [problem.affine(fit, *_two_sided(*solutions[i], problem)) for i, fit in enumerate(fits)]
+    return [problem.affine(fit, *_one_row_per_class(*solutions[i], problem)) for i, fit in enumerate(fits)]
 
 
 def _ridge(fits: Sequence[Fit], x: Tensor, targets: Targets, tta: bool) -> list[Fitted]:
@@ -87,7 +87,7 @@ def _ridge(fits: Sequence[Fit], x: Tensor, targets: Targets, tta: bool) -> list[
         solve = _primal(a, t) if len(a) >= a.shape[1] else _dual(a, t)
         for i, fit in enumerate(fits):
             w = solve(fit.spec.alpha)  # (d, c)
-            _put(solutions, i, w.T, mean_t - mean_x @ w, finding)
+            _append_solution(solutions, i, w.T, mean_t - mean_x @ w, finding)
     return [problem.affine(fit, *solutions[i]) for i, fit in enumerate(fits)]
 
 
@@ -109,7 +109,7 @@ class _Problem:
 
     def __init__(self, fit: Fit, x: Tensor, targets: Targets, tta: bool) -> None:
         train = torch.from_numpy(fit.train).to(x.device)
-        self._scored, x = scored(x, tta), clean(x)
+        self._scoring_features, x = scored(x, tta), clean(x)
         scale = feature_scale(x, [train], fit.spec.scale)
         self._offset, self._divisor = scale.offset[0].cpu().double().numpy(), scale.divisor[0].cpu().double().numpy()
         self.x: Array = ((x[train] - scale.offset[0]) / scale.divisor[0]).cpu().numpy()
@@ -142,19 +142,23 @@ class _Problem:
         weight = weight / self._divisor
         bias = bias - (weight * self._offset).sum(1)
         tensors = {"weight": weight.astype(np.float32), "bias": bias.astype(np.float32)}
-        logits = inference.averaged(lambda x: x @ tensors["weight"].T + tensors["bias"], _rows(self._scored, fit.val))
+        logits = inference.averaged(
+            lambda x: x @ tensors["weight"].T + tensors["bias"], _rows(self._scoring_features, fit.val)
+        )
         return Fitted(fit, tensors, logits, 0, weight.size + bias.size)
 
 
-def _put(solutions: dict[int, tuple[Array, Array]], i: int, weight: Array, bias: Array, finding: int | None) -> None:
-    """Rows of findings are stacked as they come; classes come all at once."""
+def _append_solution(
+    solutions: dict[int, tuple[Array, Array]], i: int, weight: Array, bias: Array, finding: int | None
+) -> None:
+    """Rows of labels are appended one by one; classes are solved together."""
     if finding is None or i not in solutions:
         solutions[i] = weight, bias
     else:
         solutions[i] = np.concatenate([solutions[i][0], weight]), np.concatenate([solutions[i][1], bias])
 
 
-def _two_sided(weight: Array, bias: Array, problem: _Problem) -> tuple[Array, Array]:
+def _one_row_per_class(weight: Array, bias: Array, problem: _Problem) -> tuple[Array, Array]:
     """scikit-learn gives two classes one row, the log odds of the second: half of it for each side."""
     if problem.has_findings or problem.n_classes > 2:
         return weight, bias

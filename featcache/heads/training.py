@@ -20,22 +20,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from featcache.heads import mlp
+from featcache.heads import optim
 from featcache.heads.features import clean, scored
 from featcache.heads.jobs import (
     Fit,
     Fitted,
     History,
     Trajectory,
+    make_stacks,
     memory_for,
-    stacked,
-    stacks_abreast,
+    multiplications_per_step,
+    n_parallel_stacks,
     trajectories,
-    work,
 )
-from featcache.heads.objective import Objective, Targets
-from featcache.heads.optim import Step, Watcher, moments_of, optimizer
-from featcache.heads.stacks import Stack, feature_scale, n_outputs
+from featcache.heads.mlp import Stack, feature_scale, n_outputs
+from featcache.heads.optim import LossMonitor, Objective, Step, Targets, moments_of, optimizer
 
 Array = np.ndarray[Any, Any]
 Progress = Callable[[int, int], None]
@@ -78,8 +77,8 @@ def fit_all(
     """
     limit = memory_bytes or memory_for(x.device)
     trainings = trajectories(fits)
-    abreast = stacks_abreast(trainings, x, targets, limit)
-    stacks = list(stacked(trainings, x, targets, limit // abreast, abreast))
+    n_parallel = n_parallel_stacks(trainings, x, targets, limit)
+    stacks = list(make_stacks(trainings, x, targets, limit // n_parallel, n_parallel))
     done, total = dict.fromkeys(range(len(stacks)), 0), sum(t.epochs for t in trainings)
     results: dict[int, Fitted] = {}
     stop = threading.Event()
@@ -91,9 +90,9 @@ def fit_all(
             on_progress(sum(done.values()), total)
         done[number] = sum(t.epochs for t in members)  # heads that stopped early are done, too
 
-    most = max((work(members, x, targets) for members in stacks), default=0)
-    has_all_cores = abreast == 1 and most >= _WORTH_THREADS
-    with _threads(None if has_all_cores else 1), ThreadPoolExecutor(abreast) as pool:
+    most = max((multiplications_per_step(members, x, targets) for members in stacks), default=0)
+    has_all_cores = n_parallel == 1 and most >= _WORTH_THREADS
+    with _threads(None if has_all_cores else 1), ThreadPoolExecutor(n_parallel) as pool:
         try:
             list(pool.map(train, range(len(stacks))))
         except BaseException:
@@ -117,15 +116,15 @@ class _Training:
         curves: bool,
         weights: bool,
     ) -> None:
-        self._members, self._targets, self._curves, self._wanted = members, targets, curves, weights
+        self._members, self._targets, self._curves, self._returns_weights = members, targets, curves, weights
         fit = members[0].fit
-        self._is_wide = fit.is_wide(x.shape[-1], x.device)
-        self._learnt = x if fit.spec.augmentations else clean(x)
-        self._scored = scored(x, tta)
+        self._is_chunked = fit.is_chunked(x.shape[-1], x.device)
+        self._train_features = x if fit.spec.augmentations else clean(x)
+        self._scoring_features = scored(x, tta)
         self._spec, self._pool, self._device = fit.spec, fit.pool, x.device
         self._pool_rows = torch.from_numpy(fit.pool.rows).to(x.device)
         train = [torch.from_numpy(t.fit.train).to(x.device) for t in members]
-        scale = feature_scale(self._learnt, train, self._spec.scale)
+        scale = feature_scale(self._train_features, train, self._spec.scale)
         outputs = n_outputs(self._spec, targets.n_classes, targets.has_findings)
         self.stack = Stack.fresh([t.fit.spec for t in members], scale, x.shape[-1], outputs).trainable()
         self._objective = Objective.of(
@@ -137,53 +136,53 @@ class _Training:
             self._device,
         )
         self._moments = {name: moments_of(t, self._spec.optimizer) for name, t in self.stack.parameters.items()}
-        self._watchers = [Watcher(t.fit.spec) for t in members]
+        self._monitors = [LossMonitor(t.fit.spec) for t in members]
         self._best = self.stack[self._all()] if self._spec.patience else None
         self._histories: list[History] = [[] for _ in members]
         self._generators = {seed: torch.Generator().manual_seed(_DROPOUT_STREAM + seed) for seed in self._seeds()}
-        self._drops = any(t.fit.spec.dropout > 0 for t in members)
+        self._has_dropout = any(t.fit.spec.dropout > 0 for t in members)
         self._n_steps = 0
 
     def run(self, results: dict[int, Fitted], stop: threading.Event) -> Iterator[int]:
         """Trains, puts what is finished into `results`, and yields the number of (head, epoch) pairs done."""
         done = 0
-        views = self._pool.views(self._learnt.shape[1]) if self._spec.augmentations else None
+        views = self._pool.views(self._train_features.shape[1]) if self._spec.augmentations else None
         for epoch, batches in enumerate(self._pool.batches(self._spec.batch_size), start=1):
             steps, drawn = self._steps(epoch), next(views).to(self._device) if views else None
             for positions in batches:
                 if stop.is_set():
                     return
-                self._learn(positions.to(self._device), drawn, steps)
+                self._train_batch(positions.to(self._device), drawn, steps)
             with torch.no_grad():
-                self._look(epoch)
+                self._evaluate_epoch(epoch)
                 done += len(self._members)
-                self._release(epoch, results)
+                self._finish_heads(epoch, results)
             yield done
             if not self._members:
                 return
 
-    def _learn(self, positions: Tensor, drawn: Tensor | None, steps: Sequence[Step]) -> None:
+    def _train_batch(self, positions: Tensor, drawn: Tensor | None, steps: Sequence[Step]) -> None:
         rows = self._pool_rows[positions]
-        x = self._learnt[rows] if drawn is None else self._learnt[rows, drawn[positions]]  # (b, d)
+        x = self._train_features[rows] if drawn is None else self._train_features[rows, drawn[positions]]  # (b, d)
         mask = self._objective.mask[positions].T
-        (self._step_in_pieces if self._is_wide else self._step)(x, rows, mask, steps)
+        (self._step_chunked if self._is_chunked else self._step)(x, rows, mask, steps)
         self._n_steps += 1
 
     def _step(self, x: Tensor, rows: Tensor, mask: Tensor, steps: Sequence[Step]) -> None:
-        z = self.stack(x, mask, self._draws(len(rows)))
+        z = self.stack(x, mask, self._dropout_uniforms(len(rows)))
         gradients = self._gradients(z, rows, mask, list(self.stack.parameters.values()))
         with torch.no_grad():
             for step in steps:
                 step.take(gradients)
 
-    def _step_in_pieces(self, x: Tensor, rows: Tensor, mask: Tensor, steps: Sequence[Step]) -> None:
+    def _step_chunked(self, x: Tensor, rows: Tensor, mask: Tensor, steps: Sequence[Step]) -> None:
         """The same where the first layer is wide."""
         first, *upper = self.stack.parameters.values()
-        own = mlp.own_rows(x, mask)
-        product = mlp.products(first, own, len(rows)).requires_grad_()
-        z = self.stack.onward(self.stack.scaled(product), mask, self._draws(len(rows)))
+        own = optim.rows_of_heads(x, mask)
+        product = optim.first_layer_products(first, own, len(rows)).requires_grad_()
+        z = self.stack.upper_layers(self.stack.scaled(product), mask, self._dropout_uniforms(len(rows)))
         of_product, *gradients = self._gradients(z, rows, mask, [product, *upper])
-        mlp.take(steps, own, of_product)
+        optim.step_first_layers(steps, own, of_product)
         with torch.no_grad():
             for step in steps:
                 step.take(gradients, skipped=1)
@@ -195,8 +194,8 @@ class _Training:
     def _steps(self, epoch: int) -> list[Step]:
         """Runs of neighbouring heads with the same rate and decay in this epoch."""
         parts = [
-            (t.fit.spec.lr * watcher.factor(epoch), t.fit.spec.weight_decay)
-            for t, watcher in zip(self._members, self._watchers, strict=True)
+            (t.fit.spec.lr * monitor.lr_factor(epoch), t.fit.spec.weight_decay)
+            for t, monitor in zip(self._members, self._monitors, strict=True)
         ]
         steps, start = [], 0
         for (lr, weight_decay), run in itertools.groupby(parts):
@@ -209,26 +208,28 @@ class _Training:
             start = heads.stop
         return steps
 
-    def _draws(self, n_rows: int) -> list[Tensor]:
+    def _dropout_uniforms(self, n_rows: int) -> list[Tensor]:
         """Uniform numbers for dropout: heads of one seed share them, whatever their rates."""
-        if not self._drops:
+        if not self._has_dropout:
             return []
         seeds = [t.fit.spec.seed for t in self._members]
-        draws = []
+        uniforms = []
         for width in self._spec.hidden_sizes:
             of_seed = {s: torch.rand(n_rows, width, generator=self._generators[s]) for s in self._seeds()}
-            draws.append(torch.stack([of_seed[seed] for seed in seeds]).to(self._device))
-        return draws
+            uniforms.append(torch.stack([of_seed[seed] for seed in seeds]).to(self._device))
+        return uniforms
 
-    def _look(self, epoch: int) -> None:
+    def _evaluate_epoch(self, epoch: int) -> None:
         """After an epoch: what the watch rows say, and the curves."""
         watching = [i for i, t in enumerate(self._members) if t.fit.spec.needs_watch]
         for heads, rows in self._by_rows(watching, lambda fit: fit.watch):
             z = self._logits_of(self.stack, heads, rows)
             losses = self._objective.plain_loss(z, rows, heads)
-            improved = [i for i, loss in zip(heads.tolist(), losses, strict=True) if self._watchers[i].see(loss, epoch)]
+            improved = [
+                i for i, loss in zip(heads.tolist(), losses, strict=True) if self._monitors[i].update(loss, epoch)
+            ]
             if self._best is not None and improved:
-                for some in improved if self._is_wide else [torch.tensor(improved, device=self._device)]:
+                for some in improved if self._is_chunked else [torch.tensor(improved, device=self._device)]:
                     self._best.put(some, self.stack)
         if self._curves:
             for i, history in enumerate(self._histories):
@@ -238,15 +239,15 @@ class _Training:
         fit, point, head = self._members[i].fit, {}, self.stack.one(i)
         for side, rows in (("train", fit.train), ("val", fit.val)):
             if len(rows):
-                logits = self._answer(head, torch.from_numpy(rows).to(self._device))[0].cpu().numpy()
+                logits = self._forward(head, torch.from_numpy(rows).to(self._device))[0].cpu().numpy()
                 values = self._targets.curve_point(fit.labelling, rows, logits)
                 point.update({f"{side}_{name}": value for name, value in values.items()})
         return point
 
-    def _release(self, epoch: int, results: dict[int, Fitted]) -> None:
+    def _finish_heads(self, epoch: int, results: dict[int, Fitted]) -> None:
         """Takes the snapshots due, and drops the heads that have finished."""
         stopped = [
-            watcher.stopped or epoch == t.epochs for t, watcher in zip(self._members, self._watchers, strict=True)
+            monitor.should_stop or epoch == t.epochs for t, monitor in zip(self._members, self._monitors, strict=True)
         ]
         due = [i for i, t in enumerate(self._members) if stopped[i] or epoch in t.snapshots]
         kept = self._best or self.stack  # the best so far where training stops early, the last otherwise
@@ -255,24 +256,24 @@ class _Training:
             for j, i in enumerate(heads.tolist()):
                 self._snapshot(i, kept, logits[j], epoch, stopped[i], results)
         if any(stopped):
-            self._keep([i for i, over in enumerate(stopped) if not over])
+            self._select([i for i, over in enumerate(stopped) if not over])
 
     def _snapshot(
         self, i: int, kept: Stack, logits: Array, epoch: int, stopped: bool, results: dict[int, Fitted]
     ) -> None:
-        trajectory, watcher = self._members[i], self._watchers[i]
+        trajectory, monitor = self._members[i], self._monitors[i]
         numbers = [n for e, fits in trajectory.snapshots.items() if e == epoch or (stopped and e > epoch) for n in fits]
-        tensors = kept.folded(i) if self._wanted else {}
-        is_finite = all(np.isfinite(t).all() for t in tensors.values()) if self._wanted else kept.is_finite(i)
-        at = watcher.best_epoch if trajectory.fit.spec.patience else epoch
+        tensors = kept.folded(i) if self._returns_weights else {}
+        is_finite = all(np.isfinite(t).all() for t in tensors.values()) if self._returns_weights else kept.is_finite(i)
+        at = monitor.best_epoch if trajectory.fit.spec.patience else epoch
         n, history = sum(t[0].numel() for t in self.stack.parameters.values()), list(self._histories[i])
         for number in numbers:
             results[number] = Fitted(trajectory.fits[number], tensors, logits, at, n, history, is_finite)
 
-    def _keep(self, numbers: list[int]) -> None:
+    def _select(self, numbers: list[int]) -> None:
         heads = torch.tensor(numbers, dtype=torch.long, device=self._device)
         self._members = [self._members[i] for i in numbers]
-        self._watchers = [self._watchers[i] for i in numbers]
+        self._monitors = [self._monitors[i] for i in numbers]
         self._histories = [self._histories[i] for i in numbers]
         self._moments = {name: tuple(t[heads] for t in moments) for name, moments in self._moments.items()}
         self._objective = self._objective[heads]
@@ -291,15 +292,15 @@ class _Training:
     def _logits_of(self, stack: Stack, heads: Tensor, rows: Tensor) -> Tensor:
         """(k, r, c) logits of r rows by these heads of a stack: in one product, or where they are wide one by one, as a
         copy of them would take longer."""
-        if self._is_wide:
-            return torch.cat([self._answer(stack.one(i), rows) for i in heads.tolist()])
-        return self._answer(stack[heads], rows)
+        if self._is_chunked:
+            return torch.cat([self._forward(stack.one(i), rows) for i in heads.tolist()])
+        return self._forward(stack[heads], rows)
 
-    def _answer(self, stack: Stack, rows: Tensor) -> Tensor:
+    def _forward(self, stack: Stack, rows: Tensor) -> Tensor:
         """(k, r, c) logits of r rows."""
-        if self._scored.ndim == 2:
-            return self._logits(stack(self._scored[rows]))
-        logits = [self._logits(stack(self._scored[rows, i])) for i in range(self._scored.shape[1])]
+        if self._scoring_features.ndim == 2:
+            return self._logits(stack(self._scoring_features[rows]))
+        logits = [self._logits(stack(self._scoring_features[rows, i])) for i in range(self._scoring_features.shape[1])]
         return torch.stack(logits).mean(0)
 
     def _logits(self, z: Tensor) -> Tensor:

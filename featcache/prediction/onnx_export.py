@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from featcache import durable
 from featcache.backbones import Backbone
 from featcache.errors import FeatcacheError, UsageError
-from featcache.heads.modules import Head, head_module
+from featcache.heads.mlp import Head, head_module
 from featcache.identity import Json, canonical_json, environment, from_json
 from featcache.images import DecodeSpec, TransformSpec
 from featcache.prediction import run_backbone

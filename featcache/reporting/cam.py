@@ -69,7 +69,7 @@ def _contrast(task: Task, of: int) -> Array:
 def _gradients(spec: HeadSpec, tensors: Mapping[str, Array], grid: Array, task: Task, of: Array) -> Array:
     import torch
 
-    from featcache.heads.modules import head_module
+    from featcache.heads.mlp import head_module
 
     n_places = grid.shape[2] * grid.shape[3]
     is_flat = spec.kind == "flatten-mlp"

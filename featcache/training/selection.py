@@ -15,9 +15,9 @@ from featcache.errors import UsageError
 from featcache.heads import HeadSpec
 from featcache.heads.features import clean, scored, tap_of
 from featcache.heads.jobs import Fit, Fitted, Pool
-from featcache.heads.objective import Targets
+from featcache.heads.mlp import feature_scale
+from featcache.heads.optim import Targets
 from featcache.heads.solvers import solve_all
-from featcache.heads.stacks import feature_scale
 from featcache.heads.training import fit_all
 from featcache.metrics import intervals
 from featcache.splits import Fold

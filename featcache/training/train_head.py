@@ -21,7 +21,7 @@ from featcache.bounds import check_number
 from featcache.errors import InvalidParameter, UsageError
 from featcache.heads import HeadSpec, features, inference
 from featcache.heads.jobs import Fitted
-from featcache.heads.objective import Targets
+from featcache.heads.optim import Targets
 from featcache.identity import Json, digest_json, environment
 from featcache.metrics import calibration
 from featcache.runs import Images, Run, Table

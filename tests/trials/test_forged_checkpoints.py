@@ -121,7 +121,7 @@ def test_a_training_goes_on_with_as_many_threads_as_it_was_begun_with(folder: Pa
     notes: list[str] = []
     resumed = train(folder, tmp_path / "r", Callbacks(on_note=notes.append))
     assert torch.get_num_threads() == 2
-    assert any("begun with 1 thread(s) and goes on with 1, not the 2" in note for note in notes)
+    assert any("began with 1 thread(s) and continues with 1, not the 2" in note for note in notes)
     assert (resumed.path / "history.csv").read_bytes() == (whole.path / "history.csv").read_bytes()
     assert resumed.path.joinpath("head.safetensors").read_bytes() == (whole.path / "head.safetensors").read_bytes()
 

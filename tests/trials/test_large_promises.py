@@ -19,7 +19,7 @@ import torch
 from featcache.backbones import load
 from featcache.errors import CorruptStore, UsageError
 from featcache.heads import HeadSpec
-from featcache.heads.modules import head_module
+from featcache.heads.mlp import head_module
 from featcache.prediction.predictor import load_run
 from featcache.request import BackboneSpec
 from tests.conftest import SMALL

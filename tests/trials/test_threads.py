@@ -18,7 +18,7 @@ from threadpoolctl import threadpool_info, threadpool_limits
 from featcache.auditing import confounds, suspects
 from featcache.heads import HeadSpec
 from featcache.heads.jobs import Fit, Pool
-from featcache.heads.objective import Targets
+from featcache.heads.optim import Targets
 from featcache.heads.solvers import solve_all
 from featcache.reporting import projection
 from featcache.splits.near_duplicates import near_pairs

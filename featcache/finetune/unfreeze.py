@@ -1,25 +1,29 @@
-"""Which part of a backbone learns in a partial fine-tune, by a word of a person: `last-block`, `last-stage`, how many
-blocks, `all`, or a pattern of parameter names. What can be unfrozen, and what it costs, is a table (`choices`).
+"""What is trained of a network: parameters selected by name, with a head, an optimizer and a loss.
 
-What a block or a stage is, `blocks` knows; how a network is cut in two before what learns, and how the rest
-is kept from learning, `graph`.
+Parameters are selected by `last-block`, `last-stage`, a number of blocks, `all`, or a regular expression. `choices`
+lists what can be unfrozen and how many parameters that trains.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from featcache import backbones
-from featcache.backbones import networks
+from featcache.backbones import Backbone, networks
 from featcache.backbones.blocks import groups
 from featcache.backbones.graph import Cut, cut, learn, n_trainable
 from featcache.errors import UsageError
-from featcache.heads import HeadSpec, stacks
-from featcache.recipe import Stage
+from featcache.heads import HeadSpec, mlp
+from featcache.heads.mlp import Head
+from featcache.heads.optim import Objective, Targets, class_weight
+from featcache.recipe import Recipe, Stage
 
 __all__ = ["Choice", "Cut", "choices", "cut", "freeze_bn_of", "learn", "n_trainable", "unfrozen"]
 
@@ -27,6 +31,8 @@ Shape = tuple[int, ...]
 
 _N_NAMED = 4  # blocks in a message
 _N_CLASSES = 2  # of the heads in the table
+Array = np.ndarray[Any, Any]
+_OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
 
 
 @dataclass(frozen=True)
@@ -140,18 +146,16 @@ def choices(name: str) -> list[Choice]:
     resolved, module, size = backbones.sketch(name)
     blocks = groups(module, coarse=False)
     stage = unfrozen(module, "last-stage")
-    entering, n_features = _entering(module, [_last(blocks, n) for n in range(len(blocks), 0, -1)], size)
+    to_device, n_features = _entering(module, [_last(blocks, n) for n in range(len(blocks), 0, -1)], size)
     of_stage, _ = _entering(module, [stage], size)
-    heads = [
-        stacks.n_parameters(spec, n_features, stacks.n_outputs(spec, _N_CLASSES, False)) for spec in _heads(resolved)
-    ]
+    heads = [mlp.n_parameters(spec, n_features, mlp.n_outputs(spec, _N_CLASSES, False)) for spec in _heads(resolved)]
 
     def choice(word: str, n_blocks: int | None, first: Sequence[str], names: Sequence[str], enters: Shape) -> Choice:
         n = n_trainable(module, names)
         return Choice(word, n_blocks, block_name(module, first), n, enters, n + heads[0], n + heads[1])
 
     rows = []
-    for n, enters in zip(range(1, len(blocks) + 1), reversed(entering), strict=True):
+    for n, enters in zip(range(1, len(blocks) + 1), reversed(to_device), strict=True):
         word = "last-block" if n == 1 else "all" if n == len(blocks) else str(n)
         rows.append(choice(word, n, blocks[-n], _last(blocks, n), enters))
     n_blocks = next((n for n in range(1, len(blocks) + 1) if set(_last(blocks, n)) == set(stage)), None)
@@ -185,3 +189,102 @@ def block_name(module: nn.Module, block: Sequence[str]) -> str:
         if {name for name in every if name.startswith(f"{prefix}.")} <= set(block):
             return prefix
     return block[0]
+
+
+class TrainedPart(nn.Module):
+    """The learning part of a network, and its head: what enters it to (b, c) logits."""
+
+    def __init__(self, backbone: Backbone, tail: nn.Module, head: Head) -> None:
+        super().__init__()
+        self._normalize, self._device = backbone.normalize, backbone.device
+        self.tail, self.head = tail, head
+        self.compiled_tail = tail
+
+    def to_device(self, inputs: Array) -> Tensor:
+        """What a source gives, as the tail takes it."""
+        x = torch.from_numpy(inputs).to(self._device)
+        if x.dtype == torch.uint8:  # pixels, (b, h, w) or (b, h, w, 3)
+            x = self._normalize((x[..., None].expand(*x.shape, 3) if x.ndim == 3 else x).permute(0, 3, 1, 2))
+        if x.ndim == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
+        return x
+
+    def forward(self, x: Tensor, uniforms: Sequence[Tensor]) -> Tensor:
+        tail = self.compiled_tail if self.training else self.tail
+        z: Tensor = self.head(tail(x).float(), uniforms or None)
+        return z
+
+
+def optimizer(module: nn.Module, names: Sequence[str], head: Head, recipe: Recipe) -> torch.optim.Optimizer:
+    """Of what learns of a network, by name, and of its head, each at its own rate (`full`, before any schedule)."""
+    trainable, (of_head, of_backbone) = set(names), recipe.rates
+    learning = [p for name, p in module.named_parameters() if name in trainable]
+    groups = [
+        {"params": learning, "lr": of_backbone, "full": of_backbone},
+        {"params": list(head.parameters()), "lr": of_head, "full": of_head},
+    ]
+    options: dict[str, Any] = {"weight_decay": recipe.weight_decay}
+    if recipe.optimizer == "sgd":
+        options["momentum"] = recipe.momentum
+    make: Any = _OPTIMIZERS[recipe.optimizer]
+    optimizer: torch.optim.Optimizer = make(groups, **options)
+    return optimizer
+
+
+def put_moments(optimizer: torch.optim.Optimizer, moments: Mapping[str, Tensor]) -> None:
+    """What an optimizer remembers of each parameter, as a checkpoint kept it."""
+    if not moments:
+        return
+    state: dict[int, dict[str, Tensor]] = {}
+    for name, value in moments.items():
+        number, _, moment = name.partition("/")
+        state.setdefault(int(number), {})[moment] = value
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+
+
+def objective(targets: Targets, train: Array, recipe: Recipe, device: torch.device) -> Objective:
+    """The loss of all rows, with class weights by the labels of those that are learnt from."""
+    weights = class_weight(targets.values[0][train], targets.n_classes, recipe.class_weight)
+    values = targets.values.astype(np.float32) if targets.has_findings else targets.values
+    return Objective(
+        mask=torch.ones(0, 1, device=device),
+        values=torch.from_numpy(values).to(device),
+        labelling=torch.zeros(1, dtype=torch.long, device=device),
+        class_weight=torch.from_numpy(weights[None].astype(np.float32)).to(device),
+        smoothing=torch.tensor([recipe.label_smoothing], device=device),
+        has_findings=targets.has_findings,
+    )
+
+
+@dataclass(frozen=True)
+class StageSchedule:
+    """The pace of one stage, for its `LossMonitor`."""
+
+    recipe: Recipe
+    epochs: int
+
+    @property
+    def schedule(self) -> str:
+        return self.recipe.schedule
+
+    @property
+    def lr_patience(self) -> int:
+        return self.recipe.lr_patience
+
+    @property
+    def patience(self) -> int:
+        return self.recipe.patience
+
+
+@contextmanager
+def explained_batch_norm_errors() -> Iterator[None]:
+    """What torch says of a single row, one line by which something can be done about it."""
+    try:
+        yield
+    except (ValueError, RuntimeError) as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise UsageError(
+            "a batch norm that learns cannot see one image at a time: use a larger `batch_size`, a smaller "
+            "`grad_accumulation`, or an `unfreeze` without such norms."
+        ) from error
