@@ -28,7 +28,6 @@ import torch
 
 from featcache import backbones, phantoms
 from featcache.embedding import embed
-from featcache.finetune.callbacks import Callbacks, Machine
 from featcache.finetune.fine_tune import fine_tune
 from featcache.finetune.unfreeze import unfrozen
 from featcache.heads import HeadSpec
@@ -88,8 +87,9 @@ def ours(folder: Path, unfreeze: str, weights: str, source: str, compiled: str, 
             _recipe(unfreeze, augment == "on"),
             Path(out) / "tuned",
             **how,
-            machine=Machine("cpu", compiled),
-            callbacks=Callbacks(on_epoch=on_epoch),
+            device="cpu",
+            compile=compiled,
+            on_epoch=on_epoch,
         )
     return {"seconds": statistics.median(np.diff(moments)), "losses": losses}
 

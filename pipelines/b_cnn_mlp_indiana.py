@@ -101,7 +101,7 @@ def both_phases(
 
     def tune(run_path: Path) -> Run:
         with training() as (callbacks, _):
-            return fine_tune(first, study.recipe, run_path, callbacks=callbacks, **inputs)
+            return fine_tune(first, study.recipe, run_path, **callbacks._asdict(), **inputs)
 
     return first, showing.once(folder.parent, folder.name, made_of, tune)
 

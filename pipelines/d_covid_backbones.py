@@ -150,7 +150,7 @@ def on_pixels(asked: showing.Asked, images: Manifest, folder: Path, head: HeadSp
     def make(run_path: Path) -> Run:
         with training() as (callbacks, _):
             callbacks.on_note(f"{folder.name}, {OWN}, {head.hidden_sizes[1]} units: {run_path}")
-            return train(images, backbone, head, recipe, run_path, split=split, callbacks=callbacks)
+            return train(images, backbone, head, recipe, run_path, split=split, **callbacks._asdict())
 
     return showing.once(folder, OWN, (backbone, head, recipe, split, images.image_ids, images.columns), make)
 

@@ -185,15 +185,13 @@ def trained(model: Model, images: Manifest, folder: Path, split: SplitSpec, targ
     """`finetune.train` with the head that belongs to the network, or the Run that it has left."""
 
     def make(run_path: Path) -> Run:
-        from featcache.finetune.callbacks import Machine
         from featcache.finetune.fine_tune import head_for, train
 
         with training() as (callbacks, _):
             callbacks.on_note(f"{model.name}: {run_path}")
             head = head_for(model.backbone.name)
-            machine = Machine(compile=model.compile)
-            how: dict[str, Any] = {"target": target, "split": split, "machine": machine, "callbacks": callbacks}
-            return train(images, model.backbone, head, model.recipe, run_path, **how)
+            options: dict[str, Any] = {"target": target, "split": split, "compile": model.compile}
+            return train(images, model.backbone, head, model.recipe, run_path, **options, **callbacks._asdict())
 
     return once(folder, model.name, (model, images.image_ids, images.columns, split, target), make)
 

@@ -17,7 +17,6 @@ from scipy.special import softmax
 
 from featcache.embedding import embed
 from featcache.errors import IdentityMismatch, InputsChanged, UsageError
-from featcache.finetune.callbacks import Callbacks
 from featcache.finetune.cross_validation import shortened
 from featcache.finetune.fine_tune import fine_tune
 from featcache.fusion.spec import FusionSpec
@@ -352,9 +351,12 @@ def test_nothing_but_the_test_numbers_depends_on_the_test_rows(
 def test_folds_end_in_a_network_of_all_rows_for_the_mean_of_their_best_epochs(phase_one: Path, tmp_path: Path) -> None:
     """Each fold is the training that it would be alone: nothing of one that has seen its held rows is in it."""
     seen: list[tuple[int, int, dict[str, float]]] = []
-    callbacks = Callbacks(on_epoch=lambda done, total, point: seen.append((done, total, dict(point))))
+
+    def on_epoch(done: int, total: int, point: Any) -> None:
+        seen.append((done, total, dict(point)))
+
     how, best = recipe(Stage("last-block", 3), lr=0.003), []
-    run = tuned(phase_one, how, tmp_path / "run", "folds", callbacks=callbacks)
+    run = tuned(phase_one, how, tmp_path / "run", "folds", on_epoch=on_epoch)
     fold_tensors, final = seen[:9], seen[9:]
     assert [done for done, _, _ in fold_tensors] == [1, 2, 3] * 3
     with ExitStack() as files:
@@ -423,7 +425,7 @@ def test_a_fold_whose_held_labels_are_wrong_trains_the_same_network(phase_one: P
             train_head(store, HeadSpec(epochs=2, lr=1e-4), folder / "parent", split=split, target=target)
         how = recipe(Stage("last-block", 2), schedule="constant")
         with pytest.raises(KeyboardInterrupt):
-            tuned(phase_one, how, folder / "run", folder / "parent", callbacks=Callbacks(on_epoch=stop_after(2)))
+            tuned(phase_one, how, folder / "run", folder / "parent", on_epoch=stop_after(2))
         tensors = load_file(max((folder / "run.partial").glob("fold-0-000002-*")))
         found.append({name: tensor for name, tensor in tensors.items() if name.startswith(("backbone/", "head/"))})
     assert len(division["folds"]) == 3
@@ -458,7 +460,7 @@ def test_a_stopped_training_leaves_the_files_of_one_that_was_not(phase_one: Path
     whole = tuned(phase_one, how, tmp_path / "whole", parent, **asked)
     for i in range(1, n + 1):
         with pytest.raises(KeyboardInterrupt):
-            tuned(phase_one, how, tmp_path / f"{i}", parent, callbacks=Callbacks(on_epoch=stop_after(i)), **asked)
+            tuned(phase_one, how, tmp_path / f"{i}", parent, on_epoch=stop_after(i), **asked)
         assert not (tmp_path / f"{i}").exists()
         assert (tmp_path / f"{i}.partial").is_dir()
         again = tuned(phase_one, how, tmp_path / f"{i}", parent, **asked)
@@ -504,9 +506,9 @@ def test_a_parent_that_was_made_again_or_moved_is_the_same_parent(phase_one: Pat
 
 
 def test_another_training_is_never_continued_nor_written_over(phase_one: Path, tmp_path: Path) -> None:
-    stop = Callbacks(on_epoch=stop_after(1))
+    stop = stop_after(1)
     with pytest.raises(KeyboardInterrupt):
-        tuned(phase_one, recipe(), tmp_path / "run", callbacks=stop)
+        tuned(phase_one, recipe(), tmp_path / "run", on_epoch=stop)
     for other, asked in ((recipe(seed=1), {}), (recipe(), {"operating_point": "f1"}), (recipe(), {"images": True})):
         with pytest.raises(UsageError, match="holds an unfinished training that differs"):
             tuned(phase_one, other, tmp_path / "run", **asked)
@@ -522,7 +524,7 @@ def test_views_of_another_seed_are_another_training(phase_one: Path, tmp_path: P
     spec = BackboneSpec(NET, str(phase_one / "net.safetensors"), input_size=32, taps=("pooled", "boundary"))
     embed(Manifest.read(phase_one / "images"), tmp_path / "other.h5", spec, augmentations=ViewSpec(2, seed=9))
     with pytest.raises(KeyboardInterrupt):
-        tuned(phase_one, recipe(), tmp_path / "run", augmentations=True, callbacks=Callbacks(on_epoch=stop_after(1)))
+        tuned(phase_one, recipe(), tmp_path / "run", augmentations=True, on_epoch=stop_after(1))
     run, weights = Run.open(phase_one / "linear"), str(phase_one / "net.safetensors")
     with Store.open(tmp_path / "other.h5") as store:
         with pytest.raises(UsageError, match=r"unfinished training that differs .*views"):
@@ -593,7 +595,7 @@ def test_an_image_that_changes_while_it_is_learnt_from_is_seen(
             Image.new("L", (40, 40), 7).save(moved / "train" / "sick" / "001.png")
 
     with pytest.raises(InputsChanged, match=r"001\.png is not what it was when the training began: other bytes"):
-        of_images(moved, phase_one, tmp_path / "run", callbacks=Callbacks(on_reading=change))
+        of_images(moved, phase_one, tmp_path / "run", on_progress=change)
 
 
 def test_other_weights_and_other_stores_are_refused(phase_one: Path, tmp_path: Path) -> None:
@@ -665,11 +667,14 @@ def test_findings_are_fine_tuned_side_by_side(phase_one: Path, tmp_path: Path) -
 
 def test_a_rule_for_the_operating_point_is_checked_before_anything_is_trained(phase_one: Path, tmp_path: Path) -> None:
     epochs: list[int] = []
-    callbacks = Callbacks(on_epoch=lambda done, total, point: epochs.append(done))
+
+    def on_epoch(done: int, total: int, point: Any) -> None:
+        epochs.append(done)
+
     with pytest.raises(UsageError, match="is no rule for an operating point"):
-        tuned(phase_one, recipe(), tmp_path / "run", operating_point="best", callbacks=callbacks)
+        tuned(phase_one, recipe(), tmp_path / "run", operating_point="best", on_epoch=on_epoch)
     assert epochs == []
-    run = tuned(phase_one, recipe(), tmp_path / "run", operating_point="sensitivity=0.9", callbacks=callbacks)
+    run = tuned(phase_one, recipe(), tmp_path / "run", operating_point="sensitivity=0.9", on_epoch=on_epoch)
     assert run.record["operating_point"]["val"]["recall"] >= 0.9
     assert run.record["before"]["operating_point"]["val"]["recall"] >= 0.9
     assert run.metrics("val")["chose"] == ["epoch", "operating_point"]

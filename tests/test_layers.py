@@ -34,7 +34,7 @@ PARTS = {  # of the packages, each after those it uses
     "embedding": "plan forward kernels network depth precision filling output run estimate",
     "evaluation": "vocabulary labels sets selection subgroups comparison notes evaluate",
     "figures": "plots charts",
-    "finetune": "distributed callbacks unfreeze inputs start checkpoints loop results cross_validation fine_tune",
+    "finetune": "distributed unfreeze inputs start checkpoints loop results cross_validation fine_tune",
     "fusion": "reader dataset spec join unseen writer",
     "heads": "spec mlp features optim jobs training inference solvers",
     "images": "containers lean dicom files specs depths decoding headers augment probe cache serving workers",

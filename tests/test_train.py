@@ -1,6 +1,7 @@
 """Training a whole network on a folder of images, from random weights or from others."""
 
 import csv
+import doctest
 import json
 import shutil
 from pathlib import Path
@@ -18,7 +19,6 @@ from featcache import backbones
 from featcache.backbones.networks import DENSE
 from featcache.embedding import embed
 from featcache.errors import UsageError, WeightsUnavailable
-from featcache.finetune.callbacks import Callbacks
 from featcache.finetune.fine_tune import fine_tune, head_for, train
 from featcache.heads import HeadSpec, mlp
 from featcache.manifest import Manifest
@@ -60,7 +60,7 @@ def test_norms_without_statistics_stay_as_they_are_and_it_says_so(images: Path, 
     }
     save_file(state, tmp_path / "folded.safetensors")  # as they begin: mean 0, variance 1
     notes: list[str] = []
-    asked = {"weights": str(tmp_path / "folded.safetensors"), "callbacks": Callbacks(on_note=notes.append)}
+    asked = {"weights": str(tmp_path / "folded.safetensors"), "on_note": notes.append}
     run = trained(images, tmp_path / "run", recipe(Stage("last-block", 2)), **asked)
     assert run.record["recipe"]["freeze_bn"] == "yes"
     assert [note for note in notes if "hold no statistics" in note and "`freeze_bn`=no" in note]
@@ -157,7 +157,7 @@ def test_a_stopped_training_ends_as_one_that_was_not(images: Path, tmp_path: Pat
     how = recipe(augment=AugmentSpec())
     whole = trained(images, tmp_path / "whole", how, "simple-cnn")
     with pytest.raises(KeyboardInterrupt):
-        trained(images, tmp_path / "run", how, "simple-cnn", callbacks=Callbacks(on_epoch=stop_after(1)))
+        trained(images, tmp_path / "run", how, "simple-cnn", on_epoch=stop_after(1))
     run = trained(images, tmp_path / "run", how, "simple-cnn")
     for name in {path.name for path in whole.path.iterdir()} - {"run.json"}:
         assert (run.path / name).read_bytes() == (whole.path / name).read_bytes(), name
@@ -222,7 +222,7 @@ def spoilt(images: Path, tmp_path: Path) -> Path:
 def test_images_that_cannot_be_read_are_left_out_and_counted(images: Path, spoilt: Path, tmp_path: Path) -> None:
     """And change nothing else: the training is that of the others."""
     notes: list[str] = []
-    run = trained(spoilt, tmp_path / "run", callbacks=Callbacks(on_note=notes.append))
+    run = trained(spoilt, tmp_path / "run", on_note=notes.append)
     clean = trained(images, tmp_path / "clean")
     assert run.record["left_out"]["unreadable image"] == 4
     assert any(
@@ -280,7 +280,7 @@ def test_another_transform_is_another_training(images: Path, tmp_path: Path) -> 
         trained(images, tmp_path / "run", how, input_size=48)
     assert Run.open(run.path).record == run.record
     with pytest.raises(KeyboardInterrupt):
-        trained(images, tmp_path / "stopped", how, callbacks=Callbacks(on_epoch=stop_after(1)))
+        trained(images, tmp_path / "stopped", how, on_epoch=stop_after(1))
     with pytest.raises(UsageError, match="holds an unfinished training that differs"):
         trained(images, tmp_path / "stopped", how, input_size=48)
 
@@ -289,7 +289,7 @@ def test_images_that_were_added_since_are_another_training(images: Path, tmp_pat
     shutil.copytree(images, tmp_path / "images")
     how = recipe(Stage("all", 1))
     with pytest.raises(KeyboardInterrupt):
-        trained(tmp_path / "images", tmp_path / "run", how, callbacks=Callbacks(on_epoch=stop_after(1)))
+        trained(tmp_path / "images", tmp_path / "run", how, on_epoch=stop_after(1))
     shutil.copy(images / "test" / "sick" / "005.png", tmp_path / "images" / "train" / "sick" / "more.png")
     (tmp_path / "images" / "test" / "sick" / "005.png").unlink()
     with pytest.raises(UsageError, match="holds an unfinished training that differs"):
@@ -355,3 +355,12 @@ def test_torch_keeps_its_threads(images: Path, tmp_path: Path) -> None:
     before = torch.get_num_threads()
     trained(images, tmp_path / "run", recipe(Stage("last-block", 1)))
     assert torch.get_num_threads() == before
+
+
+def test_the_examples_of_train_and_fine_tune_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In this order: the example of `fine_tune` begins with the Run of the example of `train`."""
+    monkeypatch.chdir(tmp_path)
+    for verb in (train, fine_tune):
+        (example,) = doctest.DocTestFinder(recurse=False).find(verb, verb.__name__, globs={})
+        assert example.examples
+        assert doctest.DocTestRunner().run(example).failed == 0

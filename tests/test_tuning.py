@@ -20,9 +20,8 @@ from torch.nn import functional
 from featcache import backbones
 from featcache.errors import UsageError
 from featcache.finetune import unfreeze
-from featcache.finetune.callbacks import Callbacks
 from featcache.finetune.checkpoints import Checkpoints
-from featcache.finetune.distributed import ProcessGroup
+from featcache.finetune.distributed import Session
 from featcache.finetune.inputs import ImageInputs, Pixels, StoreInputs, StoreSource
 from featcache.finetune.loop import Subsets, Trainer
 from featcache.finetune.start import Start
@@ -77,8 +76,8 @@ class Bench:
             return -float(functional.cross_entropy(torch.from_numpy(logits), torch.from_numpy(task.labels[rows])))
 
         inputs = self._of_images(start, how) if images else self._of_store(start)
-        head = start.made(start.tensors if fold is None else start.fold_tensors[fold], how.dropout)
-        made = Trainer(start.backbone, head, how, targets, sides, inputs.open, score or by_loss, ProcessGroup())
+        head = start.head_module(start.tensors if fold is None else start.fold_tensors[fold], how.dropout)
+        made = Trainer(start.backbone, head, how, targets, sides, inputs.open, score or by_loss, Session(compile="off"))
         return made, start
 
     def _of_store(self, start: Start) -> StoreInputs:
@@ -90,7 +89,7 @@ class Bench:
         paths = [self.manifest.paths[self.manifest.image_ids.index(name)] for name in names]
         pixels = self._files.enter_context(Pixels(paths, start.backbone.transform, start.decode, memory_bytes=1 << 30))
         pixels.read(range(len(paths)))
-        inputs = ImageInputs(start.backbone, pixels, how, len(paths), "off", ProcessGroup(), Callbacks())
+        inputs = ImageInputs(start.backbone, pixels, how, len(paths), Session(compile="off"))
         return self._files.enter_context(inputs)
 
 
@@ -102,15 +101,15 @@ def bench(phase_one: Path) -> Iterator[Bench]:
 
 def test_a_network_that_cannot_be_divided_says_that_all_of_it_runs(bench: Bench) -> None:
     how = recipe()
-    for name, said in (("test_vit", ["torch.fx cannot follow this network: its frozen part runs with what learns."]),
-                       ("test_resnet", [])):  # fmt: skip
+    note = "torch.fx cannot trace this network, so its frozen part runs together with the trained part."
+    for name, expected in (("test_vit", [note]), ("test_resnet", [])):
         backbone, notes = backbones.load(BackboneSpec(name, "random:0")), list[str]()
         pixels = Pixels(bench.manifest.paths[:1], backbone.transform, DecodeSpec(), memory_bytes=1 << 30)
-        callbacks = Callbacks(on_note=notes.append)
-        with pixels, ImageInputs(backbone, pixels, how, 1, "off", ProcessGroup(), callbacks) as inputs:
+        session = Session(compile="off", on_note=notes.append)
+        with pixels, ImageInputs(backbone, pixels, how, 1, session) as inputs:
             with inputs.open(unfreeze.unfrozen(backbone.module, "last-block")):
                 pass
-            assert notes == said
+            assert notes == expected
 
 
 @contextmanager

@@ -125,8 +125,8 @@ def fine_tune_command(
     as_json: Json = False,
 ) -> None:
     """Fine-tune a part of the backbone together with the head of a Run."""
-    from featcache.finetune.callbacks import Machine
     from featcache.finetune.fine_tune import fine_tune
+    from featcache.images.workers import TIMEOUT_S
     from featcache.manifest import Manifest
     from featcache.runs import Run
     from featcache.store import Store
@@ -151,8 +151,12 @@ def fine_tune_command(
             augmentations=augmentations,
             weights=weights,
             operating_point=operating_point,
-            machine=spec_of(Machine, {"device": device, "compile": compile, "timeout_s": timeout}),
-            callbacks=callbacks,
+            device=device,
+            compile=compile,
+            timeout_s=TIMEOUT_S if timeout is None else timeout,
+            on_progress=callbacks.on_progress,
+            on_epoch=callbacks.on_epoch,
+            on_note=callbacks.on_note,
         )
     tell_tuned(as_json, done)
 
@@ -243,8 +247,8 @@ def train_command(
     as_json: Json = False,
 ) -> None:
     """Train a whole network on images, from scratch or from pretrained weights."""
-    from featcache.finetune.callbacks import Machine
     from featcache.finetune.fine_tune import SCRATCH, head_for, train
+    from featcache.images.workers import TIMEOUT_S
     from featcache.manifest import Manifest
     from featcache.manifest.columns import ColumnSpec
     from featcache.request import BackboneSpec
@@ -285,7 +289,11 @@ def train_command(
             target=target,
             split=spec_of(SplitSpec, drawn, seed="split_seed"),
             operating_point=operating_point,
-            machine=spec_of(Machine, {"device": device, "compile": compile, "timeout_s": timeout}),
-            callbacks=callbacks,
+            device=device,
+            compile=compile,
+            timeout_s=TIMEOUT_S if timeout is None else timeout,
+            on_progress=callbacks.on_progress,
+            on_epoch=callbacks.on_epoch,
+            on_note=callbacks.on_note,
         )
     tell_tuned(as_json, done)

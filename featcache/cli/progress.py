@@ -8,7 +8,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
@@ -55,15 +55,24 @@ def going_on(doing: str) -> Iterator[tuple[Callable[[int, int], None], Callable[
         yield moved, note
 
 
-@contextmanager
-def training() -> Iterator[tuple[Any, ExitStack]]:
-    """How a training on pixels is followed: a bar while images are read, a line per epoch; and files to close with it.
-    Of several processes that train together only the first speaks."""
-    from featcache.finetune.callbacks import Callbacks
+class TrainingCallbacks(NamedTuple):
+    """The callbacks of `fine_tune` and `train`."""
 
+    on_progress: Callable[[int, int], None]
+    on_epoch: Callable[[int, int, Any], None]
+    on_note: Callable[[str], None]
+
+
+_SILENT = TrainingCallbacks(lambda done, total: None, lambda done, total, metrics: None, lambda text: None)
+
+
+@contextmanager
+def training() -> Iterator[tuple[TrainingCallbacks, ExitStack]]:
+    """Callbacks of a training on images: a bar while images are read, a line per epoch; and files to close with it.
+    Of several processes that train together only the first one reports."""
     speaks, finished = not int(os.environ.get("RANK", "0")), False
     kept = interruptible(lambda: _KEPT if finished else _NO_EPOCH_YET)
-    with kept, progress("reading") as (on_reading, on_note), ExitStack() as opened:
+    with kept, progress("reading") as (on_progress, on_note), ExitStack() as opened:
 
         def on_epoch(done: int, total: int, point: Any) -> None:
             nonlocal finished
@@ -74,7 +83,7 @@ def training() -> Iterator[tuple[Any, ExitStack]]:
             )
             on_note(f"epoch {done} of {total}: {losses}")
 
-        yield Callbacks(on_reading, on_epoch, on_note) if speaks else Callbacks(), opened
+        yield TrainingCallbacks(on_progress, on_epoch, on_note) if speaks else _SILENT, opened
 
 
 @contextmanager

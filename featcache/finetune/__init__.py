@@ -3,8 +3,7 @@
 The network, weights, preprocessing, split and classes are those of the Run. Metrics before and after the training are
 computed on the same rows: the validation rows, which chose the epoch, and the test rows, which chose nothing.
 
-    distributed       several processes that train one network
-    callbacks         device settings, and callbacks for progress and notes
+    distributed       the processes that train one network, with device and callbacks
     unfreeze          the trained part of a network, its optimizer and its loss
     inputs            the inputs of that part: images through the frozen part, or a store of its outputs
     start             the network, head, rows and split that training begins with

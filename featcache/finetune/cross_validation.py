@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from featcache.finetune.callbacks import Callbacks, Machine
 from featcache.finetune.checkpoints import Checkpoints
-from featcache.finetune.distributed import ProcessGroup
+from featcache.finetune.distributed import Session
 from featcache.finetune.inputs import Inputs
 from featcache.finetune.loop import Subsets, Trainer
 from featcache.finetune.results import SubsetLogits, TrainingResult
@@ -39,18 +38,14 @@ class CrossValidation:
         recipe: what learns, for how long, and how.
         inputs: what the learning part is fed with.
         checkpoints: where each training is kept between two epochs.
-        processes: the processes that train together.
-        machine: where they run.
-        callbacks: how they are followed.
+        session: processes, device and callbacks.
     """
 
     start: Start
     recipe: Recipe
     inputs: Inputs
     checkpoints: Checkpoints
-    processes: ProcessGroup
-    machine: Machine
-    callbacks: Callbacks
+    session: Session
 
     def result(self) -> TrainingResult:
         """Trains; the weights that are kept are then in the network of the start."""
@@ -61,7 +56,7 @@ class CrossValidation:
         trainer = self._trainer(start.fold_tensors[0], self.recipe, Subsets(fold.train, fold.val))
         sides = {VAL: fold.val, **self._scored_rows(fold.train)}
         before = _predictions(trainer, sides)
-        trainer.run(self.checkpoints, "fold-0", self.callbacks.on_epoch)
+        trainer.run(self.checkpoints, "fold-0", self.session.on_epoch)
         return self._result(trainer, before, _predictions(trainer, sides), [trainer.history], trainer.best_epoch)
 
     def _cross_validated(self) -> TrainingResult:
@@ -70,7 +65,7 @@ class CrossValidation:
         for i, fold in enumerate(start.protocol.folds):
             trainer = self._trainer(start.fold_tensors[i], self.recipe, Subsets(fold.train, fold.val))
             befores.append((fold.val, trainer.logits(fold.val)))
-            trainer.run(self.checkpoints, f"fold-{i}", self.callbacks.on_epoch)
+            trainer.run(self.checkpoints, f"fold-{i}", self.session.on_epoch)
             afters.append((fold.val, trainer.logits(fold.val)))
             histories.append(trainer.history)
             best.append(trainer.best_epoch)
@@ -80,7 +75,7 @@ class CrossValidation:
         last, sides = self._trainer(start.tensors, recipe or self.recipe, Subsets(rows, _NONE)), self._scored_rows(rows)
         before = _predictions(last, sides)
         if recipe:
-            last.run(self.checkpoints, "final", self.callbacks.on_epoch)
+            last.run(self.checkpoints, "final", self.session.on_epoch)
         out_of_fold = {VAL: by_row(n, befores), **before}, {VAL: by_row(n, afters), **_predictions(last, sides)}
         return self._result(last, *out_of_fold, histories, epochs)
 
@@ -89,8 +84,8 @@ class CrossValidation:
         start, task = self.start, self.start.task
         start.backbone.module.load_state_dict(self._initial)
         targets = Targets(task.labels[None], len(task.classes), task.positive)
-        options = self.inputs.open, self._score, self.processes, self.machine.compile, self.callbacks.on_note
-        return Trainer(start.backbone, start.made(tensors, recipe.dropout), recipe, targets, sides, *options)
+        head = start.head_module(tensors, recipe.dropout)
+        return Trainer(start.backbone, head, recipe, targets, sides, self.inputs.open, self._score, self.session)
 
     @cached_property
     def _initial(self) -> dict[str, Tensor]:

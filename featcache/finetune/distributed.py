@@ -1,14 +1,15 @@
-"""The processes that train one network together, as `torchrun` starts them, or the one process there is.
+"""Distributed training: the processes that train one network, started by `torchrun`, or a single process.
 
-Each sees its share of every batch. Gradients are averaged by torch's DistributedDataParallel; batch norms that learn
-take their statistics over the whole batch, so that the loss is that of one process with the same batch.
+Each process computes its share of every batch. Gradients are averaged by torch's DistributedDataParallel. Batch norms
+in training mode take their statistics over the whole batch, so the loss is that of one process with the same batch.
+`Session` adds the device, the limits and the callbacks of the caller.
 """
 
 import itertools
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
@@ -19,20 +20,29 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
+from featcache.bounds import MOST_SECONDS, check_number
+from featcache.errors import InvalidParameter
+from featcache.images.workers import TIMEOUT_S
+
 Array = np.ndarray[Any, Any]
 
-_numbers = itertools.count()  # of the groups that this process has been in
-_TIMEOUT = timedelta(hours=2)  # the first process may read and test for long while the others wait
+Progress = Callable[[int, int], None]
+OnEpoch = Callable[[int, int, Mapping[str, float]], None]
+Note = Callable[[str], None]
+
+_COMPILE = ("auto", "on", "off")
+_group_numbers = itertools.count()  # a new key prefix for every group of this process
+_TIMEOUT = timedelta(hours=2)  # the others wait while the first process reads and checks
 
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """How many processes there are, and which this one is.
+    """The number of processes, and the rank of this one.
 
     Attributes:
         rank: number of this process, from 0 to size - 1; 0 writes the Run.
-        size: 1 where nobody else is.
-        local_rank: number of its GPU on this machine.
+        size: number of processes.
+        local_rank: number of this process on its machine, and of its GPU.
     """
 
     rank: int = 0
@@ -44,29 +54,29 @@ class ProcessGroup:
         return self.rank == 0
 
     def share(self, rows: Array) -> Array:
-        """The part of some rows that is this process's."""
+        """This process's share of some rows."""
         return np.array_split(rows, self.size)[self.rank]
 
     def device(self, device: str) -> str:
-        """Where several processes share a machine, each has a GPU of its own."""
+        """The device of this process: with several processes, each has its own GPU."""
         return f"cuda:{self.local_rank}" if self.size > 1 and device == "cuda" else device
 
     def distributed(self, module: nn.Module, device: torch.device) -> nn.Module:
-        """The module such that `backward` averages its gradients over all processes."""
+        """The module wrapped so that `backward` averages gradients over all processes."""
         if self.size == 1:
             return module
         ids = [device.index] if device.type == "cuda" else None
         return nn.parallel.DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False)
 
-    def no_sync(self, module: nn.Module, more: bool) -> AbstractContextManager[Any]:
-        """While `more` of a batch is to come, gradients are added up and not yet averaged."""
-        if more and isinstance(module, nn.parallel.DistributedDataParallel):
+    def no_sync(self, module: nn.Module, has_more: bool) -> AbstractContextManager[Any]:
+        """Accumulates gradients without averaging them while more pieces of a batch follow."""
+        if has_more and isinstance(module, nn.parallel.DistributedDataParallel):
             no_sync: AbstractContextManager[Any] = module.no_sync()
             return no_sync
         return nullcontext()
 
     def all_gather(self, values: Any) -> list[Any]:
-        """What each process has, in the order of their ranks."""
+        """The values of all processes, by rank."""
         if self.size == 1:
             return [values]
         objects: list[Any] = [None] * self.size
@@ -74,9 +84,42 @@ class ProcessGroup:
         return objects
 
 
+@dataclass(frozen=True)
+class Session:
+    """The execution of a training: processes, device, limits and callbacks. It changes results by rounding only.
+
+    Attributes:
+        processes: the processes that train together.
+        device: "auto" (CUDA if there is one), "cpu", "cuda" or "cuda:N".
+        compile: compilation of the network: "on", "off", or "auto", where there are enough images to repay it.
+        timeout_s: seconds allowed to read and decode one image.
+        on_progress: called with (images read, images in all) before training begins.
+        on_epoch: called with (epochs done, epochs in all, metrics of the epoch) once its checkpoint is on disk.
+        on_note: called with each message for the user.
+    """
+
+    processes: ProcessGroup = field(default_factory=ProcessGroup)
+    device: str = "auto"
+    compile: str = "auto"
+    timeout_s: float = TIMEOUT_S
+    on_progress: Progress = lambda done, total: None
+    on_epoch: OnEpoch = lambda done, total, metrics: None
+    on_note: Note = lambda text: None
+
+    def __post_init__(self) -> None:
+        if self.compile not in _COMPILE:
+            raise InvalidParameter(f"`compile` must be one of {', '.join(_COMPILE)}, got {self.compile!r}.")
+        check_number("timeout_s", self.timeout_s, 0, MOST_SECONDS, above=True)
+
+    def note_all(self, notes: Iterable[str]) -> None:
+        """Passes notes to `on_note`."""
+        for note in notes:
+            self.on_note(f"note: {note}")
+
+
 @contextmanager
 def process_group(device: str, env: Any = None) -> Iterator[ProcessGroup]:
-    """The processes of this process: alone, unless `torchrun` has set the variables that say otherwise."""
+    """The process group set up by `torchrun` (WORLD_SIZE, RANK, LOCAL_RANK), or a single process."""
     env = os.environ if env is None else env
     size = int(env.get("WORLD_SIZE", "1"))
     if size == 1:
@@ -87,7 +130,7 @@ def process_group(device: str, env: Any = None) -> Iterator[ProcessGroup]:
         torch.cuda.set_device(processes.local_rank)
     # The store of torchrun outlives a group, and the next one of this process would read the addresses of the last.
     key_store, _, _ = next(dist.rendezvous("env://", timeout=_TIMEOUT))  # type: ignore[attr-defined]
-    store = dist.PrefixStore(f"featcache-{next(_numbers)}", key_store)  # type: ignore[attr-defined]
+    store = dist.PrefixStore(f"featcache-{next(_group_numbers)}", key_store)  # type: ignore[attr-defined]
     options: Any = {"store": store, "rank": processes.rank, "world_size": size, "timeout": _TIMEOUT}
     dist.init_process_group("nccl" if device == "cuda" else "gloo", **options)
     try:
@@ -97,7 +140,7 @@ def process_group(device: str, env: Any = None) -> Iterator[ProcessGroup]:
 
 
 class SyncBatchNorms(TorchFunctionMode):
-    """Within it, batch norms in training take mean and variance over the batches of all processes.
+    """Context in which batch norms in training mode take mean and variance over the batches of all processes.
 
     Two sums over the processes, of the values and of their squared distances from the mean (torch's own SyncBatchNorm
     runs on GPUs only).
@@ -144,7 +187,7 @@ def _batch_norm(
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over all processes; every process's gradient of it goes back to every process."""
+    """Differentiable all-reduce: the sum over all processes, and of their gradients on the way back."""
 
     @staticmethod
     def forward(_: Any, value: Tensor) -> Tensor:

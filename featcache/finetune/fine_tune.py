@@ -1,9 +1,8 @@
-"""Phase 2: back to the pixels, for exactly as much of the network as helps; and training from scratch, the same loop
-with everything unfrozen.
+"""The verbs `fine_tune` and `train`: train a part of a network, or all of it, together with a head on images.
 
-The story: a Run says which network, weights, transform, split, classes and head; the images, or a store that holds what
-enters the last stage, have to be the ones it was made of. What it bought is said on the same rows: those of validation,
-which chose the epoch, and those of test, which chose nothing. The start itself may win.
+`fine_tune` begins with a Run, which names the network, weights, preprocessing, split, classes and head; the images, or
+a store of the inputs of the last stage, must be those of the Run. `train` begins with a labelled folder and a new head.
+The epoch is chosen on validation rows, and the start is among the candidates. Test rows choose nothing.
 Letters: n rows, c classes.
 """
 
@@ -24,10 +23,9 @@ from featcache.backbones.networks import DENSE
 from featcache.embedding.depth import settle_depth
 from featcache.errors import InvalidParameter, UsageError
 from featcache.finetune import unfreeze
-from featcache.finetune.callbacks import Callbacks, Machine
 from featcache.finetune.checkpoints import Checkpoints
 from featcache.finetune.cross_validation import CrossValidation
-from featcache.finetune.distributed import ProcessGroup, process_group
+from featcache.finetune.distributed import Note, OnEpoch, ProcessGroup, Progress, Session, process_group
 from featcache.finetune.inputs import (
     ImageInputs,
     Inputs,
@@ -39,11 +37,12 @@ from featcache.finetune.inputs import (
     pixels_of,
     rows_of,
 )
-from featcache.finetune.results import TrainingResult, write
+from featcache.finetune.results import write
 from featcache.finetune.start import Start, of_folder
 from featcache.heads import HeadSpec
 from featcache.identity import Json, digest_json, environment
 from featcache.images import DecodeSpec
+from featcache.images.workers import TIMEOUT_S
 from featcache.manifest import Manifest
 from featcache.metrics import calibration
 from featcache.recipe import Recipe, Stage
@@ -69,80 +68,77 @@ def fine_tune(
     augmentations: bool = False,
     weights: str | None = None,
     operating_point: str | None = None,
-    machine: Machine = Machine(),
-    callbacks: Callbacks = Callbacks(),
+    device: str = "auto",
+    compile: str = "auto",  # noqa: A002  # the usual name
+    timeout_s: float = TIMEOUT_S,
+    on_progress: Progress = lambda done, total: None,
+    on_epoch: OnEpoch = lambda done, total, metrics: None,
+    on_note: Note = lambda text: None,
 ) -> Run:
-    """Trains a part of the backbone and the head of a Run on, and writes a Run that cites it.
+    """Trains a part of the backbone together with the head of a Run.
+
+    Training stops and resumes at `run_path` with the same result as an uninterrupted training. The new Run cites its
+    parent and has the metrics before and after on the same rows, with the network's weights.
 
     Args:
-        run: a Run of `train_head` with a linear or mlp head, or of `fine_tune`.
-        recipe: what learns, for how long, and how.
-        run_path: the folder to write; None for `RUN-tuned-DIGEST` beside the Run. A training that was stopped is
-            continued at its path; another one is never overwritten.
-        images: those of the Run, which go through the frozen part again.
-        store: instead of them, a store of the same images with the tap `boundary`; without augmentation.
-        augmentations: learn from the augmented views that the store holds as well, drawn per epoch.
-        weights: where the backbone's weights are, if the Run's store had them from a file.
-        operating_point: a rule of `calibration.parse_rule`; None for that of the Run.
-        machine: where it runs.
-        callbacks: how it is followed.
+        run: a Run of `train_head` with a linear or mlp head; or of `fine_tune` or `train`.
+        recipe: the parameters to train, the number of epochs, the optimizer and the augmentation.
+        run_path: folder to write; None for `RUN-tuned-DIGEST` beside the Run. The result of another training is never
+            overwritten.
+        images: the images of the Run. The frozen part of the network is applied to them again.
+        store: instead of `images`, a store of the same images with the tap `boundary`. No new augmentation is possible.
+        augmentations: also train on the augmented copies in `store`, one copy or the image itself per epoch.
+        weights: file of the backbone's weights, if the Run's store was made with one.
+        operating_point: rule for the decision threshold, as in `calibration.parse_rule`; None for that of the Run.
+        device: "auto" (CUDA if there is one), "cpu", "cuda" or "cuda:N".
+        compile: compile the network with torch.compile: "on", "off", or "auto", where the images repay it.
+        timeout_s: seconds allowed to read and decode one image.
+        on_progress: called with (images read, images in all) before training begins.
+        on_epoch: called with (epochs done, epochs in all, metrics of the epoch) once its checkpoint is on disk.
+        on_note: called with each message for the user.
+
+    Returns:
+        The Run at `run_path`.
 
     Raises:
-        IdentityMismatch: other weights, another preprocessing, or a store of other vectors.
-        InputsChanged: images that are not those of the Run, with the first of them.
-        UsageError: a head that cannot be trained on; nothing of that name to unfreeze.
+        IdentityMismatch: other weights, other preprocessing, or a store of other vectors.
+        InputsChanged: the images differ from those of the Run; the first ones are named.
+        UsageError: the head cannot be trained further, or no parameter matches `unfreeze`.
         StoreLocked: another process is training at this path.
+
+    Example:
+        >>> import featcache
+        >>> from featcache.recipe import Recipe, Stage
+        >>> images = featcache.Manifest.read("images")
+        >>> run = featcache.Run.open("runs/scratch")  # for example the Run of `train`
+        >>> tuned = featcache.fine_tune(run, Recipe(stages=(Stage("last-block", 1),)), "runs/tuned", images=images)
+        >>> sorted(tuned.record["gain"])
+        ['test', 'val']
     """
     started = time.perf_counter()
     if (images is None) == (store is None):
         raise UsageError("fine-tuning needs either the images of the Run (`images`) or a store of them (`from_cache`).")
     if augmentations and store is None:
         raise UsageError("`augmentations` are stored in a store: give it as `from_cache`.")
-    recipe = replace(recipe, augment=None) if store is not None else recipe
+    recipe = recipe if store is None else replace(recipe, augment=None)
     run = replace(run, path=_with_name(run.path))
-    device = _checked_device(machine, recipe)
-    with process_group(device) as processes, ExitStack() as files:
-        start = Start.of_run(run, weights, processes.device(device))
+    callbacks = on_progress, on_epoch, on_note
+    with _session(recipe, device, compile, timeout_s, *callbacks) as session, ExitStack() as files:
+        start = Start.of_run(run, weights, session.device)
         start = start if images is None else replace(start, notes=[*images.notes, *start.notes])
-        callbacks.tell(start.backbone.notes)
-        recipe = _with_freeze_bn(start.backbone, recipe, callbacks)
+        recipe = _with_freeze_bn(start.backbone, recipe, session)
         rule = operating_point or run.record["asked"].get("operating_point")
         _check_rule(start, rule)
-        request = {
-            **run.record["asked"],
-            "tta": False,
-            "operating_point": rule,
-            "views": store.identity.get("views") if store and augmentations else None,
-            "inputs": "store" if store else "images",
-        }
-        key = _key(start, recipe, request)
-        run_path = (
-            _with_name(Path(run_path))
-            if run_path
-            else run.path.with_name(f"{run.path.name}-tuned-{digest_json(key)[:8]}")
-        )
-        checkpoints = _locked_checkpoints(run_path, key, processes, files, callbacks)
+        key = _key(start, recipe, _request(run, rule, store, augmentations))
+        path = _with_name(Path(run_path or run.path.with_name(f"{run.path.name}-tuned-{digest_json(key)[:8]}")))
+        checkpoints = _locked_checkpoints(path, key, session, files)
         inputs: Inputs
         if store is not None:
-            rows = rows_of(
-                store, start.differences(store.identity), start.task.image_ids, start.task.content, augmentations
-            )
-            inputs = StoreInputs(
-                start.backbone, store, StoreSource(store, rows, recipe.seed, augmentations, memory_bytes(processes))
-            )
+            inputs = _store_inputs(start, store, recipe, augmentations, session)
         else:
             assert images is not None
-            picked = chosen(images, start.task.image_ids)
-            pixels = files.enter_context(pixels_of(picked, start.backbone, start.decode, recipe, machine, processes))
-            check_contents(pixels, start.task.image_ids, start.task.content, processes, callbacks)
-            n = len(start.task.image_ids)
-            inputs = files.enter_context(
-                ImageInputs(start.backbone, pixels, recipe, n, machine.compile, processes, callbacks)
-            )
-        for note in (*start.task.notes, *start.protocol.notes):
-            callbacks.on_note(note)
-        result = CrossValidation(start, recipe, inputs, checkpoints, processes, machine, callbacks).result()
-        return _write_run(start, result, key, rule, run_path, checkpoints, processes, started)
+            inputs = _image_inputs(start, images, recipe, session, files)
+        return _trained(start, recipe, inputs, key, checkpoints, session, started)
 
 
 def train(
@@ -156,66 +152,83 @@ def train(
     split: SplitSpec = SplitSpec(),
     decode: DecodeSpec = DecodeSpec(),
     operating_point: str | None = None,
-    machine: Machine = Machine(),
-    callbacks: Callbacks = Callbacks(),
+    device: str = "auto",
+    compile: str = "auto",  # noqa: A002  # the usual name
+    timeout_s: float = TIMEOUT_S,
+    on_progress: Progress = lambda done, total: None,
+    on_epoch: OnEpoch = lambda done, total, metrics: None,
+    on_note: Note = lambda text: None,
 ) -> Run:
-    """Trains a network with a fresh head on images, all of it or a part, and writes a Run.
+    """Trains a network, or a part of it, with a new head on labelled images.
 
     Args:
         images: labelled images, perhaps with groups and a split. Those that cannot be read are left out and counted.
-        spec: the network and its weights: "random:SEED" is training from scratch.
-        head: on its vectors.
-        recipe: what learns, for how long, and how.
-        run_path: the folder to write; None for `runs/FOLDER-NETWORK-DIGEST`.
+        spec: the network and its weights; "random:SEED" trains from scratch.
+        head: the head on the network's vectors.
+        recipe: the parameters to train, the number of epochs, the optimizer and the augmentation.
+        run_path: folder to write; None for `runs/FOLDER-NETWORK-DIGEST`.
         target: the labels.
-        split: how rows are divided.
-        decode: how files become pixels.
-        operating_point: a rule of `calibration.parse_rule`; None for none.
-        machine: where it runs.
-        callbacks: how it is followed.
+        split: the division into training, validation and test rows.
+        decode: the decoding of files.
+        operating_point: rule for the decision threshold, as in `calibration.parse_rule`; None for none.
+        device: "auto" (CUDA if there is one), "cpu", "cuda" or "cuda:N".
+        compile: compile the network with torch.compile: "on", "off", or "auto", where the images repay it.
+        timeout_s: seconds allowed to read and decode one image.
+        on_progress: called with (images read, images in all) before training begins.
+        on_epoch: called with (epochs done, epochs in all, metrics of the epoch) once its checkpoint is on disk.
+        on_note: called with each message for the user.
+
+    Returns:
+        The Run at `run_path`.
 
     Raises:
-        UsageError: labels, groups or the given split do not allow it, with counts.
-        WeightsUnavailable: pretrained weights are not cached and cannot be fetched.
+        UsageError: labels, groups or the given split do not allow the training; the message has counts.
+        WeightsUnavailable: pretrained weights are not cached and cannot be downloaded.
         StoreLocked: another process is training at this path.
+
+    Example:
+        >>> from pathlib import Path
+        >>> import featcache
+        >>> from featcache import phantoms
+        >>> from featcache.recipe import Recipe, Stage
+        >>> phantoms.write(Path("images"), n_patients=20, images_per_patient=1)
+        20
+        >>> images = featcache.Manifest.read("images")
+        >>> backbone = featcache.BackboneSpec("simple-cnn", "random:0", input_size=32)
+        >>> run = featcache.train(images, backbone, recipe=Recipe(stages=(Stage("all", 1),)), run_path="runs/scratch")
+        >>> run.record["classes"]
+        ['abnormal', 'normal']
     """
     started = time.perf_counter()
-    device = _checked_device(machine, recipe)
-    with process_group(device) as processes, ExitStack() as files:
-        backbone = backbones.load(spec, processes.device(device))
-        callbacks.tell(backbone.notes)
-        recipe = _with_freeze_bn(backbone, recipe, callbacks)
-        decode, images = _with_bit_depth(decode, images, machine, processes, callbacks)
-        pixels = files.enter_context(pixels_of(images, backbone, decode, recipe, machine, processes))
-        start, used = of_folder(images, backbone, decode, head, pixels, target, split, processes, callbacks)
+    callbacks = on_progress, on_epoch, on_note
+    with _session(recipe, device, compile, timeout_s, *callbacks) as session, ExitStack() as files:
+        backbone = backbones.load(spec, session.device)
+        recipe = _with_freeze_bn(backbone, recipe, session)
+        decode, images = _with_bit_depth(decode, images, session)
+        pixels = files.enter_context(pixels_of(images, backbone, decode, recipe, session))
+        start, rows = of_folder(images, backbone, decode, head, pixels, target, split, session)
         _check_rule(start, operating_point)
-        pixels.keep_only(used)
+        pixels.keep_only(rows)
         drawn = {name: getattr(split, name) for name in ("nested", "group_by", "near_duplicates", "seed")}
         request: Json = {"tta": False, "operating_point": operating_point, "inputs": "images"}
-        request |= {"labels": target.as_json(), "split": drawn}
-        key = _key(start, recipe, request)
+        key = _key(start, recipe, request | {"labels": target.as_json(), "split": drawn})
         stem = f"{_with_name(images.source).stem}-{spec.name.replace('/', '_')}"
-        run_path = _with_name(Path(run_path)) if run_path else Path("runs") / f"{stem}-{digest_json(key)[:8]}"
-        checkpoints = _locked_checkpoints(run_path, key, processes, files, callbacks)
-        inputs = files.enter_context(
-            ImageInputs(backbone, pixels, recipe, len(used), machine.compile, processes, callbacks)
-        )
-        for note in (*start.task.notes, *start.protocol.notes):
-            callbacks.on_note(note)
-        result = CrossValidation(start, recipe, inputs, checkpoints, processes, machine, callbacks).result()
-        return _write_run(start, result, key, operating_point, run_path, checkpoints, processes, started)
+        path = _with_name(Path(run_path or Path("runs") / f"{stem}-{digest_json(key)[:8]}"))
+        checkpoints = _locked_checkpoints(path, key, session, files)
+        inputs = files.enter_context(ImageInputs(backbone, pixels, recipe, len(rows), session))
+        return _trained(start, recipe, inputs, key, checkpoints, session, started)
 
 
 def head_for(model: str, kind: str | None = None, **overrides: Any) -> HeadSpec:
-    """The head that a network is trained with: a linear one, or the dense layers of a small network of ours.
+    """The default head of a network: linear, or the dense layers of `simple-cnn` and `covid-cnn`.
 
     Args:
         model: the network's name.
-        kind: "linear", "mlp", or None for the network's own.
-        given: fields of `HeadSpec`; None for those that are not given.
+        kind: "linear", "mlp", or None for the network's default.
+        overrides: fields of `HeadSpec`; None keeps the default.
 
     Raises:
-        ValueError: another kind, or a field that does not apply to it.
+        InvalidParameter: another kind, or a field that does not apply to it.
     """
     fields = {name: value for name, value in overrides.items() if value is not None}
     if kind is None and model in DENSE:
@@ -225,45 +238,47 @@ def head_for(model: str, kind: str | None = None, **overrides: Any) -> HeadSpec:
     return HeadSpec.of(kind or "linear", **fields)
 
 
-# --- what is asked ----------------------------------------------------------------------------------------------------
+# --- before training --------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _session(recipe: Recipe, device: str, *options: Any) -> Iterator[Session]:
+    """The session of this process: a device that has the precision of the recipe, and the other processes."""
+    session = Session(ProcessGroup(), device, *options)
+    device = devices.choose(device)
+    backbones.check_precision(recipe.precision, device)
+    with process_group(device) as processes:
+        yield replace(session, processes=processes, device=processes.device(device))
 
 
 def _with_name(path: Path) -> Path:
-    """A path whose last part is a name, so that others can stand beside it: not `.` or `..`."""
+    """A path whose last part is a name, not `.` or `..`, so that other files can be written beside it."""
     return path.resolve() if path.name in ("", "..") else path
 
 
-def _checked_device(machine: Machine, recipe: Recipe) -> str:
-    """The device, where all that is asked of it can be had."""
-    device = devices.choose(machine.device)
-    backbones.check_precision(recipe.precision, device)
-    return device
-
-
-def _with_freeze_bn(backbone: Backbone, recipe: Recipe, callbacks: Callbacks) -> Recipe:
-    """What learns is there, which is known before any image is read, and what becomes of its norms."""
+def _with_freeze_bn(backbone: Backbone, recipe: Recipe, session: Session) -> Recipe:
+    """The recipe with `freeze_bn` resolved. Checks before any image is read that each stage trains something."""
+    session.note_all(backbone.notes)
     freeze_bn = unfreeze.freeze_bn_of(backbone, recipe.stages, recipe.freeze_bn)
     for stage in recipe.stages:
         unfreeze.unfrozen(backbone.module, stage.unfreeze, freeze_bn)
     if freeze_bn != recipe.freeze_bn and freeze_bn == "yes":
-        callbacks.on_note(
-            "the batch norms of these weights hold no statistics (mean 0, variance 1), as where they were folded into "
-            "the convolutions: they stay as they are (`freeze_bn`=no trains them)."
+        session.on_note(
+            "the batch norms of these weights hold no statistics (mean 0, variance 1), as after folding them into the "
+            "convolutions. They stay frozen; `freeze_bn`=no trains them."
         )
     return replace(recipe, freeze_bn=freeze_bn)
 
 
-def _with_bit_depth(
-    decode: DecodeSpec, images: Manifest, machine: Machine, processes: ProcessGroup, callbacks: Callbacks
-) -> tuple[DecodeSpec, Manifest]:
-    """The spec with a depth for all images, and the manifest with the note on it; the same in every process."""
-    everything, n_workers = range(len(images.paths)), os.cpu_count() or 1
-    settled = settle_depth(decode, images, everything, (), n_workers, machine.timeout_s) if processes.is_first else None
+def _with_bit_depth(decode: DecodeSpec, images: Manifest, session: Session) -> tuple[DecodeSpec, Manifest]:
+    """The spec with one bit depth for all images, and the manifest with a note on it; the same in every process."""
+    rows, n_workers, processes = range(len(images.paths)), os.cpu_count() or 1, session.processes
+    settled = settle_depth(decode, images, rows, (), n_workers, session.timeout_s) if processes.is_first else None
     decode, note = processes.all_gather(settled)[0]
     if not note:
         return decode, images
     if processes.is_first:
-        callbacks.on_note(note)
+        session.on_note(note)
     return decode, replace(images, notes=[*images.notes, note])
 
 
@@ -271,11 +286,18 @@ def _check_rule(start: Start, rule: str | None) -> None:
     check_held(start.task, start.protocol, calibration.parse_rule(rule) if rule else None)
 
 
-# --- before and after -------------------------------------------------------------------------------------------------
+def _request(run: Run, rule: str | None, store: Store | None, augmentations: bool) -> Json:
+    return {
+        **run.record["asked"],
+        "tta": False,
+        "operating_point": rule,
+        "views": store.identity.get("views") if store and augmentations else None,
+        "inputs": "store" if store else "images",
+    }
 
 
 def _key(start: Start, recipe: Recipe, request: Json) -> Json:
-    """Everything that decides the result: two with the same key are the same Run."""
+    """Everything that decides the result: two trainings with the same key make the same Run."""
     task, parent = start.task, start.parent
     labels = [[None if v != v else v for v in np.atleast_1d(label).tolist()] for label in task.labels]
     return {
@@ -295,32 +317,28 @@ def _key(start: Start, recipe: Recipe, request: Json) -> Json:
 
 
 def _reproducible_fields(record: Json) -> Json:
-    """What a Run says whenever it is made again: not how long that took, nor where it was."""
+    """The record without the fields that differ when the same Run is made again."""
     return {name: value for name, value in record.items() if name not in ("seconds", "environment")}
 
 
-def _locked_checkpoints(
-    run_path: Path, key: Json, processes: ProcessGroup, files: ExitStack, callbacks: Callbacks
-) -> Checkpoints:
-    """Where it is written, if it may be, locked for this process and those that train with it."""
+def _locked_checkpoints(run_path: Path, key: Json, session: Session, files: ExitStack) -> Checkpoints:
+    """The checkpoints of the Run, locked for this process and those that train with it."""
     runs.check_free(run_path, key)
-    checkpoints = Checkpoints(run_path)
+    checkpoints, processes = Checkpoints(run_path), session.processes
     if processes.is_first:
         files.enter_context(checkpoints.locked(key))
         runs.check_free(run_path, key)
-    threads = processes.all_gather(checkpoints.threads)[
-        0
-    ]  # and the plan is there before anybody looks for a checkpoint
-    files.enter_context(_with_threads(threads, callbacks))
+    threads = processes.all_gather(checkpoints.threads)[0]  # also waits until the plan is on disk
+    files.enter_context(_with_threads(threads, session))
     return checkpoints
 
 
 @contextmanager
-def _with_threads(n: int, callbacks: Callbacks) -> Iterator[None]:
-    """A training goes on with as many threads as it was begun with."""
+def _with_threads(n: int, session: Session) -> Iterator[None]:
+    """A training continues with the number of threads that it began with."""
     n_now = torch.get_num_threads()
     if n != n_now:
-        callbacks.on_note(
+        session.on_note(
             f"this training began with {n} thread(s) and continues with {n}, not the {n_now} of this process, so that "
             f"the result is that of an uninterrupted training."
         )
@@ -331,19 +349,40 @@ def _with_threads(n: int, callbacks: Callbacks) -> Iterator[None]:
         torch.set_num_threads(n_now)
 
 
-def _write_run(
+def _store_inputs(start: Start, store: Store, recipe: Recipe, augmentations: bool, session: Session) -> Inputs:
+    task = start.task
+    rows = rows_of(store, start.differences(store.identity), task.image_ids, task.content, augmentations)
+    source = StoreSource(store, rows, recipe.seed, augmentations, memory_bytes(session.processes))
+    return StoreInputs(start.backbone, store, source)
+
+
+def _image_inputs(start: Start, images: Manifest, recipe: Recipe, session: Session, files: ExitStack) -> Inputs:
+    task, manifest = start.task, chosen(images, start.task.image_ids)
+    pixels = files.enter_context(pixels_of(manifest, start.backbone, start.decode, recipe, session))
+    check_contents(pixels, task.image_ids, task.content, session)
+    return files.enter_context(ImageInputs(start.backbone, pixels, recipe, len(task.image_ids), session))
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+def _trained(
     start: Start,
-    result: TrainingResult,
+    recipe: Recipe,
+    inputs: Inputs,
     key: Json,
-    rule: str | None,
-    run_path: Path,
     checkpoints: Checkpoints,
-    processes: ProcessGroup,
+    session: Session,
     started: float,
 ) -> Run:
-    if processes.is_first:
-        process_environment = environment(devices.describe(start.backbone.device))
-        write(start, result, key, rule, run_path, process_environment, time.perf_counter() - started)
+    """Trains, and writes the Run in the first process."""
+    for note in (*start.task.notes, *start.protocol.notes):
+        session.on_note(note)
+    result = CrossValidation(start, recipe, inputs, checkpoints, session).result()
+    if session.processes.is_first:
+        hardware = environment(devices.describe(start.backbone.device))
+        rule, seconds = key["asked"]["operating_point"], time.perf_counter() - started
+        write(start, result, key, rule, checkpoints.run_path, hardware, seconds)
         checkpoints.remove()
-    processes.all_gather(None)
-    return Run.open(run_path)
+    session.processes.all_gather(None)
+    return Run.open(checkpoints.run_path)

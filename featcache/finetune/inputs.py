@@ -26,8 +26,7 @@ from featcache.backbones.blocks import groups
 from featcache.embedding.forward import Forward, Streams
 from featcache.errors import IdentityMismatch, InputsChanged, UsageError
 from featcache.finetune import unfreeze
-from featcache.finetune.callbacks import Callbacks, Machine
-from featcache.finetune.distributed import ProcessGroup
+from featcache.finetune.distributed import ProcessGroup, Progress, Session
 from featcache.images import DecodeSpec, TransformSpec, augment
 from featcache.images.cache import stamp_of
 from featcache.images.workers import TIMEOUT_S, Decoders, Prepared
@@ -40,7 +39,6 @@ Array = np.ndarray[Any, Any]
 _COPY_STREAM = 2  # keeps the choice of stored copies apart from the order of the batches
 _MEMORY_SHARE = 4  # a quarter for resized images, a quarter for what the trunk made of them
 _N_NAMED = 5
-Progress = Callable[[int, int], None]
 
 
 class Pixels:
@@ -294,22 +292,18 @@ class ImageInputs:
         pixels: Pixels,
         recipe: Recipe,
         n_rows: int,
-        compile_: str,
-        processes: ProcessGroup,
-        callbacks: Callbacks,
+        session: Session,
     ) -> None:
         """Args:
         backbone: the network, of which nothing below a cut may move while it is used.
         pixels: the images; those numbered from 0 to `n_rows` - 1 are the rows of the training.
         recipe: for its augmentation, and the number of epochs.
         n_rows: n.
-        compile_: "on", "off" or "auto", of the frozen part.
-        processes: the processes that share the memory.
-        callbacks: how it is followed.
+        session: compilation, callbacks, and the processes that share the memory.
         """
         self._backbone, self._pixels, self._augment = backbone, pixels, recipe.augment
         self._n_images = n_rows * (recipe.epochs if recipe.augment else 1)
-        self._compile, self._processes, self._callbacks = compile_, processes, callbacks
+        self._session = session
         self._names: tuple[str, ...] = ()
         self._tail: nn.Module | None = None
         self._source: ImageSource | None = None
@@ -329,13 +323,15 @@ class ImageInputs:
             parts = unfreeze.cut(self._backbone.module, names)
             trunk = None
             if parts.tail is self._backbone.module:
-                self._callbacks.on_note("torch.fx cannot follow this network: its frozen part runs with what learns.")
+                self._session.on_note(
+                    "torch.fx cannot trace this network, so its frozen part runs together with the trained part."
+                )
             if parts.trunk is not None:
                 below = replace(
                     self._backbone, module=parts.trunk, cut=None, last_stage=None
                 )  # its vector: the boundary
-                trunk = Forward(below, self._compile, self._n_images, self._callbacks.on_note)
-            source = ImageSource(self._pixels, self._augment, trunk, memory_bytes(self._processes))
+                trunk = Forward(below, self._session.compile, self._n_images, self._session.on_note)
+            source = ImageSource(self._pixels, self._augment, trunk, memory_bytes(self._session.processes))
             self._source, self._tail = self._files.enter_context(source), parts.tail
             self._names = tuple(names)
         assert self._tail is not None
@@ -392,16 +388,15 @@ def pixels_of(
     backbone: Backbone,
     decode: DecodeSpec,
     recipe: Recipe,
-    machine: Machine,
-    processes: ProcessGroup,
+    session: Session,
 ) -> Pixels:
     """The images of a manifest in its order, not read yet."""
     return Pixels(
         manifest.paths,
         backbone.transform,
         decode,
-        memory_bytes=memory_bytes(processes),
-        timeout_s=machine.timeout_s,
+        memory_bytes=memory_bytes(session.processes),
+        timeout_s=session.timeout_s,
         seed=recipe.seed,
     )
 
@@ -424,22 +419,20 @@ def chosen(manifest: Manifest, image_ids: Sequence[str]) -> Manifest:
     return Manifest(list(image_ids), [manifest.paths[i] for i in rows], columns, manifest.source)
 
 
-def check_contents(
-    pixels: Pixels, image_ids: Sequence[str], contents: Sequence[str], processes: ProcessGroup, callbacks: Callbacks
-) -> None:
+def check_contents(pixels: Pixels, image_ids: Sequence[str], contents: Sequence[str], session: Session) -> None:
     """Reads every image, each process its share, and compares it with what the Run was made of.
 
     Raises:
         InputsChanged: with the first of those that are others, or cannot be read.
     """
-    mine = processes.share(np.arange(len(image_ids))).tolist()
-    pixels.read(mine, callbacks.on_reading)
+    mine = session.processes.share(np.arange(len(image_ids))).tolist()
+    pixels.read(mine, session.on_progress)
     wrong = [
         f"{image_ids[i]} ({pixels.failures[i][1] if i in pixels.failures else 'other bytes'})"
         for i in mine
         if pixels.digests[i] != contents[i] or i in pixels.failures
     ]
-    wrong = [part for several in processes.all_gather(wrong) for part in several]
+    wrong = [part for names in session.processes.all_gather(wrong) for part in names]
     if wrong:
         raise InputsChanged(
             f"{len(wrong):,} of {len(image_ids):,} images are not those of the Run: {', '.join(wrong[:_N_NAMED])}. "

@@ -21,7 +21,7 @@ from featcache.embedding.forward import for_learning, keep_freed_memory
 from featcache.errors import InputOutputError, UsageError
 from featcache.finetune import unfreeze
 from featcache.finetune.checkpoints import Checkpoints
-from featcache.finetune.distributed import ProcessGroup, SyncBatchNorms
+from featcache.finetune.distributed import Session, SyncBatchNorms
 from featcache.finetune.inputs import Source
 from featcache.finetune.unfreeze import TrainedPart
 from featcache.heads.mlp import Head
@@ -114,9 +114,7 @@ class Trainer:
         sides: Subsets,
         open_source: Open,
         score: Callable[[Array, Array], float],
-        processes: ProcessGroup,
-        compile_: str = "off",
-        on_note: Callable[[str], None] = lambda text: None,
+        session: Session,
     ) -> None:
         """Args:
         backbone: the network; it is changed in place.
@@ -126,13 +124,11 @@ class Trainer:
         sides: the rows.
         open_source: for the names of what learns, gives the part of the network they lie in, and what enters it.
         score: function of (rows, logits) that chooses the best weights; larger is better.
-        processes: the processes that train together.
-        compile_: "on", "off" or "auto": of the learning part.
-        on_note: told what is done about that.
+        session: processes, compilation of the trained part, and callbacks.
         """
         self._backbone, self.head, self._recipe, self._targets = backbone, head.to(backbone.device), recipe, targets
-        self._subsets, self._open, self._score, self._processes = sides, open_source, score, processes
-        self._compile, self._on_note = "off" if processes.size > 1 else compile_, on_note
+        self._subsets, self._open, self._score, self._processes = sides, open_source, score, session.processes
+        self._compile, self._on_note = "off" if self._processes.size > 1 else session.compile, session.on_note
         self._device = backbone.device
         keep_freed_memory()
         self._objective = unfreeze.objective(targets, sides.train, recipe, self._device)

@@ -12,8 +12,7 @@ import numpy as np
 
 from featcache.backbones import Backbone
 from featcache.errors import UsageError
-from featcache.finetune.callbacks import Callbacks
-from featcache.finetune.distributed import ProcessGroup
+from featcache.finetune.distributed import Session
 from featcache.finetune.inputs import Pixels
 from featcache.heads import HeadSpec, mlp
 from featcache.heads.mlp import Head, head_module
@@ -100,7 +99,7 @@ class Start:
         stored = (fields["stored_dtype"] for fields in (identity, self.parent.record["store"]["identity"]))
         return lines + difference(*({"stored_dtype": dtype} for dtype in stored))
 
-    def made(self, tensors: Mapping[str, Array], dropout: float | None) -> Head:
+    def head_module(self, tensors: Mapping[str, Array], dropout: float | None) -> Head:
         """A head with these weights, to be trained on."""
         spec = replace(self.head, dropout=dropout) if dropout is not None and self.head.hidden_sizes else self.head
         task = self.task
@@ -131,8 +130,7 @@ def of_folder(
     pixels: Pixels,
     target: TargetSpec,
     split: SplitSpec,
-    processes: ProcessGroup,
-    callbacks: Callbacks,
+    session: Session,
 ) -> tuple[Start, list[int]]:
     """A fresh head on the images of a folder that can be read, and the number among all images of each row.
 
@@ -142,8 +140,9 @@ def of_folder(
     if not images.image_ids:
         raise UsageError(f"found 0 images under {images.source}.")
     everything = np.arange(len(images.image_ids))
+    processes = session.processes
     mine = processes.share(everything).tolist()
-    pixels.read([i for i in mine if images.image_ids[i] not in images.refused], callbacks.on_reading)
+    pixels.read([i for i in mine if images.image_ids[i] not in images.refused], session.on_progress)
     digests = [part for several in processes.all_gather([pixels.digests[i] for i in mine]) for part in several]
     failures: dict[int, tuple[str, str]] = {}
     for failures_there in processes.all_gather(pixels.failures):
@@ -160,7 +159,7 @@ def of_folder(
     task = Task.of(folder, target)
     if failed:
         task.left_out["unreadable image"] = failed
-        callbacks.on_note(f"{failed:,} images cannot be used and are left out{first}.")
+        session.on_note(f"{failed:,} images cannot be used and are left out{first}.")
     protocol = divide(task, split, None)
     n_outputs = mlp.n_outputs(head, len(task.classes), task.has_findings)
     tensors = mlp.fresh(head, backbone.n_features, n_outputs)

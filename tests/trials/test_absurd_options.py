@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from featcache.finetune.callbacks import Machine
+from featcache.finetune.distributed import Session
 from featcache.fusion.spec import FusionSpec
 from featcache.heads import KINDS, HeadSpec
 from featcache.images import DecodeSpec, TransformSpec
@@ -39,7 +39,7 @@ SPECS: list[Any] = [
     TargetSpec(),
     SelectionSpec(),
     FusionSpec("study"),
-    Machine(),
+    Session(),
 ]
 NAN, INF = float("nan"), float("inf")
 NEVER = [NAN, INF, -INF, 1e300, -1e300, 10**30, -(10**30), -1, -1e-9, True, "7"]

@@ -11,7 +11,6 @@ import safetensors.torch
 import torch
 
 from featcache.finetune import fine_tune as finetune
-from featcache.finetune.callbacks import Callbacks, Machine
 from featcache.finetune.checkpoints import Checkpoints
 from featcache.heads import HeadSpec
 from featcache.identity import digest_bytes
@@ -37,11 +36,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def train(folder: Path, path: Path, callbacks: Callbacks = Callbacks()) -> Run:
+def train(folder: Path, path: Path, **callbacks: Any) -> Run:
     spec = BackboneSpec(NET, "random:0", input_size=32)
     return finetune.train(
         Manifest.read(folder / "images"), spec, HeadSpec(), RECIPE, path, split=SplitSpec(val_fraction=0.25),
-        machine=Machine("cpu", "off"), callbacks=callbacks,
+        device="cpu", compile="off", **callbacks,
     )  # fmt: skip
 
 
@@ -52,7 +51,7 @@ def stopped(folder: Path, path: Path) -> Path:
         raise Stop
 
     with pytest.raises(Stop):
-        train(folder, path, Callbacks(on_epoch=stop))
+        train(folder, path, on_epoch=stop)
     (last,) = path.with_name(f"{path.name}.partial").glob("*.safetensors")
     return last
 
@@ -92,7 +91,7 @@ def test_a_forged_checkpoint_is_passed_over(folder: Path, tmp_path: Path, what: 
     forged = safetensors.torch.save({name: t.contiguous().clone() for name, t in tensors.items()}, metadata)
     (last.parent / f"fold-0-000002-{digest_bytes(forged)[:16]}.safetensors").write_bytes(forged)
     seen: list[int] = []
-    run = train(folder, tmp_path / "r", Callbacks(on_epoch=lambda done, total, point: seen.append(done)))
+    run = train(folder, tmp_path / "r", on_epoch=lambda done, total, point: seen.append(done))
     assert seen == [2], "the first epoch is kept, the second was trained"
     assert len(run.history()) == 2
 
@@ -119,7 +118,7 @@ def test_a_training_goes_on_with_as_many_threads_as_it_was_begun_with(folder: Pa
     stopped(folder, tmp_path / "r")
     torch.set_num_threads(2)
     notes: list[str] = []
-    resumed = train(folder, tmp_path / "r", Callbacks(on_note=notes.append))
+    resumed = train(folder, tmp_path / "r", on_note=notes.append)
     assert torch.get_num_threads() == 2
     assert any("began with 1 thread(s) and continues with 1, not the 2" in note for note in notes)
     assert (resumed.path / "history.csv").read_bytes() == (whole.path / "history.csv").read_bytes()

@@ -3,10 +3,10 @@ instead of 0.86. A class whose name means that something is absent is not positi
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from featcache.finetune.callbacks import Callbacks, Machine
 from featcache.finetune.fine_tune import train as train_network
 from featcache.heads import HeadSpec
 from featcache.manifest import Manifest
@@ -85,9 +85,9 @@ def test_a_training_on_images_follows_the_same_rule(tmp_path: Path) -> None:
     told: list[str] = []
     recipe = Recipe(stages=(Stage("all", 1),), augment=None)
     network = BackboneSpec(SMALL, "random:0", input_size=32)
-    callbacks = Callbacks(on_note=told.append)
-    images, machine = Manifest.read(tmp_path / "images"), Machine("cpu", "off")
-    run = train_network(images, network, recipe=recipe, run_path=tmp_path / "run", machine=machine, callbacks=callbacks)
+    images = Manifest.read(tmp_path / "images")
+    options: dict[str, Any] = {"device": "cpu", "compile": "off", "on_note": told.append}
+    run = train_network(images, network, recipe=recipe, run_path=tmp_path / "run", **options)
     assert run.record["positive"] == "sick"
     assert told[0] == run.record["notes"][0]
     assert "the name 'no finding'" in told[0]
