@@ -136,7 +136,7 @@ WEIGHTS = ("--weights", "net.safetensors")
 MISTAKES: list[tuple[tuple[object, ...], int, str]] = [
     ((*RUN, *WEIGHTS), 2, "fine-tuning needs either the images of the Run (--images) or a store of them (--from"),
     ((*RUN, *CACHE, "--images", "images"), 2, "needs either the images of the Run (--images) or a store of them"),
-    ((*RUN, "--images", "images", "--augmentations"), 2, "--augmentations are stored in a store: give it as"),
+    ((*RUN, "--images", "images", "--augmentations"), 2, "--augmentations are read from a store: give --from-cache"),
     ((*RUN, *CACHE, "--weights", "random:0"), 12, "backbone.weights_sha256"),
     ((*RUN, *CACHE, "--weights", "gone.pth"), 2, "--weights gone.pth: no such file"),
     ((*RUN, *CACHE, "--weights", "images"), 2, "--weights images: no such file"),

@@ -20,8 +20,9 @@ from featcache.recipe import PRESETS, AugmentSpec, Recipe, Stage, recipe
 
 Spec = TypeVar("Spec")
 _FIELDS_OF = {  # options whose fields have other names
-    "drop_class": ("drop_classes",), "folds": ("n_splits",), "head": ("kind",), "merge": ("merge_classes",),
-    "repeats": ("n_repeats",), "tap": ("taps",), "text": ("texts",), "timeout": ("timeout_s",),
+    "drop_class": ("drop_classes",), "folds": ("n_splits",), "from_cache": ("store",), "head": ("kind",),
+    "merge": ("merge_classes",), "repeats": ("n_repeats",), "tap": ("taps",), "text": ("texts",),
+    "timeout": ("timeout_s",),
 }  # fmt: skip
 _RUNNING: ContextVar["OptionCommand | None"] = ContextVar("running", default=None)
 HEAD = "Head (repeat an option to try several values)"

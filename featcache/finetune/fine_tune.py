@@ -117,9 +117,9 @@ def fine_tune(
     """
     started = time.perf_counter()
     if (images is None) == (store is None):
-        raise UsageError("fine-tuning needs either the images of the Run (`images`) or a store of them (`from_cache`).")
+        raise UsageError("fine-tuning needs either the images of the Run (`images`) or a store of them (`store`).")
     if augmentations and store is None:
-        raise UsageError("`augmentations` are stored in a store: give it as `from_cache`.")
+        raise UsageError("`augmentations` are read from a store: give `store` instead of `images`.")
     recipe = recipe if store is None else replace(recipe, augment=None)
     run = replace(run, path=_with_name(run.path))
     callbacks = on_progress, on_epoch, on_note
