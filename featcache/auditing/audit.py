@@ -81,9 +81,11 @@ def audit(
             those of reading the store.
 
     Example:
-        >>> with Store.open("chest.h5") as store:  # doctest: +SKIP
-        ...     result = audit(store, label="label", ignore=["notes"])
-        >>> result.near.count(across=True)  # near duplicates across the split  # doctest: +SKIP
+        >>> with Store.open("chest.h5") as store:
+        ...     result = audit(store, label="label")
+        >>> sorted(confound.name for confound in result.confounds)
+        ['split', 'view']
+        >>> result.near.count(across=True)  # near duplicates across the split
         0
     """
     label_columns = (label,) if isinstance(label, str) else tuple(label)

@@ -1,8 +1,7 @@
-"""From logits to probabilities that mean what they say, and from probabilities to a decision.
+"""Temperature scaling of logits, and operating points (decision thresholds).
 
-Both are chosen on rows kept out of the training and then held fixed: a temperature or a threshold chosen on the test
-rows flatters them. Knows nothing of Runs, and does not say whether a rule is the right one for a disease: `youden`
-counts a missed case and a false alarm (each as a share of its class) alike, which is seldom what a clinic would do.
+Both are chosen on validation rows and then fixed; choosing them on test rows would bias the test metrics. The choice of
+a rule is clinical: `youden` weights sensitivity and specificity equally, which is rarely appropriate in practice.
 """
 
 import math
@@ -25,10 +24,10 @@ _WITH_VALUE = {"youden": False, "f1": False, "sensitivity": True, "specificity":
 
 @dataclass(frozen=True)
 class OperatingRule:
-    """How a threshold is chosen: a name, and the value to reach where the name needs one. Prints as it was typed.
+    """A rule for choosing a threshold: a name and, for some names, a target value. Prints as it was typed.
 
     Raises:
-        ValueError: an unknown name, a value missing, not wanted or outside (0, 1].
+        ValueError: an unknown name; a missing or superfluous value, or one outside (0, 1].
     """
 
     name: str
@@ -48,10 +47,15 @@ class OperatingRule:
 
 
 def parse_rule(text: str) -> OperatingRule:
-    """The rule for `youden`, `f1`, `sensitivity=0.95` or `specificity=0.90` (any value above 0 and at most 1).
+    """Parses `youden`, `f1`, `sensitivity=0.95` or `specificity=0.90` (any value above 0 and at most 1).
 
     Raises:
-        UsageError: anything else, naming the four spellings.
+        UsageError: any other text.
+
+    Example:
+        >>> rule = parse_rule("sensitivity=0.9")
+        >>> rule.name, rule.value
+        ('sensitivity', 0.9)
     """
     name, equals, value = text.partition("=")
     try:
@@ -65,12 +69,12 @@ def parse_rule(text: str) -> OperatingRule:
 
 @dataclass(frozen=True)
 class Choice:
-    """What validation rows have chosen.
+    """Temperature and operating point, chosen on validation rows.
 
     Attributes:
-        temperature: that logits are divided by; None where these rows do not tell it.
-        threshold: the operating point; None where none was asked for.
-        notes: what a reader has to know of them: why there is no temperature, and what else would have been as good.
+        temperature: divisor of the logits; None if it is not identified by these rows.
+        threshold: operating point; None without a rule.
+        notes: remarks, such as why there is no temperature or which thresholds are equally good.
     """
 
     temperature: float | None = None
@@ -95,19 +99,26 @@ class Choice:
 
 
 def temperature(labels: Array, logits: Array) -> float | None:
-    """The T for which softmax(logits / T) has the lowest mean cross entropy on these rows, if they tell it.
+    """The T for which softmax(logits / T) has the lowest mean cross entropy on these rows, if it is identified.
 
     Temperature scaling of Guo et al., "On Calibration of Modern Neural Networks", 2017, section 4.2: dividing by T
-    changes no ranking and no argmax, only how sure the probabilities are. The loss is convex in 1/T, so the search
-    has one minimum to find.
+    changes no ranking and no argmax, only the confidence. The loss is convex in 1/T and has a single minimum.
 
     Args:
         labels: (n,) class indices; n may not be 0.
         logits: (n, c).
 
     Returns:
-        T from 0.05 to 20, never with a higher loss than T = 1. None where it is not identified (see
-        `why_no_temperature`): a T that only says that no row was wrong makes the next wrong one 20 times as costly.
+        T from 0.05 to 20, never with a higher loss than T = 1; None if it is not identified (see `why_no_temperature`).
+        If no row is wrong, the lowest T fits best and would make the next error 20 times as costly.
+
+    Example:
+        >>> rng = np.random.default_rng(0)
+        >>> labels = rng.integers(0, 2, 400)
+        >>> margin = rng.normal(2 * labels - 1, 1.0)  # calibrated log odds would be 2 * margin
+        >>> logits = np.stack([-margin, margin], axis=1) * 3  # overconfident by a factor of 3
+        >>> 2.5 < temperature(labels, logits) < 3.5
+        True
     """
     if why_no_temperature(labels, logits):
         return None
@@ -116,12 +127,13 @@ def temperature(labels: Array, logits: Array) -> float | None:
 
 
 def why_no_temperature(labels: Array, logits: Array) -> str:
-    """Why these rows do not tell a temperature; "" where they do.
+    """Why the temperature is not identified by these rows; "" if it is.
 
-    They do not where every row is called right, and the lowest T is the best (the maximum likelihood estimate of a
-    logistic regression does not exist with separated classes: Albert and Anderson, Biometrika 71, 1984); where the
-    logits say no more than a guess, and the highest is; and where T is not known within a factor of two, by the Fisher
-    information of log T, which is the sum of the variances of logits / T under the softmax.
+    It is not identified if every prediction is correct, because the lowest T is then the best (with separated classes
+    the maximum likelihood estimate of a logistic regression does not exist: Albert and Anderson, Biometrika 71, 1984);
+    if the logits are no better than chance, because the highest T is then the best; and if the 95 % interval of T is
+    wider than a factor of two either way, by the Fisher information of log T, the sum of the variances of logits / T
+    under the softmax.
     """
     z, rows = logits.astype(np.float64), np.arange(len(labels))
     right = z[rows, labels]
@@ -157,21 +169,21 @@ def _loss(labels: Array, logits: Array, t: float) -> float:
 
 
 def about_temperature(labels: Array, logits: Array, value: float | None) -> str:
-    """What a reader has to know of what `temperature` gave for these rows; "" where it is as it should be."""
+    """A remark on the result of `temperature`; "" if there is none."""
     if value is None:
         why = why_no_temperature(labels, logits)
         return f"no temperature: the validation rows do not determine it: {why}; probabilities are as trained"
     if value in (COLDEST, HOTTEST):
         bound = "lowest" if value == COLDEST else "highest"
         return (
-            f"the temperature {value:g} is the {bound} that is allowed, and the validation rows ask for more: "
-            f"calibrated probabilities are only part of the way"
+            f"the temperature {value:g} is the {bound} that is allowed, and the validation rows would need more: "
+            f"probabilities are only partly calibrated"
         )
     return ""
 
 
 def operating_point(labels: Array, p_positive: Array, rule: OperatingRule) -> float:
-    """The threshold t for calling a row positive when p >= t.
+    """The threshold t from which a row is predicted positive (p >= t).
 
     `youden` has the highest sensitivity + specificity - 1 (Youden, "Index for rating diagnostic tests", 1950), `f1` the
     highest F1; of equally good thresholds the one nearest 0.5, then the higher. `sensitivity=s` is the highest
@@ -182,15 +194,21 @@ def operating_point(labels: Array, p_positive: Array, rule: OperatingRule) -> fl
         p_positive: (n,) probabilities of the positive class.
         rule: from `parse_rule`.
 
-    Where a gap lies between the two classes every rule is met in it, and the threshold is its middle.
+    If the classes do not overlap, the threshold is the middle of the gap for every rule.
 
     Returns:
-        Midway between the last score called positive and the next lower one, so that no single row sits on the edge;
-        midway to 0 where every row is called, midway to 1 where none is. In (0, 1), unless an end leaves no room: 0.0
-        where rows with p = 0 are called too, the first float above 1 where a row with p = 1 may not be called.
+        The midpoint between the lowest score predicted positive and the next lower score; the midpoint to 0 if all rows
+        are predicted positive, to 1 if none is. It is in (0, 1) except for 0.0 if rows with p = 0 are predicted
+        positive, and the first float above 1 if a row with p = 1 must not be.
 
     Raises:
         UsageError: only one class in the labels, with the counts.
+
+    Example:
+        >>> p = np.array([0.1, 0.3, 0.45, 0.4, 0.7, 0.9])
+        >>> t = operating_point(np.array([0, 0, 0, 1, 1, 1]), p, parse_rule("sensitivity=1"))
+        >>> round(t, 3)
+        0.35
     """
     truth = np.asarray(labels).astype(bool)
     n_present, n_absent = int(truth.sum()), int(np.sum(~truth))
@@ -213,22 +231,22 @@ def operating_point(labels: Array, p_positive: Array, rule: OperatingRule) -> fl
 
 
 def about_operating_point(labels: Array, p_positive: Array, rule: OperatingRule, threshold: float) -> str:
-    """What a reader has to know of a threshold that these rows have chosen; "" where it is as it should be.
+    """A remark on the result of `operating_point`; "" if there is none.
 
     Args:
         labels, p_positive, rule: as in `operating_point`.
-        threshold: what it gave.
+        threshold: the result.
     """
     truth, p = np.asarray(labels).astype(bool), np.asarray(p_positive, dtype=np.float64)
-    low, high, n_called = p[~truth].max(), p[truth].min(), int(np.sum(p >= threshold))
+    low, high, n_positive = p[~truth].max(), p[truth].min(), int(np.sum(p >= threshold))
     if high > low:
         return (
             f"operating point: the two classes do not overlap on the {len(p):,} validation rows, so any threshold from "
             f"{low:.3g} to {high:.3g} does as well ({high - low:.2g} wide); {threshold:.3g} is in the middle"
         )
-    if n_called in (0, len(p)):
-        counted = "none" if n_called == 0 else "every one"
-        return f"operating point: only a threshold that calls {counted} of the validation rows positive meets {rule}"
+    if n_positive in (0, len(p)):
+        rows = "none" if n_positive == 0 else "all"
+        return f"operating point: only a threshold that predicts {rows} of the validation rows positive meets {rule}"
     if rule.value is not None:
         return ""
     thresholds, hits, alarms = _every_threshold(truth, p)
@@ -243,20 +261,20 @@ def about_operating_point(labels: Array, p_positive: Array, rule: OperatingRule,
 
 
 def _merit(name: str, hits: Array, alarms: Array, n_present: int, n_absent: int) -> Array:
-    """What `youden` and `f1` maximise, in a form in which equally good thresholds are equal to the last bit."""
+    """The objective of `youden` or `f1`, in a form in which ties are exact."""
     if name == "f1":
         return np.asarray(2 * hits / (hits + alarms + n_present))
     return np.asarray(hits * n_absent - alarms * n_present)  # J times both counts
 
 
 def _every_threshold(truth: Array, p: Array) -> tuple[Array, Array, Array]:
-    """Every way to cut m distinct scores: (m + 1,) descending thresholds, true and false positives of each."""
+    """All thresholds of m distinct scores: (m + 1,) in descending order, with their true and false positives."""
     scores, group = np.unique(-p, return_inverse=True)
     n_rows = np.bincount(group)
     n_present = np.bincount(group, weights=truth).astype(np.int64)
     hits = np.concatenate([[0], np.cumsum(n_present)])
     alarms = np.concatenate([[0], np.cumsum(n_rows - n_present)])
     top = 1.0 if -scores[0] < 1.0 else math.nextafter(1.0, 2.0)
-    called, below = np.concatenate([[top], -scores]), np.concatenate([-scores, [0.0]])
-    middle = (called + below) / 2
-    return np.where(middle > below, middle, called), hits, alarms  # neighbouring floats have no middle
+    above, below = np.concatenate([[top], -scores]), np.concatenate([-scores, [0.0]])
+    middle = (above + below) / 2
+    return np.where(middle > below, middle, above), hits, alarms  # neighbouring floats have no middle

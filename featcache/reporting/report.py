@@ -130,9 +130,9 @@ def report(
         AccessDenied, NoSpace, InputOutputError: the report cannot be written.
 
     Example:
-        >>> reported = report("runs/linear", "report.html", by=["view"])  # doctest: +SKIP
-        >>> reported.missing  # doctest: +SKIP
-        []
+        >>> reported = report("runs/linear", "report.html", store="chest.h5", by=["view"])
+        >>> reported.path.name, reported.files[0].name
+        ('report.html', 'linear-counts.csv')
     """
     run_views = views_of([run if isinstance(run, Run | Evaluation) else _opened(Path(run)) for run in _several(runs)])
     for run_view in run_views:
