@@ -27,12 +27,12 @@ def tap_of(spec: HeadSpec) -> str:
 
 
 def need_views(specs: Sequence[HeadSpec], tta: bool) -> bool:
-    """Whether views are learnt from or scored."""
+    """Whether augmentations are used in training or prediction."""
     return tta or any(spec.augmentations for spec in specs)
 
 
 def check(store: Store, specs: Sequence[HeadSpec], tta: bool) -> None:
-    """Before anything is trained: the store has what the heads work on.
+    """Checks that the store has the features that the heads need.
 
     Raises:
         UsageError: it lacks a feature array or views, or views are to be averaged for a head that works on feature
@@ -83,10 +83,10 @@ def _with_views(store: Store) -> "np.ndarray[tuple[int, int, int], np.dtype[np.f
 
 
 def clean(x: "Tensor") -> "Tensor":
-    """(n, d): of the images as they are, not copied."""
+    """(n, d) features of the images without augmentation; not copied."""
     return x if x.ndim == 2 else x[:, 0]
 
 
 def scored(x: "Tensor", tta: bool) -> "Tensor":
-    """What rows are scored by: (n, d), or (n, 1 + K, d) where the logits of all are averaged."""
+    """The features to predict from: (n, d), or with test-time augmentation (n, 1 + K, d), whose logits are averaged."""
     return x if tta else clean(x)

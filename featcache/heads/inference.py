@@ -1,6 +1,6 @@
-"""What a finished head makes of features: numpy in, numpy out, no torch.
+"""Inference of trained heads in numpy, without torch.
 
-The tensors are those of `head.safetensors`, which act on features as they are stored.
+The tensors are those of `head.safetensors`; they apply to features as stored.
 Letters: n rows, d features, c classes.
 """
 

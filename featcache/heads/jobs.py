@@ -1,7 +1,7 @@
-"""What heads are to be made, what came of them, and which of them are trained together.
+"""The heads to be trained, their results, and which of them are trained together.
 
-Heads of one shape that draw batches from the same rows are one stack, as far as memory allows; fits that differ in
-their epochs alone are one training, looked at more than once. Trains nothing.
+Heads of one shape with batches from the same rows form one stack, as far as memory allows. Fits that differ only in
+their number of epochs are snapshots of one training.
 Letters: k heads, n rows, m rows of the pool, c classes.
 """
 
@@ -29,7 +29,7 @@ _VIEW_STREAM = 1  # of a pool's seed
 
 @dataclass(frozen=True, eq=False)
 class Pool:
-    """Rows that batches are drawn from, in an order that heads share.
+    """Rows that batches are drawn from, in the same order for all heads.
 
     Attributes:
         rows: (m,) row numbers.
@@ -42,8 +42,8 @@ class Pool:
     seed: int = 0
 
     def batches(self, batch_size: int) -> Iterator[Iterator[Tensor]]:
-        """Epoch by epoch, the batches: positions in the pool. A batch has so many rows that `batch_size` of them are a
-        head's own on average; the batches of an epoch differ by at most one row."""
+        """Yields the batches of each epoch, as positions in the pool. A batch is so large that on average `batch_size`
+        of its rows are training rows of a head. Batch sizes within an epoch differ by at most one."""
         generator = torch.Generator().manual_seed(self.seed)
         m = len(self.rows)
         n_batches = max(1, math.ceil(m * self.share / batch_size))
@@ -52,8 +52,8 @@ class Pool:
             yield iter(torch.tensor_split(order, n_batches))
 
     def views(self, n_vectors: int) -> Iterator[Tensor]:
-        """Epoch by epoch (m,) numbers from 0 to `n_vectors` - 1, each as likely: which of its vectors stands for a row.
-        As the order, they are the same for every head that draws from the pool."""
+        """Yields for each epoch (m,) uniform numbers from 0 to `n_vectors` - 1: the vector (augmentation) to use for
+        each row. They are the same for every head that draws from the pool."""
         generator = np.random.default_rng((self.seed, _VIEW_STREAM))
         while True:
             yield torch.from_numpy(generator.integers(n_vectors, size=len(self.rows)))
@@ -61,15 +61,16 @@ class Pool:
 
 @dataclass(frozen=True, eq=False)
 class Fit:
-    """One head to be made.
+    """One head to be trained or solved.
 
     Attributes:
         spec: the head.
-        pool: where its batches come from.
-        train: rows it learns from, all of them in the pool.
-        val: rows whose logits are wanted.
-        watch: training rows kept aside for early stopping and "plateau"; neither learnt from nor reported.
-        labelling: number of the labelling it learns.
+        pool: the rows that its batches are drawn from.
+        train: training rows, all of them in the pool.
+        val: rows to predict.
+        watch: early-stopping rows: held out of the training rows for early stopping and "plateau"; neither trained on
+            nor reported.
+        labelling: number of the labelling in `Targets` that is its target.
     """
 
     spec: HeadSpec
@@ -80,22 +81,22 @@ class Fit:
     labelling: int = 0
 
     def is_chunked(self, n_features: int, device: torch.device) -> bool:
-        """Whether its first layer is trained in pieces, see `wide`."""
+        """Whether its first layer is trained in chunks, see `optim`."""
         return device.type == "cpu" and optim.is_chunked(self.spec, n_features)
 
 
 @dataclass(frozen=True, eq=False)
 class Fitted:
-    """What came of a `Fit`.
+    """The result of a `Fit`.
 
     Attributes:
-        fit: what was asked.
-        tensors: float32 arrays that act on features as they are stored; none where only the logits were wanted.
-        logits: (len(held), c) of the rows asked for.
-        epoch: the weights are those after this epoch.
-        n_parameters: trainable numbers.
-        history: a mapping per epoch, where curves were asked for.
-        is_finite: whether all its weights are finite numbers.
+        fit: the head that was trained.
+        tensors: float32 arrays that apply to features as stored; empty if only logits were requested.
+        logits: (len(val), c) logits of the validation rows.
+        epoch: epoch of the weights.
+        n_parameters: number of trainable parameters.
+        history: a mapping per epoch, if curves were requested.
+        is_finite: whether all weights are finite.
     """
 
     fit: Fit
@@ -108,16 +109,16 @@ class Fitted:
 
     @property
     def diverged(self) -> bool:
-        """Whether a number of it is not finite."""
+        """Whether a weight or a logit is not finite."""
         return not (self.is_finite and np.isfinite(self.logits).all())
 
 
-# --- what goes together -----------------------------------------------------------------------------------------------
+# --- heads trained together -------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, eq=False)
 class Trajectory:
-    """One training, and the fits that are its state after some epoch."""
+    """One training, and the fits that are snapshots of it after some epoch."""
 
     fit: Fit
     snapshots: dict[int, list[int]]  # epoch -> numbers of fits
@@ -129,7 +130,7 @@ class Trajectory:
 
 
 def trajectories(fits: Sequence[Fit]) -> list[Trajectory]:
-    """The trainings of which all fits are states."""
+    """Groups fits that are snapshots of one training."""
     trajectories: dict[Any, Trajectory] = {}
     for i, fit in enumerate(fits):
         spec = fit.spec if fit.spec.schedule == "cosine" else replace(fit.spec, epochs=1)
@@ -140,8 +141,8 @@ def trajectories(fits: Sequence[Fit]) -> list[Trajectory]:
 
 
 def n_parallel_stacks(members: Sequence[Trajectory], x: Tensor, targets: Targets, limit: int) -> int:
-    """How many stacks are trained side by side: one on a GPU, otherwise one per core, as far as memory has room for a
-    head in each of them."""
+    """Number of stacks that are trained in parallel: one on a GPU; on a CPU one per core, as far as memory allows a
+    head in each."""
     if x.device.type == "cuda" or not members:
         return 1
     largest = max(bytes_per_head(trajectory.fit, x, targets) for trajectory in members)
@@ -151,15 +152,16 @@ def n_parallel_stacks(members: Sequence[Trajectory], x: Tensor, targets: Targets
 def make_stacks(
     members: Sequence[Trajectory], x: Tensor, targets: Targets, limit: int, n_parallel: int
 ) -> Iterator[list[Trajectory]]:
-    """Trajectories of one shape and pool, in stacks that fit into memory, at least `n_parallel` of them. Within a stack
-    those of equal rates stand side by side, so that one call of the optimizer serves them.
+    """Divides trajectories of one shape and pool into at least `n_parallel` stacks that fit into memory.
+
+    Within a stack, heads with the same learning rate and weight decay are neighbours and share one optimizer call.
 
     Args:
-        members: all of them.
+        members: all trajectories.
         x: the features.
         targets: labels.
-        limit: bytes that a stack may take.
-        n_parallel: stacks that are trained side by side.
+        limit: memory of a stack, in bytes.
+        n_parallel: number of stacks that are trained in parallel.
     """
 
     def shape(trajectory: Trajectory) -> Any:
@@ -181,9 +183,9 @@ def make_stacks(
 
 
 def bytes_per_head(fit: Fit, x: Tensor, targets: Targets) -> int:
-    """Roughly what one head takes while it trains: parameters, gradients, two moments, the best so far and a scratch
-    copy; a dozen activations of a batch; its mask and its logits of the pool. A wide one has no gradient, and a best
-    only where it may stop early."""
+    """Approximate memory of one head in training: parameters, gradients, two moments, the best weights and a scratch
+    copy; a dozen activations of a batch; its mask and its logits of the pool. A chunked one has no full gradient, and
+    best weights only with early stopping."""
     spec = fit.spec
     c = n_outputs(spec, targets.n_classes, targets.has_findings)
     batch_size = _batch_size(fit)
@@ -193,7 +195,7 @@ def bytes_per_head(fit: Fit, x: Tensor, targets: Targets) -> int:
 
 
 def multiplications_per_step(members: Sequence[Trajectory], x: Tensor, targets: Targets) -> int:
-    """Multiplications of a step of a stack, forward."""
+    """Multiplications of one forward pass of a stack."""
     fit = members[0].fit
     outputs = n_outputs(fit.spec, targets.n_classes, targets.has_findings)
     return int(len(members) * n_parameters(fit.spec, x.shape[-1], outputs) * _batch_size(fit))

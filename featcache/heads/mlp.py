@@ -34,7 +34,7 @@ ACTIVATIONS = {"relu": torch.relu, "sigmoid": torch.sigmoid, "tanh": torch.tanh,
 
 @dataclass(frozen=True)
 class Scale:
-    """What k heads take off the features, (k, 1 or d), and divide them by: numbers of each head's own training rows."""
+    """The offset and divisor of the features of k heads, (k, 1 or d), computed from each head's own training rows."""
 
     offset: Tensor
     divisor: Tensor
@@ -103,20 +103,20 @@ class Stack:
         return len(self.dropout)
 
     def __getitem__(self, heads: Tensor) -> "Stack":
-        """The heads of these numbers, copied."""
+        """A copy of the heads with these numbers."""
         parameters = {name: tensor.detach()[heads] for name, tensor in self.parameters.items()}
         statistics = {name: tensor[heads] for name, tensor in self.statistics.items()}
         return Stack(parameters, statistics, self.scale[heads], self.dropout[heads], self.activation)
 
     def one(self, i: int) -> "Stack":
-        """Head i alone, not copied."""
+        """Head i, not copied."""
         parameters = {name: tensor.detach()[i : i + 1] for name, tensor in self.parameters.items()}
         statistics = {name: tensor[i : i + 1] for name, tensor in self.statistics.items()}
         only = slice(i, i + 1)
         return Stack(parameters, statistics, self.scale[only], self.dropout[only], self.activation)
 
     def put(self, heads: Tensor | int, better: "Stack") -> None:
-        """Replaces the heads of these numbers, or one head, by those of another stack of the same length."""
+        """Replaces some heads, or one, by those of another stack of the same length."""
         for mine, theirs in ((self.parameters, better.parameters), (self.statistics, better.statistics)):
             for name, tensor in mine.items():
                 tensor[heads] = theirs[name].detach()[heads]
@@ -126,7 +126,7 @@ class Stack:
         return all(bool(torch.isfinite(t[i]).all()) for t in (*self.parameters.values(), *self.statistics.values()))
 
     def trainable(self) -> "Stack":
-        """The same heads, with gradients."""
+        """The same heads, with `requires_grad`."""
         return replace(self, parameters={name: t.clone().requires_grad_() for name, t in self.parameters.items()})
 
     @property
@@ -139,16 +139,16 @@ class Stack:
         """(b, d) features, the same rows for every head, to (k, b, c).
 
         Args:
-            x: as they are in the store; each head scales them by itself.
-            mask: (k, b), 1 where a head learns from the row: batch norm takes its statistics from these rows and
-                updates the running ones. None uses the running ones.
-            uniforms: (k, b, h) uniform numbers for each hidden layer; a unit lives where its number is not below the
-                head's dropout. None of them drops nothing.
+            x: features as stored; each head scales them itself.
+            mask: (k, b), 1 where the row is a training row of the head: batch norm takes its statistics from these rows
+                and updates the running ones. None uses the running ones.
+            uniforms: (k, b, h) random numbers in [0, 1) for each hidden layer; a unit is kept where its number is not
+                below the head's dropout rate. Without them nothing is dropped.
         """
         return self.upper_layers(self._first(x), mask, uniforms)
 
     def upper_layers(self, z: Tensor, mask: Tensor | None = None, uniforms: Sequence[Tensor] = ()) -> Tensor:
-        """What the first layer gives, (k, b, h), to (k, b, c); `mask` and `uniforms` as above."""
+        """(k, b, h) outputs of the first layer to (k, b, c); `mask` and `uniforms` as above."""
         names = [f"hidden.{i}." for i in range(self.n_hidden)]
         for i, name in enumerate(names):
             if f"{name}norm.weight" in self.parameters:
@@ -182,8 +182,8 @@ class Stack:
         return z + (self._bias(name) - (weight @ self.scale.offset[:, :, None]).squeeze(2))[:, None]
 
     def _bias(self, name: str) -> Tensor:
-        """A bias before a batch norm has no effect and a gradient of rounding errors, which Adam would blow up to steps
-        of full size: it stays as it is."""
+        """The bias; detached before a batch norm, where it has no effect and its gradient is rounding error, which Adam
+        would scale to full steps."""
         bias = self.parameters[f"{name}bias"]
         return bias.detach() if f"{name}norm.weight" in self.parameters else bias
 
@@ -200,7 +200,7 @@ class Stack:
         return scaled * self.parameters[f"{name}weight"][:, None] + self.parameters[f"{name}bias"][:, None]
 
     def folded(self, i: int) -> dict[str, Array]:
-        """Head i as it acts on features that were never scaled: W (x - offset) / divisor + b as W' x + b'.
+        """Head i for unscaled features: W (x - offset) / divisor + b as W' x + b'.
 
         Returns:
             float32 arrays in the layout of torch.nn; folded in float64.
@@ -214,7 +214,7 @@ class Stack:
 
 
 def n_parameters(spec: HeadSpec, n_features: int, n_outputs: int) -> int:
-    """Trainable numbers of one head."""
+    """Number of trainable parameters of one head."""
     total, inputs = 0, n_features
     for width in spec.hidden_sizes:
         total += (inputs + 1) * width + (2 * width if spec.norm == "batch" else 0)
@@ -223,7 +223,7 @@ def n_parameters(spec: HeadSpec, n_features: int, n_outputs: int) -> int:
 
 
 def n_outputs(spec: HeadSpec, n_classes: int, has_findings: bool) -> int:
-    """c, or one for two classes with a sigmoid between them."""
+    """Number of outputs: c, or 1 for two classes with a sigmoid."""
     return 1 if spec.output == "sigmoid" and n_classes == 2 and not has_findings else n_classes
 
 
@@ -235,7 +235,7 @@ def _update(running: tuple[Tensor, Tensor], mean: Tensor, var: Tensor, n: Tensor
 
 
 def initial(spec: HeadSpec, n_features: int, n_outputs: int) -> dict[str, Tensor]:
-    """The parameters of one head before it has learnt anything, on scaled features: see `Stack.fresh`."""
+    """Initial parameters of one head for scaled features, see `Stack.fresh`."""
     generator = torch.Generator().manual_seed(spec.seed)
     head, inputs = {}, n_features
     for i, width in enumerate((*spec.hidden_sizes, n_outputs)):
@@ -281,7 +281,7 @@ def head_module(
     n_features = np.atleast_1d(tensors.get(_first(len(spec.hidden_sizes)), 0.0)).shape[-1]
     outputs = n_outputs(spec, n_classes, has_findings)
     single = positive if outputs < n_classes else None
-    with torch.device("meta"):  # a head that is promised may be larger than its file, or than any memory
+    with torch.device("meta"):  # the spec may describe a head larger than its file, or than memory
         shapes = {
             name: tuple(t.shape) for name, t in Head(spec, n_features, outputs, feature_rms, single).own().items()
         }
@@ -297,7 +297,7 @@ def head_module(
 
 
 def fresh(spec: HeadSpec, n_features: int, n_outputs: int, feature_rms: float = 1.0) -> dict[str, Array]:
-    """The weights of a head that has learnt nothing: the numbers with which `train-head` begins for the same seed.
+    """Initial weights of a head: those with which `train_head` begins for the same seed.
 
     Args:
         spec: the head's, of a trained kind.
@@ -337,7 +337,7 @@ class Head(nn.Module):
     feature_rms: Tensor
 
     def __init__(
-        self, spec: HeadSpec, n_features: int, n_outputs: int, feature_rms: float, widened: int | None
+        self, spec: HeadSpec, n_features: int, n_outputs: int, feature_rms: float, positive: int | None
     ) -> None:
         super().__init__()
         sizes = (n_features, *spec.hidden_sizes)
@@ -345,7 +345,7 @@ class Head(nn.Module):
         self.hidden = nn.ModuleList(_Hidden(spec, d, h) for d, h in itertools.pairwise(sizes))
         self.weight = nn.Parameter(torch.empty(n_outputs, sizes[-1]))
         self.bias = nn.Parameter(torch.empty(n_outputs))
-        self.hidden_sizes, self._widened = spec.hidden_sizes, widened
+        self.hidden_sizes, self._positive = spec.hidden_sizes, positive
 
     @property
     def first(self) -> str:
@@ -369,7 +369,7 @@ class Head(nn.Module):
         for i, layer in enumerate(self.hidden):
             z = layer(z, uniforms[i] if uniforms else None)
         z = functional.linear(z, self.weight, self.bias)
-        return z if self._widened is None else _widened(z, self._widened)
+        return z if self._positive is None else two_logits(z, self._positive)
 
 
 class _Hidden(nn.Module):
@@ -393,13 +393,12 @@ class _Hidden(nn.Module):
         return z * (uniforms >= self._rate) / (1 - self._rate)
 
     def _used_bias(self) -> Tensor:
-        """A bias before a batch norm has no effect and a gradient of rounding errors, which Adam would blow up to steps
-        of full size: it gets a gradient of zero, as in a stack."""
+        """The bias; before a batch norm its gradient is zero, as in a stack."""
         return self.bias if self.norm is None else self.bias.detach() + 0.0 * self.bias
 
 
 def _normed(norm: nn.BatchNorm1d, z: Tensor) -> Tensor:
-    """Batch norm, also of a single row, which torch refuses: it is its own mean, as in a stack."""
+    """Batch norm that also accepts a single row (its own mean), as a stack does; torch raises an error."""
     if not norm.training or len(z) > 1:
         return norm(z)  # type: ignore[no-any-return]
     with torch.no_grad():
@@ -409,10 +408,10 @@ def _normed(norm: nn.BatchNorm1d, z: Tensor) -> Tensor:
     return (z - z) * norm.weight + norm.bias
 
 
-def _widened(z: Tensor, positive: int) -> Tensor:
-    """A single output z becomes the two logits 0 and z, z of the positive class."""
+def two_logits(z: Tensor, positive: int) -> Tensor:
+    """(…, 1) outputs z of the positive class to (…, 2) logits, 0 and z."""
     pair = (torch.zeros_like(z), z) if positive == 1 else (z, torch.zeros_like(z))
-    return torch.cat(pair, dim=1)
+    return torch.cat(pair, dim=-1)
 
 
 def _first(n_hidden: int) -> str:

@@ -40,13 +40,13 @@ Own = list[tuple[Tensor, Tensor]]  # of each head which rows of a batch are its 
 
 @dataclass(frozen=True)
 class Targets:
-    """What is to be learnt.
+    """Labels.
 
     Attributes:
-        values: (l, n) class numbers of l labellings of the same rows (the true one, permuted ones), or (l, n, c) with
-            1, 0 or NaN (unknown) for c findings that are learnt side by side.
+        values: (l, n) class numbers in l labellings of the same rows (the true one, permuted ones), or (l, n, c) with
+            1, 0 or NaN (unknown) for c findings.
         n_classes: c.
-        positive: the class that the numbers of a curve are about.
+        positive: positive class of precision, recall and F1.
     """
 
     values: Array
@@ -69,7 +69,7 @@ class Targets:
 
 
 def class_weight(labels: Array, n_classes: int, kind: str) -> Array:
-    """Weights of the classes in the loss of a head that learns from rows with these labels.
+    """Class weights in the loss of a head trained on rows with these labels.
 
     Args:
         labels: (r,) class numbers, or (r, c) findings.
@@ -90,10 +90,10 @@ def class_weight(labels: Array, n_classes: int, kind: str) -> Array:
 
 @dataclass(frozen=True, eq=False)
 class Objective:
-    """Per head: which rows it learns from, its labels, the weights of its classes and its smoothing.
+    """The loss of k heads: for each its training rows, labels, class weights and label smoothing.
 
     Attributes:
-        mask: (m, k), 1 where a head learns from a row of the pool.
+        mask: (m, k), 1 for training rows of a head in the pool.
         values: (l, n) or (l, n, c), as in `Targets`.
         labelling: (k,) which of the l.
         class_weight: (k, c), or (k, 2, c) for findings: of 0 and of 1.
@@ -117,15 +117,15 @@ class Objective:
         targets: Targets,
         device: torch.device,
     ) -> Self:
-        """That of k heads.
+        """The loss of k heads.
 
         Args:
             specs: the heads.
-            train: the rows that each learns from, all of them in the pool.
-            labelling: the number of the labelling that each learns.
+            train: training rows of each head, all of them in the pool.
+            labelling: number of each head's labelling.
             pool_rows: (m,) row numbers.
             targets: labels.
-            device: where its tensors live.
+            device: device of its tensors.
         """
         masks = {rows.tobytes(): np.isin(pool_rows, rows) for rows in train}
         mask = np.stack([masks[rows.tobytes()] for rows in train], axis=1).astype(np.float32)
@@ -152,8 +152,7 @@ class Objective:
         return (total / weight.clamp(min=1e-12)).sum()
 
     def parts(self, z: Tensor, rows: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-        """(k,) sums of losses times weights, and (k,) sums of weights: what an average over several pieces of a batch
-        is made of."""
+        """(k,) sums of weighted losses, and (k,) sums of weights, to average over several pieces of a batch."""
         labels = self._labels(rows, torch.arange(len(z), device=z.device))
         parts = self._of_findings if self.has_findings else self._of_classes
         return parts(z, labels, self.class_weight, self.smoothing, mask)
@@ -198,7 +197,7 @@ class Objective:
 
 
 class Schedule(Protocol):
-    """What a `LossMonitor` must know of a training: fields of `HeadSpec`."""
+    """The fields of `HeadSpec` that a `LossMonitor` reads."""
 
     @property
     def schedule(self) -> str: ...
@@ -211,7 +210,7 @@ class Schedule(Protocol):
 
 
 class LossMonitor:
-    """Follows one training's loss on its watch rows: lowers its rate on a plateau, says when to stop."""
+    """Follows the loss on early-stopping rows: reduces the learning rate on a plateau, and stops early."""
 
     def __init__(self, spec: Schedule) -> None:
         self._spec = spec
@@ -251,7 +250,7 @@ class LossMonitor:
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """Neighbouring heads of a stack that take the same step: views of their parameters and moments."""
+    """An optimizer step of neighbouring heads of a stack: views of their parameters and moments."""
 
     optimize: Callable[..., None]
     heads: slice
@@ -260,16 +259,16 @@ class Step:
     steps: list[Tensor]
 
     def take(self, gradients: Sequence[Tensor], skipped: int = 0) -> None:
-        """By the gradients of the whole stack, of all parameters but the first `skipped`."""
-        # The fused kernels read gradients as if they were contiguous, whatever they are.
+        """Takes the step, given the gradients of the whole stack, of all parameters but the first `skipped`."""
+        # The fused kernels assume contiguous gradients.
         head_gradients = [t[self.heads].contiguous() for t in gradients]
         moments = [moment[skipped:] for moment in self.moments]
         self.optimize(self.parameters[skipped:], head_gradients, moments, self.steps[skipped:])
 
 
 def optimizer(spec: HeadSpec, lr: float, weight_decay: float) -> Callable[..., None]:
-    """A step of torch's own functional optimizers. The classes around them cost three seconds to import what they need
-    for compiling, longer than a linear head takes to train."""
+    """A step of torch's functional optimizers. Their classes import the compiler, which takes three seconds: longer
+    than training a linear head."""
     if spec.optimizer == "sgd":
 
         def by_sgd(
@@ -290,12 +289,12 @@ def optimizer(spec: HeadSpec, lr: float, weight_decay: float) -> Callable[..., N
 
 
 def moments_of(parameter: Tensor, optimizer: str) -> tuple[Tensor, ...]:
-    """What an optimizer remembers of a parameter: one moment (sgd) or two."""
+    """The optimizer state of a parameter: one moment (sgd) or two."""
     return tuple(torch.zeros_like(parameter).detach() for _ in range(1 if optimizer == "sgd" else 2))
 
 
 def is_chunked(spec: HeadSpec, n_features: int) -> bool:
-    """Whether a head's first layer is large enough, and its features are divided by one number."""
+    """Whether a head's first layer is large enough to be trained in chunks, and its scale is a single number."""
     return (
         bool(spec.hidden_sizes)
         and spec.scale != "standard"
@@ -304,11 +303,11 @@ def is_chunked(spec: HeadSpec, n_features: int) -> bool:
 
 
 def rows_of_heads(x: Tensor, row_mask: Tensor) -> Own:
-    """The rows of a batch that each head learns from; heads of one fold share them.
+    """The training rows of each head in a batch; heads of one fold share them.
 
     Args:
         x: (b, d) features.
-        row_mask: (k, b), 1 where a head learns from the row.
+        row_mask: (k, b), 1 for training rows of a head.
     """
     sets: dict[bytes, tuple[Tensor, Tensor]] = {}
     own = []
@@ -323,7 +322,7 @@ def rows_of_heads(x: Tensor, row_mask: Tensor) -> Own:
 
 @torch.no_grad()
 def first_layer_products(weights: Tensor, own: Own, n_rows: int) -> Tensor:
-    """(k, b, h) weights times features, 0 in rows that are not a head's own.
+    """(k, b, h) weights times features, 0 in rows that are not training rows of a head.
 
     Args:
         weights: (k, h, d).
@@ -338,7 +337,7 @@ def first_layer_products(weights: Tensor, own: Own, n_rows: int) -> Tensor:
 
 @torch.no_grad()
 def step_first_layers(steps: Sequence[Step], own: Own, gradient: Tensor) -> None:
-    """Steps of the first layers, which are the first parameters of each step.
+    """Takes the step of the first layers, which are the first parameters of each `Step`.
 
     Args:
         steps: those of all heads in an epoch.
@@ -361,7 +360,7 @@ def step_first_layers(steps: Sequence[Step], own: Own, gradient: Tensor) -> None
 
 
 def _unit_slices(n_units: int, n_features: int) -> Iterator[slice]:
-    """Units that are trained at once."""
+    """Slices of units whose gradients are computed together."""
     size = max(1, _CHUNK_VALUES // n_features)
     for start in range(0, n_units, size):
         yield slice(start, min(start + size, n_units))

@@ -1,4 +1,4 @@
-"""Heads that are solved rather than trained: logistic regression, ridge, nearest neighbours. Instant baselines.
+"""Heads with a solver instead of a training loop: logistic regression, ridge, nearest neighbours. Fast baselines.
 
 One fold's features are scaled, decomposed or searched once, for all penalties and numbers of neighbours: a path of C is
 walked with warm starts, all ridge penalties come from one eigendecomposition, all k from one search. scikit-learn does
@@ -29,11 +29,10 @@ _LOGREG_ITERATIONS = 300
 
 @one_thread()
 def solve_all(fits: Sequence[Fit], x: Tensor, targets: Targets, *, tta: bool = False) -> list[Fitted]:
-    """Solves heads of solved kinds, on the vectors of images as they are; the arguments and the answer are those of
-    `fitting.fit_all`.
+    """Solves heads on features without augmentation; arguments and result are those of `training.fit_all`.
 
-    A head of scikit-learn's or of ours ends as `weight` and `bias` that act on features as they are stored; "knn" keeps
-    the training rows (unit length) and their labels.
+    The result of "logreg" and "ridge" is `weight` and `bias` for features as stored; that of "knn" is the training rows
+    (at unit length) and their labels.
     """
     groups: dict[Any, list[int]] = {}
     for i, fit in enumerate(fits):
@@ -63,7 +62,7 @@ def _logreg(fits: Sequence[Fit], x: Tensor, targets: Targets, tta: bool) -> list
         for i in sorted(range(len(fits)), key=lambda i: fits[i].spec.C):
             model.set_params(C=fits[i].spec.C)
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", ConvergenceWarning)  # its score says what it is worth
+                warnings.simplefilter("ignore", ConvergenceWarning)  # its validation score decides
                 model.fit(problem.x[rows], y, sample_weight=weights)
             _append_solution(solutions, i, model.coef_.copy(), model.intercept_.copy(), finding)
         model = LogisticRegression(max_iter=_LOGREG_ITERATIONS, warm_start=True)
@@ -118,7 +117,7 @@ class _Problem:
         self._class_weights = class_weight(self.y, targets.n_classes, fit.spec.class_weight)
 
     def labels(self) -> list[int | None]:
-        """The findings one by one, or None for classes, which are learnt together."""
+        """The findings one by one, or None for classes, which are solved together."""
         return list(range(self._targets.n_classes)) if self._targets.has_findings else [None]
 
     def labelled(self, finding: int | None) -> tuple[Array, Array, Array]:
@@ -138,7 +137,7 @@ class _Problem:
         return self._targets.has_findings
 
     def affine(self, fit: Fit, weight: Array, bias: Array) -> Fitted:
-        """A head of (c, d) weights on scaled features, as it acts on stored ones."""
+        """The head for features as stored, from (c, d) weights for scaled features."""
         weight = weight / self._divisor
         bias = bias - (weight * self._offset).sum(1)
         tensors = {"weight": weight.astype(np.float32), "bias": bias.astype(np.float32)}
@@ -169,7 +168,7 @@ def _one_row_per_class(weight: Array, bias: Array, problem: _Problem) -> tuple[A
 
 
 def _knn(fits: Sequence[Fit], x: Tensor, targets: Targets, tta: bool) -> list[Fitted]:
-    """The vote of the nearest training rows, as `scoring.vote` counts it; one search serves all k."""
+    """The vote of the nearest training rows, as `inference.vote` counts it; one search serves all k."""
     fit = fits[0]
     vectors = inference.unit_rows(_rows(clean(x), fit.train))
     labels = targets.values[fit.labelling][fit.train]
@@ -182,7 +181,7 @@ def _knn(fits: Sequence[Fit], x: Tensor, targets: Targets, tta: bool) -> list[Fi
 
 
 def _votes(labels: Array, n_classes: int, k: int, near: Array) -> Array:
-    """(m, c) logits of the k nearest of the rows found."""
+    """(m, c) logits from the k nearest of the neighbours."""
     return inference.vote(labels[near[:, :k]], n_classes)
 
 

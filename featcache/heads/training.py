@@ -1,11 +1,11 @@
-"""Many heads are trained at once: the loop over epochs and batches, with everything that is each head's own.
+"""The training loop of many heads at once.
 
-Heads of one shape that draw batches from the same rows are one stack. A fold is a mask: batches run over all rows, and
-a head learns from those that are not held out for it. So head i is what it would be alone, whatever stands beside it.
-On a CPU the stacks are trained side by side, each on a core of its own: nobody waits for anybody within a step.
-What ends a training or lowers its rate is the loss on `watch` rows, taken from the training rows; the `held` rows are
-only asked for their logits, in the end. A row may have vectors of augmented views beside its own: which one is learnt
-from is drawn epoch by epoch, with the order of the batches.
+Heads of one shape with batches from the same rows form one stack. A fold is a mask: batches run over all rows, and a
+head is trained on those that are not held out for it, so head i is what it would be if trained alone. On a CPU, stacks
+are trained in parallel, each on its own core, without waiting for each other.
+The loss on early-stopping rows, which are held out of the training rows, ends a training or lowers its learning rate.
+Validation rows are only predicted, at the end. A row may have vectors of augmented copies beside its own; one of them
+is drawn in each epoch, together with the order of the batches.
 Letters: k heads, n rows, m rows of the pool, b rows of a batch, d features, c classes.
 """
 
@@ -33,15 +33,15 @@ from featcache.heads.jobs import (
     n_parallel_stacks,
     trajectories,
 )
-from featcache.heads.mlp import Stack, feature_scale, n_outputs
+from featcache.heads.mlp import Stack, feature_scale, n_outputs, two_logits
 from featcache.heads.optim import LossMonitor, Objective, Step, Targets, moments_of, optimizer
 
 Array = np.ndarray[Any, Any]
 Progress = Callable[[int, int], None]
 
 _DROPOUT_STREAM = 1 << 40  # seeds of dropout are not those of initial weights
-# Below this many multiplications a step, threads that share it wait for each other longer than they work: on two cores
-# shared with other processes a linear head took 48 s with two threads and 2.4 s with one.
+# With fewer multiplications per step, threads wait for each other longer than they compute: on two cores shared with
+# other processes a linear head took 48 s with two threads and 2.4 s with one.
 _WORTH_THREADS = 50_000_000
 
 
@@ -56,24 +56,24 @@ def fit_all(
     memory_bytes: int | None = None,
     on_progress: Progress = lambda done, total: None,
 ) -> list[Fitted]:
-    """Trains heads of any shapes, those of one shape together.
+    """Trains heads of any shapes; heads of one shape are trained together.
 
     Args:
-        fits: what is wanted, all of trained kinds.
-        x: float32 features, on the device to train on: (n, d), or (n, 1 + K, d) with K views of each row after the
-            vector of the image as it is.
+        fits: the heads to train; none of a solved kind.
+        x: float32 features on the training device: (n, d), or (n, 1 + K, d) with K augmented copies of each row after
+            the vector of the image itself.
         targets: labels.
-        tta: whatever a head says of a row, also of one that is watched, is the mean of its logits of all
-            1 + K vectors, as in `scoring.averaged`; otherwise what it says of the image as it is.
-        curves: evaluate training and held rows after every epoch: costs more than the training of a large sweep.
-        weights: return those of every head; without, only what it says of its held rows. A sweep of 270 heads on
-            flattened feature maps has 7 GB of them.
-        memory_bytes: what the stacks that are trained side by side may take; a larger one is cut into several. None
-            for half of what a GPU has free, or a quarter of the machine's memory.
-        on_progress: called with (heads and epochs done, heads and epochs in all).
+        tta: test-time augmentation: the logits of a row are the mean over its 1 + K vectors, as in
+            `inference.averaged`, also for early-stopping rows. Otherwise they are those of the image itself.
+        curves: evaluate training and validation rows after every epoch; takes longer than training a large sweep.
+        weights: return the weights of every head, not only its logits of the validation rows. The weights of a sweep of
+            270 heads on flattened feature maps take 7 GB.
+        memory_bytes: memory for the stacks that are trained in parallel; a larger stack is divided. None for half of
+            the free memory of a GPU, or a quarter of the machine's memory.
+        on_progress: called with (head epochs done, head epochs in all).
 
     Returns:
-        In the order of `fits`. Specs that differ in `epochs` alone are snapshots of one training.
+        Results in the order of `fits`. Specs that differ only in `epochs` are snapshots of one training.
     """
     limit = memory_bytes or memory_for(x.device)
     trainings = trajectories(fits)
@@ -88,7 +88,7 @@ def fit_all(
         for finished in _Training(members, x, targets, tta, curves, weights).run(results, stop):
             done[number] = finished
             on_progress(sum(done.values()), total)
-        done[number] = sum(t.epochs for t in members)  # heads that stopped early are done, too
+        done[number] = sum(t.epochs for t in members)  # includes heads that stopped early
 
     most = max((multiplications_per_step(members, x, targets) for members in stacks), default=0)
     has_all_cores = n_parallel == 1 and most >= _WORTH_THREADS
@@ -105,7 +105,7 @@ def fit_all(
 
 
 class _Training:
-    """A stack from its first epoch to its last. Heads leave it when they have finished."""
+    """The training of a stack. Heads are removed from it when they have finished."""
 
     def __init__(
         self,
@@ -144,7 +144,7 @@ class _Training:
         self._n_steps = 0
 
     def run(self, results: dict[int, Fitted], stop: threading.Event) -> Iterator[int]:
-        """Trains, puts what is finished into `results`, and yields the number of (head, epoch) pairs done."""
+        """Trains, puts finished heads into `results`, and yields the number of (head, epoch) pairs done."""
         done = 0
         views = self._pool.views(self._train_features.shape[1]) if self._spec.augmentations else None
         for epoch, batches in enumerate(self._pool.batches(self._spec.batch_size), start=1):
@@ -176,7 +176,7 @@ class _Training:
                 step.take(gradients)
 
     def _step_chunked(self, x: Tensor, rows: Tensor, mask: Tensor, steps: Sequence[Step]) -> None:
-        """The same where the first layer is wide."""
+        """The same with the first layer in chunks."""
         first, *upper = self.stack.parameters.values()
         own = optim.rows_of_heads(x, mask)
         product = optim.first_layer_products(first, own, len(rows)).requires_grad_()
@@ -192,7 +192,7 @@ class _Training:
         return torch.autograd.grad(loss, by, materialize_grads=True)
 
     def _steps(self, epoch: int) -> list[Step]:
-        """Runs of neighbouring heads with the same rate and decay in this epoch."""
+        """Groups of neighbouring heads with the same learning rate and weight decay in this epoch."""
         parts = [
             (t.fit.spec.lr * monitor.lr_factor(epoch), t.fit.spec.weight_decay)
             for t, monitor in zip(self._members, self._monitors, strict=True)
@@ -209,7 +209,7 @@ class _Training:
         return steps
 
     def _dropout_uniforms(self, n_rows: int) -> list[Tensor]:
-        """Uniform numbers for dropout: heads of one seed share them, whatever their rates."""
+        """Random numbers for dropout; heads with the same seed share them, whatever their rates."""
         if not self._has_dropout:
             return []
         seeds = [t.fit.spec.seed for t in self._members]
@@ -220,7 +220,7 @@ class _Training:
         return uniforms
 
     def _evaluate_epoch(self, epoch: int) -> None:
-        """After an epoch: what the watch rows say, and the curves."""
+        """Computes the loss on early-stopping rows, and the curves, after an epoch."""
         watching = [i for i, t in enumerate(self._members) if t.fit.spec.needs_watch]
         for heads, rows in self._by_rows(watching, lambda fit: fit.watch):
             z = self._logits_of(self.stack, heads, rows)
@@ -245,7 +245,7 @@ class _Training:
         return point
 
     def _finish_heads(self, epoch: int, results: dict[int, Fitted]) -> None:
-        """Takes the snapshots due, and drops the heads that have finished."""
+        """Takes the snapshots due, and removes heads that have finished."""
         stopped = [
             monitor.should_stop or epoch == t.epochs for t, monitor in zip(self._members, self._monitors, strict=True)
         ]
@@ -281,7 +281,7 @@ class _Training:
         self.stack = self.stack[heads].trainable()
 
     def _by_rows(self, heads: Sequence[int], rows_of: Callable[[Fit], Array]) -> Iterator[tuple[Tensor, Tensor]]:
-        """Heads that are asked for the same rows, and the rows: one product for all heads of a fold."""
+        """Heads grouped by the rows to predict: one matrix product serves all heads of a fold."""
         groups: dict[bytes, list[int]] = {}
         for i in heads:
             groups.setdefault(rows_of(self._members[i].fit).tobytes(), []).append(i)
@@ -290,8 +290,8 @@ class _Training:
             yield torch.tensor(members, device=self._device), torch.from_numpy(rows).to(self._device)
 
     def _logits_of(self, stack: Stack, heads: Tensor, rows: Tensor) -> Tensor:
-        """(k, r, c) logits of r rows by these heads of a stack: in one product, or where they are wide one by one, as a
-        copy of them would take longer."""
+        """(k, r, c) logits of r rows by these heads of a stack, in one product; chunked heads one by one, because
+        copying them would take longer."""
         if self._is_chunked:
             return torch.cat([self._forward(stack.one(i), rows) for i in heads.tolist()])
         return self._forward(stack[heads], rows)
@@ -304,11 +304,9 @@ class _Training:
         return torch.stack(logits).mean(0)
 
     def _logits(self, z: Tensor) -> Tensor:
-        """(k, b, c) of outputs: a single one z becomes the two logits 0 and z, z of the positive class."""
-        if self._targets.has_findings or z.shape[2] == self._targets.n_classes:
-            return z
-        pair = (torch.zeros_like(z), z) if self._targets.positive == 1 else (z, torch.zeros_like(z))
-        return torch.cat(pair, dim=2)
+        """(k, b, c) logits of outputs."""
+        has_all = self._targets.has_findings or z.shape[2] == self._targets.n_classes
+        return z if has_all else two_logits(z, self._targets.positive)
 
     def _all(self) -> Tensor:
         return torch.arange(len(self._members), device=self._device)
@@ -319,7 +317,7 @@ class _Training:
 
 @contextmanager
 def _threads(n: int | None) -> Iterator[None]:
-    """Threads of a single operation; None leaves them as they are."""
+    """Sets the number of threads of an operation; None leaves it unchanged."""
     n_threads = torch.get_num_threads()
     torch.set_num_threads(n or n_threads)
     try:
