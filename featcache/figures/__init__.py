@@ -1,10 +1,10 @@
-"""Numbers in, PNG out. With `charts` the only user of matplotlib; knows nothing of runs or stores.
+"""Figures from numbers; the only user of matplotlib. Independent of Runs and stores.
 
-Figures are drawn without a display and without pyplot's global state, for a white page: curves, which are wide, at 150
-dots per inch, the small charts of a report at 300.
+Figures need no display and do not use pyplot's global state. Learning curves are PNG at 150 dots per inch; charts of a
+report are SVG, and PNG at 300.
 
-    plots   training curves, and how every figure looks
-    charts  pictures of a report
+    plots   learning curves, and the common style
+    charts  charts of a report
 """
 
 from featcache.figures.plots import FAINT, INK, RULE, VAL, curves

@@ -1,8 +1,8 @@
-"""Charts of a report: numbers in, each picture out twice, for a white page (PNG) and for any page (SVG).
+"""Charts of a report, each as PNG on white and as inline SVG.
 
-The SVG has the colours of the page, by name (`var(--ink)`), and its font, so that it is read as well on a dark page as
-on a white one. It holds no style, script, link or date, and the same numbers give the same bytes. What it shows is said
-in words in its `aria-label`, which the caller gives. Knows nothing of runs: with `figures` the only user of matplotlib.
+The SVG is inlined rather than embedded as an image because only then do its colours (`var(--ink)`) and font follow the
+page's light and dark themes. It contains no style, script, link or date, and the same numbers give the same bytes. Its
+`aria-label` describes it. Independent of Runs.
 """
 
 import io
@@ -25,8 +25,7 @@ from featcache.identity import digest_bytes
 
 Array = np.ndarray[Any, Any]
 
-# The first two are those of `figures`; all eight are told apart by most colour-blind people (Tol, "Colour Schemes",
-# 2021, section 2).
+# Distinguishable with most forms of colour blindness (Tol, "Colour Schemes", 2021, section 2).
 CLASSES = (TRAIN, VAL, "#228833", "#aa3377", "#66ccee", "#ccbb44", "#555588", "#999933")
 PAPER = "#ffffff"
 _NAMES = {INK: "ink", FAINT: "rule", RULE: "muted", PAPER: "paper", "#000000": "ink"}
@@ -36,14 +35,14 @@ _WIDTH, _HEIGHT = 3.6, 2.9  # inches
 _NARROW = 2.75, 2.4
 _SMALL = 8  # points
 _DPI = 300  # of a PNG, for print
-_LEGEND = 54  # letters of a legend beside each other above a chart
-_LOWEST = 0.7  # where bars begin on a scale of logarithms: below one image
+_LEGEND = 54  # characters per row of a legend above a chart
+_LOWEST = 0.7  # lower end of bars on a logarithmic scale, below one image
 _PLACES = ("d", "x", "y", "cx", "cy", "r", "width", "height", "points", "transform")  # attributes that hold lengths
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """A chart: an `<svg>` element for a page that names the colours, and a PNG on white."""
+    """A chart as an `<svg>` element with named colours, and as PNG on white."""
 
     svg: str
     png: bytes
@@ -51,13 +50,14 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Line:
-    """A line of a chart, and a point on it that is marked.
+    """A line of a chart, optionally with a marked point.
 
     Attributes:
-        label: in the legend.
-        x, y: (m,) each.
-        color: one of this module, or of `figures`.
-        point: (x, y), ringed; None for none.
+        label: label in the legend.
+        x, y: (m,) coordinates.
+        color: a colour of this module or of `figures`.
+        width: line width in points.
+        point: (x, y), marked by a ring; None for none.
     """
 
     label: str
@@ -70,7 +70,7 @@ class Line:
 
 @dataclass(frozen=True)
 class Dots:
-    """Points of a chart, each as large as the number n that it stands for, joined by a thin line."""
+    """Points joined by a thin line; their size grows with n."""
 
     label: str
     x: Array
@@ -81,7 +81,7 @@ class Dots:
 
 @dataclass(frozen=True)
 class Counts:
-    """A histogram of one kind of rows: how many are in each bin."""
+    """A histogram: number of rows by bin."""
 
     label: str
     values: Array
@@ -90,7 +90,7 @@ class Counts:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number and its interval, on a line of its own; None where it has none."""
+    """A row of a forest plot: a value and its interval, or None."""
 
     label: str
     value: float
@@ -98,7 +98,7 @@ class Estimate:
 
 
 def color_of(number: int, n_classes: int, positive: int) -> str:
-    """Of two classes the positive one is red; of more, each has the next colour."""
+    """The colour of a class: red for the positive class of two, otherwise the next colour."""
     if n_classes == 2:
         return VAL if number == positive else TRAIN
     return CLASSES[number % len(CLASSES)]
@@ -108,7 +108,7 @@ def color_of(number: int, n_classes: int, positive: int) -> str:
 
 
 def curve(history: Sequence[Any], name: str, label: str, kept: int | None, alt: str, has_legend: bool = True) -> Drawn:
-    """A number per epoch, of training and of validation, as a panel of `figures.curves`."""
+    """A learning curve: training and validation values per epoch."""
     figure, axes = _empty(*_NARROW)
     draw_curve(axes, history, name, label, kept)
     axes.set_title("", loc="left")
@@ -124,11 +124,11 @@ def lines(
     """Lines in a unit square.
 
     Args:
-        drawn: the last lies on top.
-        x, y: what the axes are called.
-        base: where a dotted line that stands for knowing nothing begins and ends; None draws none.
-        alt: the chart in words.
-        place: of the legend.
+        drawn: lines; the last is on top.
+        x, y: labels of the axes.
+        base: heights at which the dotted line of chance begins and ends; None for no line.
+        alt: text alternative.
+        place: position of the legend.
     """
     figure, axes = _empty()
     if base is not None:
@@ -163,8 +163,7 @@ def dots(drawn: Sequence[Dots], x: str, y: str, alt: str) -> Drawn:
 
 
 def histogram(edges: Array, drawn: Sequence[Counts], x: str, cut: float | None, alt: str) -> Drawn:
-    """How many rows have a score within (m + 1) edges, of each kind, on a scale of logarithms; `cut` is the threshold
-    that decides."""
+    """Histograms over (m + 1) bin edges on a logarithmic scale; `cut` is the threshold, a dashed line."""
     longest = max((len(histogram.label) for histogram in drawn), default=0)
     n_columns = max(1, min(3, _LEGEND // (min(longest, 40) + 5)))
     figure, axes = _empty(height=_HEIGHT + 0.16 * (-(-len(drawn) // n_columns) - 1))
@@ -180,7 +179,7 @@ def histogram(edges: Array, drawn: Sequence[Counts], x: str, cut: float | None, 
     axes.set_xlim(edges[0], edges[-1])
     if cut is not None:
         axes.axvline(cut, color=INK, linewidth=1.0, linestyle=(0, (4, 2)))
-    _called(axes, x, "images (logarithmic)")
+    _label_axes(axes, x, "images (logarithmic)")
     axes.minorticks_off()
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     _legend(axes, [histogram.label for histogram in drawn], handles, "lower left", n_columns, above=True)
@@ -188,7 +187,7 @@ def histogram(edges: Array, drawn: Sequence[Counts], x: str, cut: float | None, 
 
 
 def forest(rows: Sequence[Estimate], x: str, zero: float | None, alt: str) -> Drawn:
-    """Numbers with their intervals, one below the other; a line at `zero`, where there is no difference."""
+    """A forest plot: values with intervals, and a dotted line at `zero`."""
     figure, axes = _empty(height=0.9 + 0.26 * len(rows), width=2 * _WIDTH)
     for place, row in enumerate(rows):
         if row.interval is not None:
@@ -209,8 +208,7 @@ def forest(rows: Sequence[Estimate], x: str, zero: float | None, alt: str) -> Dr
 
 
 def matrix(counts: Array, classes: Sequence[str]) -> bytes:
-    """A confusion matrix on white: (c, c) counts, rows are the truth, shaded by their share of the row, which stands
-    below each count."""
+    """A confusion matrix as PNG: (c, c) counts with true classes as rows, shaded by the proportion of the row."""
     n, labels = len(classes), [_cut(name, 20) for name in classes]
     longest = 0.08 * max(map(len, labels))  # inches
     figure, axes = _empty(width=1.0 + longest + max(0.75, longest) * n, height=1.2 + 0.6 * n)
@@ -231,7 +229,7 @@ def matrix(counts: Array, classes: Sequence[str]) -> bytes:
 
 
 def scatter(points: Array, kinds: Sequence[tuple[str, str, Array]], rings: Array) -> bytes:
-    """A map on white: (n, 2) points, of kinds (label, colour, (n,) bools), some of which are ringed ((n,) bools)."""
+    """A projection as PNG: (n, 2) points, groups of (label, colour, (n,) mask), and an (n,) mask of ringed points."""
     wide, high = np.maximum(np.ptp(points, axis=0), 1e-9)
     figure, axes = _empty(width=4.4, height=max(1.2, min(4.4, 4.4 * high / wide)) + 0.18 * -(-len(kinds) // 2))
     handles = []
@@ -247,7 +245,7 @@ def scatter(points: Array, kinds: Sequence[tuple[str, str, Array]], rings: Array
     return _png(figure)
 
 
-# --- their parts ------------------------------------------------------------------------------------------------------
+# --- parts of charts --------------------------------------------------------------------------------------------------
 
 
 def _empty(width: float = _WIDTH, height: float = _HEIGHT) -> tuple[Figure, Axes]:
@@ -258,10 +256,10 @@ def _empty(width: float = _WIDTH, height: float = _HEIGHT) -> tuple[Figure, Axes
 def _unit(axes: Axes, x: str, y: str) -> None:
     axes.set_xlim(-0.02, 1.02)
     axes.set_ylim(-0.02, 1.02)
-    _called(axes, x, y)
+    _label_axes(axes, x, y)
 
 
-def _called(axes: Axes, x: str, y: str) -> None:
+def _label_axes(axes: Axes, x: str, y: str) -> None:
     plain(axes)
     axes.set_xlabel(_cut(x, 44), fontsize=9, color=INK, parse_math=False)
     axes.set_ylabel(_cut(y, 44), fontsize=9, color=INK, parse_math=False)
@@ -275,7 +273,7 @@ def _legend(
     n_columns: int = 1,
     above: bool = False,
 ) -> Any:
-    """The labels as they are: matplotlib would leave out those that begin with `_` and read `$` as mathematics."""
+    """A legend with literal labels; matplotlib would omit labels that begin with `_` and parse `$` as mathematics."""
     look: dict[str, Any] = {"frameon": False, "fontsize": _SMALL, "labelcolor": INK, "handlelength": 1.4}
     look |= {"loc": place, "ncols": min(n_columns, max(1, len(labels)))}
     look |= {"bbox_to_anchor": (0.0, 1.0), "borderaxespad": 0.2} if above else {}
@@ -289,19 +287,19 @@ def _legend(
 
 
 def _cut(text: str, most: int) -> str:
-    """A label, or as much of it as there is room for."""
+    """A label, truncated to `most` characters."""
     return text if len(text) <= most else f"{text[: most - 1]}…"
 
 
 def _png(figure: Figure) -> bytes:
     with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)  # it is in the page's own fonts
+        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)  # browsers have the glyph
         return png_of(figure, _DPI)
 
 
 def _drawn(figure: Figure, alt: str) -> Drawn:
     png = _png(figure)
-    figure.set_layout_engine("none")  # everything stays where the first drawing has put it
+    figure.set_layout_engine("none")  # keep the layout of the PNG
     figure.patch.set_visible(False)
     for axes in figure.axes:
         axes.patch.set_visible(False)
@@ -312,11 +310,11 @@ def _drawn(figure: Figure, alt: str) -> Drawn:
     return Drawn(_themed(buffer.getvalue(), alt), png)
 
 
-# --- an SVG for any page ----------------------------------------------------------------------------------------------
+# --- themed SVG -------------------------------------------------------------------------------------------------------
 
 
 def _themed(svg: bytes, alt: str) -> str:
-    """What matplotlib wrote, without styles, names and whatever else is no shape, in colours by name."""
+    """Matplotlib's SVG with named colours, without styles, metadata and unused ids."""
     root = ElementTree.fromstring(svg)  # noqa: S314  it was written a moment ago
     _remove(root, {"metadata", "style"})
     prefix = f"f{digest_bytes(svg)[:8]}-"

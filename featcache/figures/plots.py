@@ -1,7 +1,6 @@
-"""Numbers in, PNG out. With `charts` the only user of matplotlib; knows nothing of runs or stores.
+"""Learning curves as PNG, and the common style of all figures.
 
-Figures are drawn without a display and without pyplot's global state, for a white page: curves, which are wide, at 150
-dots per inch, the small charts of a report at 300.
+Figures need no display and do not use pyplot's global state.
 """
 
 import io
@@ -16,18 +15,17 @@ from matplotlib.ticker import MaxNLocator
 TRAIN, VAL, INK, FAINT, RULE = "#4477aa", "#cc5533", "#222222", "#dddddd", "#888888"
 _DPI = 150
 _ABOVE_PHASES = 14.0  # points between a panel and its title, for the names of phases
-_SIDES = {"train": "training", "val": "validation"}
+_SUBSETS = {"train": "training", "val": "validation"}
 
 
 def curves(history: Sequence[Mapping[str, float]], title: str, kept: int | None = None) -> bytes:
-    """Loss, accuracy and F1 per epoch, training and validation in one panel each.
+    """Loss, accuracy and F1 per epoch as PNG, one panel each, with training and validation curves.
 
     Args:
-        history: a mapping per epoch, in their order, with `train_` and `val_` before loss, accuracy, precision, recall,
-            f1; and with `phase`, where there are several.
+        history: a mapping per epoch with `train_` and `val_` keys of loss, accuracy, precision, recall and f1, and
+            `phase` if there are several.
         title: one line above the panels.
-        kept: the epoch whose weights are kept, which is ringed; None rings none. Epochs are counted from 1, through all
-            phases.
+        kept: epoch whose weights are kept, marked by a ring; None for no ring. Epochs count from 1 through all phases.
     """
     figure = Figure(figsize=(11, 3.6))
     figure.suptitle(
@@ -71,7 +69,7 @@ def draw_curve(axes: Axes, history: Sequence[Mapping[str, float]], name: str, la
     for side, color, width in (("train", TRAIN, 1.4), ("val", VAL, 1.8)):
         values = [row[f"{side}_{name}"] for row in history]
         axes.plot(
-            epochs, values, color=color, linewidth=width, label=_SIDES[side], marker="o" if len(epochs) < 3 else ""
+            epochs, values, color=color, linewidth=width, label=_SUBSETS[side], marker="o" if len(epochs) < 3 else ""
         )
         if side == "val" and kept is not None:
             _mark(axes, kept, values[epochs.index(kept)], 7 if name == "loss" else -13, color)

@@ -1,11 +1,11 @@
-"""Where on an image a head finds what it says: class activation maps from the feature map before pooling.
+"""Class activation maps from the feature map before pooling.
 
-Pooling is a mean over places, so a linear head on pooled vectors can be read at each place: M_c(x, y) = sum over k of
-w_k^c f_k(x, y), divided by the number of places (Zhou et al., "Learning Deep Features for Discriminative Localization",
-2016, section 2, equation 2, whose sum over places becomes the mean). The sum of the map and the bias is the logit. For
-a head with hidden layers the weights are the gradients of the logit, as in Grad-CAM before its last ReLU (Selvaraju et
-al., 2017, equations 1 and 2); for ReLU that is exact but for a constant, else a first-order account. What is explained
-is the log odds of a class, so that a place may speak for it or against it.
+Pooling is a mean over locations, so a linear head on pooled vectors can be applied to each location: M_c(x, y) = sum
+over k of w_k^c f_k(x, y), divided by the number of places (Zhou et al., "Learning Deep Features for Discriminative
+Localization", 2016, section 2, equation 2, whose sum over places becomes the mean). The sum of the map and the bias is
+the logit. For a head with hidden layers the weights are the gradients of the logit, as in Grad-CAM before its last ReLU
+(Selvaraju et al., 2017, equations 1 and 2); for ReLU that is exact but for a constant, else a first-order account. What
+is explained is the log odds of a class, so that a place may speak for it or against it.
 Letters: n rows, d channels, h × w places, c classes.
 """
 
@@ -23,7 +23,7 @@ _SAME = 0.02  # of the scale of the vectors: a store of float16 has them to a th
 
 
 def is_mean(grid: Array, pooled: Array) -> bool:
-    """Whether (n, d) vectors are the mean over the places of (n, d, h, w) maps, and so can be read place by place."""
+    """Whether (n, d) vectors are the means over the locations of (n, d, h, w) feature maps."""
     if grid.ndim != 4 or grid.shape[:2] != pooled.shape:
         return False
     scale = float(np.sqrt(np.mean(np.square(pooled, dtype=np.float64)))) or 1.0
@@ -37,29 +37,28 @@ def channels_first(grid: Array, n_features: int) -> Array:
 
 
 def maps(spec: HeadSpec, tensors: Mapping[str, Array], grid: Array, task: Task, of: Array) -> Array:
-    """(n, h, w) what each place adds to the log odds of a class.
+    """(n, h, w) contribution of each location to the log odds of a class.
 
-    For a linear head on pooled vectors the sum over the places plus `constant` is the log odds.
+    For a linear head on pooled vectors the sum over the locations plus `constant` is the log odds.
 
     Args:
-        spec: the head's, of any kind but "knn".
-        tensors: its weights, which act on vectors as they are stored.
-        grid: (n, d, h, w) feature maps; pooled vectors are their means.
-        task: for the classes.
-        of: (n,) the class, or finding, that is explained in each row.
+        spec: spec of the head, of any kind but "knn".
+        tensors: weights of the head.
+        grid: (n, d, h, w) feature maps, whose means are the pooled vectors.
+        task: the task with its classes.
+        of: (n,) number of the explained class, or label, of each row.
     """
     gradients = _gradients(spec, tensors, grid, task, of)  # (n, d, h, w), or (n, d, 1, 1)
     return np.asarray((gradients * grid).sum(axis=1))
 
 
 def constant(tensors: Mapping[str, Array], task: Task, of: int) -> float:
-    """What a linear head adds to the log odds of a class whatever the image: its biases."""
+    """The contribution of a linear head's biases to the log odds of a class."""
     return float(_contrast(task, of) @ tensors["bias"].astype(np.float64))
 
 
 def _contrast(task: Task, of: int) -> Array:
-    """(c,) by which logits become log odds: of a class against the other, or against the mean of the others; of a
-    finding its own logit."""
+    """(c,) weights that turn logits into log odds: a class against the mean of the others; a label's own logit."""
     c = len(task.classes)
     if task.has_findings:
         return np.asarray(np.arange(c) == of, dtype=np.float64)

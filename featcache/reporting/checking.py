@@ -1,9 +1,8 @@
-"""What a Run's record has to say so that a page can be made of it, each value by its kind and its range.
+"""Checks of a Run's record before it is reported: the type and range of each value.
 
-A record is a file that somebody may have edited, or a disk have damaged: a share above 1, a NaN or a list in the place
-of a number is found here, by its name, before anything of it is shown. Knows how a record is built, and nothing of
-where its values stand on a page. A rule takes a value and returns where in it something is wrong ("" for the value
-itself, ".name" or "[2]" for a part of it), or None where nothing is.
+A record may have been edited or damaged: a proportion above 1, a NaN or a list instead of a number is reported by its
+name. A rule takes a value and returns the path of an invalid part ("" for the value itself, ".name" or "[2]" for a
+part), or None if the value is valid.
 """
 
 import math
@@ -25,24 +24,24 @@ _MOST = {"loss": math.inf, "brier": 2.0}  # of the others 1
 
 
 def check(run: Run) -> None:
-    """Raises CorruptStore where the record does not say what a page shows, or says what cannot be."""
+    """Raises CorruptStore if a value of a Run's record is missing or invalid."""
     wrong = _of_task(run.record)
     if wrong is None:
         c, has_findings = len(run.record["classes"]), run.record["task"] == "findings"
         wrong = _record(c, has_findings)(run.record) or _together(run.record)
-    _check_said(run, wrong)
+    _raise_if_invalid(run, wrong)
 
 
 def check_evaluation(run: Run) -> None:
-    """The same, of the record of an evaluation."""
+    """Raises CorruptStore if a value of an evaluation's record is missing or invalid."""
     wrong = _of_task(run.record)
     if wrong is None:
         c, has_findings = len(run.record["classes"]), run.record["task"] == "findings"
         wrong = _evaluation(c, has_findings)(run.record) or _of_numbers(run.record)
-    _check_said(run, wrong)
+    _raise_if_invalid(run, wrong)
 
 
-def _check_said(run: Run, wrong: str | None) -> None:
+def _raise_if_invalid(run: Run, wrong: str | None) -> None:
     if wrong is not None:
         raise damaged(run, f"it does not say {printable(wrong.removeprefix('.'))}")
     try:
@@ -52,13 +51,13 @@ def _check_said(run: Run, wrong: str | None) -> None:
 
 
 def check_vectors(run: Run) -> None:
-    """The same, of what the record says about the vectors that a page describes."""
+    """Raises CorruptStore if the recorded identity of the vectors is invalid."""
     if (wrong := _identity()(run.record["store"]["identity"])) is not None:
         raise damaged(run, f"it does not say store.identity{printable(wrong)}")
 
 
 def damaged(run: Run, reason: str) -> CorruptStore:
-    """What is raised of a record."""
+    """The error for a damaged record."""
     name, kind = (RECORD, "evaluation") if run.record.get("format") == FORMAT else ("run.json", "Run")
     return CorruptStore(f"{run.path / name} is damaged: {reason}. Make the {kind} again.")
 
@@ -75,7 +74,7 @@ def _or_none(rule: Rule) -> Rule:
 
 
 def _fields(must: Mapping[str, Rule], may: Mapping[str, Rule] | None = None) -> Rule:
-    """A mapping that has all of some names, and perhaps others."""
+    """A mapping with required and optional keys."""
 
     def rule(value: Json) -> str | None:
         if not isinstance(value, dict):
@@ -88,7 +87,7 @@ def _fields(must: Mapping[str, Rule], may: Mapping[str, Rule] | None = None) -> 
 
 
 def _values(element_rule: Rule) -> Rule:
-    """A mapping of whatever names to values of one kind."""
+    """A mapping of any keys to values of one kind."""
 
     def rule(value: Json) -> str | None:
         if not isinstance(value, dict):
@@ -99,7 +98,7 @@ def _values(element_rule: Rule) -> Rule:
 
 
 def _list(element_rule: Rule, n: int | None = None) -> Rule:
-    """A list of values of one kind, of n where n is given."""
+    """A list of values of one kind, with n values if n is given."""
 
     def rule(value: Json) -> str | None:
         if not isinstance(value, list) or (n is not None and len(value) != n):
@@ -114,7 +113,7 @@ def _first(faults: Iterable[tuple[str, str | None]]) -> str | None:
 
 
 def _number(low: float = -math.inf, high: float = math.inf) -> Rule:
-    """A finite number within two ends."""
+    """A finite number from `low` to `high`."""
     return _is(lambda v: isinstance(v, int | float) and not isinstance(v, bool) and _is_finite(v) and low <= v <= high)
 
 
@@ -134,7 +133,7 @@ _INTERVALS = _fields({}, {name: _list(_number(0.0, _MOST.get(name, 1.0)), 2) for
 
 
 def _of_task(record: Json) -> str | None:
-    """What everything else is read by: the classes."""
+    """The task and its classes, on which the other rules depend."""
     is_texts = _list(_TEXT)
     wrong = _fields({"task": _is(lambda v: v in ("classes", "findings")), "classes": is_texts, "positive": _TEXT})
     fault = wrong(record)
@@ -217,7 +216,7 @@ def _compared(scores: Rule) -> Rule:
 
 
 def _together(record: Json) -> str | None:
-    """What has to be there because of something else."""
+    """Rules between values."""
     if wrong := _of_numbers(record):
         return wrong
     pixels = [name for name in ("gain", "before", "recipe", "n_trainable") if record.get(name)]
@@ -227,7 +226,7 @@ def _together(record: Json) -> str | None:
 
 
 def _of_numbers(record: Json) -> str | None:
-    """That calibrated numbers have a temperature, decisions their rows, and baselines theirs."""
+    """Calibrated metrics need a temperature, operating points and baselines need their subsets."""
     subsets = [subset for subset in _SUBSETS if record["metrics"].get(subset)]
     if record["temperature"] is None and any("calibrated" in record["metrics"][subset] for subset in subsets):
         return ".temperature"
@@ -238,9 +237,9 @@ def _of_numbers(record: Json) -> str | None:
 
 
 def _of_gain(record: Json) -> str | None:
-    """That a difference is of numbers that there are."""
-    for subset, gained in record["gain"].items():
-        for key, names in (("metrics", gained), ("operating_point", gained.get("at_operating_point", {}))):
+    """Every change needs its values before and after."""
+    for subset, changes in record["gain"].items():
+        for key, names in (("metrics", changes), ("operating_point", changes.get("at_operating_point", {}))):
             comparable = [(place[key] or {}).get(subset) or {} for place in (record["before"], record)]
             names = [name for name in names if name != "at_operating_point"]
             if lacking := [name for name in names if any(numbers.get(name) is None for numbers in comparable)]:
@@ -249,7 +248,7 @@ def _of_gain(record: Json) -> str | None:
 
 
 def _identity() -> Rule:
-    """Of the vectors; what is computed with it is checked by those who do."""
+    """The displayed part of the identity of the vectors."""
     backbone = _fields({"name": _TEXT, "weights_sha256": _TEXT})
     values = _list(_number(), 3)
     subsets = _list(_is(lambda value: type(value) is int and 0 < value < 2**16), 2)
@@ -259,7 +258,7 @@ def _identity() -> Rule:
 
 
 def _scores(c: int, has_findings: bool) -> Rule:
-    """The numbers of a subset."""
+    """The metrics of a subset."""
     scalars = {name: _or_none(_number(0.0, _MOST.get(name, 1.0))) for name in metrics.SCALARS}
     support = {"n": _COUNT, "support": _COUNT} if has_findings else {"support": _COUNT}
     per_class = _list(_fields({**support, **{name: scalars[name] for name in _PER_CLASS}}), c)
@@ -273,7 +272,7 @@ def _scores(c: int, has_findings: bool) -> Rule:
 
 
 def _point(scores: Rule) -> Rule:
-    """The operating point, whose threshold may be the first number above 1."""
+    """The operating point; its threshold may be the first float above 1."""
     return _fields({"threshold": _number(0.0, 1.0 + 1e-9), VAL: scores}, {TEST: scores})
 
 
@@ -286,23 +285,23 @@ def _baselines() -> Rule:
 
 
 def _of_pixels(scores: Rule) -> dict[str, Rule]:
-    """What a training on the pixels says besides."""
+    """Optional values of fine-tuned Runs."""
     stage = _fields({"unfreeze": _TEXT, "epochs": _COUNT})
     triple = _list(_number(), 3)
-    gained = _gained(triple)
+    changes = _changes(triple)
     point = _or_none(_point(scores))
     before = _fields({"metrics": _values(_or_none(scores)), "operating_point": point})
     return {
         "n_trainable": _or_none(_fields({"backbone": _COUNT, "head": _COUNT})),
         "recipe": _or_none(_fields({"stages": _list(stage)}, {"augment": _or_none(_ANY_DICT)})),
         "parent": _or_none(_fields({"run": _TEXT})),
-        "gain": _or_none(_values(gained)),
+        "gain": _or_none(_values(changes)),
         "before": before,
     }
 
 
-def _gained(triple: Rule) -> Rule:
-    """Differences by number, and once more at the operating points."""
+def _changes(triple: Rule) -> Rule:
+    """Changes by metric, also at the operating points."""
 
     def rule(value: Json) -> str | None:
         if not isinstance(value, dict):

@@ -1,8 +1,8 @@
-"""Chapters in, one HTML page out, that needs nothing but itself: the only user of Jinja2.
+"""Renders chapters as one self-contained HTML page; the only user of Jinja2.
 
-Every text is escaped by the template, and data for the script stand in the page as JSON that can end no element. The
-page allows itself its own style and script, by their sha256, and images within itself; nothing is fetched from
-anywhere. The same chapters give the same bytes.
+The template escapes every text, and the script's data are JSON that cannot close its element. The content security
+policy allows only the page's own style and script, by their sha256, and inline images; nothing is fetched. The same
+chapters give the same bytes.
 """
 
 import base64
@@ -20,8 +20,8 @@ from markupsafe import Markup
 
 from featcache.reporting.document import Card, Cards, Chapter, probability
 
-_NAMED = re.compile(r'((?: id="| href="#|url\(#))f[0-9a-f]{8}-')  # as `charts` has names of the parts of an SVG
-GENERATOR = "featcache report"  # by which a page is known to be one of ours
+_NAMED = re.compile(r'((?: id="| href="#|url\(#))f[0-9a-f]{8}-')  # ids of SVG parts, as written by `figures.charts`
+GENERATOR = "featcache report"  # identifies a report
 _POLICY = (
     "default-src 'none'; img-src data:; style-src 'sha256-{style}'; script-src 'sha256-{script}'; base-uri 'none'; "
     "form-action 'none'"
@@ -30,16 +30,16 @@ _POLICY = (
 
 @dataclass(frozen=True)
 class Page:
-    """Everything that a page shows.
+    """The content of a page.
 
     Attributes:
-        title: of the window, and of the page.
-        about: which Runs.
-        lead: what it is about.
-        chapters: of each Run, the comparison of several first.
-        images: what the points of maps stand for, as the script reads it.
-        files: names of what is kept beside it.
-        folder: where, from the page's own folder.
+        title: title of the window and of the page.
+        about: names of the Runs.
+        lead: summary below the title.
+        chapters: one per Run, after a comparison of several.
+        images: data of the images in maps, for the script.
+        files: names of the PNG and CSV files.
+        folder: their folder, relative to the page.
         made_by: version of featcache.
     """
 
@@ -78,15 +78,15 @@ def render(page: Page) -> str:
 
 
 def _numbered() -> Callable[[str], Markup]:
-    """Gives each chart of a page names of its own: two that are alike would have the same."""
+    """Makes the ids of each chart unique within the page; equal charts have equal ids."""
     number = itertools.count(1)
 
-    def own(svg: str) -> Markup:
+    def renumber(svg: str) -> Markup:
         prefix = f"f{next(number)}-"
         named = re.sub(r"<[^<>]+>", lambda tag: _NAMED.sub(rf"\g<1>{prefix}", tag[0]), svg)  # texts are left alone
         return Markup(named)  # noqa: S704  of `charts`, where every text of it was escaped
 
-    return own
+    return renumber
 
 
 @cache
