@@ -42,7 +42,7 @@ PARTS = {  # of the packages, each after those it uses
                 "check",
     "metrics": "calibration scores estimates intervals",
     "prediction": "run_backbone overlap predictions onnx_export bundle predictor files",
-    "reporting": "checking run_view pictures cam document charts page tables external comparison materials projection "
+    "reporting": "checking run_view cam document charts page tables external comparison materials projection "
                  "gallery decisions report",
     "runs": "run backbone subsets evaluation",
     "splits": "class_names unnamed_groups near_duplicates plan coding task protocol",

@@ -5,8 +5,7 @@ PNG and CSV into a folder beside the page.
 
     checking    checks of a Run's record
     run_view    a Run row by row
-    pictures    images as data URIs
-    cam         class activation maps
+    cam         class activation maps, and their overlay on images
     document    content as plain values: sections, tables, figures, cards, maps
     charts      charts of a Run
     page        content as HTML; the only user of Jinja2

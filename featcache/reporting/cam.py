@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from featcache.heads import HeadSpec
 from featcache.splits.task import Task
@@ -20,6 +21,8 @@ from featcache.splits.task import Task
 Array = np.ndarray[Any, Any]
 
 _SAME = 0.02  # of the scale of the vectors: a store of float16 has them to a thousandth
+_FOR, _AGAINST = (204, 85, 51), (68, 119, 170)  # the colours of the charts
+_STRONGEST = 0.62  # opacity of the strongest value
 
 
 def is_mean(grid: Array, pooled: Array) -> bool:
@@ -80,3 +83,14 @@ def _gradients(spec: HeadSpec, tensors: Mapping[str, Array], grid: Array, task: 
     (gradient,) = torch.autograd.grad(contrast, inputs)
     gradients = np.asarray(gradient.numpy())
     return gradients.reshape(grid.shape) if is_flat else gradients[:, :, None, None] / n_places
+
+
+def overlaid(image: Image.Image, activation: Array) -> Image.Image:
+    """The image with an (h, w) activation map: red for positive, blue for negative values, scaled to its maximum."""
+    most = float(np.abs(activation).max()) or 1.0
+    scaled = Image.fromarray((activation / most).astype(np.float32))
+    strength = np.asarray(scaled.resize(image.size, Image.Resampling.BICUBIC)).clip(-1, 1)[..., None]
+    base = np.asarray(image.convert("RGB"), dtype=np.float32)
+    color = np.where(strength > 0, np.array(_FOR, dtype=np.float32), np.array(_AGAINST, dtype=np.float32))
+    cover = _STRONGEST * np.abs(strength)
+    return Image.fromarray(np.rint(base * (1 - cover) + color * cover).astype(np.uint8))

@@ -5,9 +5,13 @@ CSV files.
 Letters: n rows.
 """
 
+import base64
+import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
+
+from PIL import Image
 
 from featcache.figures.charts import Drawn
 from featcache.names import printable
@@ -15,6 +19,8 @@ from featcache.names import printable
 Rows = Sequence[Sequence[object]]
 Content = bytes | tuple[Sequence[str], Rows]  # of a file: bytes, or a header and the rows of a CSV
 
+LARGE, SMALL, TINY = 224, 96, 72  # pixels of the longer side: on cards, of neighbours, on maps
+_QUALITY = {LARGE: 58, SMALL: 50, TINY: 42}
 NOTHING = "–"
 NAMES = {
     "auroc": "AUROC", "auprc": "AUPRC", "recall": "sensitivity (recall)", "f1": "F1", "loss": "loss (nats)",
@@ -347,3 +353,15 @@ def head(text: str, small: str = "") -> Cell:
 def listed(words: Sequence[str], last: str = "and") -> str:
     """`a, b and c`."""
     return f" {last} ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def data_uri(image: Image.Image, side: int) -> str:
+    """A WebP data URI whose longer side has at most `side` pixels; without the metadata of the file."""
+    small = image.convert("RGB") if image.mode != "RGB" else image
+    scale = side / max(small.size)
+    if scale < 1:
+        size = (max(1, round(small.width * scale)), max(1, round(small.height * scale)))
+        small = small.resize(size, Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    small.save(buffer, "WEBP", quality=_QUALITY[side], method=6)
+    return "data:image/webp;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")

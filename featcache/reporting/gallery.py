@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from featcache.heads import inference
-from featcache.reporting import cam, pictures
-from featcache.reporting.document import Block, Card, Cards, Neighbour, Words, missing
+from featcache.reporting import cam
+from featcache.reporting.document import LARGE, SMALL, Block, Card, Cards, Neighbour, Words, data_uri, missing
 from featcache.reporting.materials import Material, Pictures, Vectors
 from featcache.reporting.run_view import SUBSET_NAMES, RunView
 from featcache.store import GRID
@@ -239,12 +239,12 @@ def _card(
     predictions = run_view.subsets[run_view.reported]
     row = int(predictions.rows[place])
     image, map_ = images.get(row) if images else None, maps.get((row, of))
-    overlay = pictures.overlaid(image, map_) if image is not None and map_ is not None else None
+    overlay = cam.overlaid(image, map_) if image is not None and map_ is not None else None
     label, predicted, p_of = _outcome(run_view, place, row, of)
     return Card(
         run_view.printable_names[row],
-        pictures.embedded(image, pictures.LARGE) if image is not None else "",
-        pictures.embedded(overlay, pictures.LARGE) if overlay is not None else "",
+        data_uri(image, LARGE) if image is not None else "",
+        data_uri(overlay, LARGE) if overlay is not None else "",
         label,
         predicted,
         float(predictions.p[place, p_of]),
@@ -267,7 +267,7 @@ def _outcome(run_view: RunView, place: int, row: int, of: int) -> tuple[str, str
 
 def _neighbour(run_view: RunView, images: Pictures | None, row: int, other: int, cosine: float, of: int) -> Neighbour:
     image = images.get(other) if images else None
-    picture = pictures.embedded(image, pictures.SMALL) if image is not None else ""
+    picture = data_uri(image, SMALL) if image is not None else ""
     labels = run_view.task.labels[:, of] if run_view.task.has_findings else run_view.task.labels
     differs = bool(labels[other] != labels[row] and np.isfinite(labels[other]))  # unknown labels agree
     return Neighbour(run_view.printable_names[other], run_view.label_of(other), cosine, picture, not differs)

@@ -19,8 +19,7 @@ from featcache.figures import FAINT, RULE, charts
 from featcache.figures.charts import CLASSES
 from featcache.heads import inference
 from featcache.names import plural
-from featcache.reporting import pictures
-from featcache.reporting.document import Block, Map, Maps, Point, Words, missing, probability
+from featcache.reporting.document import TINY, Block, Map, Maps, Point, Words, data_uri, missing, probability
 from featcache.reporting.materials import Material
 from featcache.reporting.run_view import SUBSET_NAMES, RunView
 from featcache.threads import one_thread
@@ -64,7 +63,7 @@ class ShownImages:
                 "label": run_view.label_of(row),
                 "predicted": names,
                 "p": p,
-                "picture": pictures.embedded(image, pictures.TINY) if image is not None else "",
+                "picture": data_uri(image, TINY) if image is not None else "",
             }
         )
         return len(self.entries) - 1
