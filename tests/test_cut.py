@@ -178,7 +178,7 @@ def test_words_numbers_and_patterns_name_parameters_in_the_networks_order() -> N
     ("which", "message"),
     [
         ("0", "`unfreeze`=0: this backbone has 9 blocks"),
-        ("10", "from 1 to 9 may learn"),
+        ("10", "must be from 1 to 9"),
         (
             "last_block",
             r"in the name of no parameter.*last-block, .*last blocks are layer3.0, layer3.1, layer4.0, layer4.1",

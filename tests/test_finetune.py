@@ -261,7 +261,7 @@ def test_a_run_that_was_scored_over_views_is_not_compared_with_one_that_was_not(
     run = tuned(phase_one, recipe(Stage("last-block", 1)), tmp_path / "run", tmp_path / "parent")
     assert run.record["before"]["metrics"]["test"]["loss"] != pytest.approx(parent.metrics("test")["loss"], abs=1e-5)
     assert run.record["asked"]["tta"] is False
-    assert "parent was scored by means over augmented views; here nothing is, before or after" in run.record["notes"]
+    assert "parent used test-time augmentation; the metrics here, before and after, do not" in run.record["notes"]
 
 
 # --- the start may win ------------------------------------------------------------------------------------------------
@@ -269,7 +269,7 @@ def test_a_run_that_was_scored_over_views_is_not_compared_with_one_that_was_not(
 
 def check_start_was_kept(run: Run, parent: Run, folder: Path) -> None:
     assert (
-        f"no epoch was better on the validation rows: the weights that are kept are those of {parent.path.name}"
+        f"no epoch was better on the validation rows, so the weights are those of {parent.path.name}"
         in (run.record["notes"])
     )
     assert run.record["epoch"] == parent.record["epoch"]
@@ -594,7 +594,7 @@ def test_an_image_that_changes_while_it_is_learnt_from_is_seen(
         if done == total:
             Image.new("L", (40, 40), 7).save(moved / "train" / "sick" / "001.png")
 
-    with pytest.raises(InputsChanged, match=r"001\.png is not what it was when the training began: other bytes"):
+    with pytest.raises(InputsChanged, match=r"001\.png has changed since the training began: other bytes"):
         of_images(moved, phase_one, tmp_path / "run", on_progress=change)
 
 

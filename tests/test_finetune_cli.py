@@ -152,7 +152,7 @@ MISTAKES: list[tuple[tuple[object, ...], int, str]] = [
     ((*RUN, *CACHE, *WEIGHTS, "--precision", "float16"), 2, "--precision float16 needs a GPU"),
     ((*RUN, *CACHE, *WEIGHTS, "--device", "cuda:77"), 2, "--device cuda:77 cannot be used here"),
     ((*RUN, *CACHE, *WEIGHTS, "--operating-point", "best"), 2, "'best' is no rule for an operating point."),
-    ((*RUN, *CACHE, *WEIGHTS, "--batch-size", 1), 2, "a batch norm that learns cannot see one image at a time"),
+    ((*RUN, *CACHE, *WEIGHTS, "--batch-size", 1), 2, "a batch norm in training mode needs more than one image"),
     ((*RUN, *CACHE, *WEIGHTS, "--no-augment", "--hflip", 0.1), 2, "--no-augment shows images as they are"),
     ((*RUN, *CACHE, *WEIGHTS, "-o", "mlp"), 2, "mlp holds another Run. Choose another folder with -o"),
     ((*RUN, *CACHE, *WEIGHTS, "-o", "images"), 2, "images is a folder with other files in it."),
@@ -190,7 +190,7 @@ def test_runs_that_phase_two_cannot_start_from_are_refused(here: Path, kind: str
         head = HeadSpec.of("knn") if kind == "knn" else HeadSpec(epochs=1)
         report = SelectionSpec(refit_all=kind == "refit")
         train_head(store, head, here / kind, split=SplitSpec(val_fraction=0.25), report=report)
-    wanted = {"knn": "knn has a knn head; phase 2 needs one on vectors: linear or mlp.", "refit": "(`refit_all`)"}
+    wanted = {"knn": "knn has a knn head; fine-tuning needs a linear or mlp head.", "refit": "(`refit_all`)"}
     check_refused(tuned(here, parent=kind), 2, wanted[kind])
 
 
@@ -198,7 +198,7 @@ def test_a_run_of_folds_is_not_the_start_of_a_third_phase(here: Path) -> None:
     """The network of each fold is not kept."""
     assert tuned(here, "-o", "second", parent="folds").returncode == 0
     done = tuned(here, parent="second", store=False)
-    check_refused(done, 2, "second has no heads of its 3 folds to go on from.")
+    check_refused(done, 2, "second has no heads of its 3 folds to start from.")
 
 
 def test_changed_and_missing_images_are_told_apart(here: Path) -> None:

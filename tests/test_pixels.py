@@ -166,10 +166,10 @@ def test_a_file_that_was_replaced_since_is_seen_and_not_learnt_from(files: list[
     with ExitStack() as opened:
         found = pixels(files, 0, opened)
         draw(files[2], 99)
-        with pytest.raises(InputsChanged, match=r"2\.png is not what it was when the training began: other bytes"):
+        with pytest.raises(InputsChanged, match=r"2\.png has changed since the training began: other bytes"):
             found.transformed(2, None, 0)
         files[2].unlink()
-        with pytest.raises(InputsChanged, match=r"2\.png is not what it was when the training began: "):
+        with pytest.raises(InputsChanged, match=r"2\.png has changed since the training began: "):
             found.transformed(2, None, 0)
 
 

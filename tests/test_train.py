@@ -130,7 +130,7 @@ def test_a_start_that_no_epoch_improves_is_kept_and_said(images: Path, tmp_path:
     how = recipe(optimizer="sgd", lr=1e-30, backbone_lr=1e-30)
     run = trained(images, tmp_path / "run", how, "simple-cnn")
     assert run.record["epoch"] == 0
-    assert "no epoch was better on the validation rows: the weights that are kept are the first" in run.record["notes"]
+    assert "no epoch was better on the validation rows, so the weights are the first" in run.record["notes"]
     before = backbones.load(BackboneSpec("simple-cnn", "random:0", input_size=SIZE), "cpu").module.state_dict()
     after = load_file(run.path / "backbone.safetensors")
     assert all(np.array_equal(after[name], tensor.numpy()) for name, tensor in before.items())
@@ -304,7 +304,11 @@ def test_images_that_were_added_since_are_another_training(images: Path, tmp_pat
         ({"how": recipe(Stage("layer9", 1))}, UsageError, "'layer9' is in the name of no parameter"),
         ({"how": recipe(precision="tf32")}, UsageError, "`precision`=tf32 needs a GPU"),
         ({"how": recipe(precision="float16")}, UsageError, "`precision`=float16 needs a GPU"),
-        ({"how": recipe(batch_size=1)}, UsageError, "a batch norm that learns cannot see one image at a time"),
+        (
+            {"how": recipe(batch_size=1)},
+            UsageError,
+            "a batch norm in training mode needs more than one image at a time",
+        ),
         ({"how": recipe(optimizer="sgd", lr=1000.0, backbone_lr=1000.0)}, UsageError, "the training diverged in epoch"),
         ({"operating_point": "best"}, UsageError, "is no rule for an operating point"),
         ({"target": TargetSpec(("height",))}, UsageError, "height"),

@@ -1,7 +1,7 @@
-"""Where a training on pixels is between two epochs, on disk: `RUN.partial/`, which outlives kill -9 and power cuts.
+"""Checkpoints of a training, in `RUN.partial/`; they survive kill -9 and power cuts.
 
-A checkpoint is whole or absent, and its name holds the digest of its bytes: one that was damaged is passed over for the
-one before it. Tensors and JSON, no pickle.
+A checkpoint is complete or absent, and its name contains the digest of its bytes: a damaged one is skipped for the one
+before it. Tensors and JSON, no pickle.
 """
 
 import json
@@ -24,7 +24,7 @@ _KEPT = 2
 _THREADS, _MOST = "threads", 4096
 
 Checkpoint = tuple[dict[str, Tensor], Json]
-Usable = Callable[[Mapping[str, Tensor], Json], bool]  # whether a training can go on from it
+Usable = Callable[[Mapping[str, Tensor], Json], bool]  # whether a training can resume from it
 
 
 class Checkpoints:
@@ -32,8 +32,8 @@ class Checkpoints:
 
     Attributes:
         folder: `RUN.partial`.
-        threads: with which it was begun: sums over other pieces differ in their last bits, and a training that is
-            continued must end as if it had not been stopped.
+        threads: number of threads that the training began with. Another number changes the last bits of sums, and a
+            resumed training must have the result of an uninterrupted one.
     """
 
     def __init__(self, run_path: Path) -> None:
@@ -44,11 +44,11 @@ class Checkpoints:
 
     @contextmanager
     def locked(self, key: Json) -> Iterator[None]:
-        """Keeps other processes out of the Run, and checkpoints of another training.
+        """Locks the Run against other processes, and refuses checkpoints of another training.
 
         Raises:
             StoreLocked: another process is training this Run.
-            UsageError: an unfinished training of another kind is here.
+            UsageError: the folder has an unfinished training with other settings.
         """
         with durable.locked(self.run_path):
             try:
@@ -61,10 +61,10 @@ class Checkpoints:
                     self.remove()
 
     def save(self, name: str, epoch: int, tensors: Mapping[str, Tensor], state: Json) -> None:
-        """Puts a checkpoint on disk; the one before it stays, older ones go.
+        """Writes a checkpoint. The one before it is kept, older ones are deleted.
 
         Raises:
-            NoSpace, AccessDenied, InputOutputError: what was there is still there.
+            NoSpace, AccessDenied, InputOutputError: existing checkpoints are unchanged.
         """
         rows = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
         data = safetensors.torch.save(rows, metadata={"featcache": json.dumps(state)})
@@ -75,20 +75,20 @@ class Checkpoints:
                 old.unlink()
 
     def latest(self, name: str, is_usable: Usable = lambda tensors, state: True) -> Checkpoint | None:
-        """The last whole checkpoint that can be used: its tensors and its state; None where there is none."""
+        """Tensors and state of the last complete and usable checkpoint; None if there is none."""
         for path in reversed(self._newest(name)):
             with in_our_words("reading", path):
                 data = durable.read_regular(path)
             match = _NAME.fullmatch(path.name)
             if match and digest_bytes(data).startswith(match["digest"]):
-                with suppress(SafetensorError, ValueError, LookupError, TypeError, RecursionError):  # not of ours
+                with suppress(SafetensorError, ValueError, LookupError, TypeError, RecursionError):  # another program's
                     checkpoint = safetensors.torch.load(data), _state(data)
                     if is_usable(*checkpoint):
                         return checkpoint
         return None
 
     def remove(self) -> None:
-        """Takes the folder away, once the Run is finished; but not what somebody else has put into it."""
+        """Removes the checkpoints and the folder, but no other files in it."""
         for path in (*self._newest(), *self.folder.glob(".*.tmp"), self.folder / "plan.json"):
             path.unlink(missing_ok=True)
         with suppress(OSError):
@@ -112,13 +112,13 @@ class Checkpoints:
                 f"{self.folder} holds an unfinished training that differs ({differences}). Finish it, choose another "
                 f"folder, or remove that folder."
             )
-        for old in self._newest():  # without its plan nobody knows of what it is
+        for old in self._newest():  # without a plan they belong to an unknown training
             old.unlink()
         self.threads = torch.get_num_threads()
         durable.write_text(path, canonical_json({**key, _THREADS: self.threads}))
 
     def _plan(self, path: Path) -> Json | None:
-        """What is trained here, and by how many threads; None where that cannot be told."""
+        """The plan on disk, setting `threads`; None if there is none that can be read."""
         if not path.is_file():
             return None
         with suppress(ValueError, RecursionError), in_our_words("reading", path):

@@ -1,7 +1,7 @@
-"""The trainings that make a Run on pixels: one on a hold-out; or one for each fold, and a last one on all their rows,
-for as many epochs as were best for the folds on average.
+"""The trainings of a Run on images: one on a hold-out; or one for each fold, and a final one on all rows.
 
-What a head or a network has learnt from is never what it is scored on. Letters: n rows, c classes.
+The final training has the mean number of epochs that was best for the folds. No network is scored on its own training
+rows. Letters: n rows, c classes.
 """
 
 from collections.abc import Mapping, Sequence
@@ -31,13 +31,13 @@ _NONE = np.array([], dtype=np.int64)
 
 @dataclass(frozen=True)
 class CrossValidation:
-    """What is trained, from what, on what, and how.
+    """The trainings of a Run.
 
     Attributes:
         start: network, heads and rows.
-        recipe: what learns, for how long, and how.
-        inputs: what the learning part is fed with.
-        checkpoints: where each training is kept between two epochs.
+        recipe: the parameters to train, the number of epochs, and the optimizer.
+        inputs: inputs of the trained part.
+        checkpoints: checkpoints of each training.
         session: processes, device and callbacks.
     """
 
@@ -48,7 +48,7 @@ class CrossValidation:
     session: Session
 
     def result(self) -> TrainingResult:
-        """Trains; the weights that are kept are then in the network of the start."""
+        """Trains, and leaves the selected weights in the network of the start."""
         return self._hold_out() if self.start.protocol.is_hold_out else self._cross_validated()
 
     def _hold_out(self) -> TrainingResult:
@@ -80,7 +80,7 @@ class CrossValidation:
         return self._result(last, *out_of_fold, histories, epochs)
 
     def _trainer(self, tensors: Mapping[str, Array], recipe: Recipe, sides: Subsets) -> Trainer:
-        """A training from the start, whatever was trained before it."""
+        """A training that begins with the weights of the start."""
         start, task = self.start, self.start.task
         start.backbone.module.load_state_dict(self._initial)
         targets = Targets(task.labels[None], len(task.classes), task.positive)
@@ -92,7 +92,7 @@ class CrossValidation:
         return {name: tensor.clone() for name, tensor in self.start.backbone.module.state_dict().items()}
 
     def _score(self, rows: Array, logits: Array) -> float:
-        """Larger is better; a metric that does not exist on these rows is worth nothing."""
+        """The metric of selection, larger is better; -inf where it is undefined on these rows."""
         select = self.recipe.select
         value = numbers(self.start.task, rows, logits).get(select)
         if value is None:
@@ -100,7 +100,7 @@ class CrossValidation:
         return -float(value) if select == "loss" else float(value)
 
     def _scored_rows(self, train: Array) -> dict[str, Array]:
-        """The rows that are scored by the network that is kept, besides those of validation."""
+        """Rows scored by the final network, besides validation rows."""
         test = self.start.protocol.test
         return {TRAIN: train, **({TEST: test} if len(test) else {})}
 
@@ -121,7 +121,7 @@ def _predictions(trainer: Trainer, sides: Mapping[str, Array]) -> dict[str, tupl
 
 
 def shortened(recipe: Recipe, histories: Sequence[Sequence[Mapping[str, float]]], epochs: int) -> Recipe | None:
-    """The recipe, ended after so many epochs, each stage as long as it was in the folds on average; None after none."""
+    """The recipe cut to `epochs` epochs, each stage as long as in the folds on average; None for 0 epochs."""
     stages: list[Stage] = []
     for number, stage in enumerate(recipe.stages, start=1):
         ran = round(float(np.mean([sum(point["stage"] == number for point in history) for history in histories])))

@@ -42,7 +42,7 @@ _N_NAMED = 5
 
 
 class Pixels:
-    """n images by number. A context manager: it starts decoding processes when it needs them.
+    """The images of a training, by number. A context manager, which starts decoding processes when needed.
 
     Attributes:
         digests: sha256 of each file's bytes; empty where it could not be read.
@@ -82,7 +82,7 @@ class Pixels:
         self._decoders.__exit__(*error)
 
     def read(self, numbers: Sequence[int], on_progress: Progress = lambda done, total: None) -> None:
-        """Decodes images for the first time: notes their digests and failures, and keeps what there is room for."""
+        """Decodes images for the first time, records digests and failures, and keeps images as memory allows."""
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
             for done, (number, decoded) in enumerate(
                 zip(numbers, pool.map(self._decode, numbers), strict=True), start=1
@@ -102,7 +102,7 @@ class Pixels:
         self.failures = {}
 
     def transformed(self, number: int, spec: AugmentSpec | None, epoch: int) -> Array:
-        """(h, w) or (h, w, 3) uint8: what the network sees of an image, in an epoch if it is augmented.
+        """(h, w) or (h, w, 3) uint8 pixels of an image after cropping, augmented for an epoch if `spec` is given.
 
         Raises:
             InputsChanged: the file is no longer what was read.
@@ -117,8 +117,8 @@ class Pixels:
             return self._kept[number]
         decoded = self._decode(number)
         if decoded.pixels is None or decoded.digest != self.digests[number]:
-            why = decoded.failure[1] if decoded.failure else "other bytes"
-            raise InputsChanged(f"{self._paths[number]} is not what it was when the training began: {why}.")
+            reason = decoded.failure[1] if decoded.failure else "other bytes"
+            raise InputsChanged(f"{self._paths[number]} has changed since the training began: {reason}.")
         pixels: Array = decoded.pixels[0][0]
         return pixels
 
@@ -133,15 +133,15 @@ class Pixels:
 
 
 class Source(Protocol):
-    """Where the inputs of the learning part come from."""
+    """The inputs of the trained part, in batches."""
 
     def batches(self, order: Sequence[Array], epoch: int) -> Iterator[Array]:
-        """For each batch of row numbers (b, …): of training rows in an epoch from 1 on, or as they are in epoch 0."""
+        """Yields (b, …) inputs for each batch of row numbers: augmented in epochs from 1 on, not in epoch 0."""
         ...
 
 
 class ImageSource:
-    """Images through the trunk; without a trunk the pixels themselves, (b, h, w) or (b, h, w, 3) uint8.
+    """Outputs of the trunk for images; without a trunk the pixels, (b, h, w) or (b, h, w, 3) uint8.
 
     A context manager, one for each stage of a training.
     """
@@ -187,7 +187,7 @@ class ImageSource:
             )
 
     def _computed(self, rows: Sequence[int], augment: AugmentSpec | None, epoch: int) -> Iterator[tuple[int, Array]]:
-        """(row, what enters the learning part), in order, a few chunks ahead."""
+        """Yields (row, input of the trained part), in order, computed a few chunks ahead."""
 
         def work(chunk: Sequence[int]) -> Sequence[Array]:
             augmented = [self._pixels.transformed(row, augment, epoch) for row in chunk]
@@ -221,11 +221,11 @@ class ImageSource:
     def _keep(self, row: int, output: Array) -> None:
         if output.nbytes <= self._room:
             self._room -= output.nbytes
-            self._kept[row] = output.copy()  # not a view that holds its whole batch
+            self._kept[row] = output.copy()  # a view would keep its whole batch in memory
 
 
 class StoreSource:
-    """The stored inputs of the last stage, of images as they are and of their augmented views: no trunk, no pixels."""
+    """The stored inputs of the last stage, for images and their augmented copies."""
 
     def __init__(self, store: Store, rows: Sequence[int], seed: int, with_views: bool, memory_bytes: int) -> None:
         """Args:
@@ -269,22 +269,22 @@ class StoreSource:
 
 
 def _stacked(rows: Sequence[Array]) -> Array:
-    """One array; gray pixels become three equal bands where others have colours."""
+    """One array; gray images are repeated to three bands if others have colours."""
     if len({row.ndim for row in rows}) > 1:
         rows = [np.repeat(row[..., None], 3, axis=2) if row.ndim == 2 else row for row in rows]
     return np.stack(rows)
 
 
 class Inputs(Protocol):
-    """Where a training gets its inputs from."""
+    """The inputs of a training: images, or a store."""
 
     def open(self, names: Sequence[str]) -> "Any":
-        """A context: (the part of the network that has all these parameters in it, what enters it)."""
+        """A context of (the part of the network that contains these parameters, its inputs)."""
         ...
 
 
 class ImageInputs:
-    """Images, through the frozen part of a network. A context manager."""
+    """Images as inputs, through the frozen part of a network. A context manager."""
 
     def __init__(
         self,
@@ -317,7 +317,7 @@ class ImageInputs:
 
     @contextmanager
     def open(self, names: Sequence[str]) -> Iterator[tuple[nn.Module, Source]]:
-        """The tail in which all these parameters lie, and what the trunk below it makes of the images."""
+        """The tail that contains these parameters, and the outputs of the trunk below it for the images."""
         if self._source is None or tuple(names) != self._names:
             self._files.close()
             parts = unfreeze.cut(self._backbone.module, names)
@@ -376,7 +376,7 @@ class StoreInputs:
 
 
 def memory_bytes(processes: ProcessGroup) -> int:
-    """What may be kept of images, and as much again of what was computed from them."""
+    """Bytes for resized images, and as much again for outputs of the trunk."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // _MEMORY_SHARE // processes.size
 
 
@@ -420,7 +420,7 @@ def chosen(manifest: Manifest, image_ids: Sequence[str]) -> Manifest:
 
 
 def check_contents(pixels: Pixels, image_ids: Sequence[str], contents: Sequence[str], session: Session) -> None:
-    """Reads every image, each process its share, and compares it with what the Run was made of.
+    """Reads every image, each process its share, and compares its digest with that in the Run.
 
     Raises:
         InputsChanged: with the first of those that are others, or cannot be read.

@@ -1,7 +1,7 @@
-"""The loop of a training on pixels: stages, epochs, batches; the best weights by validation; a checkpoint per epoch.
+"""The training loop on images: stages, epochs and batches; the best weights by validation; a checkpoint per epoch.
 
-Everything random follows from the seed and the numbers of epoch and batch, so that a training that was stopped goes on
-as if it had not been. What is below the learning part stays in `eval()` and does not move by a bit.
+All random numbers follow from the seed and the numbers of epoch and batch, so a resumed training has the result of an
+uninterrupted one. The frozen part stays in `eval()`, and its weights and statistics never change.
 Letters: n rows, b rows of a batch, c classes.
 """
 
@@ -39,8 +39,8 @@ _BACKBONE, _HEAD, _BEST, _MOMENTS = "backbone/", "head/", "best/", "moments/"
 
 @dataclass(frozen=True)
 class Subsets:
-    """Row numbers: those that are learnt from, and those whose metric decides which weights are kept; none for the
-    last."""
+    """Row numbers: training rows, and validation rows, whose metric selects the weights; without any, the last epoch is
+    kept."""
 
     train: Array
     val: Array
@@ -48,7 +48,7 @@ class Subsets:
 
 @dataclass
 class _State:
-    """Everything that decides how a training goes on, besides the weights and moments."""
+    """The state of a training, besides weights and optimizer state."""
 
     epoch: int = 0
     stage: int = 0  # from 1
@@ -61,23 +61,23 @@ class _State:
     scaler_state: dict[str, Any] = field(default_factory=dict)
 
     def check(self, n_stages: int, n_epochs: int) -> None:
-        """Raises ValueError for what no epoch of such a training can have left behind, TypeError for other types."""
+        """Raises ValueError for a state that no epoch of such a training can have, TypeError for other types."""
         if not (1 <= self.epoch <= n_epochs and 1 <= self.stage <= n_stages and 0 <= self.before_stage < self.epoch):
-            raise ValueError("an epoch or a stage that there is not")
+            raise ValueError("no such epoch or stage")
         if [point["epoch"] for point in self.history] != list(range(1, self.epoch + 1)):
-            raise ValueError("not a point of the curves for each epoch")
+            raise ValueError("an epoch without a point of the curves")
         if not all(isinstance(value, float) for point in self.history for value in point.values()):
-            raise ValueError("a point of the curves that is no number")
+            raise ValueError("a point of the curves is not a number")
         if not 0 <= self.best_epoch <= self.epoch or math.isnan(self.best_score):
-            raise ValueError("a best epoch that there was not")
+            raise ValueError("no such best epoch")
         monitor_fields = vars(LossMonitor(unfreeze.StageSchedule(Recipe(), 1))).keys() - {"_spec"}
         if not isinstance(self.scaler_state, dict) or self.monitor_state.keys() != monitor_fields:
-            raise ValueError("another way of monitor_state it")
+            raise ValueError("other monitored fields")
         if not all(isinstance(value, int | float) for value in self.monitor_state.values()):
-            raise ValueError("a monitored value that is no number")
+            raise ValueError("a monitored value is not a number")
 
     def enter(self, stage: int) -> None:
-        """Notes that a stage begins, unless it has begun."""
+        """Enters a stage, unless the training is already in it."""
         if stage > self.stage:
             self.stage, self.before_stage, self.is_over = stage, self.epoch, False
             self.monitor_state, self.scaler_state = {}, {}
@@ -85,10 +85,10 @@ class _State:
 
 @dataclass
 class _RunningStage:
-    """A stage while it runs."""
+    """A stage in progress."""
 
     stage: Stage
-    names: Sequence[str]  # of what learns of the backbone
+    names: Sequence[str]  # trained parameters of the backbone
     model: TrainedPart
     wrapped: nn.Module
     source: Source
@@ -98,7 +98,7 @@ class _RunningStage:
 
 
 class Trainer:
-    """A network and its head while they learn.
+    """The training of a network and its head.
 
     Attributes:
         history: a mapping per epoch: epoch (from 1), stage (from 1), train_ and val_ numbers.
@@ -118,11 +118,11 @@ class Trainer:
     ) -> None:
         """Args:
         backbone: the network; it is changed in place.
-        head: on it; changed in place.
-        recipe: how they learn.
+        head: the head; changed in place.
+        recipe: optimizer, schedule and stages.
         targets: labels of all rows.
         sides: the rows.
-        open_source: for the names of what learns, gives the part of the network they lie in, and what enters it.
+        open_source: function of parameter names to the part of the network that contains them, and its inputs.
         score: function of (rows, logits) that chooses the best weights; larger is better.
         session: processes, compilation of the trained part, and callbacks.
         """
@@ -132,7 +132,7 @@ class Trainer:
         self._device = backbone.device
         keep_freed_memory()
         self._objective = unfreeze.objective(targets, sides.train, recipe, self._device)
-        self._names: list[str] = []  # of everything that has learnt so far
+        self._names: list[str] = []  # parameters trained so far
         self._state, self._best = _State(), dict[str, Tensor]()
 
     @property
@@ -145,7 +145,7 @@ class Trainer:
 
     @property
     def n_trainable(self) -> tuple[int, int]:
-        """Parameters that learn at some time: (of the backbone, of the head)."""
+        """Number of parameters trained in any stage: (of the backbone, of the head)."""
         names = {name for stage in self._recipe.stages for name in self._unfrozen(stage)}
         head = sum(p.numel() for p in self.head.parameters())
         return unfreeze.n_trainable(self._backbone.module, names), head
@@ -189,16 +189,16 @@ class Trainer:
 
     @contextmanager
     def _running_stage(self, stage: Stage, moments: Mapping[str, Tensor] | None) -> Iterator[_RunningStage]:
-        """Cuts the network, opens what enters the learning part, and takes up the optimizer where it was left; None at
+        """Divides the network, opens the inputs of the trained part, and restores the optimizer; `moments` is None at
         the beginning of a stage."""
         names = self._unfrozen(stage)
         self._names = self._up_to(self._state.stage)
-        if self._best:  # what learns from now on was with the best so far as it still is
+        if self._best:  # newly trained parameters were the same in the best weights
             self._best = {**self._weights(), **self._best}
         optimizer = unfreeze.optimizer(self._backbone.module, names, self.head, self._recipe)
         scaler = torch.amp.GradScaler(self._device.type, enabled=self._recipe.precision == "float16")
         monitor = LossMonitor(unfreeze.StageSchedule(self._recipe, stage.epochs))
-        if moments is not None:  # sgd without momentum has none, and yet has been monitored
+        if moments is not None:  # empty for sgd without momentum
             unfreeze.put_moments(optimizer, moments)
             vars(monitor).update(self._state.monitor_state)
             scaler.load_state_dict(self._state.scaler_state)
@@ -214,9 +214,9 @@ class Trainer:
             yield _RunningStage(stage, names, model, wrapped, source, optimizer, scaler, monitor)
 
     def _run_epoch(self, running: _RunningStage) -> None:
-        """An epoch, and what is to be said of it."""
+        """Trains one epoch and records it."""
         state, val = self._state, self._subsets.val
-        if not state.epoch and len(val):  # the weights of the start are the first that may be kept
+        if not state.epoch and len(val):  # the initial weights are the first candidate
             state.best_score = self._score(val, self._evaluated(running.model, running.source, val))
             self._best = self._weights()
             if state.best_score == -math.inf:
@@ -232,7 +232,7 @@ class Trainer:
         state.scaler_state = running.scaler.state_dict()
 
     def _train_epoch(self, running: _RunningStage) -> Point:
-        """One pass over the training rows: its loss and numbers, of the batches as they were learnt from."""
+        """One pass over the training rows. Returns loss and metrics of the batches as trained on."""
         running.model.train()
         batches = self._batches(self._state.epoch)
         inputs = running.source.batches(
@@ -249,7 +249,7 @@ class Trainer:
     def _backward(
         self, running: _RunningStage, step: int, batch: Array, inputs: Iterator[Array]
     ) -> list[tuple[Array, Array]]:
-        """Adds up the gradients of a batch, piece by piece; returns (rows, logits) of each."""
+        """Accumulates the gradients of a batch, piece by piece. Returns (rows, logits) of each piece."""
         predictions = []
         weight, uniforms, pieces = self._weight(batch), self._dropout_uniforms(step, batch), self._pieces(batch)
         for i, piece in enumerate(pieces):
@@ -273,7 +273,7 @@ class Trainer:
             return z
 
     def _batches(self, epoch: int) -> list[Array]:
-        """The rows of each batch of an epoch, of all processes together; sizes differ by at most one."""
+        """The rows of each batch of an epoch, over all processes; sizes differ by at most one."""
         n = len(self._subsets.train)
         order = np.random.default_rng((self._recipe.seed, epoch)).permutation(n)
         return np.array_split(self._subsets.train[order], self._n_batches)
@@ -283,7 +283,7 @@ class Trainer:
         return max(1, math.ceil(len(self._subsets.train) / self._recipe.batch_size))
 
     def _check_shares(self) -> None:
-        """Every process needs two rows of every piece: they wait for one another in each, and a norm needs two."""
+        """Every process needs two rows of every piece, because a batch norm needs two."""
         size, pieces = self._processes.size, self._recipe.grad_accumulation
         fewest = len(self._subsets.train) // self._n_batches // pieces
         if size > 1 and fewest < 2 * size:
@@ -293,26 +293,26 @@ class Trainer:
             )
 
     def _pieces(self, batch: Array) -> list[Array]:
-        """This process's share of each of the pieces in which a batch goes through the network, one after another."""
+        """This process's share of each piece of a batch (gradient accumulation)."""
         pieces = np.array_split(batch, min(self._recipe.grad_accumulation, len(batch)))
         return [self._processes.share(piece) for piece in pieces]
 
     def _weight(self, batch: Array) -> Tensor:
-        """The sum of the weights of a batch, by which its loss is averaged, whoever computes which part of it."""
+        """The sum of class weights of a whole batch, by which its loss is averaged in every process."""
         rows = torch.from_numpy(batch).to(self._device)
         nothing = torch.zeros(1, len(batch), self._targets.n_classes, device=self._device)
         _, weight = self._objective.parts(nothing, rows, nothing[:, :, 0] + 1)
         return weight.sum().clamp(min=1e-12)
 
     def _dropout_uniforms(self, step: int, batch: Array) -> list[Array]:
-        """Uniform numbers for the dropout of each hidden layer, of a whole batch."""
+        """Random numbers in [0, 1) for the dropout of each hidden layer, for a whole batch."""
         generator = np.random.default_rng((self._recipe.seed, self._state.epoch, step + 1))
         return [generator.random((len(batch), width), dtype=np.float32) for width in self.head.hidden_sizes]
 
     # --- after an epoch -----------------------------------------------------------------------------------------------
 
     def _record_epoch(self, running: _RunningStage, point: Point) -> None:
-        """Validation, the best so far, and whether the stage is over."""
+        """Validates, keeps the best weights, and decides whether the stage is over."""
         state, val = self._state, self._subsets.val
         if not math.isfinite(point["train_loss"]):
             raise self._diverged()
@@ -364,12 +364,12 @@ class Trainer:
         return unfreeze.unfrozen(self._backbone.module, stage.unfreeze, self._recipe.freeze_bn)
 
     def _up_to(self, stage: int) -> list[str]:
-        """What learns in one of the first stages: all of it is in the tail, so that nothing in a trunk ever moves."""
+        """Parameters trained in any of the first stages. All of them are in the tail, so the trunk never changes."""
         names = {name for earlier in self._recipe.stages[:stage] for name in self._unfrozen(earlier)}
         return [name for name, _ in self._backbone.module.named_parameters() if name in names]
 
     def _trained_tensors(self) -> dict[str, Tensor]:
-        """What has been learnt so far: parameters, and the statistics beside them."""
+        """The parameters trained so far, and the batch norm statistics beside them."""
         state = self._backbone.module.state_dict()
         owners = {name.rpartition(".")[0] for name in self._names}
         backbone = {
@@ -404,8 +404,8 @@ class Trainer:
         return copy.deepcopy(vars(self._state)) | {"names": self._names}
 
     def _is_ours(self, tensors: Mapping[str, Tensor], state: Json) -> bool:
-        """Whether a checkpoint is of this training: its state, and its tensors by name, shape and type. It is none of
-        somebody else's that has only the name and the digest of one."""
+        """Whether a checkpoint belongs to this training, by its state and the names, shapes and types of its tensors.
+        A file with the right name and digest may still be another program's."""
         kept = _State(**{name: value for name, value in state.items() if name != "names"})
         kept.check(len(self._recipe.stages), self._recipe.epochs)
         names = self._up_to(kept.stage)
@@ -424,7 +424,7 @@ class Trainer:
         )
 
     def _restored(self, tensors: Mapping[str, Tensor], state: Json) -> dict[str, Tensor]:
-        """Puts a checkpoint in place; returns the moments."""
+        """Restores a checkpoint. Returns the optimizer state."""
         self._names = list(state["names"])
         self._state = _State(**{name: value for name, value in state.items() if name != "names"})
         self._load({name: t for name, t in tensors.items() if name.startswith((_BACKBONE, _HEAD))})

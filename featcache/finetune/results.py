@@ -1,5 +1,5 @@
-"""What is said of a training on pixels: its numbers beside those of what it started from, on the same rows, and the
-Run that keeps them.
+"""The results of a training on images: metrics before and after on the same rows, and the Run that records them.
+
 Letters: n rows, c classes.
 """
 
@@ -26,7 +26,7 @@ from featcache.training.results import TEST, VAL, Scored, about_network, chosen,
 Array = np.ndarray[Any, Any]
 SubsetLogits = Mapping[str, tuple[Array, Array]]
 
-# What a head is; how it was trained says the recipe.
+# Fields of the head; those of its training are in the recipe.
 _SHAPE = ("kind", "hidden_sizes", "activation", "norm", "dropout", "output", "C", "alpha")
 
 
@@ -35,11 +35,11 @@ class TrainingResult:
     """A finished training.
 
     Attributes:
-        before, after: rows and (n, c) logits by side, of what it started from and of what came of it.
-        tensors: the head as `head.safetensors` keeps it.
+        before, after: rows and (n, c) logits by subset, before and after the training.
+        tensors: tensors of the head as in `head.safetensors`.
         histories: per fold one mapping per epoch: epoch, stage, train_ and val_ numbers.
         epoch: the weights are those after this one, counted from the start of the training; 0 for those of the start.
-        n_trainable: parameters that learnt, (of the backbone, of the head).
+        n_trainable: number of trained parameters, (of the backbone, of the head).
     """
 
     before: SubsetLogits
@@ -53,12 +53,12 @@ class TrainingResult:
 def write(
     start: Start, result: TrainingResult, key: Json, rule: str | None, run_path: Path, environment: Json, seconds: float
 ) -> Run:
-    """The Run: both sets of numbers, the network and the head, the curves through all phases.
+    """Writes the Run: metrics before and after, network and head, and the curves of all phases.
 
     Args:
-        start: what it started from; its backbone's weights are by now those that are kept.
-        result: what came of it.
-        key: everything that decided it.
+        start: its start; its backbone now has the selected weights.
+        result: the trained head, logits and histories.
+        key: everything that decided the result.
         rule: rule of the operating point; None for none.
         run_path: the folder.
         environment: environment of this process.
@@ -108,7 +108,7 @@ def write(
 
 
 def _scored(task: Task, protocol: Protocol, sides: SubsetLogits, rule: str | None) -> Scored:
-    """The numbers of some logits; a temperature and a threshold are of their validation rows."""
+    """Metrics of some logits; temperature and threshold are chosen on their validation rows."""
     parsed = calibration.parse_rule(rule) if rule else None
     return Scored(task, protocol, sides, chosen(task, *sides[VAL], parsed))
 
@@ -118,7 +118,7 @@ def _point(name: str, scored: Scored, rule: str | None) -> Json:
 
 
 def _gain(task: Task, protocol: Protocol, before: Scored, after: Scored) -> Json:
-    """By side, what the numbers have gained, with intervals: at 0.5, and at each its own operating point."""
+    """By subset, the change of the metrics with intervals: at 0.5, and each at its own operating point."""
     gains: dict[str, Any] = {}
     for side in (VAL, TEST):
         if side not in after.sides:
@@ -144,20 +144,20 @@ def _notes(start: Start, result: TrainingResult, after: Scored) -> list[str]:
     parent = start.parent
     sources = {start.backbone.weights_source, parent.record["store"].get("weights") if parent else None}
     inherited = about_network(checkpoints.RUN if checkpoints.RUN in sources else None)
-    if parent and parent.record.get("n_trainable"):  # its network learnt from the rows that are learnt from here
+    if parent and parent.record.get("n_trainable"):  # its network has the same training rows
         inherited = [note for note in inherited if note in parent.record["notes"]]
     notes = [*inherited, *after.notes()]
     if parent and parent.record["asked"].get("tta"):
         name = parent.path.name
-        notes.insert(0, f"{name} was scored by means over augmented views; here nothing is, before or after")
+        notes.insert(0, f"{name} used test-time augmentation; the metrics here, before and after, do not")
     if result.epoch == 0:
         of = f"those of {parent.path.name}" if parent else "the first"
-        notes.insert(0, f"no epoch was better on the validation rows: the weights that are kept are {of}")
+        notes.insert(0, f"no epoch was better on the validation rows, so the weights are {of}")
     return [*start.task.notes, *start.protocol.notes, *start.notes, *notes]
 
 
 def _history(parent: Run | None, result: TrainingResult) -> tuple[list[list[dict[str, float]]], int | None]:
-    """Of each fold the points of all phases, those of the parent first, and the epoch of the weights."""
+    """For each fold the points of all phases, the parent's first; and the epoch of the weights."""
     earlier = parent.history() if parent else []
     phase = max((int(point.get("phase", 1)) for point in earlier), default=1 if parent else 0)
     n = int(max((point["epoch"] for point in earlier), default=0))

@@ -1,5 +1,6 @@
-"""What a training on pixels starts from: the network, its head, the rows and how they are divided, checked before
-anything is computed. Either of a Run, or of a labelled folder of images with a fresh head.
+"""The start of a training on images: network, head, rows and split, checked before anything is computed.
+
+It is a Run, or a labelled folder of images with a new head.
 Letters: d features, c classes.
 """
 
@@ -33,19 +34,19 @@ _MAX_PIXELS = 1 << 30  # an image of the Run was within the bound that it was em
 
 @dataclass(frozen=True)
 class Start:
-    """What a training on pixels starts from.
+    """The start of a training on images.
 
     Attributes:
         task: labels of the rows.
-        protocol: how they are divided.
-        backbone: the network, ready and frozen.
-        decode: how files become pixels.
-        head: what the head is.
-        tensors: its weights; those of the final head.
-        fold_tensors: the weights of the head of each fold, which has not seen its held rows.
-        feature_rms: what the head's features were divided by.
-        parent: the Run, if it is one.
-        notes: those of the manifest of the images.
+        protocol: split of the rows.
+        backbone: the network, loaded and frozen.
+        decode: decoding of the files.
+        head: spec of the head.
+        tensors: weights of the final head.
+        fold_tensors: weights of the head of each fold, trained without its validation rows.
+        feature_rms: divisor of the head's features.
+        parent: the Run it starts from; None for a folder.
+        notes: notes of the manifest.
     """
 
     task: Task
@@ -61,7 +62,7 @@ class Start:
 
     @classmethod
     def of_run(cls, run: Run, weights: str | None, device: str) -> Self:
-        """The state in which a Run was left.
+        """Starts from a Run.
 
         Args:
             run: a Run of `train_head` or of a training on pixels.
@@ -73,16 +74,16 @@ class Start:
             IdentityMismatch: other weights, or another preprocessing than the Run's.
         """
         if run.spec.kind == "knn" or (run.spec.kind == "flatten-mlp" and not (run.path / WEIGHTS).exists()):
-            raise UsageError(f"{run.path} has a {run.spec.kind} head; phase 2 needs one on vectors: linear or mlp.")
+            raise UsageError(f"{run.path} has a {run.spec.kind} head; fine-tuning needs a linear or mlp head.")
         if run.record["asked"].get("refit_all"):
             raise UsageError(
-                f"{run.path} was trained on its validation rows as well (`refit_all`), and they could not choose "
-                f"anything any more. Train the head again without it."
+                f"{run.path} was trained on its validation rows as well (`refit_all`), so they cannot select an epoch. "
+                f"Train the head again without it."
             )
         task, protocol = run.task(), run.protocol()
         folds = [run.weights()] if protocol.is_hold_out else run.fold_weights()
         if len(folds) != len(protocol.folds):
-            raise UsageError(f"{run.path} has no heads of its {len(protocol.folds)} folds to go on from.")
+            raise UsageError(f"{run.path} has no heads of its {len(protocol.folds)} folds to start from.")
         backbone, request = run_backbone.backbone_of(run, weights, device)
         # What was embedded is known by its bytes, so a first frame is taken where it was taken before.
         decode = replace(request.decode, first_frame=True, max_pixels=_MAX_PIXELS)
@@ -91,8 +92,8 @@ class Start:
         return cls(task, protocol, backbone, decode, run.spec, run.weights(), folds, rms, run, backbone.notes)
 
     def differences(self, identity: Json) -> list[str]:
-        """What the vectors of a store have that those of the Run have not, a line each. What else it holds, and under
-        which name, changes nothing."""
+        """Differences between the vectors of a store and those of the Run, one line each. Other arrays of the store,
+        and its name, are ignored."""
         assert self.parent is not None
         own = self.backbone.identity(self.decode, "", views_of(identity))
         lines = vector_differences(comparable(identity), comparable(own))
@@ -100,7 +101,7 @@ class Start:
         return lines + difference(*({"stored_dtype": dtype} for dtype in stored))
 
     def head_module(self, tensors: Mapping[str, Array], dropout: float | None) -> Head:
-        """A head with these weights, to be trained on."""
+        """A trainable head with these weights."""
         spec = replace(self.head, dropout=dropout) if dropout is not None and self.head.hidden_sizes else self.head
         task = self.task
         return head_module(spec, tensors, self.feature_rms, len(task.classes), task.positive, task.has_findings)
@@ -111,7 +112,7 @@ class Start:
 
 @dataclass(frozen=True)
 class _Folder:
-    """The images of a folder that can be read, as rows to be labelled."""
+    """The readable images of a folder, as rows to be labelled."""
 
     path: Path
     image_ids: list[str]
@@ -132,7 +133,7 @@ def of_folder(
     split: SplitSpec,
     session: Session,
 ) -> tuple[Start, list[int]]:
-    """A fresh head on the images of a folder that can be read, and the number among all images of each row.
+    """A new head on the readable images of a folder, and the number of each row among all images.
 
     Raises:
         UsageError: labels, groups or the given split do not allow it, with counts.

@@ -40,13 +40,13 @@ class Choice:
     """A part of a backbone that can be unfrozen.
 
     Attributes:
-        unfreeze: the word for it: "last-block", "last-stage", "2" and so on, "all".
+        unfreeze: its name: "last-block", "last-stage", "2" and so on, "all".
         n_blocks: how many blocks from the end; None where a stage is not made of whole blocks.
-        first: the first module that learns.
-        n_trainable: its parameters.
-        boundary: shape of what enters it, for one image of the default size.
-        with_linear: parameters with those of a linear head of two classes.
-        with_mlp: the same with the default MLP head, or the dense layers that belong to a network of ours.
+        first: the first trained module.
+        n_trainable: number of parameters.
+        boundary: shape of its input for one image of the default size.
+        with_linear: number of parameters with a linear head of two classes.
+        with_mlp: the same with the default MLP head, or the dense layers of `simple-cnn` and `covid-cnn`.
     """
 
     unfreeze: str
@@ -59,7 +59,7 @@ class Choice:
 
 
 def unfrozen(module: nn.Module, selection: str, freeze_bn: str = "no") -> list[str]:
-    """Names of the parameters that learn, in the network's order.
+    """Names of the parameters to train, in the network's order.
 
     Args:
         module: the module of a `backbones.Backbone`.
@@ -90,7 +90,7 @@ def unfrozen(module: nn.Module, selection: str, freeze_bn: str = "no") -> list[s
 
 
 def freeze_bn_of(backbone: backbones.Backbone, stages: Sequence[Stage], freeze_bn: str) -> str:
-    """What becomes of batch norms that would learn: `freeze_bn`, "auto" resolved to "yes" or "no"."""
+    """`freeze_bn`, with "auto" resolved to "yes" or "no" for the batch norms of the trained part."""
     if freeze_bn != "auto":
         return freeze_bn
     learning = {name.rpartition(".")[0] for stage in stages for name in unfrozen(backbone.module, stage.unfreeze)}
@@ -111,7 +111,7 @@ def _is_without_statistics(norm: _BatchNorm) -> bool:
 def _last(blocks: Sequence[Sequence[str]], n: int) -> list[str]:
     if not 1 <= n <= len(blocks):
         raise UsageError(
-            f"`unfreeze`={n}: this backbone has {len(blocks)} blocks, so that from 1 to {len(blocks)} may learn."
+            f"`unfreeze`={n}: this backbone has {len(blocks)} blocks, so the number must be from 1 to {len(blocks)}."
         )
     return [name for block in blocks[-n:] for name in block]
 
@@ -127,7 +127,7 @@ def _matching(module: nn.Module, names: Sequence[str], pattern: str) -> list[str
 
 
 def _choices(module: nn.Module) -> str:
-    """What could have been asked for."""
+    """A sentence with the possible values."""
     words = "There are last-block, last-stage, all, a number of blocks"
     try:
         blocks = groups(module, coarse=False)
@@ -138,7 +138,7 @@ def _choices(module: nn.Module) -> str:
 
 
 def choices(name: str) -> list[Choice]:
-    """What of a backbone can be unfrozen. The network is a sketch, nothing is downloaded or computed.
+    """The parts of a backbone that can be unfrozen. Nothing is downloaded or computed.
 
     Raises:
         UsageError: no backbone has this name, or what its blocks are is not known.
@@ -164,8 +164,8 @@ def choices(name: str) -> list[Choice]:
 
 
 def _entering(module: nn.Module, parts: Sequence[Sequence[str]], size: Sequence[int]) -> tuple[list[Shape], int]:
-    """(shape of what enters each of some parts, d). Each part lies within the one before it: one walk through the
-    network serves all."""
+    """(shapes of the inputs of some parts, d). Each part lies within the one before it, so that one pass through the
+    network is enough."""
     x, rest, shapes = torch.zeros(1, 3, *size, device="meta"), module, []
     with torch.no_grad():
         for names in parts:
@@ -192,7 +192,7 @@ def block_name(module: nn.Module, block: Sequence[str]) -> str:
 
 
 class TrainedPart(nn.Module):
-    """The learning part of a network, and its head: what enters it to (b, c) logits."""
+    """The trained part of a network with its head: inputs of that part to (b, c) logits."""
 
     def __init__(self, backbone: Backbone, tail: nn.Module, head: Head) -> None:
         super().__init__()
@@ -201,7 +201,7 @@ class TrainedPart(nn.Module):
         self.compiled_tail = tail
 
     def to_device(self, inputs: Array) -> Tensor:
-        """What a source gives, as the tail takes it."""
+        """Inputs from a source, as a tensor for the tail: normalised pixels, or outputs of the frozen part."""
         x = torch.from_numpy(inputs).to(self._device)
         if x.dtype == torch.uint8:  # pixels, (b, h, w) or (b, h, w, 3)
             x = self._normalize((x[..., None].expand(*x.shape, 3) if x.ndim == 3 else x).permute(0, 3, 1, 2))
@@ -216,7 +216,7 @@ class TrainedPart(nn.Module):
 
 
 def optimizer(module: nn.Module, names: Sequence[str], head: Head, recipe: Recipe) -> torch.optim.Optimizer:
-    """Of what learns of a network, by name, and of its head, each at its own rate (`full`, before any schedule)."""
+    """The optimizer of the named parameters and of the head, each with its learning rate (`full`, unscheduled)."""
     trainable, (of_head, of_backbone) = set(names), recipe.rates
     learning = [p for name, p in module.named_parameters() if name in trainable]
     groups = [
@@ -232,7 +232,7 @@ def optimizer(module: nn.Module, names: Sequence[str], head: Head, recipe: Recip
 
 
 def put_moments(optimizer: torch.optim.Optimizer, moments: Mapping[str, Tensor]) -> None:
-    """What an optimizer remembers of each parameter, as a checkpoint kept it."""
+    """Restores the optimizer state of each parameter from a checkpoint."""
     if not moments:
         return
     state: dict[int, dict[str, Tensor]] = {}
@@ -243,7 +243,7 @@ def put_moments(optimizer: torch.optim.Optimizer, moments: Mapping[str, Tensor])
 
 
 def objective(targets: Targets, train: Array, recipe: Recipe, device: torch.device) -> Objective:
-    """The loss of all rows, with class weights by the labels of those that are learnt from."""
+    """The loss of all rows, with class weights computed from the labels of the training rows."""
     weights = class_weight(targets.values[0][train], targets.n_classes, recipe.class_weight)
     values = targets.values.astype(np.float32) if targets.has_findings else targets.values
     return Objective(
@@ -258,7 +258,7 @@ def objective(targets: Targets, train: Array, recipe: Recipe, device: torch.devi
 
 @dataclass(frozen=True)
 class StageSchedule:
-    """The pace of one stage, for its `LossMonitor`."""
+    """Schedule and early stopping of one stage, for its `LossMonitor`."""
 
     recipe: Recipe
     epochs: int
@@ -278,13 +278,13 @@ class StageSchedule:
 
 @contextmanager
 def explained_batch_norm_errors() -> Iterator[None]:
-    """What torch says of a single row, one line by which something can be done about it."""
+    """Translates torch's error about batch norms of a single row."""
     try:
         yield
     except (ValueError, RuntimeError) as error:
         if "more than 1 value per channel" not in str(error):
             raise
         raise UsageError(
-            "a batch norm that learns cannot see one image at a time: use a larger `batch_size`, a smaller "
+            "a batch norm in training mode needs more than one image at a time: use a larger `batch_size`, a smaller "
             "`grad_accumulation`, or an `unfreeze` without such norms."
         ) from error
