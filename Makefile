@@ -59,8 +59,8 @@ bench: $(STAMP)  ## measured ratios; see benchmarks/README.md
 	$(BIN)/python benchmarks/finetune.py
 	$(BIN)/python benchmarks/cpu_vs_gpu.py
 
-docs: $(STAMP)  ## pages of the Python interface, in dist/api
-	$(BIN)/python docs/api.py dist/api
+docs: $(STAMP)  ## the documentation site, in dist/docs
+	$(BIN)/python -m sphinx -W --keep-going -q -b html docs dist/docs
 
 venv: $(STAMP)  ## only the environment
 
