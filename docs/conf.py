@@ -15,6 +15,7 @@ html_theme = "furo"
 html_title = "featcache"
 exclude_patterns = ["_generated"]
 autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
 autodoc_typehints = "none"  # signatures in the text say types; annotations would name private aliases
 napoleon_google_docstring = True
 napoleon_numpy_docstring = False

@@ -14,7 +14,8 @@ from tests.test_report import embedded
 
 MODULES = [
     "featcache.metrics.scores", "featcache.metrics.intervals", "featcache.metrics.calibration",
-    "featcache.auditing.audit", "featcache.reporting.report",
+    "featcache.auditing.audit", "featcache.reporting.report", "featcache.training.train_head",
+    "featcache.embedding.run",
 ]  # fmt: skip
 
 

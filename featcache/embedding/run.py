@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from functools import cache, cached_property, partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from featcache import durable
 from featcache.embedding.depth import settle_depth
@@ -49,21 +49,93 @@ _READ_AHEAD = 64  # images decoded before anybody asks for them, beside those th
 _HOPELESS = 200  # images that fail one after another from the start: this is not what was meant
 
 
-def embed(manifest: Manifest, store_path: Path | str, spec: BackboneSpec, **options: Any) -> Embedded:
-    """Embeds the images of a manifest into a store. Images whose bytes the store already holds are not computed again,
-    and files that have not changed since they were last read are not read again.
+def embed(
+    manifest: Manifest,
+    store_path: Path | str,
+    spec: BackboneSpec,
+    *,
+    decode: DecodeSpec = DecodeSpec(),
+    augmentations: ViewSpec | None = None,
+    dtype: str = "float32",
+    device: str = "auto",
+    compile: str = "auto",  # noqa: A002  # torch's word
+    n_workers: int | None = None,
+    part_rows: int | None = None,
+    timeout_s: float = TIMEOUT_S,
+    rehash: bool = False,
+    strict: bool = False,
+    only_add: bool = False,
+    expect: Callable[[Path, Json], None] = lambda path, identity: None,
+    on_progress: Progress = lambda done, total: None,
+    on_note: Note = lambda text: None,
+) -> Embedded:
+    """Embeds the images of a manifest once with a frozen backbone, into a store.
+
+    Images whose bytes the store already holds are not computed again, and files that have not changed since they were
+    last read are not read again. A pass that was stopped continues where it was.
 
     Args:
-        manifest: what to embed.
-        store_path: the `.h5` to write; next to it `STORE.h5.partial/` while the pass runs, `STORE.h5.failures.csv` if
-            images failed, and `.STORE.h5.seen`, which only saves time.
-        spec: which backbone.
-        options: as in `embed_all`, which this is for one store.
+        manifest: the images and their columns.
+        store_path: the store to write, `STORE.h5`. Beside it stand `STORE.h5.partial/` while the pass runs,
+            `STORE.h5.failures.csv` if images failed, and the cache `.STORE.h5.seen`.
+        spec: the backbone, its weights and its transform.
+        decode: how files become pixels.
+        augmentations: augmented copies to embed beside each image; None for none.
+        dtype: stored data type of the vectors, "float32" or "float16".
+        device: "auto" (CUDA if there is one), "cpu", "cuda" or "cuda:N".
+        compile: whether the network is compiled before the pass: "on", "off", or "auto", which compiles where the
+            number of images is worth it.
+        n_workers: number of decoding processes; None for one per core.
+        part_rows: rows per part file of the unfinished pass; None chooses by the size of a row.
+        timeout_s: longest time to read and decode one image, in seconds.
+        rehash: read every file, even if its size and time are unchanged.
+        strict: stop at the first image that fails.
+        only_add: keep every row of an existing store, and refuse a store with images that the manifest lacks.
+            Otherwise the store is brought in line with the manifest.
+        expect: called with the path and the identity of the store before anything is computed; an exception ends the
+            pass.
+        on_progress: called with (rows on disk, rows in total).
+        on_note: called with notes while the pass runs.
+
+    Returns:
+        Counts of embedded, reused and failed images, shapes and timings.
 
     Raises:
-        FeatcacheError: what `embed_all` raises.
+        IdentityMismatch: the store holds vectors of another identity.
+        StoreLocked: another process is writing the store.
+        WeightsUnavailable, UsageError: raised before anything is written.
+        NoSpace, AccessDenied, InputOutputError: finished parts are kept; the same call continues.
+
+    Example:
+        >>> import featcache
+        >>> images = featcache.Manifest.read("images")
+        >>> backbone = featcache.BackboneSpec("test_resnet", weights="random:0", input_size=32)
+        >>> done = featcache.embed(images, "example.h5", backbone)
+        >>> done.counts.failed
+        0
+        >>> with featcache.Store.open("example.h5") as store:
+        ...     len(store) == len(images)
+        True
     """
-    return embed_all(manifest, {Path(store_path): spec}, **options)[0]
+    (embedded,) = embed_all(
+        manifest,
+        {Path(store_path): spec},
+        decode=decode,
+        augmentations=augmentations,
+        dtype=dtype,
+        device=device,
+        compile=compile,
+        n_workers=n_workers,
+        part_rows=part_rows,
+        timeout_s=timeout_s,
+        rehash=rehash,
+        strict=strict,
+        only_add=only_add,
+        expect=expect,
+        on_progress=on_progress,
+        on_note=on_note,
+    )
+    return embedded
 
 
 def embed_all(

@@ -45,17 +45,17 @@ _SHORTCUTS_SHOWN = 3
 
 @dataclass(frozen=True)
 class SelectionSpec:
-    """What chooses the winner, what it learns from in the end, and what is said of it besides its numbers.
+    """How the best head is selected, on which rows it is trained in the end, and which baselines are computed.
 
     Attributes:
-        select: the metric that ranks specs on held rows.
-        refit_all: after a hold-out, train the winner on the held rows too. Folds always do.
-        operating_point: a rule of `calibration.parse_rule`, for two classes.
-        n_permutations: how many shuffled labellings to train on, for comparison.
-        compare: other stores of the same images, for comparison.
-        tta: every score, wherever it is used, is of the mean of the logits of an image as it is and of its
-            augmented views (see `scoring.averaged`): those of rows that were not learnt from, and for the sake of one
-            measure those of training rows, of watched ones and of the curves.
+        select: metric that ranks specs on validation rows: "auroc", "f1", "balanced_accuracy", "accuracy", "auprc" or
+            "loss".
+        refit_all: after a hold-out, train the best head on the validation rows as well. With folds this is always done.
+        operating_point: rule that chooses the threshold for two classes, as in `calibration.parse_rule`: "youden",
+            "f1", "sensitivity=0.95" or "specificity=0.9". None predicts the most probable class.
+        n_permutations: number of baselines trained on shuffled labels.
+        compare: other stores of the same images, on which the best spec is trained as a baseline.
+        tta: test-time augmentation: every score is that of the mean logits of an image and its augmented copies.
     """
 
     select: str = "auroc"
@@ -83,24 +83,39 @@ def train_head(
     on_progress: Progress = lambda done, total: None,
     on_note: Callable[[str], None] = lambda text: None,
 ) -> Run:
-    """Trains heads on a store, and writes a Run of the best.
+    """Trains heads on the vectors of a store, and writes the best as a Run.
+
+    Specs are ranked on validation rows, the best is trained on the training rows (with folds on all rows except test),
+    its operating point and temperature are chosen on predictions of rows that it was not trained on, and only then are
+    the test rows read.
 
     Args:
-        store: the vectors. Rows without a label are left out and counted.
-        specs: one head, or several of which the held rows choose; the default is the linear probe.
-        run_path: the folder to write; None for `runs/STORE-KIND-DIGEST` in the current folder. The same training of the
-            same store may be repeated at its path; another is never overwritten.
-        target: the labels.
-        split: how rows are divided.
-        report: what is said of the winner.
+        store: an open store of n rows. Rows without a label are left out and counted.
+        specs: one head, or several to compare; none stands for a linear probe, `HeadSpec()`.
+        run_path: folder of the Run; None for `runs/STORE-KIND-DIGEST` in the current folder. The same training may be
+            repeated at its path; another Run is never overwritten.
+        target: which labels are predicted.
+        split: how rows are divided into training, validation and test rows.
+        report: how the best head is selected, and which baselines are computed.
         device: "cpu", "cuda", "cuda:N" or "auto".
-        on_progress: called with (heads and epochs done, heads and epochs in all) of each stage.
-        on_note: called with what a person should know before it happens.
+        on_progress: called with (epochs done, epochs in total), summed over heads.
+        on_note: called with each note on the data before training starts.
+
+    Returns:
+        The Run, with metrics, predictions, history and weights.
 
     Raises:
-        UsageError: labels, groups or the given split do not allow it, with counts; the store lacks the features or the
-            views that are asked for; another Run is at `run_path`.
+        UsageError: labels, groups or the given split do not allow the training, with counts; the store lacks the
+            features or augmented copies that the head needs; another Run is at `run_path`.
         StoreLocked: another process is training at `run_path`.
+
+    Example:
+        >>> import featcache
+        >>> with featcache.Store.open("chest.h5") as store:
+        ...     target = featcache.TargetSpec(positive="sick")
+        ...     run = featcache.train_head(store, featcache.HeadSpec("linear", epochs=5), "runs/example", target=target)
+        >>> run.metrics("test")["auroc"] > 0.5
+        True
     """
     started = time.perf_counter()
     tried = [specs] if isinstance(specs, HeadSpec) else list(specs) or [HeadSpec()]
