@@ -37,10 +37,9 @@ from PIL import Image
 from featcache import backbones, phantoms
 from featcache.embedding import embed, embed_all
 from featcache.embedding.forward import Forward, Streams
-from featcache.images import DecodeSpec
 from featcache.images.workers import Decoders
 from featcache.manifest import Manifest
-from featcache.request import BackboneSpec
+from featcache.specs import BackboneSpec, DecodeSpec
 from featcache.store import Store
 
 BATCH_ROWS = 32  # of the naive loop

@@ -30,12 +30,10 @@ from featcache import backbones, phantoms
 from featcache.embedding import embed
 from featcache.finetune.fine_tune import fine_tune
 from featcache.finetune.unfreeze import unfrozen
-from featcache.heads import HeadSpec
 from featcache.heads.mlp import head_module
 from featcache.manifest import Manifest
-from featcache.recipe import AugmentSpec, Recipe, Stage
-from featcache.request import BackboneSpec
 from featcache.runs import Run
+from featcache.specs import AugmentationSpec, BackboneSpec, HeadSpec, Recipe, Stage
 from featcache.store import Store
 from featcache.training.train_head import train_head
 
@@ -64,7 +62,7 @@ def _manifest(folder: Path) -> Manifest:
 
 
 def _recipe(unfreeze: str, augment: bool) -> Recipe:
-    spec = AugmentSpec() if augment else None
+    spec = AugmentationSpec() if augment else None
     return Recipe(stages=(Stage(unfreeze, EPOCHS),), augment=spec, class_weight="none", schedule="constant")
 
 

@@ -27,11 +27,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, PredefinedSplit
 from torch.utils.data import DataLoader, TensorDataset
 
-from featcache.heads import HeadSpec, grid
 from featcache.heads.jobs import Fit, Pool
 from featcache.heads.optim import Targets
 from featcache.heads.solvers import solve_all
 from featcache.heads.training import fit_all
+from featcache.specs import HeadSpec, grid
 from featcache.splits.task import Task
 from featcache.store import Store
 

@@ -11,45 +11,68 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
+_SPECS = (
+    "AugmentationSpec",
+    "AugmentedCopies",
+    "BackboneSpec",
+    "ColumnSpec",
+    "DecodeSpec",
+    "FusionSpec",
+    "HeadSpec",
+    "Recipe",
+    "SelectionSpec",
+    "SplitSpec",
+    "Stage",
+    "TargetSpec",
+    "TransformSpec",
+    "Where",
+)
 _HOME = {
-    "BackboneSpec": "featcache.request",
     "FeatcacheError": "featcache.errors",
-    "HeadSpec": "featcache.heads",
     "Manifest": "featcache.manifest",
-    "SelectionSpec": "featcache.training.train_head",
     "Run": "featcache.runs",
-    "SplitSpec": "featcache.splits.protocol",
     "Store": "featcache.store",
-    "TargetSpec": "featcache.splits.task",
-    "TransformSpec": "featcache.images",
     "audit": "featcache.auditing.audit",
     "embed": "featcache.embedding",
     "evaluate": "featcache.evaluation.evaluate",
     "export": "featcache.store.export",
+    "export_onnx": "featcache.prediction.onnx_export",
+    "export_studies": "featcache.fusion.writer",
     "fine_tune": "featcache.finetune.fine_tune",
     "load_run": "featcache.prediction.predictor",
     "predict": "featcache.prediction",
     "report": "featcache.reporting.report",
     "train": "featcache.finetune.fine_tune",
     "train_head": "featcache.training.train_head",
+    **dict.fromkeys(_SPECS, "featcache.specs"),
 }
 
 __all__ = [
+    "AugmentationSpec",
+    "AugmentedCopies",
     "BackboneSpec",
+    "ColumnSpec",
+    "DecodeSpec",
     "FeatcacheError",
+    "FusionSpec",
     "HeadSpec",
     "Manifest",
+    "Recipe",
     "Run",
     "SelectionSpec",
     "SplitSpec",
+    "Stage",
     "Store",
     "TargetSpec",
     "TransformSpec",
+    "Where",
     "__version__",
     "audit",
     "embed",
     "evaluate",
     "export",
+    "export_onnx",
+    "export_studies",
     "fine_tune",
     "load_run",
     "predict",
@@ -64,19 +87,32 @@ if TYPE_CHECKING:
     from featcache.errors import FeatcacheError
     from featcache.evaluation.evaluate import evaluate
     from featcache.finetune.fine_tune import fine_tune, train
-    from featcache.heads import HeadSpec
-    from featcache.images import TransformSpec
+    from featcache.fusion.writer import export_studies
     from featcache.manifest import Manifest
     from featcache.prediction import predict
+    from featcache.prediction.onnx_export import export_onnx
     from featcache.prediction.predictor import load_run
     from featcache.reporting.report import report
-    from featcache.request import BackboneSpec
     from featcache.runs import Run
-    from featcache.splits.protocol import SplitSpec
-    from featcache.splits.task import TargetSpec
+    from featcache.specs import (
+        AugmentationSpec,
+        AugmentedCopies,
+        BackboneSpec,
+        ColumnSpec,
+        DecodeSpec,
+        FusionSpec,
+        HeadSpec,
+        Recipe,
+        SelectionSpec,
+        SplitSpec,
+        Stage,
+        TargetSpec,
+        TransformSpec,
+        Where,
+    )
     from featcache.store import Store
     from featcache.store.export import export
-    from featcache.training.train_head import SelectionSpec, train_head
+    from featcache.training.train_head import train_head
 
 
 def __getattr__(name: str) -> Any:

@@ -11,12 +11,10 @@ from featcache import phantoms
 from featcache.embedding import Progress, embed
 from featcache.embedding.output import Embedded
 from featcache.errors import WeightsUnavailable, from_os_error
-from featcache.heads import HeadSpec
 from featcache.manifest import Manifest
 from featcache.reporting.report import Reported, report
-from featcache.request import BackboneSpec
 from featcache.runs import Run
-from featcache.splits.task import TargetSpec
+from featcache.specs import BackboneSpec, HeadSpec, TargetSpec
 from featcache.store import Store
 from featcache.training.train_head import train_head
 

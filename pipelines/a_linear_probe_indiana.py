@@ -24,8 +24,7 @@ import showing
 from featcache import BackboneSpec, HeadSpec, Run, Store
 from featcache.manifest.datasets import iu_xray
 from featcache.reporting.report import report
-from featcache.splits.protocol import SplitSpec
-from featcache.splits.task import TargetSpec
+from featcache.specs import SplitSpec, TargetSpec
 from featcache.training.train_head import train_head
 
 BACKBONE = BackboneSpec("efficientnet_b1.ft_in1k")

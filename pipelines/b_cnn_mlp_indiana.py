@@ -28,12 +28,9 @@ import showing
 from featcache import BackboneSpec, HeadSpec, Manifest, Run, Store
 from featcache.cli.progress import training
 from featcache.finetune.fine_tune import fine_tune
-from featcache.images.augment import ViewSpec
 from featcache.manifest.datasets import iu_xray
-from featcache.recipe import PRESETS, Recipe, Stage
 from featcache.reporting.report import report
-from featcache.splits.protocol import SplitSpec
-from featcache.splits.task import TargetSpec
+from featcache.specs import PRESETS, AugmentedCopies, Recipe, SplitSpec, Stage, TargetSpec
 from featcache.training.train_head import train_head
 
 
@@ -42,7 +39,7 @@ class Study:
     """Its constants."""
 
     backbone: BackboneSpec
-    views: ViewSpec
+    views: AugmentedCopies
     head: HeadSpec
     recipe: Recipe
     folds: int
@@ -50,14 +47,14 @@ class Study:
 
 STUDY = Study(
     BackboneSpec("efficientnet_b1.ft_in1k", taps=("pooled", "boundary")),
-    ViewSpec(4),
+    AugmentedCopies(4),
     HeadSpec.of("mlp", epochs=15, class_weight="balanced", schedule="plateau", augmentations=True),
     PRESETS["cnn-mlp"],
     folds=5,
 )
 REHEARSAL = Study(
     replace(STUDY.backbone, name="test_efficientnet", weights="random:0", input_size=32),
-    ViewSpec(1),
+    AugmentedCopies(1),
     replace(STUDY.head, epochs=2),
     replace(STUDY.recipe, stages=(Stage("last-block", 1),)),
     folds=2,

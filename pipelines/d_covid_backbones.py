@@ -35,13 +35,12 @@ from featcache.cli.progress import progress, training
 from featcache.embedding import embed_all
 from featcache.figures import charts
 from featcache.finetune.fine_tune import train
-from featcache.heads import grid, inference
+from featcache.heads import inference
 from featcache.heads.mlp import n_parameters
-from featcache.recipe import Recipe, Stage
 from featcache.reporting.projection import project
 from featcache.reporting.report import report
-from featcache.splits.protocol import SplitSpec
-from featcache.training.train_head import SelectionSpec, train_head
+from featcache.specs import Recipe, SelectionSpec, SplitSpec, Stage, grid
+from featcache.training.train_head import train_head
 
 TASKS, OWN = ("binary", "four"), "own CNN"
 NETWORKS = {  # and the numbers of trainable parameters that are published, for two classes and for four

@@ -29,9 +29,7 @@ from showing import Model
 
 from featcache import BackboneSpec, Run
 from featcache.manifest.datasets import kermany
-from featcache.recipe import PRESETS
-from featcache.splits.protocol import SplitSpec
-from featcache.splits.task import TargetSpec
+from featcache.specs import PRESETS, SplitSpec, TargetSpec
 
 SPLIT = SplitSpec(val_fraction=0.1)
 TARGET = TargetSpec(positive="PNEUMONIA")

@@ -1,6 +1,6 @@
 """Image and report together: what a project does with a fusion file, of which it knows the reader and nothing else.
 
-Data      A fusion file, as fusion_prepare.py or `featcache export --by` makes it: vectors of images, texts, label,
+Data      A fusion file, as fusion_prepare.py or `featcache export-studies` makes it: vectors of images, texts, label,
           groups and split of studies, and the logits of a head on the images that has not seen them.
 Method    Of studies with images and text: TF-IDF and logistic regression on the words; logistic regression on the mean
           vector of the images; both together, late (the mean of their log odds) and early (one regression on words and

@@ -28,11 +28,9 @@ from PIL import Image
 
 from featcache import BackboneSpec, HeadSpec, Manifest, Store, durable, phantoms, splits
 from featcache.embedding import embed
-from featcache.fusion.spec import FusionSpec
 from featcache.fusion.writer import export_studies
 from featcache.manifest.datasets import iu_xray
-from featcache.splits.protocol import SplitSpec
-from featcache.splits.task import TargetSpec
+from featcache.specs import FusionSpec, SplitSpec, TargetSpec
 from featcache.tables.table import read_table
 from featcache.training.train_head import train_head
 

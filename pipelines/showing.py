@@ -29,10 +29,7 @@ from featcache.cli.render import console, escaped, print_embedded
 from featcache.embedding import embed
 from featcache.errors import InputOutputError, Interrupted
 from featcache.identity import digest_bytes
-from featcache.images.augment import ViewSpec
-from featcache.recipe import Recipe, Stage
-from featcache.splits.protocol import SplitSpec
-from featcache.splits.task import TargetSpec
+from featcache.specs import AugmentedCopies, Recipe, SplitSpec, Stage, TargetSpec
 
 _REHEARSED = (
     "A rehearsal: the images are phantoms and the weights of every network are random ones. What stands here beside "
@@ -174,7 +171,7 @@ class Model:
         return Model(self.name, spec, recipe, compile="off")
 
 
-def embedded(images: Manifest, store_path: Path, spec: BackboneSpec, views: ViewSpec | None = None) -> None:
+def embedded(images: Manifest, store_path: Path, spec: BackboneSpec, views: AugmentedCopies | None = None) -> None:
     """`embed.embed`, and what became of each image."""
     with progress("embedding") as (on_progress, on_note):
         done = embed(images, store_path, spec, augmentations=views, on_progress=on_progress, on_note=on_note)

@@ -20,12 +20,8 @@ from PIL import Image
 
 from featcache.backbones import load
 from featcache.embedding import embed
-from featcache.heads import HeadSpec
-from featcache.images.augment import ViewSpec
 from featcache.manifest import Manifest
-from featcache.request import BackboneSpec
-from featcache.splits.protocol import SplitSpec
-from featcache.splits.task import TargetSpec
+from featcache.specs import AugmentedCopies, BackboneSpec, HeadSpec, SplitSpec, TargetSpec
 from featcache.store import Part, PartFolder, Store, publish
 from featcache.training.train_head import train_head
 
@@ -120,7 +116,7 @@ def begin_phase_two(folder: Path) -> Path:
     if not (folder / "net.safetensors").exists():
         make_network(folder / "net.safetensors", manifest.paths[:24])
     spec = BackboneSpec(NET, str(folder / "net.safetensors"), input_size=32, taps=("pooled", "boundary"))
-    embed(manifest, folder / "tail.h5", spec, augmentations=ViewSpec(2))
+    embed(manifest, folder / "tail.h5", spec, augmentations=AugmentedCopies(2))
     linear, hold_out = HeadSpec(epochs=2, lr=1e-4), SplitSpec(val_fraction=0.25)
     mlp = HeadSpec.of("mlp", hidden_sizes=(8,), epochs=2, lr=1e-4)
     with Store.open(folder / "tail.h5") as store:

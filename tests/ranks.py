@@ -9,14 +9,14 @@ from pathlib import Path
 import torch
 
 from featcache.errors import UsageError
-from featcache.recipe import AugmentSpec, Recipe, Stage
+from featcache.specs import AugmentationSpec, Recipe, Stage
 from tests.test_finetune import recipe, tuned
 
 # Name -> (parent, recipe, whether from images).
 CASES: dict[str, tuple[str, Recipe, bool]] = {
     "freeze_bn": ("uneven", recipe(Stage("last-block", 2), lr=0.003), False),
     "grad_accumulation": ("mlp", recipe(Stage("last-block", 2), lr=0.003, dropout=0.4, grad_accumulation=2), False),
-    "augmented": ("bare", recipe(Stage("2", 2), lr=0.001, dropout=0.3, augment=AugmentSpec(), batch_size=9), True),
+    "augmented": ("bare", recipe(Stage("2", 2), lr=0.001, dropout=0.3, augment=AugmentationSpec(), batch_size=9), True),
     "sgd": ("linear", recipe(Stage("blocks.4", 2), optimizer="sgd", lr=0.01, label_smoothing=0.1), False),
 }
 TOO_SMALL = recipe(Stage("last-block", 1), batch_size=3)

@@ -9,19 +9,25 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from featcache.identity import canonical_json, digest_bytes
-from featcache.images import TransformSpec
-from featcache.images.augment import PARAMETERS, ViewSpec, apply, views
+from featcache.images.augment import apply, views
+from featcache.specs import PARAMETERS, AugmentationSpec, AugmentedCopies, TransformSpec
 
 DIGEST = "0123456789abcdef" * 4
 TRANSFORM = TransformSpec((32, 32), 0.8, "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 NEUTRAL = (0.0, 1.0, 1.0, 1.0, 0.0)
+STILL = AugmentationSpec(rotation=0.0, color_jitter=0.0, hflip=0.0)
 digests = st.binary(max_size=8).map(digest_bytes)
 specs = st.builds(
-    ViewSpec, n=st.integers(1, 8), seed=st.integers(0, 2**32 - 1), rotation=st.floats(0, 180),
-    color_jitter=st.floats(0, 0.9), hflip=st.floats(0, 1),
+    AugmentedCopies, n=st.integers(1, 8), seed=st.integers(0, 2**32 - 1), augmentation=st.builds(
+        AugmentationSpec, rotation=st.floats(0, 180), color_jitter=st.floats(0, 0.9), hflip=st.floats(0, 1)
+    ),
 )  # fmt: skip
 factor = st.floats(0.125, 1.875, width=32)
 rows = st.tuples(st.floats(-180, 180, width=32), factor, factor, factor, st.sampled_from([0.0, 1.0]))
+
+
+def augmented(spec: AugmentedCopies, **fields: float) -> AugmentedCopies:
+    return replace(spec, augmentation=replace(spec.augmentation, **fields))
 
 
 def noise(width: int, height: int, mode: str = "RGB") -> Image.Image:
@@ -49,43 +55,52 @@ def test_the_parameters_of_one_digest_are_known() -> None:
         [-12.852970123291016, 1.0683645009994507, 1.0742158889770508, 1.1062999963760376, 1.0],
         [-10.895493507385254, 1.088897466659546, 1.1014807224273682, 0.838560938835144, 0.0],
     ]
-    assert ViewSpec(3).parameters(DIGEST).tolist() == known
+    assert AugmentedCopies(3).parameters(DIGEST).tolist() == known
 
 
 @given(specs, digests)
-def test_parameters_are_the_same_each_time_and_lie_in_their_ranges(spec: ViewSpec, digest: str) -> None:
+def test_parameters_are_the_same_each_time_and_lie_in_their_ranges(spec: AugmentedCopies, digest: str) -> None:
     rows = spec.parameters(digest)
     assert rows.shape == (spec.n, len(PARAMETERS))
     assert rows.dtype == np.float32
     assert rows.tobytes() == spec.parameters(digest).tobytes()
-    assert (np.abs(rows[:, 0]) <= np.float32(spec.rotation)).all()
-    assert (np.abs(rows[:, 1:4] - 1) <= spec.color_jitter + 1e-6).all()  # float32 has steps of 1.2e-7 there
+    assert (np.abs(rows[:, 0]) <= np.float32(spec.augmentation.rotation)).all()
+    assert (
+        np.abs(rows[:, 1:4] - 1) <= spec.augmentation.color_jitter + 1e-6
+    ).all()  # float32 has steps of 1.2e-7 there
     assert set(rows[:, 4]) <= {0.0, 1.0}
 
 
 @given(specs, digests, st.integers(1, 32))
-def test_more_views_keep_the_first_ones(spec: ViewSpec, digest: str, n: int) -> None:
+def test_more_views_keep_the_first_ones(spec: AugmentedCopies, digest: str, n: int) -> None:
     shorter, longer = sorted((spec.n, n))
     few, many = (replace(spec, n=count).parameters(digest) for count in (shorter, longer))
     assert np.array_equal(few, many[:shorter])
 
 
 @given(specs, digests)
-def test_a_change_of_one_option_moves_only_its_parameters(spec: ViewSpec, digest: str) -> None:
+def test_a_change_of_one_option_moves_only_its_parameters(spec: AugmentedCopies, digest: str) -> None:
     before = spec.parameters(digest)
-    assert np.array_equal(replace(spec, rotation=7.0).parameters(digest)[:, 1:], before[:, 1:])
-    assert np.array_equal(replace(spec, color_jitter=0.3).parameters(digest)[:, [0, 4]], before[:, [0, 4]])
-    assert np.array_equal(replace(spec, hflip=0.1).parameters(digest)[:, :4], before[:, :4])
+    assert np.array_equal(augmented(spec, rotation=7.0).parameters(digest)[:, 1:], before[:, 1:])
+    assert np.array_equal(augmented(spec, color_jitter=0.3).parameters(digest)[:, [0, 4]], before[:, [0, 4]])
+    assert np.array_equal(augmented(spec, hflip=0.1).parameters(digest)[:, :4], before[:, :4])
 
 
 def test_every_image_seed_and_view_has_parameters_of_its_own() -> None:
-    drawn = [ViewSpec(4, seed=seed).parameters(digest_bytes(bytes([i])))[:, :4] for seed in range(5) for i in range(5)]
+    drawn = [
+        AugmentedCopies(4, seed=seed).parameters(digest_bytes(bytes([i])))[:, :4] for seed in range(5) for i in range(5)
+    ]
     assert len(np.unique(np.concatenate(drawn))) == 5 * 5 * 4 * 4
 
 
 def test_parameters_fill_their_ranges_evenly() -> None:
     """Of 3,200 draws the mean and the share of mirrored views are within 4 standard errors of what is asked."""
-    rows = np.concatenate([ViewSpec(32, hflip=0.25).parameters(digest_bytes(bytes([i]))) for i in range(100)])
+    rows = np.concatenate(
+        [
+            AugmentedCopies(32, augmentation=AugmentationSpec(hflip=0.25)).parameters(digest_bytes(bytes([i])))
+            for i in range(100)
+        ]
+    )
     assert np.allclose(rows[:, :4].min(axis=0), [-25, 0.8, 0.8, 0.8], rtol=0.01)
     assert np.allclose(rows[:, :4].max(axis=0), [25, 1.2, 1.2, 1.2], rtol=0.01)
     spread = np.array([50, 0.4, 0.4, 0.4]) / np.sqrt(12 * len(rows))
@@ -110,18 +125,23 @@ def test_parameters_fill_their_ranges_evenly() -> None:
 )
 def test_impossible_views_are_refused_at_birth(field: str, value: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        ViewSpec(**{"n": 2, field: value})
+        AugmentedCopies(**{"n": 2, field: value}) if field in ("n", "seed") else AugmentationSpec(**{field: value})
+
+
+def test_copies_are_never_zoomed() -> None:
+    with pytest.raises(ValueError, match=r"`scale` of stored copies must be 1, got 0\.5"):
+        AugmentedCopies(2, augmentation=AugmentationSpec(scale=0.5))
 
 
 @given(specs)
-def test_the_identity_is_all_that_makes_a_view(spec: ViewSpec) -> None:
+def test_the_identity_is_all_that_makes_a_view(spec: AugmentedCopies) -> None:
     identity = spec.identity()
     rule = identity.pop("rule")
-    assert ViewSpec.from_identity(identity) == spec
+    assert AugmentedCopies.from_identity(identity) == spec
     assert "before the crop" in rule
-    assert canonical_json(ViewSpec(2, rotation=25, hflip=1).identity()) == canonical_json(
-        ViewSpec(2, rotation=25.0, hflip=1.0).identity()
-    )
+    assert canonical_json(
+        AugmentedCopies(2, augmentation=AugmentationSpec(rotation=25, hflip=1)).identity()
+    ) == canonical_json(AugmentedCopies(2, augmentation=AugmentationSpec(rotation=25.0, hflip=1.0)).identity())
 
 
 # --- what a row does --------------------------------------------------------------------------------------------------
@@ -193,14 +213,19 @@ def test_saturation_moves_colours_from_their_gray_and_is_clipped() -> None:
 @pytest.mark.parametrize("mode", ["L", "RGB"])
 def test_views_of_nothing_but_neutral_parameters_are_the_image_as_it_is_transformed(mode: str) -> None:
     image = noise(90, 70, mode)
-    still = views(image, TRANSFORM, ViewSpec(2, rotation=0.0, color_jitter=0.0, hflip=0.0), DIGEST)
+    still = views(
+        image,
+        TRANSFORM,
+        AugmentedCopies(2, augmentation=AugmentationSpec(rotation=0.0, color_jitter=0.0, hflip=0.0)),
+        DIGEST,
+    )
     assert still.dtype == np.uint8
     assert np.array_equal(still, np.stack([TRANSFORM(image)] * 2))
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])
 def test_the_stored_parameters_make_the_views_again(mode: str) -> None:
-    image, spec = noise(90, 70, mode), ViewSpec(3)
+    image, spec = noise(90, 70, mode), AugmentedCopies(3)
     stored = np.frombuffer(spec.parameters(DIGEST).tobytes(), dtype=np.float32).reshape(3, len(PARAMETERS))
     resized = TRANSFORM.resize(image)
     again = [np.asarray(TRANSFORM.crop(apply(resized, row))) for row in stored]
@@ -210,20 +235,20 @@ def test_the_stored_parameters_make_the_views_again(mode: str) -> None:
 def test_more_views_keep_the_pixels_of_the_first_ones() -> None:
     image = noise(90, 70)
     assert np.array_equal(
-        views(image, TRANSFORM, ViewSpec(4), DIGEST)[:2], views(image, TRANSFORM, ViewSpec(2), DIGEST)
+        views(image, TRANSFORM, AugmentedCopies(4), DIGEST)[:2], views(image, TRANSFORM, AugmentedCopies(2), DIGEST)
     )
 
 
 def test_a_view_shows_what_lies_beside_the_crop_instead_of_black_corners() -> None:
     """A crop of 0.8 of the side, turned by 10 degrees, lies within the image: 0.8 * (cos 10 + sin 10) = 0.93."""
     white = Image.new("L", (200, 200), 255)
-    spec = ViewSpec(8, rotation=10.0, color_jitter=0.0)
+    spec = AugmentedCopies(8, augmentation=AugmentationSpec(rotation=10.0, color_jitter=0.0))
     assert views(white, TRANSFORM, spec, DIGEST).min() == 255
 
 
 def test_shortcuts_reach_the_views() -> None:
     image = noise(400, 400, "L")
-    exact, fast = (views(image, TRANSFORM, ViewSpec(2), DIGEST, fast) for fast in (False, True))
-    still = ViewSpec(1, rotation=0.0, color_jitter=0.0, hflip=0.0)
+    exact, fast = (views(image, TRANSFORM, AugmentedCopies(2), DIGEST, fast) for fast in (False, True))
+    still = AugmentedCopies(1, augmentation=STILL)
     assert not np.array_equal(exact, fast)
     assert np.array_equal(views(image, TRANSFORM, still, DIGEST, fast=True)[0], TRANSFORM(image, fast=True))

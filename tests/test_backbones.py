@@ -12,7 +12,7 @@ import torch
 from featcache.backbones import listing, load, resolve_name, weights
 from featcache.embedding.forward import Forward
 from featcache.errors import UntrustedFile, UsageError, WeightsUnavailable
-from featcache.request import BackboneSpec
+from featcache.specs import BackboneSpec
 
 SMALL = "resnet18"  # with the tensors and the tags of a network people use
 

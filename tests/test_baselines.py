@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from featcache.errors import StoreNotFound, UsageError
-from featcache.heads import HeadSpec
+from featcache.specs import HeadSpec, SplitSpec, TargetSpec
 from featcache.splits import Fold
-from featcache.splits.protocol import SplitSpec, divide
-from featcache.splits.task import TargetSpec, Task
+from featcache.splits.protocol import divide
+from featcache.splits.task import Task
 from featcache.store import Part, PartFolder, Store, publish
 from featcache.training import baselines
 from featcache.training.selection import Bench, numbers, out_of_fold

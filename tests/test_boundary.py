@@ -19,16 +19,14 @@ from featcache.embedding import embed
 from featcache.embedding.estimate import forecast
 from featcache.errors import CorruptStore, IdentityMismatch, UsageError
 from featcache.finetune import unfreeze
-from featcache.images import DecodeSpec
-from featcache.images.augment import ViewSpec
 from featcache.manifest import Manifest
-from featcache.request import TAPS, BackboneSpec
+from featcache.specs import TAPS, AugmentedCopies, BackboneSpec, DecodeSpec
 from featcache.store import Part, PartFolder, Store, describe, publish, verify
 from tests.conftest import SMALL, draw, make_store
 from tests.test_cli import featcache as command
 
 BOTH = ("pooled", "boundary")
-VIEWS = ViewSpec(2, seed=3)
+VIEWS = AugmentedCopies(2, seed=3)
 N = 6
 SPEC = BackboneSpec(SMALL, "random:0", input_size=32, taps=BOTH)
 # Network -> (input size, the module that the last stage begins with); a vision transformer has one size only.

@@ -20,13 +20,12 @@ from PIL import Image
 
 from featcache import durable
 from featcache.errors import CorruptStore, FeatcacheError, IdentityMismatch, UnknownFormat, UntrustedFile, UsageError
-from featcache.heads import HeadSpec
 from featcache.identity import digest_bytes
 from featcache.prediction import bundle as bundles
 from featcache.prediction.bundle import bundle, unpack
 from featcache.prediction.predictor import load_run
 from featcache.runs import Run
-from featcache.splits.task import TargetSpec
+from featcache.specs import HeadSpec, TargetSpec
 from featcache.store import Store
 from featcache.training.train_head import train_head
 from tests.conftest import moved_away, save_others

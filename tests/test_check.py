@@ -15,9 +15,10 @@ from rich.console import Console
 
 from featcache.cli.collections import print_checked
 from featcache.errors import ImageError
-from featcache.images import DecodeSpec, headers
+from featcache.images import headers
 from featcache.manifest import Manifest
 from featcache.manifest.check import Checked, check
+from featcache.specs import DecodeSpec
 from tests.conftest import KERMANY_GROUPS, draw, shared
 from tests.encoders import dicom
 from tests.test_cli import featcache

@@ -64,7 +64,8 @@ def featcache(*arguments: object, cwd: Path) -> Done:
 
 @pytest.mark.parametrize(
     "command",
-    ["", "demo", "embed", "train-head", "fine-tune", "train", "predict", "bundle", "export", "backbones", "info",
+    ["", "demo", "embed", "train-head", "fine-tune", "train", "predict", "bundle", "export",
+     "export-studies", "export-onnx", "backbones", "info",
      "doctor", "status", "verify", "manifest", "manifest iu-xray", "manifest kermany", "manifest covid", "check",
      "audit", "report", "evaluate"],
 )  # fmt: skip
@@ -79,7 +80,8 @@ def test_the_commands_are_exactly_these() -> None:
     from featcache.cli.main import app
 
     assert sorted(command.name or "" for command in app.registered_commands) == [
-        "audit", "backbones", "bundle", "check", "demo", "doctor", "embed", "evaluate", "export", "fine-tune", "info",
+        "audit", "backbones", "bundle", "check", "demo", "doctor", "embed", "evaluate", "export", "export-onnx",
+        "export-studies", "fine-tune", "info",
         "predict", "report", "status", "train", "train-head", "verify",
     ]  # fmt: skip
     assert [group.name for group in app.registered_groups] == ["manifest"]
@@ -87,7 +89,7 @@ def test_the_commands_are_exactly_these() -> None:
 
 def test_help_shows_the_defaults_of_the_head(tmp_path: Path) -> None:
     """Options of train-head have no default of their own: what help shows must be HeadSpec's, for each kind."""
-    from featcache.heads import PATHS, HeadSpec
+    from featcache.specs import PATHS, HeadSpec
 
     text = " ".join(featcache("train-head", "--help", cwd=tmp_path).stdout.replace("│", " ").split())
     spec, mlp = HeadSpec(), HeadSpec.of("mlp")
@@ -99,8 +101,8 @@ def test_help_shows_the_defaults_of_the_head(tmp_path: Path) -> None:
 
 
 def test_help_shows_the_limits_of_images(tmp_path: Path) -> None:
-    from featcache.images import MAX_PIXELS
     from featcache.images.workers import TIMEOUT_S
+    from featcache.specs import MAX_PIXELS
 
     text = featcache("embed", "--help", cwd=tmp_path).stdout
     assert f"[default: ({TIMEOUT_S:g})]" in text
@@ -250,8 +252,8 @@ def test_failed_images_give_exit_code_3_and_are_named(class_folder: Path, tmp_pa
         (("train-head", "gone.h5"), 10, "there is no store at gone.h5"),
         (("embed", "nowhere", "-o", "s.h5", *RANDOM), 2, "nowhere does not exist: a folder of images, a .csv"),
         (("embed", "images", "-o", "s.h5", "--backbone", "resnet81"), 2, "no backbone is named 'resnet81'"),
-        (("embed", "images", "-o", "s.h5", *RANDOM, "--mean", "a,b"), 2, "--mean 'a,b': one or three numbers"),
-        (("embed", "images", "-o", "s.h5", *RANDOM, "--std", "1,2"), 2, "--std '1,2': one or three numbers"),
+        (("embed", "images", "-o", "s.h5", *RANDOM, "--mean", "a,b"), 2, "--mean 'a,b': numbers are expected"),
+        (("embed", "images", "-o", "s.h5", *RANDOM, "--std", "1,2"), 2, "--std: one or three numbers"),
         (("embed", "images", "-o", "s.h5", *RANDOM, "--device", "cuda:9"), 2, "--device cuda:9 cannot be used here"),
         (("embed", "images", "-o", "s.h5", *RANDOM, "--crop-pct", "7"), 2, "--crop-pct must be from 0.01 to 1"),
         (("embed", "images", "-o", "s.h5", *RANDOM, "--input-size", "8"), 0, ""),
@@ -279,7 +281,7 @@ def test_failed_images_give_exit_code_3_and_are_named(class_folder: Path, tmp_pa
         (("train-head", "small.h5", "--head", "mlp", "--hidden-sizes", "a"), 2, "--hidden-sizes 'a': whole numbers"),
         (("train-head", "small.h5", "--operating-point", "best"), 2, "'best' is no rule for an operating point"),
         (("train-head", "small.h5", "--head", "flatten-mlp"), 2, "has no 'grid' features"),
-        (("embed", "images", "-o", "s.h5", *RANDOM, "--float-range", "1"), 2, "--float-range '1': two numbers are"),
+        (("embed", "images", "-o", "s.h5", *RANDOM, "--float-range", "1"), 2, "--float-range: two numbers are"),
         (("embed", "images", "-o", "s.h5", *RANDOM, "--bit-depth", "7"), 2, "--bit-depth must be from 8 to 16, got 7"),
         (
             ("embed", "images", "-o", "s.h5", *RANDOM, "--dtype", "int8"),
@@ -294,7 +296,11 @@ def test_failed_images_give_exit_code_3_and_are_named(class_folder: Path, tmp_pa
         (("info", "images"), 2, "images is a folder; a store is the .h5 file that featcache embed writes."),
         (("train-head", "images"), 2, "images is a folder; a store is the .h5 file that featcache embed writes."),
         (("status", "run"), 2, "run is the folder of a Run; a store is the .h5 file that featcache embed writes."),
-        (("export", "m.fcb.zip", "out.npz"), 10, "no store at m.fcb.zip. A store is the .h5 file that featcache embed"),
+        (
+            ("export", "m.fcb.zip", "-o", "out.npz"),
+            10,
+            "no store at m.fcb.zip. A store is the .h5 file that featcache embed",
+        ),
     ],
 )
 def test_a_mistake_gets_one_line_and_its_exit_code(

@@ -16,8 +16,7 @@ from featcache.backbones import graph
 from featcache.backbones.blocks import groups
 from featcache.errors import UsageError
 from featcache.finetune import unfreeze
-from featcache.recipe import Stage
-from featcache.request import BackboneSpec
+from featcache.specs import BackboneSpec, Stage
 
 SIZES = {
     "efficientnet_b1": 64,

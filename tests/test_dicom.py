@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from featcache.errors import ImageError
-from featcache.images import DecodeSpec, decode, dicom
+from featcache.images import decode, dicom
+from featcache.specs import DecodeSpec
 from tests import encoders, zoo
 
 if not zoo.HAS_DICOM:

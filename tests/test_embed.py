@@ -29,7 +29,7 @@ from featcache.identity import digest_bytes
 from featcache.images.cache import FileCache
 from featcache.images.workers import Decoders
 from featcache.manifest import Manifest
-from featcache.request import BackboneSpec
+from featcache.specs import BackboneSpec
 from featcache.store import Store
 from tests.conftest import SMALL, draw
 

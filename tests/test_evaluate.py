@@ -14,12 +14,11 @@ from featcache.evaluation.evaluate import evaluate
 from featcache.evaluation.labels import pairs_of
 from featcache.evaluation.selection import CHOSEN_BY, TRAINED_ON
 from featcache.evaluation.vocabulary import Vocabulary
-from featcache.heads import HeadSpec
 from featcache.runs import Run
 from featcache.runs.evaluation import Evaluation
-from featcache.splits.task import TargetSpec
+from featcache.specs import HeadSpec, SelectionSpec, TargetSpec
 from featcache.store import Part, PartFolder, Store, publish
-from featcache.training.train_head import SelectionSpec, train_head
+from featcache.training.train_head import train_head
 from tests.conftest import make_store, two_clouds
 from tests.test_training import THREE_FINDINGS, findings, three_classes
 

@@ -11,10 +11,10 @@ from featcache.errors import CorruptStore
 from featcache.evaluation.evaluate import evaluate
 from featcache.reporting.report import Reported, report
 from featcache.runs.evaluation import Evaluation
-from featcache.splits.task import TargetSpec
+from featcache.specs import SelectionSpec, TargetSpec
 from featcache.store import Store
 from featcache.store.export import Where, export
-from featcache.training.train_head import SelectionSpec, train_head
+from featcache.training.train_head import train_head
 from tests.browser import chromium
 from tests.test_cli import featcache
 from tests.test_evaluate import QUICK

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from featcache.heads import HeadSpec
-from featcache.splits.task import TargetSpec
+from featcache.specs import HeadSpec, TargetSpec
 from featcache.store import Store
 from featcache.training.train_head import train_head
 from tests.test_report import embedded

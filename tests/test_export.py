@@ -17,7 +17,8 @@ import safetensors.numpy
 from featcache import durable
 from featcache.errors import CorruptStore, IdentityMismatch, NoSpace, UsageError
 from featcache.identity import digest_json
-from featcache.store import Part, PartFolder, Store, Where, blocks, gather, publish, select, verify
+from featcache.specs import Where
+from featcache.store import Part, PartFolder, Store, blocks, gather, publish, select, verify
 from featcache.store import export as module
 from featcache.store.export import SUFFIXES, export
 from tests.conftest import make_store
@@ -417,7 +418,7 @@ def test_an_npz_holds_no_pickle_and_nothing_outside(stores: dict[str, Path], tmp
 
 
 def test_the_command_says_what_it_wrote(stores: dict[str, Path], tmp_path: Path) -> None:
-    arguments = ("export", stores["float32"], "out.npz", "--where", "split=test", "--tap", "pooled")
+    arguments = ("export", stores["float32"], "-o", "out.npz", "--where", "split=test", "--tap", "pooled")
     done = featcache(*arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "out.npz: 99 rows of 6 pooled, 3 columns" in done.stdout
@@ -431,20 +432,18 @@ def test_the_command_says_what_it_wrote(stores: dict[str, Path], tmp_path: Path)
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (("out.npz", "--text", "findings"), "--text: is of studies: give --by COLUMN"),
-        (("out.npz", "--by", "label"), "ends with .h5"),
-        (("out.h5", "--by", "label", "--where", "split=test"), "--where: with --by all rows go out"),
-        (("out.h5", "--by", "label", "--pool", "max"), "--pool must be one of views, mean, first"),
-        (("out.h5", "--by", "label", "--tap", "views"), "--tap: with --by all rows go out"),
-        (("out.npz", "--weights", "w.safetensors"), "--weights: is of a Run that becomes OUT.onnx"),
-        (("out.onnx", "--tap", "pooled"), "--tap: an ONNX file holds a whole Run"),
-        (("out.xlsx",), "the suffix says the format"),
+        (("export-studies", "out.npz", "--by", "label"), "ends with .h5"),
+        (("export-studies", "out.h5", "--by", "label", "--pool", "max"), "--pool must be one of views, mean, first"),
+        (("export-studies", "out.h5", "--by", "label", "--on", "id"), "--on is a column of --reports"),
+        (("export", "out.npz", "--where", "split"), "COLUMN=VALUE or COLUMN!=VALUE is expected"),
+        (("export", "out.xlsx"), "the suffix says the format"),
     ],
 )
 def test_what_makes_no_sense_is_refused_in_a_line(
     arguments: tuple[str, ...], said: str, stores: dict[str, Path], tmp_path: Path
 ) -> None:
-    done = featcache("export", stores["float32"], *arguments, cwd=tmp_path)
+    command, output, *options = arguments
+    done = featcache(command, stores["float32"], "-o", output, *options, cwd=tmp_path)
     assert done.returncode == 2
     assert said in done.stderr
     assert "Traceback" not in done.stderr

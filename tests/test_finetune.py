@@ -19,18 +19,23 @@ from featcache.embedding import embed
 from featcache.errors import IdentityMismatch, InputsChanged, UsageError
 from featcache.finetune.cross_validation import shortened
 from featcache.finetune.fine_tune import fine_tune
-from featcache.fusion.spec import FusionSpec
 from featcache.fusion.writer import export_studies
-from featcache.heads import HeadSpec
-from featcache.images.augment import ViewSpec
 from featcache.manifest import Manifest
-from featcache.recipe import AugmentSpec, Recipe, Stage
-from featcache.request import BackboneSpec
 from featcache.runs import Run
-from featcache.splits.protocol import SplitSpec
-from featcache.splits.task import TargetSpec
+from featcache.specs import (
+    AugmentationSpec,
+    AugmentedCopies,
+    BackboneSpec,
+    FusionSpec,
+    HeadSpec,
+    Recipe,
+    SelectionSpec,
+    SplitSpec,
+    Stage,
+    TargetSpec,
+)
 from featcache.store import Store
-from featcache.training.train_head import SelectionSpec, train_head
+from featcache.training.train_head import train_head
 from tests.conftest import NET, begin_phase_two, moved_away
 from tests.test_tuning import Bench
 from tests.test_tuning import run as train
@@ -211,7 +216,7 @@ def test_views_of_a_store_are_drawn_anew_in_each_epoch(phase_one: Path, tmp_path
 
 
 def test_augmented_images_are_learnt_from_and_plain_ones_scored(phase_one: Path, tmp_path: Path) -> None:
-    how = recipe(STILL, optimizer="sgd", lr=1e-12, schedule="constant", augment=AugmentSpec(scale=0.5))
+    how = recipe(STILL, optimizer="sgd", lr=1e-12, schedule="constant", augment=AugmentationSpec(scale=0.5))
     turned = tuned(phase_one, how, tmp_path / "run", images=True)
     plain = tuned(phase_one, replace(how, augment=None), tmp_path / "plain")
     assert np.ptp(losses(turned)[2:, 0]) > 1e-4
@@ -317,7 +322,11 @@ def poisoned(phase_one: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 POISON: dict[str, tuple[str, Recipe, dict[str, Any]]] = {
     "store": ("linear", recipe(), {}),
     "views": ("mlp", recipe(), {"augmentations": True, "operating_point": "youden"}),
-    "augmented": ("linear", recipe(Stage("2", 2), augment=AugmentSpec(scale=0.7), schedule="cosine"), {"images": True}),
+    "augmented": (
+        "linear",
+        recipe(Stage("2", 2), augment=AugmentationSpec(scale=0.7), schedule="cosine"),
+        {"images": True},
+    ),
     "folds": ("folds", recipe(LAST, patience=1), {}),
 }
 
@@ -448,7 +457,7 @@ def stop_after(n: int) -> Callable[[int, int, Any], None]:
 
 
 CUT: dict[str, tuple[str, Recipe, dict[str, Any], int]] = {
-    "images": ("mlp", recipe(LAST, Stage("2", 1), augment=AugmentSpec(), dropout=0.3), {"images": True}, 3),
+    "images": ("mlp", recipe(LAST, Stage("2", 1), augment=AugmentationSpec(), dropout=0.3), {"images": True}, 3),
     "folds": ("folds", recipe(Stage("last-block", 1), Stage("last-stage", 2), lr=0.003), {"augmentations": True}, 9),
 }
 
@@ -522,7 +531,7 @@ def test_another_training_is_never_continued_nor_written_over(phase_one: Path, t
 
 def test_views_of_another_seed_are_another_training(phase_one: Path, tmp_path: Path) -> None:
     spec = BackboneSpec(NET, str(phase_one / "net.safetensors"), input_size=32, taps=("pooled", "boundary"))
-    embed(Manifest.read(phase_one / "images"), tmp_path / "other.h5", spec, augmentations=ViewSpec(2, seed=9))
+    embed(Manifest.read(phase_one / "images"), tmp_path / "other.h5", spec, augmentations=AugmentedCopies(2, seed=9))
     with pytest.raises(KeyboardInterrupt):
         tuned(phase_one, recipe(), tmp_path / "run", augmentations=True, on_epoch=stop_after(1))
     run, weights = Run.open(phase_one / "linear"), str(phase_one / "net.safetensors")

@@ -11,11 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from featcache.heads import HeadSpec
 from featcache.runs import Run
-from featcache.splits.protocol import SplitSpec
+from featcache.specs import HeadSpec, SelectionSpec, SplitSpec
 from featcache.store import Store
-from featcache.training.train_head import SelectionSpec, train_head
+from featcache.training.train_head import train_head
 from tests.conftest import NET
 from tests.test_checkpoints import file_size
 from tests.test_cli import Done, featcache
@@ -153,7 +152,7 @@ MISTAKES: list[tuple[tuple[object, ...], int, str]] = [
     ((*RUN, *CACHE, *WEIGHTS, "--device", "cuda:77"), 2, "--device cuda:77 cannot be used here"),
     ((*RUN, *CACHE, *WEIGHTS, "--operating-point", "best"), 2, "'best' is no rule for an operating point."),
     ((*RUN, *CACHE, *WEIGHTS, "--batch-size", 1), 2, "a batch norm in training mode needs more than one image"),
-    ((*RUN, *CACHE, *WEIGHTS, "--no-augment", "--hflip", 0.1), 2, "--no-augment shows images as they are"),
+    ((*RUN, *CACHE, *WEIGHTS, "--no-augment", "--hflip", 0.1), 2, "--no-augment uses the images as they are"),
     ((*RUN, *CACHE, *WEIGHTS, "-o", "mlp"), 2, "mlp holds another Run. Choose another folder with -o"),
     ((*RUN, *CACHE, *WEIGHTS, "-o", "images"), 2, "images is a folder with other files in it."),
     ((*RUN, *CACHE, *WEIGHTS, "-o", "tail.h5"), 2, "tail.h5 is an HDF5 file. Choose another place with -o."),

@@ -9,12 +9,13 @@ import torch
 from sklearn.linear_model import LogisticRegression, RidgeClassifier
 from sklearn.neighbors import KNeighborsClassifier
 
-from featcache.heads import HeadSpec, inference, optim
+from featcache.heads import inference, optim
 from featcache.heads.jobs import Fit, Fitted, Pool, bytes_per_head, make_stacks, n_parallel_stacks, trajectories
 from featcache.heads.mlp import Stack, feature_scale, n_parameters
 from featcache.heads.optim import LossMonitor, Targets
 from featcache.heads.solvers import solve_all
 from featcache.heads.training import fit_all
+from featcache.specs import HeadSpec
 
 N, D = 150, 20
 

@@ -11,11 +11,9 @@ import pytest
 from featcache.embedding import embed
 from featcache.embedding.estimate import Forecast, forecast
 from featcache.errors import FeatcacheError, IdentityMismatch, UsageError
-from featcache.images import DecodeSpec
-from featcache.images.augment import ViewSpec
 from featcache.images.workers import Decoders, Prepared
 from featcache.manifest import Manifest
-from featcache.request import BackboneSpec
+from featcache.specs import AugmentedCopies, BackboneSpec, DecodeSpec
 from tests.conftest import draw
 from tests.test_cli import featcache
 
@@ -56,7 +54,7 @@ def test_a_dry_run_counts_times_and_writes_nothing(manifest: Manifest, tmp_path:
 
 def test_the_store_takes_about_what_was_said(manifest: Manifest, tmp_path: Path) -> None:
     spec = replace(SPEC, name="resnet18", taps=("pooled", "grid"), input_size=96)
-    views = ViewSpec(2)
+    views = AugmentedCopies(2)
     said = told(manifest, tmp_path / "s.h5", spec, augmentations=views).disk_bytes
     embed(manifest, tmp_path / "s.h5", spec, augmentations=views)
     assert said == pytest.approx((tmp_path / "s.h5").stat().st_size, rel=0.2)
@@ -103,7 +101,7 @@ def test_what_is_timed_is_the_decoding_of_the_pass_itself(
 
     monkeypatch.setattr(Decoders, "prepare", prepare)
     specs = {tmp_path / "a.h5": SPEC, tmp_path / "b.h5": replace(SPEC, input_size=48)}
-    forecast(manifest, specs, augmentations=ViewSpec(2))
+    forecast(manifest, specs, augmentations=AugmentedCopies(2))
     assert made == [[(3, 32, 32), (3, 48, 48)]] * len(manifest.paths)
 
 

@@ -22,7 +22,7 @@ from featcache.embedding import network as network_module
 from featcache.embedding.forward import Forward, Streams
 from featcache.errors import IdentityMismatch, UsageError
 from featcache.manifest import Manifest
-from featcache.request import BackboneSpec
+from featcache.specs import BackboneSpec
 from featcache.store import Store
 from tests.conftest import SMALL, draw
 from tests.test_cli import featcache

@@ -24,14 +24,12 @@ from featcache import durable
 from featcache.errors import CorruptStore, IdentityMismatch, StoreNotFound, UnknownFormat, UntrustedFile, UsageError
 from featcache.fusion import Studies, StudyDataset, collate, open_studies
 from featcache.fusion.reader import FINAL_HEAD, FOLD_HEADS, NO_HEAD
-from featcache.fusion.spec import FusionSpec
 from featcache.fusion.writer import export_studies
-from featcache.heads import HeadSpec, inference
+from featcache.heads import inference
 from featcache.runs import Run
-from featcache.splits.protocol import SplitSpec
-from featcache.splits.task import TargetSpec
+from featcache.specs import FusionSpec, HeadSpec, SelectionSpec, SplitSpec, TargetSpec
 from featcache.store import Part, PartFolder, Store, publish, schema
-from featcache.training.train_head import SelectionSpec, train_head
+from featcache.training.train_head import train_head
 from tests.conftest import make_store, two_clouds
 from tests.test_cli import featcache
 
@@ -816,7 +814,7 @@ def test_h5py_and_numpy_are_all_that_a_reader_needs(folder: Path, tmp_path: Path
 
 
 def test_the_command_writes_what_the_function_writes(folder: Path, tmp_path: Path) -> None:
-    arguments = ("export", folder / "s.h5", "f.h5", "--by", "uid", "--reports", folder / "reports.csv")
+    arguments = ("export-studies", folder / "s.h5", "-o", "f.h5", "--by", "uid", "--reports", folder / "reports.csv")
     arguments += ("--text", "findings", "--text", "impression", "--run", folder / "folds", "--json")
     done = featcache(*arguments, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -831,7 +829,7 @@ def test_the_command_writes_what_the_function_writes(folder: Path, tmp_path: Pat
 def test_names_do_nothing_on_a_terminal(tmp_path: Path) -> None:
     columns = {"uid": ["[red]a[/]\x1b[2J", "b"], "split": ["train", "test"], "group": ["p", "p"]}
     make_store(tmp_path / "s.h5", np.ones((2, 2)), columns)
-    done = featcache("export", "s.h5", "f.h5", "--by", "uid", cwd=tmp_path)
+    done = featcache("export-studies", "s.h5", "-o", "f.h5", "--by", "uid", cwd=tmp_path)
     assert done.returncode == 2
     assert "\x1b" not in done.stdout + done.stderr
     assert Studies

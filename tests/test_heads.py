@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from featcache.heads import KINDS, PATHS, SOLVED, TRAINED, HeadSpec, grid, varied
+from featcache.specs import KINDS, PATHS, SOLVED, TRAINED, HeadSpec, grid, varied
 
 SET = {  # a value of each field that is nobody's default
     "hidden_sizes": (7,), "activation": "gelu", "norm": "batch", "dropout": 0.125, "output": "sigmoid",

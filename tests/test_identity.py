@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from featcache import specs
 from featcache.backbones import load, registry, weights
 from featcache.embedding import embed
 from featcache.errors import IdentityMismatch
 from featcache.identity import environment, flatten
-from featcache.images import DecodeSpec, specs
 from featcache.manifest import Manifest
-from featcache.request import BackboneSpec
+from featcache.specs import BackboneSpec, DecodeSpec
 from featcache.store import Part, PartFolder, Store, publish
 from tests.conftest import draw
 
@@ -29,7 +29,7 @@ FIELDS = dict(flatten(IDENTITY))
 KNOBS: dict[str, Any] = {
     "pipeline": (registry, "PIPELINE_VERSION", 2),
     "precision": {"precision": "bfloat16"},
-    "probe": (specs, "_INTERPOLATION", {"bilinear": Image.Resampling.BOX}),
+    "probe": (specs.images, "_resampling", lambda name: Image.Resampling.BOX),
     "backbone.name": {"name": "test_efficientnet"},
     "backbone.weights_sha256": {"weights": "random:1"},
     "backbone.pooling": {"name": "vgg11"},
@@ -145,7 +145,7 @@ def test_a_library_that_changes_pixels_is_refused_even_where_everything_is_remem
     manifest: Manifest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     embed(manifest, tmp_path / "s.h5", SPEC)
-    monkeypatch.setattr(specs, "_INTERPOLATION", {"bilinear": Image.Resampling.HAMMING})
+    monkeypatch.setattr(specs.images, "_resampling", lambda name: Image.Resampling.HAMMING)
     with pytest.raises(IdentityMismatch, match="probe: the libraries installed here decode or resize images otherwise"):
         embed(manifest, tmp_path / "s.h5", SPEC)
 

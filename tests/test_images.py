@@ -25,8 +25,8 @@ from PIL import Image
 from featcache import images
 from featcache.backbones import Backbone, load
 from featcache.errors import ImageError
-from featcache.images import DecodeSpec, TransformSpec, decode
-from featcache.request import BackboneSpec
+from featcache.images import decode
+from featcache.specs import CROP_MODES, BackboneSpec, DecodeSpec, TransformSpec
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
@@ -282,7 +282,7 @@ def test_bands_leave_no_seam(monkeypatch: pytest.MonkeyPatch, mode: str) -> None
     assert np.array_equal(np.asarray(decode(data, spec)), whole)
 
 
-@given(st.integers(2, 90), st.integers(2, 90), st.sampled_from([0.7, 0.875, 1.0]), st.sampled_from(images.CROP_MODES))
+@given(st.integers(2, 90), st.integers(2, 90), st.sampled_from([0.7, 0.875, 1.0]), st.sampled_from(CROP_MODES))
 def test_what_has_been_resized_stays_as_it_is(width: int, height: int, crop_pct: float, crop_mode: str) -> None:
     spec = TransformSpec((31, 31), crop_pct, "bicubic", crop_mode=crop_mode, **IMAGENET)
     resized = spec.resize(Image.new("L", (width, height)))
@@ -446,7 +446,8 @@ def test_settings_of_the_process_are_back_after_decoding_in_many_threads() -> No
 
 _PEAK = """
 import sys
-from featcache.images import DecodeSpec, decode
+from featcache.specs import DecodeSpec
+from featcache.images import decode
 decode(open(sys.argv[1], "rb").read(), DecodeSpec(float_range=(0.0, 9.0)))
 print(open("/proc/self/status").read().split("VmHWM:")[1].split()[0])
 """

@@ -12,10 +12,10 @@ import featcache
 PACKAGE = Path(featcache.__file__).parent
 FLOORS = (  # from the ground up
     ("errors", "identity", "names", "phantoms", "threads"),
-    ("bounds",),
-    ("devices", "durable", "figures", "metrics", "recipe", "tables"),
+    ("specs",),
+    ("devices", "durable", "figures", "metrics", "tables"),
     ("images", "store"),
-    ("heads", "request", "splits"),
+    ("heads", "splits"),
     ("backbones", "manifest"),
     ("auditing", "runs"),
     ("embedding", "fusion", "training"),
@@ -28,16 +28,16 @@ FLOORS = (  # from the ground up
 PARTS = {  # of the packages, each after those it uses
     "auditing": "suspects confounds shortcuts results audit",
     "backbones": "graph networks blocks checkpoints matching weights registry",
-    "cli": "streams options render results progress embedding heads fine_tuning exporting predicting evaluating "
+    "cli": "streams options groups render results progress embedding training exporting predicting evaluating "
            "inspecting collections auditing reporting main",
     "durable": "regular files outputs folders",
     "embedding": "plan forward kernels network depth precision filling output run estimate",
     "evaluation": "vocabulary labels sets selection subgroups comparison notes evaluate",
     "figures": "plots charts",
     "finetune": "distributed unfreeze inputs start checkpoints loop results cross_validation fine_tune",
-    "fusion": "reader dataset spec join unseen writer",
-    "heads": "spec mlp features optim jobs training inference solvers",
-    "images": "containers lean dicom files specs depths decoding headers augment probe cache serving workers",
+    "fusion": "reader dataset join unseen writer",
+    "heads": "mlp features optim jobs training inference solvers",
+    "images": "containers lean dicom files depths decoding headers augment probe cache serving workers",
     "manifest": "housekeeping listing columns companions layout manifest datasets covid survey "
                 "check",
     "metrics": "calibration scores estimates intervals",
@@ -45,6 +45,7 @@ PARTS = {  # of the packages, each after those it uses
     "reporting": "checking run_view cam document charts page tables external comparison materials projection "
                  "gallery decisions report",
     "runs": "run backbone subsets evaluation",
+    "specs": "bounds augmentation images backbones heads training data",
     "splits": "class_names unnamed_groups near_duplicates plan coding task protocol",
     "store": "schema conditions validation opening reader parts lookup writer select variety describing verifying "
              "export",
@@ -62,7 +63,7 @@ ONLY_USERS = {
     "timm": {"backbones.registry", "backbones.blocks", "backbones.weights"}, "pydicom": {"images.dicom"},
     "threadpoolctl": {"threads"},
     "matplotlib": {"figures.plots", "figures.charts"}, "jinja2": {"reporting.page"},
-    "typer": {"cli.main", "cli.options", "cli.embedding", "cli.heads", "cli.inspecting", "cli.fine_tuning",
+    "typer": {"cli.main", "cli.options", "cli.groups", "cli.embedding", "cli.training", "cli.inspecting",
              "cli.exporting", "cli.collections", "cli.auditing", "cli.predicting", "cli.evaluating", "cli.reporting"},
     "onnx": {"prediction.onnx_export"}, "onnxruntime": {"prediction.onnx_export"},
     "rich": {"cli.render", "cli.results", "cli.progress", "cli.inspecting", "cli.collections", "cli.auditing",

@@ -7,12 +7,13 @@ import pytest
 import torch
 
 from featcache.errors import UsageError
-from featcache.heads import HeadSpec, inference
+from featcache.heads import inference
 from featcache.heads.jobs import Fit, Fitted, Pool
 from featcache.heads.mlp import feature_scale, fresh, head_module, n_outputs, n_parameters, tensors_of
 from featcache.heads.optim import Targets, class_weight
 from featcache.heads.solvers import solve_all
 from featcache.heads.training import fit_all
+from featcache.specs import HeadSpec
 from tests.conftest import two_clouds
 
 Array = np.ndarray[Any, Any]

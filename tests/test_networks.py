@@ -10,9 +10,8 @@ from torch.nn import functional
 
 from featcache.backbones import listing, load, networks, resolve_name
 from featcache.errors import UsageError, WeightsUnavailable
-from featcache.heads import HeadSpec, mlp
-from featcache.images import DecodeSpec
-from featcache.request import BackboneSpec
+from featcache.heads import mlp
+from featcache.specs import BackboneSpec, DecodeSpec, HeadSpec
 
 HIDDEN_SIZES = {"simple-cnn": 1_568, "covid-cnn": 186_624}
 

@@ -14,16 +14,13 @@ from PIL import Image
 
 from featcache.embedding import embed
 from featcache.errors import FeatcacheError, UsageError
-from featcache.heads import HeadSpec
 from featcache.manifest import Manifest
 from featcache.prediction import onnx_export
-from featcache.prediction.onnx_export import onnx_model
+from featcache.prediction.onnx_export import export_onnx
 from featcache.prediction.predictor import load_run
 from featcache.prediction.run_backbone import backbone_of
-from featcache.request import BackboneSpec
 from featcache.runs import Run
-from featcache.splits.protocol import SplitSpec
-from featcache.splits.task import TargetSpec
+from featcache.specs import BackboneSpec, HeadSpec, SplitSpec, TargetSpec
 from featcache.store import Store
 from featcache.training.train_head import train_head
 from tests.conftest import draw_classes
@@ -82,7 +79,7 @@ def metadata_of(data: bytes) -> dict[str, Any]:
 def made(folder: Path) -> tuple[Run, bytes]:
     """A Run of a tiny EfficientNet, and its file."""
     run = run_of(folder, "test_efficientnet", MLP)
-    return run, onnx_model(run, folder / "made.onnx").data
+    return run, export_onnx(run, folder / "made.onnx").data
 
 
 def test_onnxruntime_says_what_the_run_says(made: tuple[Run, bytes], folder: Path) -> None:
@@ -108,7 +105,7 @@ def test_networks_of_all_kinds_say_in_onnxruntime_what_they_say_in_torch(
 ) -> None:
     run = run_of(folder, name, spec, size)
     path = folder / f"{name}-{spec.kind}.onnx"
-    done = onnx_model(run, path)
+    done = export_onnx(run, path)
     assert path.read_bytes() == done.data
     assert done.difference <= 1e-4
     onnx.checker.check_model(onnx.load_from_string(done.data))
@@ -152,7 +149,7 @@ def test_findings_have_a_sigmoid_each(folder: Path) -> None:
         )
         target = TargetSpec(("a", "b"), file=folder / "f.csv")
         run = train_head(store, QUICK, folder / "findings", target=target, split=HELD)
-    data = onnx_model(run, folder / "findings.onnx").data
+    data = export_onnx(run, folder / "findings.onnx").data
     check_as_run(run, folder, data)
     assert metadata_of(data)["task"] == "findings"
 
@@ -170,14 +167,14 @@ def test_a_file_that_disagrees_is_not_left(
     monkeypatch.setattr(onnx_export, "_program", lambda *given: None)
     monkeypatch.setattr(onnx_export, "_file", lambda *given: model.SerializeToString())
     with pytest.raises(FeatcacheError, match=r"other answers than the network .* Nothing was written\."):
-        onnx_model(made[0], tmp_path / "m.onnx")
+        export_onnx(made[0], tmp_path / "m.onnx")
     assert not list(tmp_path.iterdir())
 
 
 def test_what_is_no_network_is_refused(folder: Path, tmp_path: Path) -> None:
     run = run_of(folder, "test_efficientnet", HeadSpec.of("knn", n_neighbors=3))
     with pytest.raises(UsageError, match="a knn head, which is a search and no network"):
-        onnx_model(run, tmp_path / "m.onnx")
+        export_onnx(run, tmp_path / "m.onnx")
 
 
 def test_a_missing_extra_is_named(made: tuple[Run, bytes], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,7 +187,7 @@ def test_a_missing_extra_is_named(made: tuple[Run, bytes], tmp_path: Path, monke
 
     monkeypatch.setattr(builtins, "__import__", without)
     with pytest.raises(UsageError, match=r"an ONNX file needs onnxscript: pip install 'featcache\[onnx\]'"):
-        onnx_model(made[0], tmp_path / "m.onnx")
+        export_onnx(made[0], tmp_path / "m.onnx")
 
 
 def test_what_the_graph_leaves_out_is_said(made: tuple[Run, bytes]) -> None:
@@ -215,12 +212,9 @@ def test_export_and_bundle_answer_scripts(made: tuple[Run, bytes], folder: Path,
     done = featcache("bundle", made[0].path, "-o", "m.fcb.zip", "--onnx", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["members"]["model.onnx"] == len(made[1])
-    done = featcache("export", "m.fcb.zip", "m.onnx", "--json", cwd=tmp_path)
+    done = featcache("export-onnx", "m.fcb.zip", "-o", "m.onnx", "--json", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     answer = json.loads(done.stdout)
     assert answer["input"] == {"name": "images", "shape": ["batch", 3, 32, 32], "dtype": "uint8"}
     assert answer["difference"] <= 1e-4
     check_as_run(made[0], folder, (tmp_path / "m.onnx").read_bytes())
-    done = featcache("export", "m.fcb.zip", "m.onnx", "--tap", "pooled", cwd=tmp_path)
-    assert done.returncode == 2
-    assert "of the options only --weights applies" in done.stderr

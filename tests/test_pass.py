@@ -21,10 +21,10 @@ from featcache.embedding.filling import stored
 from featcache.embedding.forward import Forward
 from featcache.embedding.network import Network
 from featcache.errors import FeatcacheError, InputOutputError, StoreLocked, UsageError
-from featcache.images import DecodeSpec, cache, workers
+from featcache.images import cache, workers
 from featcache.images.workers import Decoders
 from featcache.manifest import Manifest
-from featcache.request import BackboneSpec
+from featcache.specs import BackboneSpec, DecodeSpec
 from featcache.store import Part, PartFolder, Store, status
 from tests.conftest import draw
 

@@ -51,7 +51,7 @@ def test_every_model_has_as_many_trainable_parameters_as_are_published(pipeline:
 
 
 def test_the_grids_are_those_that_are_published(pipeline: ModuleType) -> None:
-    from featcache.heads import grid
+    from featcache.specs import grid
 
     sizes = {what: len(grid(["flatten-mlp"], options)) for what, options in pipeline.GRIDS.items()}
     assert {what: 3 * n for what, n in sizes.items()} == {"binary": 270, "four": 54, pipeline.OWN: 108}

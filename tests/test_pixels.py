@@ -17,18 +17,17 @@ from featcache.errors import InputsChanged
 from featcache.finetune.inputs import ImageSource, Pixels, StoreSource
 from featcache.finetune.unfreeze import cut, unfrozen
 from featcache.identity import digest_bytes
-from featcache.images import TransformSpec, augment
-from featcache.recipe import AugmentSpec
-from featcache.request import BackboneSpec
+from featcache.images import augment
+from featcache.specs import AugmentationSpec, BackboneSpec, TransformSpec
 from featcache.store import Store
 from tests.conftest import NET, draw
 
 TRANSFORM = TransformSpec((32, 32), 0.8, "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
-OFF = AugmentSpec(rotation=0.0, color_jitter=0.0, hflip=0.0, scale=1.0)
+OFF = AugmentationSpec(rotation=0.0, color_jitter=0.0, hflip=0.0, scale=1.0)
 DIGEST = "0123456789abcdef" * 4
 digests = st.binary(max_size=8).map(digest_bytes)
 specs = st.builds(
-    AugmentSpec,
+    AugmentationSpec,
     rotation=st.floats(0, 180),
     color_jitter=st.floats(0, 0.9),
     hflip=st.floats(0, 1),
@@ -42,7 +41,9 @@ def noise(width: int, height: int, mode: str = "RGB") -> Image.Image:
     return Image.fromarray(np.random.default_rng(width * height).integers(0, 256, shape, dtype=np.uint8))
 
 
-def shown(image: Image.Image, spec: AugmentSpec, digest: str = DIGEST, seed: int = 0, epoch: int = 1) -> np.ndarray:
+def shown(
+    image: Image.Image, spec: AugmentationSpec, digest: str = DIGEST, seed: int = 0, epoch: int = 1
+) -> np.ndarray:
     return augment.show(TRANSFORM.resize(image), spec, TRANSFORM, digest, seed, epoch)
 
 
@@ -52,7 +53,7 @@ def shown(image: Image.Image, spec: AugmentSpec, digest: str = DIGEST, seed: int
 @settings(max_examples=40, deadline=None)
 @given(specs, digests, seeds, epochs, st.sampled_from(["L", "RGB"]), st.integers(33, 90), st.integers(33, 90))
 def test_the_same_bytes_seed_and_epoch_show_the_same(
-    spec: AugmentSpec, digest: str, seed: int, epoch: int, mode: str, width: int, height: int
+    spec: AugmentationSpec, digest: str, seed: int, epoch: int, mode: str, width: int, height: int
 ) -> None:
     one, two = (shown(noise(width, height, mode), spec, digest, seed, epoch) for _ in range(2))
     assert one.shape == ((32, 32) if mode == "L" else (32, 32, 3))
@@ -61,7 +62,7 @@ def test_the_same_bytes_seed_and_epoch_show_the_same(
 
 
 def test_another_epoch_seed_or_image_shows_another() -> None:
-    image, spec = noise(60, 50), AugmentSpec(scale=0.5)
+    image, spec = noise(60, 50), AugmentationSpec(scale=0.5)
     found = {shown(image, spec, digest_bytes(bytes([i])), seed, epoch).tobytes()
              for i in range(3) for seed in range(3) for epoch in range(1, 4)}  # fmt: skip
     assert len(found) == 27
@@ -133,7 +134,7 @@ def pixels(files: Sequence[Path], memory_bytes: int, opened: ExitStack) -> Pixel
 
 def test_what_is_shown_does_not_depend_on_what_is_kept(files: list[Path]) -> None:
     """All in memory, some, none, or in another order."""
-    spec = AugmentSpec(scale=0.6)
+    spec = AugmentationSpec(scale=0.6)
     with ExitStack() as opened:
         several = [pixels(files, memory, opened) for memory in (0, 4000, 1 << 20)]
         turned = pixels(files[::-1], 4000, opened)
@@ -155,11 +156,11 @@ def test_images_that_cannot_be_read_are_named_and_left_out(files: list[Path]) ->
         found = pixels(files, 1 << 20, opened)
         assert sorted(found.failures) == [1, 3, 4]
         assert found.digests[1] == digest_bytes(b"no image")
-        wanted = [found.transformed(i, AugmentSpec(), 1) for i in (0, 2, 5)]
+        wanted = [found.transformed(i, AugmentationSpec(), 1) for i in (0, 2, 5)]
         found.keep_only([0, 2, 5])
         assert found.failures == {}
         for i, each in enumerate(wanted):
-            np.testing.assert_array_equal(found.transformed(i, AugmentSpec(), 1), each)
+            np.testing.assert_array_equal(found.transformed(i, AugmentationSpec(), 1), each)
 
 
 def test_a_file_that_was_replaced_since_is_seen_and_not_learnt_from(files: list[Path]) -> None:
@@ -185,7 +186,7 @@ def test_boundaries_of_images_come_in_the_order_that_was_asked(
     backbone = load(BackboneSpec(NET, "random:0", input_size=32), "cpu")
     trunk = cut(backbone.module, unfrozen(backbone.module, "last-block")).trunk
     below = replace(backbone, module=trunk, cut=None, last_stage=None)
-    spec = AugmentSpec() if augmented else None
+    spec = AugmentationSpec() if augmented else None
     orders = [[[5, 0], [1, 2, 3], [4]], [[0, 1, 2, 3, 4, 5]], [[4], [4], [0]]]
     with ExitStack() as opened:
         some = opened.enter_context(Pixels(files, backbone.transform, memory_bytes=1 << 20))

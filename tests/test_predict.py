@@ -20,18 +20,14 @@ from featcache import durable
 from featcache.embedding import embed
 from featcache.errors import CorruptStore, FeatcacheError, IdentityMismatch, UnknownFormat, UsageError
 from featcache.finetune.fine_tune import fine_tune, train
-from featcache.heads import HeadSpec
 from featcache.manifest import Manifest
 from featcache.prediction import predict
 from featcache.prediction.predictions import Predictions
 from featcache.prediction.predictor import Predictor, load_run
-from featcache.recipe import Recipe, Stage
-from featcache.request import BackboneSpec
 from featcache.runs import Run
-from featcache.splits.protocol import SplitSpec
-from featcache.splits.task import TargetSpec
+from featcache.specs import BackboneSpec, HeadSpec, Recipe, SelectionSpec, SplitSpec, Stage, TargetSpec
 from featcache.store import EMBEDDED, FAILED, Part, PartFolder, Store, publish
-from featcache.training.train_head import SelectionSpec, train_head
+from featcache.training.train_head import train_head
 from tests.conftest import NET, SMALL, draw, make_store, moved_away, save_others, shared, two_clouds
 from tests.test_cli import Done, featcache
 from tests.test_training import THREE_FINDINGS, findings

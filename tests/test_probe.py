@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from featcache import images
-from featcache.images import DecodeSpec, TransformSpec, decoding, probe, specs
+from featcache import images, specs
+from featcache.images import decoding, probe
 from featcache.images.probe import pixels_sha256
+from featcache.specs import DecodeSpec, TransformSpec
 
 SPEC = TransformSpec((48, 48), 0.9, "bicubic", (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
 DECODE = DecodeSpec()
@@ -45,7 +46,7 @@ def test_neither_a_depth_nor_a_limit_changes_it() -> None:
 
 
 def test_another_resampling_filter_under_the_same_name_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(specs._INTERPOLATION, "bicubic", Image.Resampling.HAMMING)
+    monkeypatch.setattr(specs.images, "_resampling", lambda name: Image.Resampling.HAMMING)
     assert pixels_sha256(SPEC, DECODE) != PINNED
 
 
@@ -64,7 +65,7 @@ def test_shortcuts_change_it_and_so_does_each_of_them(monkeypatch: pytest.Monkey
     """The images are smaller than an input of a network: shrunk ones stand beside them, or nothing would be noticed."""
     fast = replace(DECODE, fast=True)
     digests = {PINNED, pixels_sha256(SPEC, fast)}
-    monkeypatch.setattr(specs, "REDUCING_GAP", 3.0)
+    monkeypatch.setattr(specs.images, "REDUCING_GAP", 3.0)
     digests.add(pixels_sha256(SPEC, fast))
     monkeypatch.setattr(decoding, "_SCALES", ())
     digests.add(pixels_sha256(SPEC, fast))

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from featcache.errors import FeatcacheError, UsageError
+from featcache.specs import SplitSpec, TargetSpec
 from featcache.splits import Fold
-from featcache.splits.protocol import Protocol, SplitSpec, divide, watch_rows
-from featcache.splits.task import TargetSpec, Task
+from featcache.splits.protocol import Protocol, divide, watch_rows
+from featcache.splits.task import Task
 from featcache.store import Store
 from tests.conftest import make_store, two_clouds
 

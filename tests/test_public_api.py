@@ -17,31 +17,39 @@ def test_every_public_name_exists_and_says_what_it_is(name: str) -> None:
 
 
 def test_public_names_are_exactly_these() -> None:
-    assert sorted(featcache.__all__) == sorted(
-        [
-            "BackboneSpec",
-            "FeatcacheError",
-            "HeadSpec",
-            "Manifest",
-            "SelectionSpec",
-            "Run",
-            "SplitSpec",
-            "Store",
-            "TargetSpec",
-            "TransformSpec",
-            "__version__",
-            "audit",
-            "embed",
-            "evaluate",
-            "export",
-            "fine_tune",
-            "load_run",
-            "predict",
-            "report",
-            "train",
-            "train_head",
-        ]
-    )
+    assert featcache.__all__ == [
+        "AugmentationSpec",
+        "AugmentedCopies",
+        "BackboneSpec",
+        "ColumnSpec",
+        "DecodeSpec",
+        "FeatcacheError",
+        "FusionSpec",
+        "HeadSpec",
+        "Manifest",
+        "Recipe",
+        "Run",
+        "SelectionSpec",
+        "SplitSpec",
+        "Stage",
+        "Store",
+        "TargetSpec",
+        "TransformSpec",
+        "Where",
+        "__version__",
+        "audit",
+        "embed",
+        "evaluate",
+        "export",
+        "export_onnx",
+        "export_studies",
+        "fine_tune",
+        "load_run",
+        "predict",
+        "report",
+        "train",
+        "train_head",
+    ]
 
 
 def test_verbs_are_found_from_the_package() -> None:
@@ -71,7 +79,7 @@ def test_unknown_name_is_an_attribute_error() -> None:
         "predict",
         "evaluate",
         "prediction.bundle.bundle",
-        "prediction.onnx_export.onnx_model",
+        "prediction.onnx_export.export_onnx",
         "demo.demo",
         "doctor.doctor",
         "report",

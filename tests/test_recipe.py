@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from featcache.cli.options import recipe_of
+from featcache.cli.groups import RECIPE
 from featcache.errors import UsageError
-from featcache.recipe import PRESETS, AugmentSpec, Recipe, Stage, recipe
+from featcache.specs import PRESETS, AugmentationSpec, Recipe, Stage, recipe
 
 NONE: dict[str, Any] = {}
 
@@ -38,10 +38,10 @@ NONE: dict[str, Any] = {}
         (lambda: Recipe(batch_size=0), "`batch_size` must be from 1 to 65536"),
         (lambda: Recipe(grad_accumulation=33), "`grad_accumulation` must be at most `batch_size`, got 33 of 32"),
         (lambda: Recipe(seed=2**32), r"`seed` must be from 0 to 2\^32 - 1"),
-        (lambda: AugmentSpec(rotation=181.0), "`rotation` must be from 0 to 180, got 181.0"),
-        (lambda: AugmentSpec(color_jitter=1.0), "`color_jitter` must be from 0 to 0.9, got 1.0"),
-        (lambda: AugmentSpec(hflip=float("nan")), "`hflip` must be from 0 to 1, got nan"),
-        (lambda: AugmentSpec(scale=0.0), "`scale` must be from 0.01 to 1, got 0.0"),
+        (lambda: AugmentationSpec(rotation=181.0), "`rotation` must be from 0 to 180, got 181.0"),
+        (lambda: AugmentationSpec(color_jitter=1.0), "`color_jitter` must be from 0 to 0.9, got 1.0"),
+        (lambda: AugmentationSpec(hflip=float("nan")), "`hflip` must be from 0 to 1, got nan"),
+        (lambda: AugmentationSpec(scale=0.0), "`scale` must be from 0.01 to 1, got 0.0"),
         (lambda: recipe("best"), "`preset` must be one of cnn-mlp, .*, got 'best'"),
     ],
 )
@@ -62,7 +62,7 @@ def test_presets_are_as_they_were_published() -> None:
     assert (pretrained.rates, pretrained.epochs, pretrained.batch_size) == ((1e-4, 1e-4), 5, 32)
     assert (scratch.rates, scratch.epochs, scratch.weight_decay) == ((0.001, 0.001), 5, 1e-4)
     for preset in PRESETS.values():
-        assert (preset.optimizer, preset.augment) == ("adam", AugmentSpec())
+        assert (preset.optimizer, preset.augment) == ("adam", AugmentationSpec())
 
 
 @pytest.mark.parametrize("preset", [None, *PRESETS])
@@ -76,10 +76,11 @@ def test_what_is_given_takes_the_place_of_what_is_held(preset: str | None) -> No
 # --- from the command line --------------------------------------------------------------------------------------------
 
 
-def of(*unfreeze: str, epochs: tuple[int, ...] = (), preset: str | None = None, **asked: Any) -> Recipe:
-    augment = asked.pop("augment", True)
-    shown = {name: asked.pop(name, None) for name in ("rotation", "color_jitter", "hflip", "scale")}
-    return recipe_of(preset, list(unfreeze), list(epochs), asked, shown, augment)
+def of(*unfreeze: str, epochs: tuple[int, ...] = (), **options: Any) -> Recipe:
+    """The recipe of these options of fine-tune."""
+    arguments = {parameter.name: parameter.default for parameter in RECIPE.parameters}
+    recipe: Recipe = RECIPE.value({**arguments, **options, "unfreeze": list(unfreeze), "epochs": list(epochs)})
+    return recipe
 
 
 def test_options_that_are_not_given_are_the_defaults() -> None:
@@ -93,9 +94,9 @@ def test_stages_and_epochs_go_in_pairs() -> None:
     assert of("all", preset="cnn-mlp").stages == (Stage("all", 25),)
     assert of("all", "2").stages == (Stage("all", 10), Stage("2", 10))
     for unfreeze, epochs, message in (
-        (("all", "2"), (1,), "--unfreeze 2 has no --epochs"),
-        (("all",), (1, 2), "--epochs 2: 2 of them for 1 --unfreeze"),
-        ((), (1, 2), "--epochs 2: 2 of them for 0 --unfreeze"),
+        (("all", "2"), (1,), "`unfreeze`=2 has no `epochs`"),
+        (("all",), (1, 2), "`epochs`=2: 2 of them for 1 `unfreeze`"),
+        ((), (1, 2), "`epochs`=2: 2 of them for 0 `unfreeze`"),
         (("all",), (0,), "`epochs` must be from 1 to 100000, got 0"),
         (("",), (), "`unfreeze` must name what learns"),
     ):
@@ -106,8 +107,8 @@ def test_stages_and_epochs_go_in_pairs() -> None:
 @pytest.mark.parametrize("preset", [None, "pneumonia-scratch"])
 def test_no_augment_shows_images_as_they_are(preset: str | None) -> None:
     assert of(preset=preset, augment=False).augment is None
-    assert of(preset=preset, hflip=0.0, scale=0.7).augment == AugmentSpec(hflip=0.0, scale=0.7)
-    with pytest.raises(UsageError, match="--no-augment shows images as they are"):
+    assert of(preset=preset, hflip=0.0, scale=0.7).augment == AugmentationSpec(hflip=0.0, scale=0.7)
+    with pytest.raises(UsageError, match="--no-augment uses the images as they are"):
         of(preset=preset, augment=False, rotation=3.0)
 
 
@@ -119,7 +120,7 @@ def test_a_wrong_value_is_one_line() -> None:
 
 
 def test_recipes_need_no_torch() -> None:
-    code = "import sys, featcache.recipe; assert not {'torch', 'timm', 'numpy', 'PIL'} & set(sys.modules)"
+    code = "import sys, featcache.specs; assert not {'torch', 'timm', 'numpy', 'PIL'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

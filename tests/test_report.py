@@ -23,15 +23,13 @@ from sklearn.metrics import auc, confusion_matrix
 from featcache import metrics
 from featcache.errors import CorruptStore, IdentityMismatch, InputOutputError, UsageError
 from featcache.finetune.fine_tune import fine_tune
-from featcache.heads import HeadSpec, inference
+from featcache.heads import inference
 from featcache.identity import digest_bytes
-from featcache.images import DecodeSpec, TransformSpec
 from featcache.images.cache import FileCache, stamp_of
 from featcache.manifest import Manifest
 from featcache.metrics import intervals
 from featcache.prediction import predict
 from featcache.prediction.predictor import load_run
-from featcache.recipe import Recipe, Stage
 from featcache.reporting import cam, checking, comparison, decisions, gallery, projection, tables
 from featcache.reporting import report as report_module
 from featcache.reporting.document import Chapter, Table, Words
@@ -40,11 +38,20 @@ from featcache.reporting.page import GENERATOR, Page, render
 from featcache.reporting.report import Reported, report
 from featcache.reporting.run_view import RunView, views_of
 from featcache.runs import Run
-from featcache.splits.protocol import SplitSpec
-from featcache.splits.task import TargetSpec
-from featcache.store import Part, PartFolder, Store, Where, publish
+from featcache.specs import (
+    DecodeSpec,
+    HeadSpec,
+    Recipe,
+    SelectionSpec,
+    SplitSpec,
+    Stage,
+    TargetSpec,
+    TransformSpec,
+    Where,
+)
+from featcache.store import Part, PartFolder, Store, publish
 from featcache.store.export import export
-from featcache.training.train_head import SelectionSpec, train_head
+from featcache.training.train_head import train_head
 from tests.browser import chromium
 from tests.conftest import make_store, two_clouds
 from tests.test_cli import featcache

@@ -10,10 +10,11 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from featcache.errors import CorruptStore, UnknownFormat, UsageError
-from featcache.heads import HeadSpec, inference
+from featcache.heads import inference
 from featcache.identity import digest_json
 from featcache.runs import Images, Run
-from featcache.splits.protocol import Protocol, SplitSpec, divide, watch_rows
+from featcache.specs import HeadSpec, SplitSpec
+from featcache.splits.protocol import Protocol, divide, watch_rows
 from featcache.splits.task import Task
 from featcache.store import Store
 from featcache.training.train_head import train_head

@@ -10,22 +10,12 @@ import torch
 
 from featcache import metrics
 from featcache.errors import UsageError
-from featcache.heads import HeadSpec, grid
+from featcache.specs import SELECT, HeadSpec, SplitSpec, TargetSpec, grid
 from featcache.splits import Fold
-from featcache.splits.protocol import SplitSpec, divide
-from featcache.splits.task import TargetSpec, Task
+from featcache.splits.protocol import divide
+from featcache.splits.task import Task
 from featcache.store import Store
-from featcache.training.selection import (
-    SELECT,
-    Bench,
-    Candidate,
-    change,
-    check_finite,
-    numbers,
-    out_of_fold,
-    rank,
-    spread,
-)
+from featcache.training.selection import Bench, Candidate, change, check_finite, numbers, out_of_fold, rank, spread
 from featcache.training.train_head import _targets
 from tests.conftest import make_store, two_clouds
 

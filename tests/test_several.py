@@ -20,11 +20,10 @@ from featcache.embedding.forward import Forward, Streams
 from featcache.embedding.network import Network
 from featcache.errors import IdentityMismatch
 from featcache.identity import digest_bytes
-from featcache.images import DecodeSpec, augment
-from featcache.images.augment import ViewSpec
+from featcache.images import augment
 from featcache.images.workers import Decoders, Prepared
 from featcache.manifest import Manifest
-from featcache.request import BackboneSpec
+from featcache.specs import AugmentedCopies, BackboneSpec, DecodeSpec
 from featcache.store import KnownVectors, Part, PartFolder, Store, lookup, publish
 from tests.conftest import SMALL, draw
 from tests.test_cli import featcache
@@ -33,7 +32,7 @@ BOTH = ("pooled", "grid")
 A = BackboneSpec(SMALL, "random:0", input_size=32, taps=BOTH)
 B = BackboneSpec("test_efficientnet", "random:0", input_size=48, taps=("pooled", "boundary"))  # of another transform
 C = BackboneSpec("test_byobnet", "random:0", input_size=32, taps=BOTH)  # of the transform of A
-VIEWS = ViewSpec(2, seed=7)
+VIEWS = AugmentedCopies(2, seed=7)
 PART_ROWS = 16
 N, FAILED, TWINS = 40, 20, {6: 5, 17: 15, 36: 2}  # in the same part, in the next one, and far away
 N_DISTINCT = N - len(TWINS) - 1

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from featcache import splits
 from featcache.errors import UsageError
+from featcache.specs import MAX_REPEATS
 from featcache.splits import (
     Fold,
     Split,
@@ -263,7 +264,7 @@ def test_a_draw_that_leaves_a_fold_without_a_class_is_drawn_again() -> None:
     folds = k_folds(labels, groups, 3, 0)
     check_valid_folds(folds, 10, groups)
     assert all(set(labels[fold.val]) == {0, 1} for fold in folds)
-    further = splits._stratified_parts(labels, groups, 3, splits.MAX_REPEATS)  # a seed that no other repeat begins with
+    further = splits._stratified_parts(labels, groups, 3, MAX_REPEATS)  # a seed that no other repeat begins with
     assert [fold.val.tolist() for fold in folds] == [held.tolist() for held in further]
 
 

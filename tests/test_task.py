@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from featcache.errors import UsageError
-from featcache.splits.task import TargetSpec, Task
+from featcache.specs import TargetSpec
+from featcache.splits.task import Task
 from featcache.store import Store
 from tests.conftest import make_store
 

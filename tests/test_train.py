@@ -20,13 +20,10 @@ from featcache.backbones.networks import DENSE
 from featcache.embedding import embed
 from featcache.errors import UsageError, WeightsUnavailable
 from featcache.finetune.fine_tune import fine_tune, head_for, train
-from featcache.heads import HeadSpec, mlp
+from featcache.heads import mlp
 from featcache.manifest import Manifest
-from featcache.recipe import AugmentSpec, Recipe, Stage
-from featcache.request import BackboneSpec
 from featcache.runs import Run
-from featcache.splits.protocol import SplitSpec
-from featcache.splits.task import TargetSpec
+from featcache.specs import AugmentationSpec, BackboneSpec, HeadSpec, Recipe, SplitSpec, Stage, TargetSpec
 from featcache.store import Store
 from tests.conftest import NET, draw_shadows
 from tests.test_finetune import stop_after
@@ -145,16 +142,16 @@ def test_folds_train_a_network_each_and_one_of_all_rows(images: Path, tmp_path: 
 
 
 def test_two_trainings_of_one_seed_are_the_same_and_of_another_not(images: Path, tmp_path: Path) -> None:
-    how = recipe(Stage("all", 1), augment=AugmentSpec(scale=0.7))
+    how = recipe(Stage("all", 1), augment=AugmentationSpec(scale=0.7))
     one, two = (trained(images, tmp_path / name, how) for name in ("one", "two"))
     for name in ("history.csv", "predictions.csv", "backbone.safetensors", "head.safetensors"):
         assert (one.path / name).read_bytes() == (two.path / name).read_bytes()
-    other = trained(images, tmp_path / "other", recipe(Stage("all", 1), augment=AugmentSpec(scale=0.7), seed=1))
+    other = trained(images, tmp_path / "other", recipe(Stage("all", 1), augment=AugmentationSpec(scale=0.7), seed=1))
     assert one.history() != other.history()
 
 
 def test_a_stopped_training_ends_as_one_that_was_not(images: Path, tmp_path: Path) -> None:
-    how = recipe(augment=AugmentSpec())
+    how = recipe(augment=AugmentationSpec())
     whole = trained(images, tmp_path / "whole", how, "simple-cnn")
     with pytest.raises(KeyboardInterrupt):
         trained(images, tmp_path / "run", how, "simple-cnn", on_epoch=stop_after(1))

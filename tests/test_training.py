@@ -17,12 +17,10 @@ from scipy.special import expit, softmax
 from featcache import metrics
 from featcache.cli.results import print_run
 from featcache.errors import CorruptStore, StoreNotFound, UsageError
-from featcache.heads import HeadSpec, grid
 from featcache.runs import Run
-from featcache.splits.protocol import SplitSpec
-from featcache.splits.task import TargetSpec
+from featcache.specs import HeadSpec, SelectionSpec, SplitSpec, TargetSpec, grid
 from featcache.store import Store
-from featcache.training.train_head import SelectionSpec, train_head
+from featcache.training.train_head import train_head
 from tests.conftest import make_store, two_clouds
 from tests.test_baselines import write_store
 

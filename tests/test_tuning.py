@@ -27,11 +27,9 @@ from featcache.finetune.loop import Subsets, Trainer
 from featcache.finetune.start import Start
 from featcache.heads.mlp import tensors_of
 from featcache.heads.optim import Targets
-from featcache.images import DecodeSpec
 from featcache.manifest import Manifest
-from featcache.recipe import Recipe, Stage
-from featcache.request import BackboneSpec
 from featcache.runs import Run
+from featcache.specs import BackboneSpec, DecodeSpec, Recipe, Stage
 from featcache.store import Store
 
 LAST, EARLIER = Stage("last-block", 2), Stage(r"blocks\.3\.0\.conv_dw", 2)

@@ -14,14 +14,13 @@ from scipy.special import expit, log_softmax, softmax
 
 from featcache import metrics
 from featcache.errors import UsageError
-from featcache.heads import HeadSpec, features, grid
+from featcache.heads import features
 from featcache.heads.jobs import Pool
 from featcache.metrics import calibration
 from featcache.runs import Run
-from featcache.splits.protocol import SplitSpec
-from featcache.splits.task import TargetSpec
+from featcache.specs import HeadSpec, SelectionSpec, SplitSpec, TargetSpec, grid
 from featcache.store import Store
-from featcache.training.train_head import SelectionSpec, train_head
+from featcache.training.train_head import train_head
 from tests.conftest import two_clouds
 from tests.test_baselines import write_store
 from tests.test_cli import featcache

@@ -15,6 +15,7 @@ from featcache import images
 from featcache.errors import ImageError
 from featcache.images import decode
 from featcache.manifest import Manifest
+from featcache.specs import DecodeSpec
 from tests import zoo
 
 ANIMALS = zoo.animals()
@@ -106,7 +107,7 @@ def test_no_bytes_raise_anything_but_an_image_error(data: st.DataObject) -> None
     for at, byte in data.draw(st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=6)):
         broken[int(at * len(broken))] = byte
     cut = data.draw(st.one_of(st.none(), st.floats(0, 1)))
-    spec = images.DecodeSpec(first_frame=data.draw(st.booleans()), float_range=(0.0, 1.0), max_pixels=1_000_000)
+    spec = DecodeSpec(first_frame=data.draw(st.booleans()), float_range=(0.0, 1.0), max_pixels=1_000_000)
     with suppress(ImageError):
         shown = decode(bytes(broken if cut is None else broken[: int(cut * len(broken))]), spec)
         assert shown.mode in ("L", "RGB")

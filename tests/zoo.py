@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from featcache.images import DecodeSpec
+from featcache.specs import DecodeSpec
 from tests import encoders
 from tests.encoders import GRAY_ALPHA, PALETTE, RGB, RGBA, chunk, dicom, lossless_jpeg, lut, png, png_header, tiff
 

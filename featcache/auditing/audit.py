@@ -24,12 +24,12 @@ from featcache.auditing.results import N_SHOWN, Audit, Near
 from featcache.auditing.shortcuts import ALL_VARIABLES, Labels, Shortcut, best, dealt_folds, folders, suffix
 from featcache.auditing.suspects import LabelIssues
 from featcache.errors import ImageError, UsageError
-from featcache.images import DecodeSpec
 from featcache.images.headers import Header
 from featcache.images.workers import Decoders
 from featcache.manifest import Manifest
 from featcache.manifest.check import alike
 from featcache.names import plural
+from featcache.specs import DecodeSpec
 from featcache.splits import class_names, unnamed_groups
 from featcache.splits.near_duplicates import near_pairs
 from featcache.store import Store, Variety

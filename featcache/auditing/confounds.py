@@ -17,12 +17,12 @@ import numpy as np
 import torch
 
 from featcache import metrics, splits
-from featcache.heads import HeadSpec
 from featcache.heads.jobs import Fit, Pool
 from featcache.heads.optim import Targets
 from featcache.heads.solvers import solve_all
 from featcache.metrics import estimates
 from featcache.metrics.estimates import Estimate
+from featcache.specs import HeadSpec
 from featcache.splits import Fold
 from featcache.threads import one_thread
 

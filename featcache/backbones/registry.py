@@ -24,11 +24,8 @@ from featcache.backbones.blocks import groups
 from featcache.backbones.graph import Cut, cut
 from featcache.errors import UsageError
 from featcache.identity import Json
-from featcache.images import CROP_MODES, DecodeSpec, TransformSpec
-from featcache.images.augment import ViewSpec
 from featcache.images.probe import pixels_sha256
-from featcache.request import BackboneSpec
-from featcache.store import BOUNDARY, GRID, POOLED
+from featcache.specs import BOUNDARY, CROP_MODES, GRID, POOLED, AugmentedCopies, BackboneSpec, DecodeSpec, TransformSpec
 
 PIPELINE_VERSION = 1  # raised when a change of code changes vectors in a way no other field of the identity shows
 _AUTOCAST = {"float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -92,7 +89,7 @@ class Backbone:
         """d, the width of the pooled vector."""
         return self.shapes[POOLED][0]
 
-    def identity(self, decode: DecodeSpec, dtype: str, augmentations: ViewSpec | None = None) -> Json:
+    def identity(self, decode: DecodeSpec, dtype: str, augmentations: AugmentedCopies | None = None) -> Json:
         """Everything that changes a vector: not the origin of the weights but their digest; no paths, labels, device or
         library versions.
 

@@ -28,7 +28,7 @@ from featcache.backbones.matching import Match, matches, n_elements
 from featcache.devices import memory_bytes
 from featcache.errors import UsageError, WeightsUnavailable
 from featcache.identity import digest_arrays
-from featcache.request import check_weights
+from featcache.specs import check_weights
 
 _HUB_TIMEOUT_S = 5
 _MAX_WAYS = 6  # to read a checkpoint, which are tried one after another

@@ -4,14 +4,14 @@ Results go to stdout, everything else to stderr; with `--json` stdout holds one 
 modules are imported inside the commands, so that `featcache --help` answers at once.
 
     streams      stdout and stderr, which may fail
-    options      what may be asked, and how it is read
-    render       streams, names, tables, what is said of a pass
-    results      what is said of a Run
+    options      options from the fields of specs
+    groups       the options of each spec
+    render       streams, names, tables, the results of a pass
+    results      the results of a Run
     progress     signals and progress bars
     embedding    demo, embed
-    heads        train-head
-    fine_tuning  fine-tune, train
-    exporting    export
+    training     train-head, fine-tune, train
+    exporting    export, export-studies, export-onnx
     predicting   predict, bundle
     evaluating   evaluate
     inspecting   status, info, verify, backbones, doctor

@@ -11,17 +11,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from featcache.cli.options import (
-    AllowOutside,
-    ClassColumn,
-    GroupColumn,
-    IdColumn,
-    Json,
-    OptionCommand,
-    PathColumn,
-    SplitColumn,
-    spec_of,
-)
+from featcache.cli.groups import IMAGES, READABLE
+from featcache.cli.options import Json, OptionCommand, takes
 from featcache.cli.progress import interruptible, progress
 from featcache.cli.render import UNGROUPED, answer, console, escaped, plain_table, print_notes, told_of
 from featcache.errors import EXIT_SOME_FAILED
@@ -104,40 +95,24 @@ def covid_command(
     _write(collection, output, as_json, source)
 
 
+@takes(table=IMAGES, decode=READABLE)
 def check_command(
     images: Annotated[Path, typer.Argument(help="Folder of images, CSV with a column of paths, or a single image.")],
-    group_pattern: Annotated[
-        str | None,
-        typer.Option(help="Regular expression whose captured part of the image_id names the group (patient)."),
-    ] = None,
-    allow_outside: AllowOutside = False,
-    path_column: PathColumn = None,
-    id_column: IdColumn = None,
-    label_column: ClassColumn = None,
-    group_column: GroupColumn = None,
-    split_column: SplitColumn = None,
     full: Annotated[bool, typer.Option("--full", help="Decode every image, as embed does.")] = False,
     strict: Annotated[
         bool, typer.Option("--strict", help="Exit with code 1 if a patient or an identical image is in two subsets.")
     ] = False,
-    first_frame: Annotated[bool, typer.Option(help="Use the first frame of images with several.")] = False,
-    max_pixels: Annotated[
-        int | None, typer.Option(show_default="89478485", help="Largest number of pixels per image.")
-    ] = None,
+    *,
+    table: Any,
+    decode: Any,
     as_json: Json = False,
 ) -> None:
     """Check images before embedding: counts, formats, sizes, unreadable files, leakage between subsets."""
-    from featcache.images import DecodeSpec
     from featcache.manifest import Manifest
     from featcache.manifest.check import check
-    from featcache.manifest.columns import ColumnSpec
 
-    decode = spec_of(DecodeSpec, {"first_frame": first_frame, "max_pixels": max_pixels})
-    named = {"path_column": path_column, "id_column": id_column, "label_column": label_column}
-    named |= {"group_column": group_column, "split_column": split_column}
-    with interruptible("nothing was changed"), progress("looking") as (on_progress, _):
-        manifest = Manifest.read(images, group_pattern, allow_outside, spec_of(ColumnSpec, named))
-        result = check(manifest, full=full, decode=decode, on_progress=on_progress)
+    with interruptible("nothing was changed"), progress("checking") as (on_progress, _):
+        result = check(Manifest.read(images, **table), full=full, decode=decode, on_progress=on_progress)
     if as_json:
         answer(result.as_json())
     print_checked(console(as_json), result)

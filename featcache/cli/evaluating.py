@@ -9,19 +9,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from featcache.cli.options import (
-    AllowOutside,
-    Device,
-    Json,
-    LabelColumn,
-    Labels,
-    On,
-    Separator,
-    Timeout,
-    Uncertain,
-    Where,
-    weights_there,
-)
+from featcache.cli.groups import LABELS, PREDICTION, Keep, RunPrecision
+from featcache.cli.options import AllowOutside, Device, Json, RunWeights, takes
 from featcache.cli.progress import going_on
 from featcache.cli.render import answer, console, escaped, plain_table, print_notes, tell_notes
 from featcache.cli.results import SCORES, class_table, confusion_line, score
@@ -31,6 +20,7 @@ _MAX_SHOWN = 20  # subgroups of a column
 _PER_SUBGROUP = ("auroc", "accuracy", "recall", "specificity")
 
 
+@takes(label_options=LABELS, options=PREDICTION)
 def evaluate_command(
     run: Annotated[Path, typer.Argument(help="Folder of a Run, or a bundle (MODEL.fcb.zip).")],
     images: Annotated[
@@ -42,9 +32,14 @@ def evaluate_command(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Folder to write. Default: runs/RUN-on-IMAGES.")
     ] = None,
-    labels: Labels = None,
-    label_column: LabelColumn = None,
-    on: On = "image_id",
+    with_training_images: Annotated[
+        bool, typer.Option("--with-training-images", help="Also score images that the Run was trained on.")
+    ] = False,
+    keep: Keep = None,
+    weights: RunWeights = None,
+    allow_outside: AllowOutside = False,
+    *,
+    label_options: Any,
     class_map: Annotated[
         list[str] | None,
         typer.Option(
@@ -54,9 +49,6 @@ def evaluate_command(
             rich_help_panel="Labels",
         ),
     ] = None,
-    uncertain: Uncertain = None,
-    separator: Separator = None,
-    where: Where = None,
     by: Annotated[
         list[str] | None,
         typer.Option(
@@ -72,43 +64,8 @@ def evaluate_command(
             rich_help_panel="Selection",
         ),
     ] = None,
-    with_training_images: Annotated[
-        bool, typer.Option("--with-training-images", help="Also score images that the Run was trained on.")
-    ] = False,
-    keep: Annotated[Path | None, typer.Option(help="Keep the embedded images in this store.")] = None,
-    weights: Annotated[
-        str | None,
-        typer.Option(
-            callback=weights_there,
-            help="File with the backbone's weights, if the store was made with weights from a file.",
-        ),
-    ] = None,
-    allow_outside: AllowOutside = False,
-    first_frame: Annotated[
-        bool, typer.Option(help="Use the first frame of images with several.", rich_help_panel="Images")
-    ] = False,
-    max_pixels: Annotated[
-        int | None,
-        typer.Option(show_default="89478485", help="Largest number of pixels per image.", rich_help_panel="Images"),
-    ] = None,
-    strict: Annotated[
-        bool, typer.Option(help="Stop at the first image that cannot be used.", rich_help_panel="Images")
-    ] = False,
-    precision: Annotated[
-        str | None,
-        typer.Option(
-            show_default="that of the Run",
-            help="Arithmetic of the network: float32 or bfloat16; on a GPU also tf32 or float16.",
-        ),
-    ] = None,
-    timeout: Timeout = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(min=1, max=256, help="Number of processes that decode images.", rich_help_panel="Machine"),
-    ] = None,
-    compile: Annotated[  # noqa: A002
-        str, typer.Option(help="Compile the network first: auto, on or off.", rich_help_panel="Machine")
-    ] = "auto",
+    options: Any,
+    precision: RunPrecision = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
@@ -116,7 +73,6 @@ def evaluate_command(
     from featcache.evaluation.evaluate import evaluate
     from featcache.evaluation.labels import pairs_of
     from featcache.evaluation.sets import opened as opened_set
-    from featcache.images.workers import TIMEOUT_S
     from featcache.manifest import Manifest
     from featcache.prediction.predictor import load_run
 
@@ -125,29 +81,21 @@ def evaluate_command(
         predictor = files.enter_context(load_run(run, weights=weights, device=device, precision=precision))
         image_set = opened_set(images, files, allow_outside)
         tell_notes(image_set if isinstance(image_set, Manifest) else None, on_note)
+        names = {"labels": label_options.pop("file", None), "label_columns": label_options.pop("columns", ())}
         done = evaluate(
             predictor,
             image_set,
             output,
-            labels=labels,
-            label_columns=label_column or (),
-            on=on,
             class_map=pairs_of(class_map or (), predictor.classes),
-            uncertain=uncertain,
-            separator=separator,
-            where=where or (),
             by=by or (),
             group_by=group_by,
             with_training_images=with_training_images,
             keep=keep,
-            first_frame=first_frame,
-            max_pixels=max_pixels,
-            strict=strict,
-            timeout_s=timeout or TIMEOUT_S,
-            n_workers=workers,
-            compile=compile,
             on_progress=on_progress,
             on_note=on_note,
+            **names,
+            **label_options,
+            **options,
         )
     if as_json:
         answer(done.as_json())

@@ -18,15 +18,14 @@ from featcache.cli.auditing import audit_command
 from featcache.cli.collections import check_command, manifest_app
 from featcache.cli.embedding import demo_command, embed_command
 from featcache.cli.evaluating import evaluate_command
-from featcache.cli.exporting import export_command
-from featcache.cli.fine_tuning import fine_tune_command, train_command
-from featcache.cli.heads import train_head_command
+from featcache.cli.exporting import export_command, export_onnx_command, export_studies_command
 from featcache.cli.inspecting import backbones_command, doctor_command, info_command, status_command, verify_command
 from featcache.cli.options import OptionCommand
 from featcache.cli.predicting import bundle_command, predict_command
 from featcache.cli.render import answer
 from featcache.cli.reporting import report_command
 from featcache.cli.streams import ReaderGone, guarded
+from featcache.cli.training import fine_tune_command, train_command, train_head_command
 from featcache.errors import FeatcacheError, UsageError, from_os_error
 from featcache.names import printable
 
@@ -49,6 +48,8 @@ app.command("predict", cls=OptionCommand)(predict_command)
 app.command("evaluate", cls=OptionCommand)(evaluate_command)
 app.command("bundle", cls=OptionCommand)(bundle_command)
 app.command("export", cls=OptionCommand)(export_command)
+app.command("export-studies", cls=OptionCommand)(export_studies_command)
+app.command("export-onnx", cls=OptionCommand)(export_onnx_command)
 app.command("status", cls=OptionCommand)(status_command)
 app.command("info", cls=OptionCommand)(info_command)
 app.command("verify", cls=OptionCommand)(verify_command)

@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from featcache.cli.options import AllowOutside, Device, Json, Timeout, weights_there
+from featcache.cli.groups import PREDICTION, Keep, RunPrecision
+from featcache.cli.options import AllowOutside, Device, Json, RunWeights, takes
 from featcache.cli.progress import going_on, interruptible
 from featcache.cli.render import answer, console, escaped, plain_table, print_notes, tell_notes
 from featcache.errors import EXIT_SOME_FAILED
@@ -16,14 +17,9 @@ from featcache.errors import EXIT_SOME_FAILED
 _MAX_SHOWN = 5
 
 RunOrBundle = Annotated[Path, typer.Argument(help="Folder of a Run, or a bundle (MODEL.fcb.zip).")]
-Weights = Annotated[
-    str | None,
-    typer.Option(
-        callback=weights_there, help="File with the backbone's weights, if the store was made with weights from a file."
-    ),
-]
 
 
+@takes(options=PREDICTION)
 def predict_command(
     run: RunOrBundle,
     images: Annotated[
@@ -31,52 +27,27 @@ def predict_command(
     ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="CSV to write.")] = Path("predictions.csv"),
     store: Annotated[
-        Path | None, typer.Option(help="Predict from a store of vectors like the Run's instead of from images.")
+        Path | None, typer.Option(help="Store with vectors of the Run's backbone, instead of images.")
     ] = None,
-    keep: Annotated[Path | None, typer.Option(help="Keep the embedded images in this store.")] = None,
-    weights: Weights = None,
+    keep: Keep = None,
+    weights: RunWeights = None,
     allow_outside: AllowOutside = False,
-    first_frame: Annotated[
-        bool, typer.Option(help="Use the first frame of images with several.", rich_help_panel="Images")
-    ] = False,
-    max_pixels: Annotated[
-        int | None,
-        typer.Option(show_default="89478485", help="Largest number of pixels per image.", rich_help_panel="Images"),
-    ] = None,
-    strict: Annotated[
-        bool, typer.Option(help="Stop at the first image that cannot be used.", rich_help_panel="Images")
-    ] = False,
-    precision: Annotated[
-        str | None,
-        typer.Option(
-            show_default="that of the Run",
-            help="Arithmetic of the network: float32 or bfloat16; on a GPU also tf32 or float16.",
-        ),
-    ] = None,
-    timeout: Timeout = None,
-    workers: Annotated[
-        int | None,
-        typer.Option(min=1, max=256, help="Number of processes that decode images.", rich_help_panel="Machine"),
-    ] = None,
-    compile: Annotated[  # noqa: A002
-        str, typer.Option(help="Compile the network first: auto, on or off.", rich_help_panel="Machine")
-    ] = "auto",
+    *,
+    options: Any,
+    precision: RunPrecision = None,
     device: Device = "auto",
     as_json: Json = False,
 ) -> None:
     """Predict new images: the probability of each class, and the class at 0.5 and at the operating point."""
-    from featcache.images.workers import TIMEOUT_S
     from featcache.manifest import Manifest
     from featcache.prediction import predict
     from featcache.prediction.predictor import load_run
     from featcache.store import Store
 
-    options: dict[str, Any] = {"first_frame": first_frame, "max_pixels": max_pixels, "strict": strict}
-    options |= {"timeout_s": timeout or TIMEOUT_S, "n_workers": workers, "compile": compile}
-    with ExitStack() as opened:
-        on_progress, on_note = opened.enter_context(going_on("predicting"))
-        predictor = opened.enter_context(load_run(run, weights=weights, device=device, precision=precision))
-        vectors = opened.enter_context(Store.open(store)) if store else None
+    with ExitStack() as files:
+        on_progress, on_note = files.enter_context(going_on("predicting"))
+        predictor = files.enter_context(load_run(run, weights=weights, device=device, precision=precision))
+        vectors = files.enter_context(Store.open(store)) if store else None
         manifest = Manifest.read(images, allow_outside=allow_outside) if images else None
         tell_notes(manifest, on_note)
         options |= {"on_progress": on_progress, "on_note": on_note}
@@ -95,7 +66,7 @@ def bundle_command(
         bool, typer.Option("--with-backbone/--without-backbone", help="Include the weights of the backbone.")
     ] = True,
     onnx: Annotated[bool, typer.Option("--onnx", help="Include an ONNX model.")] = False,
-    weights: Weights = None,
+    weights: RunWeights = None,
     as_json: Json = False,
 ) -> None:
     """Pack a Run into one file that predicts on other machines."""

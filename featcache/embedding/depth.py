@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from featcache.identity import Json
-from featcache.images import DecodeSpec
 from featcache.manifest import Manifest
 from featcache.manifest.survey import depths_of
+from featcache.specs import DecodeSpec
 
 
 def settle_depth(

@@ -22,12 +22,10 @@ from featcache.embedding.precision import Canaries
 from featcache.embedding.run import default_part_rows, networks_of, of_one_depth
 from featcache.errors import FeatcacheError, ImageError
 from featcache.identity import Json
-from featcache.images import DecodeSpec
-from featcache.images.augment import ViewSpec
 from featcache.images.cache import FileCache
 from featcache.images.workers import TIMEOUT_S, Decoders
 from featcache.manifest import Manifest
-from featcache.request import BackboneSpec
+from featcache.specs import AugmentedCopies, BackboneSpec, DecodeSpec
 from featcache.store import Store, check_identity
 
 N_TIMED = 64
@@ -85,7 +83,7 @@ def forecast(
     specs: Mapping[Path, BackboneSpec],
     *,
     decode: DecodeSpec = DecodeSpec(),
-    augmentations: ViewSpec | None = None,
+    augmentations: AugmentedCopies | None = None,
     dtype: str = "float32",
     device: str = "auto",
     compile: str = "auto",  # noqa: A002
@@ -145,7 +143,7 @@ def _n_known(path: Path, plan: Plan, network: Network) -> int:
 
 
 def _decoding(
-    canaries: Canaries, networks: Sequence[Network], augmentations: ViewSpec | None, n_decoders: int
+    canaries: Canaries, networks: Sequence[Network], augmentations: AugmentedCopies | None, n_decoders: int
 ) -> tuple[float, int, list[list[Array]]]:
     """(seconds per image, bytes of the decoders, pixels for each network). The first images, during which decoders
     start, are not timed, unless there are no others."""

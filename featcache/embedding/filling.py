@@ -11,20 +11,9 @@ import numpy as np
 
 from featcache.embedding.network import Array, Network
 from featcache.errors import InputOutputError, UsageError
-from featcache.images.augment import ViewSpec
 from featcache.images.workers import Prepared
-from featcache.store import (
-    BOUNDARY,
-    BOUNDARY_VIEWS,
-    EMBEDDED,
-    FAILED,
-    POOLED,
-    REUSED,
-    VIEW_PARAMETERS,
-    VIEWS,
-    KnownVectors,
-    Part,
-)
+from featcache.specs import BOUNDARY, POOLED, AugmentedCopies
+from featcache.store import BOUNDARY_VIEWS, EMBEDDED, FAILED, REUSED, VIEW_PARAMETERS, VIEWS, KnownVectors, Part
 
 Submit = Callable[[Network, Sequence[Array]], "Future[Mapping[str, Array]]"]
 
@@ -45,7 +34,7 @@ class Filling:
         self,
         rows: range,
         network: Network,
-        augmentations: ViewSpec | None,
+        augmentations: AugmentedCopies | None,
         dtype: str,
         submit: Submit,
         before: "Filling | None" = None,

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from featcache.backbones import Backbone
 from featcache.errors import InputOutputError, UsageError
-from featcache.store import POOLED
+from featcache.specs import POOLED
 
 Array = np.ndarray[Any, Any]
 Note = Callable[[str], None]

@@ -17,12 +17,10 @@ import numpy as np
 from featcache.embedding import kernels
 from featcache.errors import FeatcacheError
 from featcache.identity import Json, digest_json, environment, from_json
-from featcache.images import TransformSpec, augment
 from featcache.images.cache import Answer, FileCache
 from featcache.images.probe import pixels_sha256
-from featcache.request import Request
+from featcache.specs import BOUNDARY, PARAMETERS, Request, TransformSpec
 from featcache.store import (
-    BOUNDARY,
     BOUNDARY_VIEWS,
     CANARY,
     DEPTH,
@@ -114,7 +112,7 @@ class Network:
         if augmentations := self._request.augmentations:
             shapes |= {
                 VIEWS: (augmentations.n, self.answer.dim),
-                VIEW_PARAMETERS: (augmentations.n, len(augment.PARAMETERS)),
+                VIEW_PARAMETERS: (augmentations.n, len(PARAMETERS)),
             }
             shapes |= {BOUNDARY_VIEWS: (augmentations.n, *shapes[BOUNDARY])} if BOUNDARY in shapes else {}
         return shapes

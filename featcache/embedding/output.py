@@ -18,15 +18,14 @@ from featcache.embedding.network import BOUND, Network, Note
 from featcache.embedding.plan import Plan
 from featcache.errors import FeatcacheError, IdentityMismatch, NoSpace, UsageError, in_our_words
 from featcache.identity import Json, digest_json
-from featcache.images.augment import ViewSpec
 from featcache.images.cache import FileCache
 from featcache.manifest import Manifest
+from featcache.specs import POOLED, AugmentedCopies
 from featcache.splits import unnamed_groups
 from featcache.store import (
     CANARY,
     DEPTH,
     KERNELS,
-    POOLED,
     VIEW_PARAMETERS,
     WEIGHTS_FILE,
     WEIGHTS_READ,
@@ -142,7 +141,7 @@ class Output:
     store_path: Path
     plan: Plan
     network: Network
-    augmentations: ViewSpec | None
+    augmentations: AugmentedCopies | None
     cache: FileCache
     only_add: bool = False
     folder: PartFolder = field(init=False)

@@ -15,12 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from featcache.embedding.network import BOUND, Array, Note
-from featcache.images import DecodeSpec, TransformSpec
-from featcache.images.augment import ViewSpec
 from featcache.images.cache import stamp_of
 from featcache.images.workers import Decoders
 from featcache.manifest import Manifest
-from featcache.request import PRECISIONS, BackboneSpec
+from featcache.specs import PRECISIONS, AugmentedCopies, BackboneSpec, DecodeSpec, TransformSpec
 from featcache.store import held_identity
 
 N_CANARIES = 16
@@ -41,7 +39,7 @@ class Canaries:
         return [pixels[0][0] for _, pixels in self.timed([transform], None, N_CANARIES, 1)[0]]
 
     def timed(
-        self, transforms: Sequence[TransformSpec], augmentations: ViewSpec | None, n: int, n_workers: int
+        self, transforms: Sequence[TransformSpec], augmentations: AugmentedCopies | None, n: int, n_workers: int
     ) -> tuple[list[tuple[float, Sequence[Array]]], int]:
         """At most n of them as `Decoders` makes them, each with the moment at which it was decoded, on the clock of
         `time.perf_counter`; and what the decoders took of memory, in bytes."""

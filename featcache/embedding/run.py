@@ -27,13 +27,11 @@ from featcache.embedding.plan import Plan
 from featcache.embedding.precision import Canaries, held_precision, settle
 from featcache.errors import FeatcacheError, UsageError, from_os_error, in_our_words
 from featcache.identity import Json
-from featcache.images import DecodeSpec, TransformSpec
-from featcache.images.augment import ViewSpec
 from featcache.images.cache import FileCache, stamp_of
 from featcache.images.workers import TIMEOUT_S, Decoders, Prepared, check_timeout
 from featcache.manifest import Manifest
-from featcache.request import BackboneSpec, Request
-from featcache.store import STORED_DTYPES, KnownVectors, Part, Store, check_unlocked, held_identity
+from featcache.specs import STORED_DTYPES, AugmentedCopies, BackboneSpec, DecodeSpec, Request, TransformSpec
+from featcache.store import KnownVectors, Part, Store, check_unlocked, held_identity
 
 if TYPE_CHECKING:
     from featcache.embedding.forward import Streams
@@ -55,7 +53,7 @@ def embed(
     spec: BackboneSpec,
     *,
     decode: DecodeSpec = DecodeSpec(),
-    augmentations: ViewSpec | None = None,
+    augmentations: AugmentedCopies | None = None,
     dtype: str = "float32",
     device: str = "auto",
     compile: str = "auto",  # noqa: A002  # torch's word
@@ -143,7 +141,7 @@ def embed_all(
     specs: Mapping[Path, BackboneSpec],
     *,
     decode: DecodeSpec = DecodeSpec(),
-    augmentations: ViewSpec | None = None,
+    augmentations: AugmentedCopies | None = None,
     dtype: str = "float32",
     device: str = "auto",
     compile: str = "auto",  # noqa: A002  # what it is called everywhere
@@ -268,7 +266,7 @@ def of_one_depth(
 def networks_of(
     specs: Mapping[Path, BackboneSpec],
     decode: DecodeSpec,
-    augmentations: ViewSpec | None,
+    augmentations: AugmentedCopies | None,
     dtype: str,
     machine: Machine,
     canaries: Canaries,
@@ -339,7 +337,7 @@ class _Options:
     """What holds for all stores of a pass."""
 
     decode: DecodeSpec
-    augmentations: ViewSpec | None
+    augmentations: AugmentedCopies | None
     part_rows: int
     n_decoders: int
     timeout_s: float

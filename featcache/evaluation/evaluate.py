@@ -28,8 +28,9 @@ from featcache.prediction.predictor import Predictor, load_run
 from featcache.runs import Table, evaluation
 from featcache.runs.backbone import identity_of, said_by
 from featcache.runs.evaluation import Evaluation
+from featcache.specs import Where
 from featcache.splits.task import Rows
-from featcache.store import Store, Where
+from featcache.store import Store
 from featcache.training import baselines
 from featcache.training.results import EXTERNAL, TRAIN, Scored, predictions
 

@@ -15,8 +15,9 @@ import numpy as np
 
 from featcache.errors import UsageError
 from featcache.evaluation.vocabulary import Matching, Vocabulary
+from featcache.specs import TargetSpec
 from featcache.splits.class_names import means_no_finding, parts_of
-from featcache.splits.task import Rows, TargetSpec, finding_values, label_texts
+from featcache.splits.task import Rows, finding_values, label_texts
 from featcache.tables import joining
 from featcache.tables.table import read_table
 

@@ -16,8 +16,9 @@ from featcache.errors import UsageError
 from featcache.manifest import Manifest
 from featcache.prediction import through_store
 from featcache.prediction.predictor import Predictor
+from featcache.specs import Where
 from featcache.splits.task import Rows
-from featcache.store import Store, Where, matching
+from featcache.store import Store, matching
 
 Array = np.ndarray[Any, Any]
 

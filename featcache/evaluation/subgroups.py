@@ -14,7 +14,8 @@ import numpy as np
 
 from featcache.errors import UsageError
 from featcache.runs import Table, rounded
-from featcache.splits.task import Rows, TargetSpec, label_texts
+from featcache.specs import TargetSpec
+from featcache.splits.task import Rows, label_texts
 from featcache.tables.table import read_table
 from featcache.training.results import EXTERNAL, Scored
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 
 from featcache.prediction.predictor import Predictor
 from featcache.runs.backbone import said_by
+from featcache.specs import TargetSpec
 from featcache.splits.class_names import alike, number
-from featcache.splits.task import TargetSpec
 
 _UNCERTAIN = -1.0  # as CheXpert and MIMIC-CXR write it
 _MEANT = {"positive": 1.0, "negative": 0.0}

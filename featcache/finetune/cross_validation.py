@@ -20,7 +20,7 @@ from featcache.finetune.results import SubsetLogits, TrainingResult
 from featcache.finetune.start import Start
 from featcache.heads import mlp
 from featcache.heads.optim import Targets
-from featcache.recipe import Recipe, Stage
+from featcache.specs import Recipe, Stage
 from featcache.training.results import TEST, TRAIN, VAL
 from featcache.training.selection import by_row, numbers
 

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
-from featcache.bounds import MOST_SECONDS, check_number
 from featcache.errors import InvalidParameter
 from featcache.images.workers import TIMEOUT_S
+from featcache.specs.bounds import MOST_SECONDS, check_number
 
 Array = np.ndarray[Any, Any]
 

@@ -39,23 +39,16 @@ from featcache.finetune.inputs import (
 )
 from featcache.finetune.results import write
 from featcache.finetune.start import Start, of_folder
-from featcache.heads import HeadSpec
 from featcache.identity import Json, digest_json, environment
-from featcache.images import DecodeSpec
 from featcache.images.workers import TIMEOUT_S
 from featcache.manifest import Manifest
 from featcache.metrics import calibration
-from featcache.recipe import Recipe, Stage
-from featcache.request import BackboneSpec
 from featcache.runs import Run
-from featcache.splits.protocol import SplitSpec
-from featcache.splits.task import TargetSpec
+from featcache.specs import SCRATCH, BackboneSpec, DecodeSpec, HeadSpec, Recipe, SplitSpec, TargetSpec
 from featcache.store import Store
 from featcache.training.train_head import check_held
 
 Array = np.ndarray[Any, Any]
-
-SCRATCH = Recipe(stages=(Stage("all", 10),), backbone_lr=0.001)
 
 
 def fine_tune(

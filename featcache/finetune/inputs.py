@@ -27,12 +27,12 @@ from featcache.embedding.forward import Forward, Streams
 from featcache.errors import IdentityMismatch, InputsChanged, UsageError
 from featcache.finetune import unfreeze
 from featcache.finetune.distributed import ProcessGroup, Progress, Session
-from featcache.images import DecodeSpec, TransformSpec, augment
+from featcache.images import augment
 from featcache.images.cache import stamp_of
 from featcache.images.workers import TIMEOUT_S, Decoders, Prepared
 from featcache.manifest import Manifest
-from featcache.recipe import AugmentSpec, Recipe
-from featcache.store import BOUNDARY, BOUNDARY_VIEWS, POOLED, Store
+from featcache.specs import BOUNDARY, POOLED, AugmentationSpec, DecodeSpec, Recipe, TransformSpec
+from featcache.store import BOUNDARY_VIEWS, Store
 
 Array = np.ndarray[Any, Any]
 
@@ -101,7 +101,7 @@ class Pixels:
         self.digests = [self.digests[i] for i in numbers]
         self.failures = {}
 
-    def transformed(self, number: int, spec: AugmentSpec | None, epoch: int) -> Array:
+    def transformed(self, number: int, spec: AugmentationSpec | None, epoch: int) -> Array:
         """(h, w) or (h, w, 3) uint8 pixels of an image after cropping, augmented for an epoch if `spec` is given.
 
         Raises:
@@ -149,7 +149,7 @@ class ImageSource:
     def __init__(
         self,
         pixels: Pixels,
-        augment: AugmentSpec | None,
+        augment: AugmentationSpec | None,
         trunk: Forward | None,
         memory_bytes: int,
     ) -> None:
@@ -186,7 +186,9 @@ class ImageSource:
                 [arrived_outputs.pop(row) if row in arrived_outputs else self._kept[row] for row in map(int, rows)]
             )
 
-    def _computed(self, rows: Sequence[int], augment: AugmentSpec | None, epoch: int) -> Iterator[tuple[int, Array]]:
+    def _computed(
+        self, rows: Sequence[int], augment: AugmentationSpec | None, epoch: int
+    ) -> Iterator[tuple[int, Array]]:
         """Yields (row, input of the trained part), in order, computed a few chunks ahead."""
 
         def work(chunk: Sequence[int]) -> Sequence[Array]:

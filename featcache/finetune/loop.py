@@ -27,7 +27,7 @@ from featcache.finetune.unfreeze import TrainedPart
 from featcache.heads.mlp import Head
 from featcache.heads.optim import LossMonitor, Targets
 from featcache.identity import Json
-from featcache.recipe import Recipe, Stage
+from featcache.specs import Recipe, Stage
 
 Array = np.ndarray[Any, Any]
 Point = dict[str, float]

@@ -15,16 +15,16 @@ from featcache.backbones import Backbone
 from featcache.errors import UsageError
 from featcache.finetune.distributed import Session
 from featcache.finetune.inputs import Pixels
-from featcache.heads import HeadSpec, mlp
+from featcache.heads import mlp
 from featcache.heads.mlp import Head, head_module
 from featcache.identity import Json, difference
-from featcache.images import DecodeSpec
 from featcache.manifest import Manifest
 from featcache.prediction import run_backbone
 from featcache.runs import WEIGHTS, Run
 from featcache.runs.backbone import comparable, views_of
-from featcache.splits.protocol import Protocol, SplitSpec, divide
-from featcache.splits.task import TargetSpec, Task
+from featcache.specs import DecodeSpec, HeadSpec, SplitSpec, TargetSpec
+from featcache.splits.protocol import Protocol, divide
+from featcache.splits.task import Task
 from featcache.store.reader import differences as vector_differences
 
 Array = np.ndarray[Any, Any]

@@ -20,10 +20,10 @@ from featcache.backbones import Backbone, networks
 from featcache.backbones.blocks import groups
 from featcache.backbones.graph import Cut, cut, learn, n_trainable
 from featcache.errors import UsageError
-from featcache.heads import HeadSpec, mlp
+from featcache.heads import mlp
 from featcache.heads.mlp import Head
 from featcache.heads.optim import Objective, Targets, class_weight
-from featcache.recipe import Recipe, Stage
+from featcache.specs import HeadSpec, Recipe, Stage
 
 __all__ = ["Choice", "Cut", "choices", "cut", "freeze_bn_of", "learn", "n_trainable", "unfrozen"]
 

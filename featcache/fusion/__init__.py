@@ -5,7 +5,6 @@ featcache's dependencies; `StudyDataset` needs torch as well. `FORMAT.md` states
 
     reader   Studies: a fusion file, open for reading
     dataset  StudyDataset: the same for torch, and how its items become batches
-    spec     what is asked of a fusion file, as plain values
     join     images and reports become studies
     unseen   logits by heads that have not seen a study
     writer   `export_studies`: from store, reports and Run to the file

@@ -15,8 +15,8 @@ import numpy as np
 
 from featcache import splits
 from featcache.errors import UsageError
-from featcache.fusion.spec import FusionSpec
 from featcache.identity import Json
+from featcache.specs import FusionSpec
 from featcache.splits.task import Rows
 from featcache.tables import joining
 from featcache.tables.missing import without_missing

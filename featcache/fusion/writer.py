@@ -18,10 +18,11 @@ from featcache.errors import UsageError
 from featcache.fusion import unseen
 from featcache.fusion.join import Division, StudyTable, join
 from featcache.fusion.reader import FINAL_HEAD, FOLD_HEADS, NO_HEAD, Studies
-from featcache.fusion.spec import FIRST, MEAN, VIEWS, FusionSpec
 from featcache.identity import ArrayDigest, Json, canonical_json, digest_json
 from featcache.runs import Run
-from featcache.store import GRID, POOLED, Store, gather
+from featcache.specs import GRID, POOLED, FusionSpec
+from featcache.specs.data import FIRST, MEAN, VIEWS
+from featcache.store import Store, gather
 from featcache.store.schema import FUSION_FORMAT, FUSION_VERSION, create_rows, put_rows, put_text, set_text
 from featcache.store.writer import write_file
 from featcache.tables import missing

@@ -2,7 +2,6 @@
 
 A field that does not apply to a kind of head cannot be set for it. A sweep is a list of specs, made by `grid`.
 
-    spec       HeadSpec, and grids of them
     mlp        linear heads and MLPs: k of them stacked in one tensor per parameter, or one as a torch module
     features   the vectors of a store that a head is trained on
     optim      the loss, optimizers, schedules and early stopping
@@ -11,7 +10,3 @@ A field that does not apply to a kind of head cannot be set for it. A sweep is a
     inference  a trained head's logits, in numpy
     solvers    logistic regression, ridge and nearest neighbours
 """
-
-from featcache.heads.spec import KINDS, PATHS, SOLVED, TRAINED, HeadSpec, busy, grid, varied
-
-__all__ = ["KINDS", "PATHS", "SOLVED", "TRAINED", "HeadSpec", "busy", "grid", "varied"]

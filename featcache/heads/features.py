@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from featcache.errors import UsageError
-from featcache.heads.spec import HeadSpec
-from featcache.store import GRID, POOLED, VIEWS, Store
+from featcache.specs import GRID, POOLED, HeadSpec
+from featcache.store import VIEWS, Store
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from scipy.special import erf, expit
 
-from featcache.heads.spec import NORM_EPSILON, HeadSpec
+from featcache.specs import NORM_EPSILON, HeadSpec
 from featcache.threads import one_thread
 
 Array = np.ndarray[Any, Any]

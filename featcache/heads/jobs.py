@@ -18,7 +18,7 @@ from torch import Tensor
 from featcache.heads import optim
 from featcache.heads.mlp import n_outputs, n_parameters
 from featcache.heads.optim import Targets
-from featcache.heads.spec import HeadSpec
+from featcache.specs import HeadSpec
 
 Array = np.ndarray[Any, Any]
 History = list[dict[str, float]]

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from featcache.errors import UsageError
-from featcache.heads.spec import NORM_EPSILON, HeadSpec
+from featcache.specs import NORM_EPSILON, HeadSpec
 
 Array = np.ndarray[Any, Any]
 

@@ -24,7 +24,7 @@ from torch.optim.adamw import adamw
 from torch.optim.sgd import sgd
 
 from featcache import metrics
-from featcache.heads.spec import HeadSpec
+from featcache.specs import HeadSpec
 
 Array = np.ndarray[Any, Any]
 

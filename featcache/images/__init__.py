@@ -9,7 +9,6 @@ Normalisation happens later, on the device. Knows nothing of networks; needs no 
     lean        what a file holds beside its pixels, left out
     dicom       DICOM to gray or RGB: the only user of pydicom
     files       an image file as bytes
-    specs       how files become pixels, as plain values: DecodeSpec and TransformSpec
     depths      what a decoder made of a file, in 8 bits
     decoding    a file's bytes to an 8-bit image
     headers     what a file says of itself before it is decoded
@@ -23,17 +22,11 @@ Normalisation happens later, on the device. Knows nothing of networks; needs no 
 from featcache.images.decoding import FORMATS, check_size, decode, decode_each, from_pillow, look, pixels, undisturbed
 from featcache.images.depths import Look
 from featcache.images.files import Stamp, opened, read, stamp
-from featcache.images.specs import CROP_MODES, MAX_PIXELS, Array, DecodeSpec, TransformSpec
 
 __all__ = [
-    "CROP_MODES",
     "FORMATS",
-    "MAX_PIXELS",
-    "Array",
-    "DecodeSpec",
     "Look",
     "Stamp",
-    "TransformSpec",
     "check_size",
     "decode",
     "decode_each",

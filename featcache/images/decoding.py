@@ -13,7 +13,7 @@ from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError
 from featcache.errors import ImageError
 from featcache.images import containers, dicom, lean
 from featcache.images.depths import Look, in_bands, is_deep, look_at, to_8_bit
-from featcache.images.specs import MARGIN, DecodeSpec, TransformSpec
+from featcache.specs import MARGIN, DecodeSpec, TransformSpec
 
 Array = np.ndarray[Any, Any]
 

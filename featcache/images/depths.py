@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from featcache.errors import ImageError
-from featcache.images.specs import DecodeSpec
+from featcache.specs import DecodeSpec
 
 Array = np.ndarray[Any, Any]
 

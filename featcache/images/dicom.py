@@ -26,16 +26,6 @@ Array = np.ndarray[Any, Any]
 Dataset = Any  # pydicom's; a name for readers, as pydicom may be absent
 SizeCheck = Callable[[int, int, int], None]  # width, height, most pixels
 
-RULES = {
-    "codec": "pylibjpeg for JPEG, JPEG-LS and JPEG 2000, pydicom for RLE",
-    "modality": "lut, else rescale slope and intercept",
-    "voi": "first lut, else first window, else the full range of the bits stored",
-    "monochrome1": "inverted before rounding",
-    "padding": "as any other value",
-    "colour": "to rgb; of more than 8 bits the high 8",
-    "overlays": "not drawn",
-}
-
 _PREAMBLE, _MARK = 128, b"DICM"
 _HEADLESS = re.compile(rb"[\x02\x08]\0.\0(?:[A-Z]{2}|..\0\0)", re.DOTALL)  # a first element of group 0002 or 0008
 _GRAY, _PALETTE = ("MONOCHROME1", "MONOCHROME2"), "PALETTE COLOR"

@@ -18,7 +18,7 @@ from featcache.images import containers, depths, dicom, lean
 from featcache.images.containers import Buffer
 from featcache.images.decoding import FORMATS, check_size, several_frames, undisturbed
 from featcache.images.files import opened
-from featcache.images.specs import MAX_PIXELS
+from featcache.specs import MAX_PIXELS
 
 _HEAD = 132  # bytes, by which DICOM is known; those of PNG's size and depth are among them
 LARGE_BYTES = 64 << 20  # of a file, from which its header is looked at before it is read

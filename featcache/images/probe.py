@@ -11,14 +11,16 @@ import base64
 import struct
 import zlib
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
 from featcache.errors import ImageError
 from featcache.identity import digest_arrays
 from featcache.images import augment, decoding
-from featcache.images.augment import ViewSpec
-from featcache.images.specs import MAX_PIXELS, Array, DecodeSpec, TransformSpec
+from featcache.specs import MAX_PIXELS, AugmentedCopies, DecodeSpec, TransformSpec
+
+Array = np.ndarray[Any, Any]
 
 _SIDE = 61  # pixels; odd, and smaller than any input size, so that resizing has something to do
 _SHRUNK = 6  # pixels; a quarter of the shorter side of every image, at most
@@ -39,7 +41,7 @@ irQnGjrJMy4FbGa6xspOo6RMhEu7jQqXaMfEFxO6diuDspeMG6gJK832cLg/Rt3AiKTlGTrU3wviYrH+
 """
 
 
-def pixels_sha256(transform: TransformSpec, decode: DecodeSpec, augmentations: ViewSpec | None = None) -> str:
+def pixels_sha256(transform: TransformSpec, decode: DecodeSpec, augmentations: AugmentedCopies | None = None) -> str:
     """The digest of the built-in images, decoded and transformed, and of a view of each where views are made: equal as
     long as preprocessing is."""
     # Which images are refused for their size changes no vector, and the depth stands in the identity by itself.

@@ -20,8 +20,7 @@ import numpy as np
 from featcache.errors import ImageError
 from featcache.identity import Json, digest_bytes, from_json
 from featcache.images import augment, decoding, files, headers
-from featcache.images.augment import ViewSpec
-from featcache.images.specs import MAX_PIXELS, DecodeSpec, TransformSpec
+from featcache.specs import MAX_PIXELS, AugmentedCopies, DecodeSpec, TransformSpec
 
 Array = np.ndarray[Any, Any]
 
@@ -38,7 +37,7 @@ def serve(descriptor: int) -> None:
         work = _Work(
             [from_json(TransformSpec, fields) for fields in config["transforms"]],
             from_json(DecodeSpec, config["decode"]),
-            from_json(ViewSpec, config["augmentations"]) if config["augmentations"] else None,
+            AugmentedCopies.from_identity(config["augmentations"]) if config["augmentations"] else None,
             config["is_whole"],
             _Memory(config["decode"]["max_pixels"]),
         )
@@ -81,7 +80,7 @@ class _Work:
 
     transforms: Sequence[TransformSpec]
     decode: DecodeSpec
-    augmentations: ViewSpec | None
+    augmentations: AugmentedCopies | None
     is_whole: bool
     memory: _Memory
 

@@ -24,13 +24,12 @@ from typing import Any
 
 import numpy as np
 
-from featcache.bounds import MOST_SECONDS, check_number
 from featcache.errors import ImageError, InputOutputError
 from featcache.identity import Json
-from featcache.images.augment import ViewSpec
 from featcache.images.depths import Look
 from featcache.images.headers import Header
-from featcache.images.specs import DecodeSpec, TransformSpec
+from featcache.specs import AugmentedCopies, DecodeSpec, TransformSpec
+from featcache.specs.bounds import MOST_SECONDS, check_number
 
 Array = np.ndarray[Any, Any]
 
@@ -70,7 +69,7 @@ class Decoders:
         self,
         transforms: Sequence[TransformSpec],
         decode: DecodeSpec,
-        augmentations: ViewSpec | None = None,
+        augmentations: AugmentedCopies | None = None,
         timeout_s: float = TIMEOUT_S,
         is_whole: bool = False,
     ) -> None:
@@ -88,7 +87,7 @@ class Decoders:
         self._config = {
             "transforms": [asdict(transform) for transform in transforms],
             "decode": asdict(decode),
-            "augmentations": asdict(augmentations) if augmentations else None,
+            "augmentations": augmentations.identity() if augmentations else None,
             "is_whole": is_whole,
         }
         self._timeout_s = timeout_s

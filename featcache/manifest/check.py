@@ -17,11 +17,12 @@ from statistics import median_low
 from typing import Any
 
 from featcache.errors import ImageError
-from featcache.images import DecodeSpec, Look
+from featcache.images import Look
 from featcache.images.headers import Header
 from featcache.images.workers import TIMEOUT_S, Decoders
 from featcache.manifest.manifest import Manifest
 from featcache.manifest.survey import Depths, levels_notes, looks_at, spread
+from featcache.specs import DecodeSpec
 from featcache.splits import TEST, TRAIN, VAL, class_names, unnamed_groups
 
 Progress = Callable[[int, int], None]

@@ -7,17 +7,15 @@ one that is probably meant. Looks at names and texts, opens no file.
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
 from pathlib import Path
 
-from featcache.errors import InvalidParameter, UsageError
+from featcache.errors import UsageError
 from featcache.manifest.listing import IMAGE_SUFFIXES
+from featcache.specs import ColumnSpec
+from featcache.specs.data import LABEL, PATH
 from featcache.tables.missing import is_missing
 from featcache.tables.table import Table, lacking_column
 
-PATH, IMAGE_ID, LABEL, GROUP, SPLIT = "path", "image_id", "label", "group", "split"
-_STANDARD = {"path_column": PATH, "id_column": IMAGE_ID, "label_column": LABEL, "group_column": GROUP,
-             "split_column": SPLIT}  # fmt: skip
 _LIKE_PATH = re.compile(r"(?i).*(image|img|file|path|dicom|xray|x-ray|scan).*")
 _LIKE_LABEL = re.compile(
     r"(?i)(class(es)?|class.?name|labels?|targets?|y|diagnos[ie]s|dx|findings?|finding.labels|category|disease|outcome)"
@@ -26,43 +24,6 @@ _SHARE = 0.5  # of the cells, or of the files
 _PROBED = 5  # names that are looked for
 _MOST_FOLDERS = 500
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".dcm")
-
-
-@dataclass(frozen=True)
-class ColumnSpec:
-    """Names of columns of a table that are others than the standard ones.
-
-    Attributes:
-        path_column: paths of the images, relative to the folder of the table; None for `path`.
-        id_column: names of the images; None for `image_id`, and without one the paths.
-        label_column: classes; None for `label`.
-        group_column: patients; None for `group`.
-        split_column: subsets (train, val or test); None for `split`.
-    """
-
-    path_column: str | None = None
-    id_column: str | None = None
-    label_column: str | None = None
-    group_column: str | None = None
-    split_column: str | None = None
-
-    def __post_init__(self) -> None:
-        for parameter, name in self.named.items():
-            if not name.strip():
-                raise InvalidParameter(f"{parameter} is the name of a column, got {name!r}.")
-        if len(set(self.named.values())) < len(self.named):
-            raise InvalidParameter(f"each column is one thing only, got {', '.join(self.named.values())}.")
-
-    @property
-    def named(self) -> dict[str, str]:
-        """What was asked for, by the name of the parameter."""
-        values = {field_.name: getattr(self, field_.name) for field_ in fields(self)}
-        return {parameter: name for parameter, name in values.items() if name is not None}
-
-    @property
-    def name_of(self) -> dict[str, str]:
-        """By the standard name, the name in the table, where it is another."""
-        return {_STANDARD[parameter]: name for parameter, name in self.named.items()}
 
 
 def names_in(table: Table, spec: ColumnSpec) -> dict[str, str]:

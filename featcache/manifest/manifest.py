@@ -15,11 +15,12 @@ from pathlib import Path
 
 from featcache import durable
 from featcache.errors import UsageError
-from featcache.manifest.columns import ColumnSpec, about_absent, about_label, about_renamed, names_in, no_path
+from featcache.manifest.columns import about_absent, about_label, about_renamed, names_in, no_path
 from featcache.manifest.companions import companions, twins
 from featcache.manifest.layout import read_layout
 from featcache.manifest.listing import COMPANION, IMAGE_SUFFIXES, Listing, in_words, is_image, list_images
 from featcache.names import from_system, is_utf8, printable, to_system
+from featcache.specs import ColumnSpec
 from featcache.splits import split_name
 from featcache.tables import formats, missing
 from featcache.tables.missing import VALUE_COLUMNS, is_missing, is_prose, without_missing

@@ -12,9 +12,10 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from featcache.errors import ImageError
-from featcache.images import DecodeSpec, Look, headers
+from featcache.images import Look, headers
 from featcache.images.workers import Decoders
 from featcache.manifest.manifest import Manifest
+from featcache.specs import DecodeSpec
 
 T = TypeVar("T")
 

@@ -23,13 +23,11 @@ from featcache.backbones import Backbone
 from featcache.errors import FeatcacheError, UsageError
 from featcache.heads.mlp import Head, head_module
 from featcache.identity import Json, canonical_json, environment, from_json
-from featcache.images import DecodeSpec, TransformSpec
 from featcache.prediction import run_backbone
 from featcache.prediction.predictions import Model
-from featcache.request import Request
 from featcache.runs import Run
 from featcache.runs.backbone import identity_of
-from featcache.store import GRID, POOLED
+from featcache.specs import GRID, POOLED, DecodeSpec, Request, TransformSpec
 
 Array = np.ndarray[Any, Any]
 
@@ -76,7 +74,7 @@ class Exported:
         }
 
 
-def onnx_model(run: Run, path: Path | str, *, weights: str | None = None) -> Exported:
+def export_onnx(run: Run, path: Path | str, *, weights: str | None = None) -> Exported:
     """Writes a Run as an ONNX file, once onnxruntime agrees with torch about it.
 
     Args:

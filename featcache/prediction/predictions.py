@@ -17,11 +17,11 @@ from scipy.special import expit
 
 from featcache import metrics
 from featcache.errors import UsageError
-from featcache.heads import HeadSpec, features, inference
+from featcache.heads import features, inference
 from featcache.prediction.overlap import Overlap
 from featcache.runs import Run, Table
 from featcache.runs.backbone import identity_of, said_by
-from featcache.store import POOLED
+from featcache.specs import POOLED, HeadSpec
 
 Array = np.ndarray[Any, Any]
 

@@ -25,15 +25,15 @@ from featcache.embedding.output import Embedded, failures_path
 from featcache.errors import FeatcacheError, IdentityMismatch, ImageError, InputsChanged, UsageError
 from featcache.heads import features
 from featcache.identity import ArrayDigest, Json, digest_json
-from featcache.images import DecodeSpec, augment, from_pillow
+from featcache.images import augment, from_pillow
 from featcache.manifest import Manifest
 from featcache.prediction import bundle, run_backbone
 from featcache.prediction.overlap import Overlap
 from featcache.prediction.predictions import Model, Predictions
-from featcache.request import PRECISIONS, Request
 from featcache.runs import Run
 from featcache.runs.backbone import differences, identity_of
-from featcache.store import GRID, POOLED, VIEWS, Store
+from featcache.specs import GRID, POOLED, PRECISIONS, DecodeSpec, Request
+from featcache.store import VIEWS, Store
 from featcache.tables.formats import is_table
 
 if TYPE_CHECKING:

@@ -10,11 +10,9 @@ from typing import TYPE_CHECKING
 
 from featcache.errors import IdentityMismatch, UsageError
 from featcache.identity import from_json
-from featcache.images import DecodeSpec, TransformSpec
-from featcache.request import BackboneSpec, Request
 from featcache.runs import WEIGHTS, Run
 from featcache.runs.backbone import differences, identity_of, said_by, views_of
-from featcache.store import POOLED
+from featcache.specs import POOLED, BackboneSpec, DecodeSpec, Request, TransformSpec
 
 if TYPE_CHECKING:
     from featcache.backbones import Backbone

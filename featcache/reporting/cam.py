@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from featcache.heads import HeadSpec
+from featcache.specs import HeadSpec
 from featcache.splits.task import Task
 
 Array = np.ndarray[Any, Any]

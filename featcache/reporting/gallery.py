@@ -17,7 +17,7 @@ from featcache.reporting import cam
 from featcache.reporting.document import LARGE, SMALL, Block, Card, Cards, Neighbour, Words, data_uri, missing
 from featcache.reporting.materials import Material, Pictures, Vectors
 from featcache.reporting.run_view import SUBSET_NAMES, RunView
-from featcache.store import GRID
+from featcache.specs import GRID
 from featcache.training.results import TRAIN
 
 Array = np.ndarray[Any, Any]

@@ -19,7 +19,6 @@ from PIL import Image
 
 from featcache.errors import FeatcacheError, IdentityMismatch, UsageError
 from featcache.identity import digest_json, from_json
-from featcache.images import DecodeSpec, TransformSpec
 from featcache.images.cache import FileCache, stamp_of
 from featcache.images.workers import Decoders
 from featcache.manifest import Manifest
@@ -27,7 +26,8 @@ from featcache.names import printable
 from featcache.reporting.run_view import RunView
 from featcache.runs import WEIGHTS
 from featcache.runs.backbone import differences, identity_of, said_by
-from featcache.store import POOLED, Store
+from featcache.specs import POOLED, DecodeSpec, TransformSpec
+from featcache.store import Store
 
 Array = np.ndarray[Any, Any]
 

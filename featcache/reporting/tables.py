@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from featcache.errors import in_our_words
-from featcache.heads import busy
 from featcache.identity import Json, flatten
 from featcache.names import plural, printable
 from featcache.reporting.document import (
@@ -30,6 +29,7 @@ from featcache.reporting.document import (
 from featcache.reporting.run_view import SUBSET_NAMES, RunView
 from featcache.runs.backbone import identity_of, said_by
 from featcache.runs.subsets import SUBSETS
+from featcache.specs import busy
 from featcache.training.results import OUTER, TEST, TRAIN, VAL
 
 Array = np.ndarray[Any, Any]

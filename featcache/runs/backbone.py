@@ -7,10 +7,9 @@ from contextlib import contextmanager
 
 from featcache.errors import CorruptStore, InvalidParameter, UsageError
 from featcache.identity import Json, digest_json, from_json
-from featcache.images import DecodeSpec, TransformSpec
-from featcache.images.augment import ViewSpec
 from featcache.images.probe import pixels_sha256
 from featcache.runs.run import Run
+from featcache.specs import AugmentedCopies, DecodeSpec, TransformSpec
 from featcache.store.reader import differences as told
 
 _APART = ("views", "stored_dtype")  # which count for some heads only, and for rounded vectors
@@ -25,10 +24,10 @@ def identity_of(run: Run) -> Json:
         return identity
 
 
-def views_of(identity: Json) -> ViewSpec | None:
+def views_of(identity: Json) -> AugmentedCopies | None:
     """The augmentation views that vectors were made of, beside the images as they are."""
     views = identity.get("views")
-    return ViewSpec.from_identity(views) if views else None
+    return AugmentedCopies.from_identity(views) if views else None
 
 
 def differences(run: Run, identity: Json, *, tta: bool = False, any_precision: bool = False) -> list[str]:

@@ -29,9 +29,10 @@ from featcache.errors import (
     from_os_error,
     in_our_words,
 )
-from featcache.heads import HeadSpec, inference
+from featcache.heads import inference
 from featcache.identity import Json, canonical_json, digest_bytes, digest_json, from_json
 from featcache.names import printable
+from featcache.specs import HeadSpec
 from featcache.splits.protocol import Protocol
 from featcache.splits.task import Task
 

@@ -19,7 +19,6 @@ from featcache.splits import class_names
 Array = np.ndarray[Any, Any]
 Texts = Sequence[str]
 
-UNCERTAIN = ("ignore", "positive", "negative")  # U-Ignore, U-Ones and U-Zeros of CheXpert (Irvin et al., 2019)
 
 _YES_NO = {"1": 1.0, "1.0": 1.0, "true": 1.0, "0": 0.0, "0.0": 0.0, "false": 0.0, "": np.nan, "nan": np.nan}
 _VALUES = {"ignore": np.nan, "positive": 1.0, "negative": 0.0}

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from featcache.errors import UsageError
+from featcache.specs import MAX_FOLDS, MAX_REPEATS
 
 Array = np.ndarray[Any, Any]
 
@@ -36,7 +37,6 @@ _FILLERS = frozenset(
 _COMPOUND = re.compile(r"(sets?|data|images?|imgs?)\Z")  # of `testset`
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[^\W\d_]+")  # of `imagesTr`, `01_train` and `TEST-set2`
 
-MAX_FOLDS, MAX_REPEATS = 100, 1000
 NO_FINDING = "none"
 FORMAT, VERSION = "featcache.split", 1
 _FURTHER_SEEDS = 20

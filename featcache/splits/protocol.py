@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from featcache import durable
-from featcache.bounds import check_number, check_seed
-from featcache.errors import InvalidParameter, UsageError, in_our_words
+from featcache.errors import UsageError, in_our_words
+from featcache.specs import SplitSpec
 from featcache.splits import plan, unnamed_groups
 from featcache.splits.near_duplicates import near_pairs, pair_keys
 from featcache.splits.plan import Fold, Split
@@ -29,53 +29,6 @@ Array = np.ndarray[Any, Any]
 DEFAULT_VAL_FRACTION = 0.2
 WATCH_FRACTION = 0.1
 _NONE = np.array([], dtype=np.int64)
-
-
-@dataclass(frozen=True)
-class SplitSpec:
-    """How rows are divided.
-
-    Attributes:
-        val_fraction: share held out where there are no folds. None uses the store's own validation rows if any, else
-            0.2. Given, it also returns the store's own validation rows to the training rows first.
-        n_splits: stratified group k-fold instead of a hold-out.
-        n_repeats: how often the folds, or the hold-out, are drawn anew.
-        nested: an outer k-fold around the folds, whose held rows choose nothing: an estimate where there is no test.
-        group_by: the column whose values may not be on two sides; None for `group` where there is one. Where it is
-            another than `group`, the values of neither are: rows that share one, or are joined by a chain of such rows,
-            stay together.
-        near_duplicates: rows whose vectors have at least this cosine count as one group.
-        seed: random seed of the folds and of the order of batches.
-        file: a split saved by another Run.
-    """
-
-    val_fraction: float | None = None
-    n_splits: int | None = None
-    n_repeats: int = 1
-    nested: bool = False
-    group_by: str | None = None
-    near_duplicates: float | None = None
-    seed: int = 0
-    file: Path | None = None
-
-    def __post_init__(self) -> None:
-        check_number("n_repeats", self.n_repeats, 1, plan.MAX_REPEATS, whole=True)
-        check_seed("seed", self.seed)
-        if self.n_splits is not None:
-            check_number("n_splits", self.n_splits, 2, plan.MAX_FOLDS, whole=True)
-        if self.val_fraction is not None:
-            check_number("val_fraction", self.val_fraction, 0, 1, above=True, below=True)
-        if self.near_duplicates is not None:
-            check_number("near_duplicates", self.near_duplicates, 0, 1, above=True, why="a cosine")
-        drawn = self.n_splits is not None or self.val_fraction is not None or self.n_repeats > 1
-        if self.n_splits is not None and self.val_fraction is not None:
-            raise InvalidParameter("`n_splits` and `val_fraction` exclude each other.")
-        if self.file is not None and (drawn or self.nested):
-            raise InvalidParameter(
-                "a split from a file says all: no `n_splits`, `n_repeats`, `val_fraction` or `nested` beside it."
-            )
-        if self.nested and self.n_splits is None:
-            raise InvalidParameter("`nested` needs `n_splits`.")
 
 
 @dataclass(frozen=True)

@@ -5,19 +5,18 @@ One store serves many tasks: labels are joined by name and are no part of what w
 Letters: n rows, c classes or findings.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, Self
 
 import numpy as np
 
 from featcache import durable
-from featcache.bounds import check_number
-from featcache.errors import InvalidParameter, UsageError
-from featcache.identity import Json
+from featcache.errors import UsageError
+from featcache.specs import TargetSpec
 from featcache.splits import class_names, coding, plan
-from featcache.store import Store, Where, matching
+from featcache.store import Store, matching
 from featcache.tables import joining
 from featcache.tables.missing import without_missing
 from featcache.tables.table import lacking_column, read_table
@@ -52,58 +51,6 @@ class Rows(Protocol):
     def content_sha256(self) -> list[str]: ...
 
     def __len__(self) -> int: ...
-
-
-@dataclass(frozen=True)
-class TargetSpec:
-    """Which labels to learn.
-
-    Attributes:
-        columns: one column of class names, or several of findings, each 1, 0 or empty.
-        file: a CSV that has them; None for the rows' own columns.
-        on: the column by which the CSV is joined: `image_id`, or one that the rows have too; `image_id=filename` where
-            the column of the file has another name.
-        positive: the class that precision, recall and the like are about; None for the last in sorted order of those
-            whose names do not mean that something is absent (`splits.class_names.positive_class`).
-        uncertain: what a label of -1 is: "ignore" for unknown, "positive" for 1, "negative" for 0, the policies
-            U-Ignore, U-Ones and U-Zeros of CheXpert (Irvin et al., AAAI 2019, section 3.1). None for a class of its
-            own; of several columns it is then refused.
-        where: conditions on the rows, as in `export`; others take no part at all.
-        separator: what separates the findings of a list in the one label column, as in `Edema|Mass`; None for classes.
-        merge_classes: classes by name, and the class that each becomes, one of them or a new one. Of findings, one is
-            there where either is.
-        drop_classes: classes whose images are left out, or findings that are not learnt.
-        min_images: a class or finding of fewer images is left out.
-    """
-
-    columns: tuple[str, ...] = ("label",)
-    file: Path | None = None
-    on: str = "image_id"
-    positive: str | None = None
-    uncertain: str | None = None
-    where: tuple[Where, ...] = ()
-    separator: str | None = None
-    merge_classes: Mapping[str, str] = field(default_factory=dict)
-    drop_classes: tuple[str, ...] = ()
-    min_images: int = 0
-
-    def __post_init__(self) -> None:
-        if not self.columns or len(set(self.columns)) < len(self.columns):
-            raise InvalidParameter(f"label columns must be named once each, got {', '.join(self.columns) or 'none'}.")
-        if self.uncertain not in (None, *coding.UNCERTAIN):
-            raise InvalidParameter(f"`uncertain` must be one of {', '.join(coding.UNCERTAIN)}, got {self.uncertain!r}.")
-        if self.separator is not None and (not self.separator.strip() or len(self.columns) > 1):
-            raise InvalidParameter("`separator` is a text that is not blank, and for one label column.")
-        check_number("min_images", self.min_images, 0, _MOST_IMAGES, whole=True)
-        if chained := [name for name in self.merge_classes.values() if self.merge_classes.get(name, name) != name]:
-            raise InvalidParameter(
-                f"`merge_classes` makes other classes {chained[0]!r}, and {chained[0]!r} another one."
-            )
-
-    def as_json(self) -> Json:
-        """The spec as a Run records it, with the name of the file instead of its path."""
-        own = {"file": self.file.name if self.file else None, "where": [str(condition) for condition in self.where]}
-        return {**asdict(self), **own}
 
 
 @dataclass(frozen=True)

@@ -19,23 +19,19 @@ that it keeps and compares. Opening costs milliseconds; vectors are read when as
     export      a store, or some of it, for other tools
 """
 
-from featcache.store.conditions import Where, matching
+from featcache.store.conditions import matching
 from featcache.store.describing import describe
 from featcache.store.lookup import KnownVectors
 from featcache.store.parts import Part, PartFolder, Status, check_unlocked, folder_of, held_identity, read_part, status
 from featcache.store.reader import Store, check_identity
 from featcache.store.schema import (
-    BOUNDARY,
     BOUNDARY_VIEWS,
     CANARY,
     DEPTH,
     EMBEDDED,
     FAILED,
-    GRID,
     KERNELS,
-    POOLED,
     REUSED,
-    STORED_DTYPES,
     VERSION,
     VIEW_PARAMETERS,
     VIEWS,
@@ -48,17 +44,13 @@ from featcache.store.verifying import Verified, verify
 from featcache.store.writer import Counts, publish
 
 __all__ = [
-    "BOUNDARY",
     "BOUNDARY_VIEWS",
     "CANARY",
     "DEPTH",
     "EMBEDDED",
     "FAILED",
-    "GRID",
     "KERNELS",
-    "POOLED",
     "REUSED",
-    "STORED_DTYPES",
     "VERSION",
     "VIEWS",
     "VIEW_PARAMETERS",
@@ -72,7 +64,6 @@ __all__ = [
     "Store",
     "Variety",
     "Verified",
-    "Where",
     "blocks",
     "check_identity",
     "check_unlocked",

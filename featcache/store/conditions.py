@@ -1,13 +1,13 @@
 """Conditions on rows: the text of a column is this one, or is not. What is exported, and what is learnt from."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol, Self
+from typing import Protocol
 
 import numpy as np
 
 from featcache.errors import UsageError
+from featcache.specs import Where
 from featcache.store.schema import Array
 
 _MAX_VALUES = 5
@@ -24,36 +24,6 @@ class Rows(Protocol):
 
     @property
     def columns(self) -> dict[str, list[str]]: ...
-
-
-@dataclass(frozen=True)
-class Where:
-    """A condition on the rows: the text of a column is this one, or is not.
-
-    Attributes:
-        column: `image_id`, or a column of the rows.
-        value: compared as it is; the empty text is a missing value.
-        equal: whether it must be the same, or another.
-    """
-
-    column: str
-    value: str
-    equal: bool = True
-
-    @classmethod
-    def parse(cls, text: str) -> Self:
-        """`split=train` or `label!=`.
-
-        Raises:
-            UsageError: neither.
-        """
-        name, sign, value = text.partition("=")
-        if not sign or not name.removesuffix("!"):
-            raise UsageError(f"where {text!r}: COLUMN=VALUE or COLUMN!=VALUE is expected, as in split=train.")
-        return cls(name.removesuffix("!"), value, not name.endswith("!"))
-
-    def __str__(self) -> str:
-        return f"{self.column}{'=' if self.equal else '!='}{self.value}"
 
 
 def matching(rows: Rows, where: Sequence[Where]) -> Array:

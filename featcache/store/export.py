@@ -22,7 +22,8 @@ from featcache import durable
 from featcache.errors import CorruptStore, UsageError
 from featcache.identity import Json, canonical_json, digest_json
 from featcache.names import is_utf8
-from featcache.store.conditions import Where, matching
+from featcache.specs import Where
+from featcache.store.conditions import matching
 from featcache.store.reader import Store, check_identity
 from featcache.store.select import blocks, digests_of, gather, publish_rows, texts_of
 

@@ -13,8 +13,9 @@ import numpy as np
 
 from featcache.errors import CorruptStore, IdentityMismatch, UsageError
 from featcache.identity import Json, difference, digest_json
+from featcache.specs import POOLED
 from featcache.store.opening import OpenFile
-from featcache.store.schema import POOLED, WEIGHTS_FILE, WEIGHTS_READ, WEIGHTS_SOURCE, Array, get_text
+from featcache.store.schema import WEIGHTS_FILE, WEIGHTS_READ, WEIGHTS_SOURCE, Array, get_text
 from featcache.store.validation import reading
 from featcache.tables import missing
 

@@ -12,6 +12,7 @@ import h5py
 import numpy as np
 
 from featcache.identity import ArrayDigest
+from featcache.specs import BOUNDARY
 
 Array = np.ndarray[Any, Any]
 
@@ -19,9 +20,8 @@ FORMAT = "featcache.store"
 PART_FORMAT = "featcache.part"
 VERSION = (1, 0)  # (major, minor): a reader refuses another major, ignores what a later minor added
 FUSION_FORMAT, FUSION_VERSION = "featcache.fusion", (1, 0)  # of a table of studies, made of a store and texts
-POOLED, GRID, VIEWS, VIEW_PARAMETERS = "pooled", "grid", "views", "view_parameters"  # what `features` may hold
-BOUNDARY, BOUNDARY_VIEWS = "boundary", "boundary_views"  # the same, of the tensor that enters the last stage
-STORED_DTYPES = ("float32", "float16")
+VIEWS, VIEW_PARAMETERS = "views", "view_parameters"  # arrays of `features` beside the taps
+BOUNDARY_VIEWS = "boundary_views"
 EMBEDDED, REUSED, FAILED = 0, 1, 2  # the origin of a row of a part
 SHA256 = re.compile(r"[0-9a-f]{64}")
 CANARY, KERNELS = "canary", "kernels"  # of an environment: what a low precision makes of built-in images, and with what

@@ -26,17 +26,8 @@ from featcache.errors import (
     UsageError,
     from_os_error,
 )
-from featcache.store.schema import (
-    FORMAT,
-    FUSION_FORMAT,
-    FUSION_VERSION,
-    PART_FORMAT,
-    POOLED,
-    SIGNATURE,
-    STORED_DTYPES,
-    VERSION,
-    get_text,
-)
+from featcache.specs import POOLED, STORED_DTYPES
+from featcache.store.schema import FORMAT, FUSION_FORMAT, FUSION_VERSION, PART_FORMAT, SIGNATURE, VERSION, get_text
 
 _MAX_CHUNK_BYTES = 1 << 28
 _MAX_MEMBERS = 10_000  # of a group

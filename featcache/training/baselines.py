@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from featcache.errors import UsageError
-from featcache.heads import HeadSpec, features
+from featcache.heads import features
+from featcache.specs import HeadSpec
 from featcache.splits import Fold
 from featcache.splits.task import Task
 from featcache.store import Store

@@ -13,9 +13,9 @@ import numpy as np
 from scipy.special import expit
 
 from featcache import metrics, runs
-from featcache.heads import varied
 from featcache.metrics.calibration import Choice, OperatingRule
 from featcache.runs import Table, subsets
+from featcache.specs import varied
 from featcache.splits.protocol import Protocol
 from featcache.splits.task import Task
 from featcache.training import selection

@@ -12,7 +12,6 @@ import torch
 
 from featcache import metrics
 from featcache.errors import UsageError
-from featcache.heads import HeadSpec
 from featcache.heads.features import clean, scored, tap_of
 from featcache.heads.jobs import Fit, Fitted, Pool
 from featcache.heads.mlp import feature_scale
@@ -20,6 +19,7 @@ from featcache.heads.optim import Targets
 from featcache.heads.solvers import solve_all
 from featcache.heads.training import fit_all
 from featcache.metrics import intervals
+from featcache.specs import HeadSpec
 from featcache.splits import Fold
 from featcache.splits.protocol import Protocol, watch_rows
 from featcache.splits.task import Task
@@ -28,7 +28,6 @@ Array = np.ndarray[Any, Any]
 Numbers = dict[str, Any]
 Progress = Callable[[int, int], None]
 
-SELECT = ("auroc", "f1", "balanced_accuracy", "accuracy", "auprc", "loss")
 SHOWN = ("auroc", "accuracy", "balanced_accuracy", "f1", "loss")
 _NONE = np.array([], dtype=np.int64)
 

@@ -9,7 +9,7 @@ Letters: n rows, d features, c classes.
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +17,17 @@ import numpy as np
 
 from featcache import devices, figures, runs
 from featcache.auditing.shortcuts import column_shortcuts, notable
-from featcache.bounds import check_number
-from featcache.errors import InvalidParameter, UsageError
-from featcache.heads import HeadSpec, features, inference
+from featcache.errors import UsageError
+from featcache.heads import features, inference
 from featcache.heads.jobs import Fitted
 from featcache.heads.optim import Targets
 from featcache.identity import Json, digest_json, environment
 from featcache.metrics import calibration
 from featcache.runs import Images, Run, Table
+from featcache.specs import HeadSpec, SelectionSpec, SplitSpec, TargetSpec
 from featcache.splits import Fold
-from featcache.splits.protocol import Protocol, SplitSpec, divide
-from featcache.splits.task import TargetSpec, Task
+from featcache.splits.protocol import Protocol, divide
+from featcache.splits.task import Task
 from featcache.store import Store, Variety
 from featcache.tables import missing
 from featcache.training import baselines, selection
@@ -41,34 +41,6 @@ _NONE = np.array([], dtype=np.int64)
 _NEAR_SHOWN = 5
 _LOOKED_AT = 20_000  # rows, to see whether vectors differ
 _SHORTCUTS_SHOWN = 3
-
-
-@dataclass(frozen=True)
-class SelectionSpec:
-    """How the best head is selected, on which rows it is trained in the end, and which baselines are computed.
-
-    Attributes:
-        select: metric that ranks specs on validation rows: "auroc", "f1", "balanced_accuracy", "accuracy", "auprc" or
-            "loss".
-        refit_all: after a hold-out, train the best head on the validation rows as well. With folds this is always done.
-        operating_point: rule that chooses the threshold for two classes, as in `calibration.parse_rule`: "youden",
-            "f1", "sensitivity=0.95" or "specificity=0.9". None predicts the most probable class.
-        n_permutations: number of baselines trained on shuffled labels.
-        compare: other stores of the same images, on which the best spec is trained as a baseline.
-        tta: test-time augmentation: every score is that of the mean logits of an image and its augmented copies.
-    """
-
-    select: str = "auroc"
-    refit_all: bool = False
-    operating_point: str | None = None
-    n_permutations: int = 0
-    compare: tuple[Path, ...] = field(default=())
-    tta: bool = False
-
-    def __post_init__(self) -> None:
-        if self.select not in selection.SELECT:
-            raise InvalidParameter(f"`select` must be one of {', '.join(selection.SELECT)}, got {self.select!r}.")
-        check_number("n_permutations", self.n_permutations, 0, 1000, whole=True)
 
 
 def train_head(

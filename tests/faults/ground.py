@@ -32,7 +32,7 @@ from featcache.embedding.network import Network
 from featcache.errors import FeatcacheError
 from featcache.images import serving, workers
 from featcache.manifest import Manifest
-from featcache.request import BackboneSpec
+from featcache.specs import BackboneSpec
 from featcache.store import FAILED, Store, read_part
 from tests.conftest import draw
 

@@ -15,16 +15,14 @@ from featcache import durable
 from featcache.auditing.audit import audit
 from featcache.embedding import embed
 from featcache.errors import FeatcacheError
-from featcache.fusion.spec import FusionSpec
 from featcache.fusion.writer import export_studies
-from featcache.heads import HeadSpec
 from featcache.manifest import Manifest
 from featcache.prediction import predict
 from featcache.prediction.bundle import bundle
 from featcache.prediction.predictor import load_run
 from featcache.reporting.report import report
-from featcache.request import BackboneSpec
 from featcache.runs import Run
+from featcache.specs import BackboneSpec, FusionSpec, HeadSpec
 from featcache.store import Store
 from featcache.store.export import Where, export
 from featcache.training.train_head import train_head

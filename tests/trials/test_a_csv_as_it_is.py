@@ -9,7 +9,7 @@ import pytest
 
 from featcache.errors import UsageError
 from featcache.manifest import Manifest
-from featcache.manifest.columns import ColumnSpec
+from featcache.specs import ColumnSpec
 from tests.conftest import draw
 from tests.test_cli import RANDOM, featcache
 

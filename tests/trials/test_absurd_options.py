@@ -12,15 +12,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from featcache.finetune.distributed import Session
-from featcache.fusion.spec import FusionSpec
-from featcache.heads import KINDS, HeadSpec
-from featcache.images import DecodeSpec, TransformSpec
-from featcache.images.augment import ViewSpec
-from featcache.recipe import AugmentSpec, Recipe, Stage
-from featcache.request import BackboneSpec
-from featcache.splits.protocol import SplitSpec
-from featcache.splits.task import TargetSpec
-from featcache.training.train_head import SelectionSpec
+from featcache.specs import (
+    KINDS,
+    AugmentationSpec,
+    AugmentedCopies,
+    BackboneSpec,
+    DecodeSpec,
+    FusionSpec,
+    HeadSpec,
+    Recipe,
+    SelectionSpec,
+    SplitSpec,
+    Stage,
+    TargetSpec,
+    TransformSpec,
+)
 from tests.conftest import draw
 from tests.test_cli import RANDOM, featcache
 
@@ -30,8 +36,8 @@ SPECS: list[Any] = [
     *(HeadSpec.of(kind) for kind in KINDS),
     Recipe(),
     Stage(),
-    AugmentSpec(),
-    ViewSpec(2),
+    AugmentationSpec(),
+    AugmentedCopies(2),
     DecodeSpec(),
     TransformSpec((32, 32), 0.9, "bilinear", *GRAY),
     BackboneSpec("resnet18"),

@@ -16,10 +16,8 @@ from PIL import Image, PngImagePlugin
 
 from featcache.auditing.audit import audit
 from featcache.embedding import embed
-from featcache.heads import HeadSpec
 from featcache.manifest import Manifest
-from featcache.request import BackboneSpec
-from featcache.splits.protocol import SplitSpec
+from featcache.specs import BackboneSpec, HeadSpec, SplitSpec
 from featcache.store import Store, Variety, describe
 from featcache.training.train_head import train_head
 from tests.conftest import NET, SMALL, draw, make_store, two_clouds

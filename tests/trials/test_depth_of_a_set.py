@@ -11,14 +11,11 @@ from PIL import Image
 from featcache.embedding import embed
 from featcache.embedding.depth import settle_depth
 from featcache.errors import IdentityMismatch
-from featcache.heads import HeadSpec
-from featcache.images import DecodeSpec
 from featcache.manifest import Manifest
 from featcache.manifest.check import check
 from featcache.manifest.survey import needed, spread
 from featcache.prediction.predictor import load_run
-from featcache.request import BackboneSpec
-from featcache.splits.protocol import SplitSpec
+from featcache.specs import BackboneSpec, DecodeSpec, HeadSpec, SplitSpec
 from featcache.store import Store
 from featcache.training.train_head import train_head
 from tests.conftest import SMALL, draw

@@ -12,13 +12,10 @@ import torch
 
 from featcache.finetune import fine_tune as finetune
 from featcache.finetune.checkpoints import Checkpoints
-from featcache.heads import HeadSpec
 from featcache.identity import digest_bytes
 from featcache.manifest import Manifest
-from featcache.recipe import Recipe, Stage
-from featcache.request import BackboneSpec
 from featcache.runs import Run
-from featcache.splits.protocol import SplitSpec
+from featcache.specs import BackboneSpec, HeadSpec, Recipe, SplitSpec, Stage
 from tests.conftest import NET, draw_shadows
 
 RECIPE = Recipe(stages=(Stage("last-block", 2),), backbone_lr=0.001)

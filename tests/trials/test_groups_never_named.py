@@ -10,9 +10,9 @@ import pytest
 from featcache.embedding import embed
 from featcache.manifest import Manifest
 from featcache.manifest.check import check
-from featcache.request import BackboneSpec
+from featcache.specs import BackboneSpec, SplitSpec
 from featcache.splits import unnamed_groups
-from featcache.splits.protocol import SplitSpec, divide
+from featcache.splits.protocol import divide
 from featcache.splits.task import Task
 from featcache.store import Store
 from tests.conftest import SMALL, draw, make_store, two_clouds

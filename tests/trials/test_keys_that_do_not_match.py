@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from featcache.errors import UsageError
-from featcache.fusion.spec import FusionSpec
 from featcache.fusion.writer import export_studies
-from featcache.splits.task import TargetSpec, Task
+from featcache.specs import FusionSpec, TargetSpec
+from featcache.splits.task import Task
 from featcache.store import Store
 from featcache.tables import joining
 from tests.conftest import make_store

@@ -11,8 +11,9 @@ from featcache.auditing.audit import audit
 from featcache.errors import UsageError
 from featcache.manifest import Manifest
 from featcache.manifest.check import check
+from featcache.specs import TargetSpec
 from featcache.splits import class_names
-from featcache.splits.task import TargetSpec, Task
+from featcache.splits.task import Task
 from featcache.store import Store
 from tests.conftest import draw, make_store
 

@@ -18,10 +18,9 @@ import torch
 
 from featcache.backbones import load
 from featcache.errors import CorruptStore, UsageError
-from featcache.heads import HeadSpec
 from featcache.heads.mlp import head_module
 from featcache.prediction.predictor import load_run
-from featcache.request import BackboneSpec
+from featcache.specs import BackboneSpec, HeadSpec
 from tests.conftest import SMALL
 
 GIANT = "resnetv2_152x4_bit"  # 900 million parameters in few layers: 3.7 GB

@@ -16,11 +16,11 @@ import pytest
 from PIL import Image
 
 from featcache.errors import ImageError
-from featcache.images import DecodeSpec, TransformSpec
 from featcache.images.cache import stamp_of
 from featcache.images.workers import Decoders
 from featcache.manifest import Manifest
 from featcache.manifest.check import check
+from featcache.specs import DecodeSpec, TransformSpec
 from tests.encoders import DEFLATED, JPEG_BASELINE, chunk, dicom, png, png_header
 
 GRAY = np.random.default_rng(0).integers(0, 256, (20, 24), dtype=np.uint8)

@@ -13,7 +13,7 @@ import pytest
 from featcache.embedding import embed_all
 from featcache.errors import StoreLocked
 from featcache.manifest import Manifest
-from featcache.request import BackboneSpec
+from featcache.specs import BackboneSpec
 from featcache.store import PartFolder
 from tests.conftest import SMALL
 

@@ -9,7 +9,7 @@ import pytest
 
 from featcache.cli.results import confusion_line
 from featcache.errors import StoreNotFound
-from featcache.heads import KINDS, HeadSpec
+from featcache.specs import KINDS, HeadSpec
 from featcache.store import Part, PartFolder, Store
 from tests.conftest import make_store
 from tests.test_cli import featcache

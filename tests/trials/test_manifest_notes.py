@@ -10,7 +10,7 @@ from featcache.manifest import Manifest
 from featcache.manifest.check import check
 from featcache.prediction import predict
 from featcache.prediction.predictor import load_run
-from featcache.request import BackboneSpec
+from featcache.specs import BackboneSpec
 from tests.conftest import SMALL, draw_classes
 from tests.test_cli import RANDOM, featcache
 

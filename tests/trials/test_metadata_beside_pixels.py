@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from featcache.errors import ImageError
-from featcache.images import DecodeSpec, decode, headers, lean
+from featcache.images import decode, headers, lean
+from featcache.specs import DecodeSpec
 from tests.encoders import chunk, png, tiff
 
 GRAY = np.random.default_rng(0).integers(0, 256, (20, 24), dtype=np.uint8)

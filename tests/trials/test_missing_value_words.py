@@ -10,12 +10,11 @@ import pytest
 from featcache.auditing.audit import audit
 from featcache.errors import UsageError
 from featcache.fusion import Studies
-from featcache.fusion.spec import FusionSpec
 from featcache.fusion.writer import export_studies
 from featcache.manifest import Manifest
 from featcache.manifest.covid import covid
-from featcache.splits.protocol import SplitSpec
-from featcache.splits.task import TargetSpec, Task
+from featcache.specs import FusionSpec, SplitSpec, TargetSpec
+from featcache.splits.task import Task
 from featcache.store import Store
 from featcache.tables.missing import is_missing
 from featcache.training.train_head import train_head

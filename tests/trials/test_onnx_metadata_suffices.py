@@ -11,13 +11,11 @@ import pytest
 from PIL import Image
 
 from featcache.embedding import embed
-from featcache.heads import HeadSpec
-from featcache.images import DecodeSpec, TransformSpec, decode
+from featcache.images import decode
 from featcache.manifest import Manifest
-from featcache.prediction.onnx_export import onnx_model, preprocessing
+from featcache.prediction.onnx_export import export_onnx, preprocessing
 from featcache.prediction.predictor import load_run
-from featcache.request import BackboneSpec
-from featcache.splits.protocol import SplitSpec
+from featcache.specs import BackboneSpec, DecodeSpec, HeadSpec, SplitSpec, TransformSpec
 from featcache.store import Store
 from featcache.training.train_head import train_head
 from tests.conftest import SMALL, draw, draw_classes
@@ -90,7 +88,7 @@ def test_the_script_gives_the_probabilities_of_predict(
     embed(Manifest.read(images), tmp_path / "s.h5", BackboneSpec(SMALL, "random:0", input_size=32), device="cpu")
     with Store.open(tmp_path / "s.h5") as store:
         run = train_head(store, HeadSpec(epochs=2), tmp_path / "run", split=SplitSpec(val_fraction=0.25))
-    onnx_model(run, tmp_path / "model.onnx")
+    export_onnx(run, tmp_path / "model.onnx")
     monkeypatch.chdir(tmp_path)
     names: dict[str, Any] = {}
     exec(SCRIPT, names)

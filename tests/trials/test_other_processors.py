@@ -15,7 +15,7 @@ import pytest
 from featcache.embedding import embed, kernels
 from featcache.errors import IdentityMismatch
 from featcache.manifest import Manifest
-from featcache.request import BackboneSpec
+from featcache.specs import BackboneSpec
 from featcache.store import CANARY, KERNELS, Store
 from tests.conftest import NET, draw
 

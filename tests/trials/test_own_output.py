@@ -18,8 +18,8 @@ from featcache.prediction import predict
 from featcache.prediction.bundle import bundle
 from featcache.prediction.predictor import load_run
 from featcache.reporting.report import report
-from featcache.request import BackboneSpec
 from featcache.runs import RUN_FILES, Run
+from featcache.specs import BackboneSpec
 from featcache.store import Store
 from featcache.training.train_head import train_head
 from tests.conftest import SMALL, draw, draw_classes

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from featcache.errors import UsageError
-from featcache.heads import HeadSpec
-from featcache.splits.protocol import Protocol, SplitSpec, divide
+from featcache.specs import HeadSpec, SplitSpec
+from featcache.splits.protocol import Protocol, divide
 from featcache.splits.task import Task
 from featcache.store import Store
 from featcache.training.train_head import train_head

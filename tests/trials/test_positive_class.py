@@ -8,12 +8,10 @@ from typing import Any
 import pytest
 
 from featcache.finetune.fine_tune import train as train_network
-from featcache.heads import HeadSpec
 from featcache.manifest import Manifest
-from featcache.recipe import Recipe, Stage
-from featcache.request import BackboneSpec
+from featcache.specs import BackboneSpec, HeadSpec, Recipe, Stage, TargetSpec
 from featcache.splits.class_names import positive_class
-from featcache.splits.task import TargetSpec, Task
+from featcache.splits.task import Task
 from featcache.store import Store
 from featcache.training.train_head import train_head
 from tests.conftest import SMALL, draw, make_store, two_clouds

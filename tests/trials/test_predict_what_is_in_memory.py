@@ -10,11 +10,9 @@ from PIL import Image
 
 from featcache.embedding import embed
 from featcache.errors import UsageError
-from featcache.heads import HeadSpec
 from featcache.manifest import Manifest
 from featcache.prediction.predictor import Predictor, load_run
-from featcache.request import BackboneSpec
-from featcache.splits.protocol import SplitSpec
+from featcache.specs import BackboneSpec, HeadSpec, SplitSpec
 from featcache.store import Store
 from featcache.training.train_head import train_head
 from tests.conftest import SMALL, draw, draw_classes

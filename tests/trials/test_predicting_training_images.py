@@ -10,9 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from featcache.heads import HeadSpec
 from featcache.prediction.predictor import load_run
-from featcache.splits.protocol import SplitSpec
+from featcache.specs import HeadSpec, SplitSpec
 from featcache.store import Store
 from featcache.training.train_head import train_head
 from tests.conftest import draw, draw_shadows
@@ -55,7 +54,7 @@ def test_of_a_head_of_folds_all_rows_were_trained_on(phase_one: Path, images: Pa
 def test_of_a_head_trained_again_on_its_validation_rows_all_were_trained_on(
     phase_one: Path, images: Path, tmp_path: Path
 ) -> None:
-    from featcache.training.train_head import SelectionSpec
+    from featcache.specs import SelectionSpec
 
     with Store.open(phase_one / "tail.h5") as store:
         split, report = SplitSpec(val_fraction=0.25), SelectionSpec(refit_all=True)

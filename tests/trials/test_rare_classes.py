@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from featcache.errors import UsageError
-from featcache.heads import HeadSpec
 from featcache.prediction.predictor import load_run
 from featcache.runs import Run
-from featcache.splits.protocol import SplitSpec, divide
-from featcache.splits.task import TargetSpec, Task
-from featcache.store import Store, Where
+from featcache.specs import HeadSpec, SplitSpec, TargetSpec, Where
+from featcache.splits.protocol import divide
+from featcache.splits.task import Task
+from featcache.store import Store
 from featcache.training.train_head import train_head
 from tests.conftest import make_store, two_clouds
 from tests.test_cli import featcache

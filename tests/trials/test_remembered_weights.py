@@ -13,15 +13,12 @@ import pytest
 from featcache.embedding import embed
 from featcache.errors import IdentityMismatch, UsageError
 from featcache.finetune.fine_tune import fine_tune
-from featcache.heads import HeadSpec
 from featcache.manifest import Manifest
 from featcache.prediction import run_backbone
 from featcache.prediction.bundle import bundle
 from featcache.prediction.predictor import load_run
-from featcache.recipe import Recipe, Stage
-from featcache.request import BackboneSpec
 from featcache.runs import Run
-from featcache.splits.protocol import SplitSpec
+from featcache.specs import BackboneSpec, HeadSpec, Recipe, SplitSpec, Stage
 from featcache.store import Store
 from featcache.training.train_head import train_head
 from tests.conftest import NET, save_others

@@ -12,10 +12,8 @@ from featcache.auditing.audit import audit
 from featcache.auditing.results import Audit
 from featcache.auditing.shortcuts import ALL_VARIABLES, Shortcut, column_shortcuts, notable
 from featcache.embedding import embed
-from featcache.heads import HeadSpec
 from featcache.manifest import Manifest
-from featcache.request import BackboneSpec
-from featcache.splits.task import TargetSpec
+from featcache.specs import BackboneSpec, HeadSpec, TargetSpec
 from featcache.store import Store
 from featcache.training.train_head import train_head
 from tests.conftest import KERMANY_GROUPS, SMALL, make_store, shared

@@ -49,7 +49,7 @@ FOREIGN: dict[Callable[[Path], None], str] = {
 def test_what_is_of_somebody_else_is_refused_by_its_kind(
     material: Material, tmp_path: Path, kind: str, foreign: Callable[[Path], None]
 ) -> None:
-    name, write = WRITERS.get(kind, ("o.onnx", lambda material, path: onnx_export.onnx_model(material.run, path)))
+    name, write = WRITERS.get(kind, ("o.onnx", lambda material, path: onnx_export.export_onnx(material.run, path)))
     foreign(tmp_path / name)
     before = {} if foreign is pipe else tree(tmp_path / name)
     with pytest.raises(FeatcacheError) as raised:

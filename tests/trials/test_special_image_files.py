@@ -10,7 +10,7 @@ from featcache.embedding import embed
 from featcache.images import headers
 from featcache.manifest import Manifest
 from featcache.manifest.check import check
-from featcache.request import BackboneSpec
+from featcache.specs import BackboneSpec
 from tests.conftest import SMALL, draw
 
 SPEC = BackboneSpec(SMALL, "random:0", input_size=32)

@@ -13,10 +13,10 @@ import pytest
 
 from featcache.errors import UsageError
 from featcache.fusion import Studies
-from featcache.fusion.spec import FusionSpec
 from featcache.fusion.writer import export_studies
 from featcache.manifest import Manifest
-from featcache.splits.task import TargetSpec, Task
+from featcache.specs import FusionSpec, TargetSpec
+from featcache.splits.task import Task
 from featcache.store import Store
 from featcache.tables import formats
 from featcache.tables.table import read_table

@@ -16,11 +16,11 @@ from sklearn.neighbors import NearestNeighbors
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from featcache.auditing import confounds, suspects
-from featcache.heads import HeadSpec
 from featcache.heads.jobs import Fit, Pool
 from featcache.heads.optim import Targets
 from featcache.heads.solvers import solve_all
 from featcache.reporting import projection
+from featcache.specs import HeadSpec
 from featcache.splits.near_duplicates import near_pairs
 from featcache.threads import one_thread
 from tests.conftest import two_clouds

@@ -23,10 +23,8 @@ from torch import Tensor, nn
 from featcache.backbones import load
 from featcache.embedding import embed
 from featcache.errors import UntrustedFile, UsageError
-from featcache.heads import HeadSpec
 from featcache.manifest import Manifest
-from featcache.request import BackboneSpec
-from featcache.splits.protocol import SplitSpec
+from featcache.specs import BackboneSpec, HeadSpec, SplitSpec
 from featcache.store import Store
 from featcache.training.train_head import train_head
 from tests.conftest import SMALL

@@ -12,15 +12,13 @@ from PIL import Image
 
 from featcache import metrics
 from featcache.embedding import embed
-from featcache.heads import HeadSpec
 from featcache.manifest import Manifest
 from featcache.metrics.calibration import COLDEST, HOTTEST, Choice, OperatingRule, parse_rule, temperature
 from featcache.prediction.predictions import Model
-from featcache.request import BackboneSpec
 from featcache.runs import Run
-from featcache.splits.protocol import SplitSpec
+from featcache.specs import BackboneSpec, HeadSpec, SelectionSpec, SplitSpec
 from featcache.store import Store
-from featcache.training.train_head import SelectionSpec, train_head
+from featcache.training.train_head import train_head
 from tests.conftest import SMALL, draw
 
 Array = np.ndarray[Any, Any]

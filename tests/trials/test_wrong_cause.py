@@ -13,9 +13,10 @@ import pytest
 from featcache import errors
 from featcache.durable import write_bytes
 from featcache.errors import AccessDenied, CorruptStore, InputOutputError, NoSpace, UsageError, from_os_error
-from featcache.prediction.onnx_export import onnx_model
+from featcache.prediction.onnx_export import export_onnx
 from featcache.runs import Run
-from featcache.splits.protocol import SplitSpec, divide
+from featcache.specs import SplitSpec
+from featcache.splits.protocol import divide
 from featcache.splits.task import Task
 from featcache.store import Store
 from featcache.store.validation import reading
@@ -85,7 +86,7 @@ def test_each_refusal_of_the_system_has_its_cause(number: int, kind: type[errors
 def test_a_folder_where_a_file_is_expected_is_named(material: Material, tmp_path: Path) -> None:
     (tmp_path / "folder.onnx").mkdir()
     with pytest.raises(UsageError, match=r"folder\.onnx is a folder"):
-        onnx_model(material.run, tmp_path / "folder.onnx")
+        export_onnx(material.run, tmp_path / "folder.onnx")
     x, labels = two_clouds(12, 3)
     with Store.open(make_store(tmp_path / "s.h5", x, {"label": labels})) as store:
         task = Task.of(store)

@@ -1,21 +1,27 @@
-"""What is asked of a pass, as plain values: which network, how files are decoded, how vectors are stored.
-
-Light on purpose: what a request stands for is learnt by loading a network, and remembered by `seen`, so that asking
-again costs no import of torch.
-"""
+"""What is requested of an embedding pass: the network, how files are decoded, how vectors are stored."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
 
 from featcache.errors import InvalidParameter, UsageError
-from featcache.identity import Json, digest_json
-from featcache.images import DecodeSpec
-from featcache.images.augment import ViewSpec
-from featcache.images.specs import check_crop_pct, check_input_size, check_normalisation
-from featcache.store import BOUNDARY, GRID, POOLED, STORED_DTYPES
+from featcache.specs.augmentation import AugmentedCopies
+from featcache.specs.bounds import check_choice
+from featcache.specs.images import (
+    INTERPOLATIONS,
+    DecodeSpec,
+    check_crop_pct,
+    check_input_size,
+    check_normalisation,
+)
 
-TAPS = (POOLED, GRID, BOUNDARY)
+if TYPE_CHECKING:
+    from featcache.identity import Json
+
+POOLED, GRID, BOUNDARY = TAPS = ("pooled", "grid", "boundary")
+STORED_DTYPES = ("float32", "float16")
 PRECISIONS = ("auto", "float32", "tf32", "float16", "bfloat16")
 
 
@@ -24,13 +30,22 @@ class BackboneSpec:
     """Which network, with which weights, seen through which transform.
 
     Attributes:
-        name: `arch.tag` or `arch`, as timm spells it.
-        weights: None for those the name stands for, a `.safetensors`, `.pth` or `.pt` file, or `random:SEED`.
-        input_size, crop_pct, interpolation, mean, std, crop_mode: None for the model's own data configuration.
-        taps: what is kept of it: `pooled`, the vector; with `grid` the feature map before pooling, too, or with
-            `boundary` the tensor that enters the last stage.
-        precision: precision of the arithmetic; "auto" is settled by `precision.settled` before a network is loaded.
+        name: Name of the backbone as timm spells it: arch or arch.tag.
+        weights: Weights: a .safetensors, .pth or .pt file, or random:SEED. None for the pretrained weights of the name,
+            from the hub.
+        input_size: Height and width of the network's input in pixels. None, as for the next five, is the model's own.
+        crop_pct: Share of the resized image that the central crop keeps.
+        interpolation: Interpolation of the resize.
+        mean: Mean of the pixels, one or three numbers: 0.53 or 0.485,0.456,0.406.
+        std: Standard deviation of the pixels, one or three numbers.
+        crop_mode: How the image is fitted: center crops it, squash changes its aspect ratio.
+        taps: Features to store: pooled vectors, with grid the last feature map, or with boundary the input of the last
+            stage.
+        precision: Precision of the network. "auto" is settled before a network
+            is loaded; "tf32" and "float16" need a GPU.
     """
+
+    choices: ClassVar[Mapping[str, tuple[str, ...]]] = {"interpolation": INTERPOLATIONS, "precision": PRECISIONS}
 
     name: str
     weights: str | None = None
@@ -48,8 +63,7 @@ class BackboneSpec:
             raise InvalidParameter(
                 f"`tap` must be pooled, pooled and grid, or pooled and boundary, got {', '.join(self.taps) or 'none'}."
             )
-        if self.precision not in PRECISIONS:
-            raise InvalidParameter(f"`precision` must be one of {', '.join(PRECISIONS)}, got {self.precision!r}.")
+        check_choice("precision", self.precision, PRECISIONS)
         if self.input_size is not None:
             check_input_size(self.input_size)
         if self.crop_pct is not None:
@@ -83,16 +97,18 @@ class Request:
     backbone: BackboneSpec
     decode: DecodeSpec = field(default_factory=DecodeSpec)
     dtype: str = "float32"
-    augmentations: ViewSpec | None = None
+    augmentations: AugmentedCopies | None = None
 
     def __post_init__(self) -> None:
         if self.dtype not in STORED_DTYPES:
             raise InvalidParameter(f"`dtype` must be {' or '.join(STORED_DTYPES)}, got {self.dtype!r}.")
 
-    def digest(self, libraries: Json) -> str:
+    def digest(self, libraries: "Json") -> str:
         """Under which its answer is remembered, with the versions of the libraries that gave it."""
         weights = self.backbone.weights_path
         request = {**asdict(self.backbone), "weights": str(weights) if weights else self.backbone.weights}
         views = self.augmentations.identity() if self.augmentations else None
         rest = {"decode": self.decode.identity(), "dtype": self.dtype, "views": views, "by": libraries}
+        from featcache.identity import digest_json
+
         return digest_json({"backbone": request, **rest})

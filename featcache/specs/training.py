@@ -3,44 +3,25 @@
 Knows neither torch nor images, so that the command line has its defaults without them.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
-from featcache.bounds import MOST_EPOCHS, check_number, check_seed
 from featcache.errors import InvalidParameter
+from featcache.specs.augmentation import AugmentationSpec
+from featcache.specs.bounds import MOST_EPOCHS, check_choice, check_number, check_seed
 
 _MOST_IMAGES = 1 << 16  # of a step
-_CHOICES = {
+CHOICES = {
     "optimizer": ("adam", "adamw", "sgd"),
     "schedule": ("plateau", "constant", "cosine"),
     "class_weight": ("none", "balanced"),
     "freeze_bn": ("auto", "yes", "no"),
     "precision": ("float32", "tf32", "float16", "bfloat16"),
-    "select": ("auroc", "loss", "accuracy", "balanced_accuracy", "f1", "auprc"),
+    "select": ("auroc", "f1", "balanced_accuracy", "accuracy", "auprc", "loss"),
 }
-
-
-@dataclass(frozen=True)
-class AugmentSpec:
-    """How an image is shown differently in each epoch of a training: turned, in other light, mirrored, in part.
-
-    Attributes:
-        rotation: degrees, 0 to 180; the angle is uniform from -rotation to rotation.
-        color_jitter: 0 to 0.9; the factors of brightness, contrast and saturation are uniform from 1 - color_jitter
-            to 1 + color_jitter.
-        hflip: the probability that an image is mirrored, left to right.
-        scale: the smallest share of the image's area that is shown, 0.01 to 1; the share is uniform from scale to 1,
-            its place in the image as well. 1 shows the centre, as the transform does.
-    """
-
-    rotation: float = 25.0
-    color_jitter: float = 0.2
-    hflip: float = 0.5
-    scale: float = 1.0
-
-    def __post_init__(self) -> None:
-        for name, low, high in (("rotation", 0, 180), ("color_jitter", 0, 0.9), ("hflip", 0, 1), ("scale", 0.01, 1)):
-            check_number(name, getattr(self, name), low, high)
+SELECT = CHOICES["select"]
 
 
 @dataclass(frozen=True)
@@ -48,8 +29,9 @@ class Stage:
     """A stretch of training in which the same parameters learn.
 
     Attributes:
-        unfreeze: "last-block", "last-stage", a number of blocks from the end, "all", or a REGEX of parameter names.
-        epochs: passes over the training rows.
+        unfreeze: Part of the backbone to train: last-block, last-stage, the number of blocks from the end, all, or a
+            REGEX of parameter names.
+        epochs: Number of passes over the training rows.
     """
 
     unfreeze: str = "last-block"
@@ -68,31 +50,34 @@ class Recipe:
     """A training on pixels.
 
     Attributes:
-        stages: one after another, each from where the one before ended: progressive unfreezing.
-        optimizer: "adam" (weight decay as L2 in the gradient), "adamw" (decoupled) or "sgd"; betas 0.9 and 0.999.
-        lr: learning rate of the head.
-        backbone_lr: that of what learns of the backbone; None for a tenth of `lr`: pretrained layers need small steps.
-        weight_decay: weight decay of all trained parameters, as torch.optim applies it.
-        momentum: momentum of sgd.
-        schedule: "plateau", a tenth of the rates when the loss on validation rows has not improved for more than
-            `lr_patience` epochs; "constant"; "cosine", to 0 over each stage.
-        lr_patience: epochs without improvement before "plateau" drops the rates.
-        patience: epochs without a better validation loss after which a stage ends; 0 trains all.
-        class_weight: "balanced" weighs each class of the loss by n / (c n_class), as scikit-learn does.
-        label_smoothing: share of the target spread evenly over the classes.
-        dropout: dropout rate of the head's hidden layers; None for that of the head.
-        freeze_bn: whether batch norms of the trained part keep their weights and statistics: "no" trains their weights
+        stages: Stages of the training, each from where the one before ended: progressive unfreezing.
+        optimizer: Optimizer. "adam" has weight decay as L2 in the gradient, "adamw" decoupled; betas are 0.9 and 0.999.
+        lr: Learning rate of the head.
+        backbone_lr: Learning rate of the backbone. None is a tenth of `lr`: pretrained layers need small steps.
+        weight_decay: Weight decay of all trained parameters. As torch.optim applies it.
+        momentum: Momentum (SGD only).
+        schedule: Learning-rate schedule. "plateau" divides the rates by ten when the validation loss has not improved
+            for more than `lr_patience` epochs; "cosine" lowers them to 0 over each stage.
+        lr_patience: Epochs without a better validation loss before the learning rate drops (plateau only).
+        patience: Epochs without a better validation loss before a stage stops early; 0 disables early stopping.
+        class_weight: Weight of each class in the loss. "balanced" is n / (c n_class), as in scikit-learn.
+        label_smoothing: Share of the target that is spread evenly over the classes.
+        dropout: Dropout of the head's hidden layers. None keeps that of the head.
+        freeze_bn: Whether batch norms of the trained part keep their weights and statistics. "no" trains their weights
             with the statistics of each batch; "yes" keeps them; "auto" freezes those of loaded weights that hold no
-            statistics (mean 0 and variance 1 throughout, as where norms were folded into the convolutions before
-            them), because the statistics of a batch would make another network of it.
-        batch_size: images per step, within half a batch; of all processes together.
-        grad_accumulation: pieces in which a batch goes through the network, for less memory: gradients are added up,
-            and norms that learn see a piece at a time.
-        augment: augmentation of training images; None trains on them as they are.
-        precision: precision of training; "float16" and "bfloat16" are torch's autocast, weights stay float32.
-        select: the validation metric by which the best weights are kept; those of the start are among them.
-        seed: random seed of the order of images, of augmentation, dropout and a new head.
+            statistics (mean 0 and variance 1 throughout, as where norms were folded into the convolutions before them),
+            because the statistics of a batch would make another network of it.
+        batch_size: Number of images per step, over all processes. Batches differ from it by at most a half.
+        grad_accumulation: Number of parts in which a batch passes through the network, to save memory. Gradients are
+            added up, and batch norms that are trained see one part at a time.
+        augment: Augmentation of training images. None trains on the images as they are.
+        precision: Precision of the trained part. "float16" and "bfloat16" are torch's autocast, weights stay float32;
+            "tf32" and "float16" need a GPU.
+        select: Validation metric that selects the epoch whose weights are kept. The weights of the start take part.
+        seed: Seed of the order of images, augmentation, dropout and a new head.
     """
+
+    choices: ClassVar[Mapping[str, tuple[str, ...]]] = CHOICES
 
     stages: tuple[Stage, ...] = (Stage(),)
     optimizer: str = "adam"
@@ -109,15 +94,14 @@ class Recipe:
     freeze_bn: str = "auto"
     batch_size: int = 32
     grad_accumulation: int = 1
-    augment: AugmentSpec | None = field(default_factory=AugmentSpec)
+    augment: AugmentationSpec | None = field(default_factory=AugmentationSpec)
     precision: str = "float32"
     select: str = "auroc"
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, allowed in _CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise InvalidParameter(f"`{name}` must be one of {', '.join(allowed)}, got {getattr(self, name)!r}.")
+        for name, allowed in CHOICES.items():
+            check_choice(name, getattr(self, name), allowed)
         if not self.stages:
             raise InvalidParameter("a recipe needs a stage: what learns, and for how many epochs.")
         check_number("lr", self.lr, 0, 1000, above=True)
@@ -149,6 +133,8 @@ class Recipe:
         """Epochs of all stages."""
         return sum(stage.epochs for stage in self.stages)
 
+
+SCRATCH = Recipe(stages=(Stage("all", 10),), backbone_lr=0.001)  # the default of `train`: everything, at one rate
 
 # Recipes that were published with the projects featcache was first built for; where they say nothing, our default.
 PRESETS: dict[str, Recipe] = {
@@ -183,3 +169,31 @@ def recipe(
         raise InvalidParameter(f"`preset` must be one of {', '.join(PRESETS)}, got {preset!r}.")
     result = replace(PRESETS[preset] if preset else base or Recipe(), **overrides)
     return replace(result, stages=stages) if stages else result
+
+
+@dataclass(frozen=True)
+class SelectionSpec:
+    """What chooses the winner, what it learns from in the end, and what is said of it besides its numbers.
+
+    Attributes:
+        select: Validation metric that ranks the heads.
+        refit_all: Train the selected head again on training and validation rows. Cross-validation always does.
+        operating_point: Rule for the decision threshold of two classes: youden, f1, sensitivity=S or specificity=S.
+        n_permutations: Number of trainings on shuffled labels, as a baseline.
+        compare: Stores of the same images with other backbones, as baselines.
+        tta: Test-time augmentation: scores are those of the mean logits of an image and its augmented copies. For the
+            sake of one measure this holds for all subsets and for the curves.
+    """
+
+    choices: ClassVar[Mapping[str, tuple[str, ...]]] = {"select": SELECT}
+
+    select: str = "auroc"
+    refit_all: bool = False
+    operating_point: str | None = None
+    n_permutations: int = 0
+    compare: tuple[Path, ...] = field(default=())
+    tta: bool = False
+
+    def __post_init__(self) -> None:
+        check_choice("select", self.select, SELECT)
+        check_number("n_permutations", self.n_permutations, 0, 1000, whole=True)

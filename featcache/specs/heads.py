@@ -8,10 +8,10 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from itertools import pairwise
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
-from featcache.bounds import MOST_EPOCHS, MOST_ROWS, check_number, check_seed
 from featcache.errors import InvalidParameter
+from featcache.specs.bounds import MOST_EPOCHS, MOST_ROWS, check_choice, check_number, check_seed
 
 TRAINED = ("linear", "mlp", "flatten-mlp")
 SOLVED = ("logreg", "ridge", "knn")
@@ -19,7 +19,7 @@ KINDS = TRAINED + SOLVED
 
 NORM_EPSILON = 1e-5  # of a batch norm, that of torch.nn.BatchNorm1d
 
-_CHOICES = {
+CHOICES = {
     "kind": KINDS,
     "activation": ("relu", "sigmoid", "tanh", "gelu"),
     "norm": ("none", "batch"),
@@ -94,36 +94,42 @@ class HeadSpec:
     distribution than the training ones the decay was worth 0.005 of AUROC and 0.02 of accuracy (benchmarks/README.md).
 
     Attributes:
-        kind: "linear", one affine map from d features to c classes: (d + 1) c parameters. "mlp", hidden layers before
-            it. "flatten-mlp", the same on a flattened feature map. "logreg", L2-penalised logistic regression; "ridge",
-            least squares on ±1; "knn", the vote of the nearest training rows by cosine: solved, not trained.
-        hidden_sizes: units of each hidden layer.
-        activation, norm, dropout: after each hidden layer, in the order norm, activation, dropout.
-        output: "sigmoid" gives two classes one output instead of two; more classes have c in any case.
-        optimizer: "adam" (weight decay as L2 in the gradient), "adamw" (decoupled), "sgd"; betas 0.9 and 0.999.
-        lr: learning rate.
-        weight_decay: weight decay of all parameters, as torch.optim applies it.
-        momentum: momentum of sgd.
-        label_smoothing: share of the target spread evenly over the classes.
-        epochs: passes over the training rows.
-        batch_size: rows per step, within half a batch; in k folds, on average over the folds.
-        schedule: "constant"; "plateau", a tenth of the rate when the loss on rows kept aside has not improved for more
-            than `lr_patience` epochs; "cosine", from lr to 0 over the epochs.
-        lr_patience: epochs without improvement before "plateau" drops the rate.
-        patience: epochs without a better loss on rows kept aside after which training ends, with the best weights
-            taken; 0 trains all epochs and takes the last.
-        class_weight: "balanced" weighs each class of the loss by n / (c n_class), as scikit-learn does.
-        scale: what features are divided by: "rms", one number, the root mean square of the training rows; "standard",
-            each feature's standard deviation after its mean was taken off; "none". Numbers of the vectors that are
-            learnt from: with `augmentations` of all of them.
-        seed: random seed of initial weights and dropout. The order of batches and the augmented copies drawn belong to
-            the split.
-        augmentations: draw, for each row and epoch, one vector uniformly from that of the image as it is and those of
-            its augmented copies, and train on it.
-        C: inverse penalty of logreg, as in scikit-learn.
-        alpha: penalty of ridge, as in scikit-learn.
-        n_neighbors: number of neighbors of knn.
+        kind: Kind of head. "linear" is one affine map from d features to c classes with (d + 1) c parameters; "mlp" has
+            hidden layers before it, "flatten-mlp" the same on the flattened feature map; "logreg" is L2-penalised
+            logistic regression, "ridge" least squares on ±1, "knn" the vote of the nearest training rows by cosine:
+            these three are solved, not trained.
+        hidden_sizes: Number of units of each hidden layer, as in 256 or 512,256.
+        activation: Activation of the hidden layers.
+        norm: Normalisation before the activation.
+        dropout: Dropout after the activation.
+        output: Output of two classes. "sigmoid" has one output instead of two; more classes have c in any case.
+        optimizer: Optimizer. "adam" has weight decay as L2 in the gradient, "adamw" decoupled; betas are 0.9 and 0.999.
+        lr: Learning rate.
+        weight_decay: Weight decay of all parameters. As torch.optim applies it.
+        momentum: Momentum (SGD only).
+        label_smoothing: Share of the target that is spread evenly over the classes.
+        epochs: Number of passes over the training rows.
+        batch_size: Number of rows per step. Batches differ from it by at most a half; in k folds, on average over the
+            folds.
+        schedule: Learning-rate schedule. "plateau" divides the rate by ten when the loss on early-stopping rows has not
+            improved for more than `lr_patience` epochs; "cosine" lowers it to 0 over the epochs.
+        lr_patience: Epochs without a better loss before the learning rate drops (plateau only).
+        patience: Epochs without a better loss on the early-stopping rows before training stops; 0 disables early
+            stopping. The best weights are kept; without early stopping the last.
+        class_weight: Weight of each class in the loss. "balanced" is n / (c n_class), as in scikit-learn.
+        scale: Scaling of the features. "rms" is the root
+            mean square of the training rows; "standard" subtracts a feature's mean and divides by its standard
+            deviation. With `augmentations` they are computed from all stored vectors of the training rows.
+        seed: Seed of the initial weights and of dropout. The order of the batches, and which augmented copies are
+            drawn, follow from the seed of the split.
+        augmentations: Train on the stored augmented copies, drawn anew in each epoch. For each row and epoch one vector
+            is drawn uniformly from that of the image and those of its copies.
+        C: Inverse strength of the L2 penalty (logreg only). As in scikit-learn.
+        alpha: Strength of the L2 penalty (ridge only). As in scikit-learn.
+        n_neighbors: Number of neighbours that vote (knn only).
     """
+
+    choices: ClassVar[Mapping[str, tuple[str, ...]]] = CHOICES
 
     kind: str = "linear"
     hidden_sizes: tuple[int, ...] = _OF_KIND
@@ -150,23 +156,31 @@ class HeadSpec:
     n_neighbors: int = 5
 
     @classmethod
+    def defaults(cls, field: str) -> dict[str, Any]:
+        """The default of a field for each kind of head that has the field; of solved heads the values of a sweep."""
+        if field == "kind":
+            return {"linear": "linear"}
+        used = {kind: cls(kind).used() for kind in KINDS}
+        return {kind: PATHS.get(kind, {}).get(field, values[field]) for kind, values in used.items() if field in values}
+
+    @classmethod
     def of(cls, kind: str, **overrides: Any) -> Self:
         """A spec with the defaults of its kind.
 
         Raises:
             ValueError: a value out of its range, or a field that does not apply to the kind.
         """
-        _check_choice("kind", kind)
+        check_choice("kind", kind, KINDS)
         if foreign := [name for name in overrides if name not in _APPLIES[kind]]:
             raise InvalidParameter(f"`{foreign[0]}` does not apply to {kind} heads.")
         return cls(kind, **overrides)
 
     def __post_init__(self) -> None:
-        _check_choice("kind", self.kind)
+        check_choice("kind", self.kind, KINDS)
         plain = _plain(self.kind)
         self._take(plain)
-        for name in _CHOICES:
-            _check_choice(name, getattr(self, name))
+        for name, choices in CHOICES.items():
+            check_choice(name, getattr(self, name), choices)
         for name, most in (("lr", 1000), ("C", 1e12), ("alpha", 1e12)):
             check_number(name, getattr(self, name), 0, most, above=True)
         for name in ("dropout", "label_smoothing", "momentum"):
@@ -224,7 +238,7 @@ def grid(kinds: Sequence[str], options: Mapping[str, Sequence[Any]]) -> list[Hea
     """
     options = {name: values for name, values in options.items() if values}
     for kind in kinds:
-        _check_choice("kind", kind)
+        check_choice("kind", kind, KINDS)
     for name in options:
         if not any(name in _APPLIES[kind] for kind in kinds):
             raise InvalidParameter(f"`{name}` does not apply to {' or '.join(kinds)} heads.")
@@ -260,8 +274,3 @@ def _plain(kind: str) -> dict[str, Any]:
     """The values that fields have when nobody sets them."""
     own = {f.name: f.default for f in fields(HeadSpec) if f.name != "kind"}
     return {**own, **_COMMON, **_DEFAULTS.get(kind, {})}
-
-
-def _check_choice(name: str, value: Any) -> None:
-    if value not in _CHOICES[name]:
-        raise InvalidParameter(f"`{name}` must be one of {', '.join(_CHOICES[name])}, got {value!r}.")

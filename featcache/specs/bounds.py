@@ -1,10 +1,11 @@
-"""Checks of the numbers in specs: a number has the right type, is finite and lies within bounds that have a reason.
+"""Checks of a spec's values: numbers are finite and within bounds that have a reason, texts are one of the choices.
 
 A value that is finite and absurd costs as much as one that is none: a learning rate of 1e30 or a mean of 1e30 gives
 numbers without meaning and no error. So every number of every spec has both bounds.
 """
 
 import math
+from collections.abc import Sequence
 from numbers import Integral, Real
 from typing import Any
 
@@ -27,15 +28,15 @@ def check_number(
     whole: bool = False,
     why: str = "",
 ) -> None:
-    """Refuses what is no number from `low` to `high`.
+    """Raises InvalidParameter unless the value is a number from `low` to `high`.
 
     Args:
         name: name of the field.
-        value: value of the field.
-        low, high: the bounds, which may be reached.
-        above, below: the value must be above `low`, or below `high`.
-        whole: it is an integer.
-        why: the reason for the bounds, told in brackets.
+        value: its value.
+        low, high: the bounds, both included.
+        above, below: exclude `low`, or `high`.
+        whole: the value must be an integer.
+        why: the reason for the bounds, which the message gives in brackets.
 
     Raises:
         InvalidParameter: "`lr` must be > 0 and at most 1000, got -1.0."
@@ -51,8 +52,14 @@ def check_number(
     raise InvalidParameter(f"`{name}` must be {kind_of}{words}{f' ({why})' if why else ''}, got {value!r}.")
 
 
+def check_choice(name: str, value: Any, choices: Sequence[str]) -> None:
+    """Raises InvalidParameter for a value that is none of the choices."""
+    if value not in choices:
+        raise InvalidParameter(f"`{name}` must be one of {', '.join(choices)}, got {value!r}.")
+
+
 def check_seed(name: str, value: Any) -> None:
-    """Raises InvalidParameter for what no generator of random numbers takes as its seed."""
+    """Raises InvalidParameter for a value that is not a seed of numpy and torch."""
     is_seed = isinstance(value, Integral) and not isinstance(value, bool)
     if not is_seed or not 0 <= int(value) < _SEEDS:
         raise InvalidParameter(f"`{name}` must be from 0 to 2^32 - 1, got {value!r}.")

@@ -1,22 +1,24 @@
-"""How files become pixels, as values that know their part of an identity: the rules of decoding, and the resize and
-crop of a backbone. Nothing here opens a file.
+"""How files become pixels: the rules of decoding, and the resize, crop and normalisation of a backbone.
+
+Pillow and numpy are imported when a transform is applied. Nothing here opens a file.
 """
 
 import math
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-import numpy as np
-from PIL import Image
-
-from featcache.bounds import check_number
 from featcache.errors import ImageError, InvalidParameter
-from featcache.identity import Json
-from featcache.images import dicom
+from featcache.specs.bounds import check_choice, check_number
 
-Array = np.ndarray[Any, Any]
+if TYPE_CHECKING:
+    import numpy as np
+    from PIL.Image import Image, Resampling
+
+    from featcache.identity import Json
+
+    Array = np.ndarray[Any, Any]
 
 MAX_PIXELS = 89_478_485  # Pillow's own warning level (1 GiB of RGB / 4 / 3), here an error
 MARGIN = 2  # fast: the shorter side is decoded at no less than this many times what it is resized to
@@ -25,11 +27,15 @@ _MOST_FLOAT = 1e30
 _MOST_RESIZED = 16_384
 CROP_MODES = ("center", "squash")
 
-_INTERPOLATION = {
-    "nearest": Image.Resampling.NEAREST,
-    "bilinear": Image.Resampling.BILINEAR,
-    "bicubic": Image.Resampling.BICUBIC,
-    "lanczos": Image.Resampling.LANCZOS,
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos")
+_DICOM = {
+    "codec": "pylibjpeg for JPEG, JPEG-LS and JPEG 2000, pydicom for RLE",
+    "modality": "lut, else rescale slope and intercept",
+    "voi": "first lut, else first window, else the full range of the bits stored",
+    "monochrome1": "inverted before rounding",
+    "padding": "as any other value",
+    "colour": "to rgb; of more than 8 bits the high 8",
+    "overlays": "not drawn",
 }
 _GRAY16 = "scaled to 8 bit, rounded"
 _DEPTH = re.compile(rf"(\d+) bit; {_GRAY16}")
@@ -44,19 +50,17 @@ class DecodeSpec:
     """How files become 8-bit gray or RGB: a part of the identity.
 
     Attributes:
-        bit_depth: bits of the values of gray stored in more than 8 bits, 8 to 16, the same for every file. A pass
-            settles it for its whole set, see `embed.depth`; None takes for one image 12 bits where its greatest value
-            is below 4096, and 16 otherwise.
-        float_range: (low, high) of float pixels, which become 0 and 255; what lies outside is clipped. None refuses
+        bit_depth: Bits of gray stored in more than 8 bits, 8 to 16, the same for every file. A pass settles it for its
+            whole set; None takes for one image 12 bits where its greatest value is below 4096, and 16 otherwise.
+        float_range: Range of float pixels that becomes 0 to 255, as in 0,1. Values outside are clipped. None refuses
             float pixels: nothing in the file says what is black.
-        first_frame: take the first frame of an animation, a multi-page TIFF or a multi-frame DICOM file.
-        max_pixels: images of more are refused before they are decoded.
-        fast: take shortcuts that change pixels a little: a JPEG is decoded at 1/2, 1/4 or 1/8 of its size where twice
-            what is needed remains, and what shrinks to a quarter or less is averaged in boxes before it is resampled.
-            Where the size of a JPEG does not divide, its right and lower edge move by less than half a pixel of the
-            result.
-        is_settled: no depth is guessed from one image any more: without a `bit_depth`, gray of more than 8 bits is
-            refused.
+        first_frame: Take the first frame of an animation, a multi-page TIFF or a multi-frame DICOM file.
+        max_pixels: Largest number of pixels of an image; larger ones fail before they are decoded.
+        fast: Decode and resize with shortcuts that change pixels a little. A JPEG is decoded at 1/2, 1/4 or 1/8 of its
+            size where twice what is needed remains, and what shrinks to a quarter or less is averaged in boxes before
+            it is resampled. Where the size of a JPEG does not divide, its right and lower edge move by less than half a
+            pixel of the result.
+        is_settled: Refuse gray of more than 8 bits without a `bit_depth`, instead of guessing from one image.
     """
 
     bit_depth: int | None = None
@@ -79,7 +83,7 @@ class DecodeSpec:
         check_number("max_pixels", self.max_pixels, 1, 1 << 30, whole=True, why="of more, one image takes 10 GB")
 
     @classmethod
-    def of_identity(cls, rules: Json) -> Self:
+    def of_identity(cls, rules: "Json") -> Self:
         """The spec by which files became pixels, from the rules of an identity.
 
         Raises:
@@ -93,7 +97,7 @@ class DecodeSpec:
             is_settled=True,
         )
 
-    def identity(self) -> dict[str, Json]:
+    def identity(self) -> dict[str, Any]:
         """The rules as JSON. A change here is a change of every vector.
 
         `first_frame` and `max_pixels` are not among them: they decide whether an image has a vector, never which.
@@ -111,7 +115,7 @@ class DecodeSpec:
             "colour16": "the high byte; refused where no value reaches 4096",
             "float": "refused" if self.float_range is None else [float(value) for value in self.float_range],
             "frames": "one, the first",
-            "dicom": dict(dicom.RULES),
+            "dicom": dict(_DICOM),
         }
         return {**rules, "shortcuts": _SHORTCUTS} if self.fast else rules
 
@@ -164,12 +168,8 @@ class TransformSpec:
                 f"`input_size` / `crop_pct` must be at most {_MOST_RESIZED} pixels, to which images are resized, got "
                 f"{max(self.input_size) / self.crop_pct:.0f}."
             )
-        if self.interpolation not in _INTERPOLATION:
-            raise InvalidParameter(
-                f"`interpolation` must be one of {', '.join(_INTERPOLATION)}, got {self.interpolation!r}."
-            )
-        if self.crop_mode not in CROP_MODES:
-            raise InvalidParameter(f"`crop_mode` must be one of {', '.join(CROP_MODES)}, got {self.crop_mode!r}.")
+        check_choice("interpolation", self.interpolation, INTERPOLATIONS)
+        check_choice("crop_mode", self.crop_mode, CROP_MODES)
         if len(self.mean) != 3 or len(self.std) != 3:
             raise InvalidParameter(f"`mean` and `std` must be three finite values, got {self.mean} and {self.std}.")
         check_normalisation(self.mean, self.std)
@@ -178,7 +178,7 @@ class TransformSpec:
                 f"`crop_mode`=center needs a square `input_size`, got {self.input_size}; use squash."
             )
 
-    def identity(self) -> Json:
+    def identity(self) -> "Json":
         """The fields as JSON; those of `DecodeSpec` stand beside them in an identity."""
         return {**asdict(self), "input_size": list(self.input_size), "mean": list(self.mean), "std": list(self.std)}
 
@@ -187,11 +187,13 @@ class TransformSpec:
         """Pixels that the shorter side of an image is resized to; under squash, the longer side of the result."""
         return max(self.resized_size)
 
-    def __call__(self, image: Image.Image, fast: bool = False) -> Array:
+    def __call__(self, image: "Image", fast: bool = False) -> "Array":
         """(h, w) uint8 for mode L, (h, w, 3) for RGB: resized and cropped."""
+        import numpy as np
+
         return np.asarray(self.crop(self.resize(image, fast)))
 
-    def resize(self, image: Image.Image, fast: bool = False) -> Image.Image:
+    def resize(self, image: "Image", fast: bool = False) -> "Image":
         """The whole image at the scale of the result, not cropped: no side is shorter than the crop.
 
         What has been resized stays as it is.
@@ -214,15 +216,15 @@ class TransformSpec:
         if width * height > MAX_PIXELS:
             raise ImageError("too-large", f"resized it would be {width} x {height}, more than {MAX_PIXELS:,} pixels")
         gap = REDUCING_GAP if fast else None
-        return image.resize((width, height), _INTERPOLATION[self.interpolation], reducing_gap=gap)
+        return image.resize((width, height), _resampling(self.interpolation), reducing_gap=gap)
 
-    def crop(self, image: Image.Image) -> Image.Image:
+    def crop(self, image: "Image") -> "Image":
         """The centre of a resized image, in input_size, rounded as torchvision's CenterCrop does it."""
         height, width = self.input_size
         top, left = round((image.height - height) / 2), round((image.width - width) / 2)
         return image.crop((left, top, left + width, top + height))
 
-    def zoom(self, image: Image.Image, side: float, top: float, left: float) -> Image.Image:
+    def zoom(self, image: "Image", side: float, top: float, left: float) -> "Image":
         """A part of a resized image, enlarged to input_size.
 
         Args:
@@ -234,10 +236,16 @@ class TransformSpec:
         scale = side * min(image.height / height, image.width / width)
         x, y = left * (image.width - scale * width), top * (image.height - scale * height)
         box = (x, y, min(x + scale * width, image.width), min(y + scale * height, image.height))
-        return image.resize((width, height), _INTERPOLATION[self.interpolation], box=box)
+        return image.resize((width, height), _resampling(self.interpolation), box=box)
 
     @property
     def resized_size(self) -> tuple[int, int]:
         """(height, width) before the crop, of an image with the aspect ratio of the result."""
         height, width = (math.floor(side / self.crop_pct) for side in self.input_size)
         return height, width
+
+
+def _resampling(interpolation: str) -> "Resampling":
+    from PIL import Image
+
+    return Image.Resampling[interpolation.upper()]
