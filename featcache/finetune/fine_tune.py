@@ -101,7 +101,7 @@ def fine_tune(
 
     Example:
         >>> import featcache
-        >>> from featcache.recipe import Recipe, Stage
+        >>> from featcache.specs import Recipe, Stage
         >>> images = featcache.Manifest.read("images")
         >>> run = featcache.Run.open("runs/scratch")  # for example the Run of `train`
         >>> tuned = featcache.fine_tune(run, Recipe(stages=(Stage("last-block", 1),)), "runs/tuned", images=images)
@@ -183,7 +183,7 @@ def train(
         >>> from pathlib import Path
         >>> import featcache
         >>> from featcache import phantoms
-        >>> from featcache.recipe import Recipe, Stage
+        >>> from featcache.specs import Recipe, Stage
         >>> phantoms.write(Path("images"), n_patients=20, images_per_patient=1)
         20
         >>> images = featcache.Manifest.read("images")
