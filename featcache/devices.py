@@ -13,9 +13,16 @@ def describe(device: torch.device) -> str:
     return f"{device} {torch.cuda.get_device_name(device)}" if device.type == "cuda" else str(device)
 
 
+def machine_bytes() -> int:
+    """Bytes of the machine's memory; 8 GiB where the platform does not say."""
+    if not hasattr(os, "sysconf"):
+        return 8 << 30
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def memory_bytes() -> int:
     """What this process may use of the machine's memory: all of it, or what its address space is limited to."""
-    n_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    n_bytes = machine_bytes()
     try:
         import resource
     except ImportError:  # no POSIX

@@ -4,7 +4,6 @@ It changes nothing, but for a file of a few bytes in the folder, which is writte
 problem is what `embed` or `train-head` would fail on; a note is what some option would. Knows nothing of stores.
 """
 
-import fcntl
 import os
 import platform
 import re
@@ -18,6 +17,7 @@ from typing import Any
 from packaging.requirements import Requirement
 
 from featcache import __version__, durable
+from featcache.durable import locks
 from featcache.errors import FeatcacheError, in_our_words
 
 WELL, NOTE, PROBLEM = "well", "note", "problem"
@@ -131,9 +131,10 @@ def _importable(name: str) -> Finding | None:
 def _devices() -> Finding:
     import torch
 
+    from featcache.devices import machine_bytes
     from featcache.embedding.forward import n_cores
 
-    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    memory = machine_bytes()
     here = f"cpu: {n_cores()} cores, {memory / _GB:.0f} GB of memory"
     gpus = [_gpu(torch.cuda.get_device_properties(i), i) for i in range(torch.cuda.device_count())]
     if gpus:
@@ -203,6 +204,6 @@ def _lock_and_remove(path: Path) -> None:
     with in_our_words("locking", path):
         try:
             with open(path, "r+b") as file:
-                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                locks.lock_file(file.fileno())
         finally:
             path.unlink()

@@ -59,7 +59,7 @@ MUTANTS = (
     Mutant("errors in our words", "errors.py",
            "        raise from_os_error(error, doing, path) from error\n", "        raise\n",
            "test_embed.py::test_an_error_of_the_operating_system_is_never_a_traceback"),
-    Mutant("the lock", "durable/outputs.py", "fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)", "pass", _WRITERS),
+    Mutant("the lock", "durable/locks.py", "fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)", "pass", _WRITERS),
     Mutant("a lock that was removed is no lock", "durable/outputs.py",
            "return files.is_still(lock_path, lock.fileno())", "return True",
            "test_store.py::test_a_lock_on_a_file_that_was_removed_is_not_held"),

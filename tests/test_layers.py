@@ -30,7 +30,7 @@ PARTS = {  # of the packages, each after those it uses
     "backbones": "graph networks blocks checkpoints matching weights registry",
     "cli": "streams options groups render results progress embedding training exporting predicting evaluating "
            "inspecting collections auditing reporting main",
-    "durable": "regular files outputs folders",
+    "durable": "regular locks files outputs folders",
     "embedding": "plan forward kernels network depth precision filling output run estimate",
     "evaluation": "vocabulary labels sets selection subgroups comparison notes evaluate",
     "figures": "plots charts",

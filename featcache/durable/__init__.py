@@ -4,6 +4,7 @@ A reader finds the old output or the new one, whole, whatever happened to its wr
 mean.
 
     regular  only regular files are read
+    locks    locks on open files, on every platform
     files    a file, whole or absent, and tables in CSV
     outputs  who may write where
     folders  a folder, replaced as a whole

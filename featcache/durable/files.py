@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from featcache.durable.locks import lock_for_life
 from featcache.durable.regular import kind_of
 from featcache.errors import UsageError, in_our_words
 
@@ -110,27 +111,13 @@ def _created(path: Path) -> tuple[Path, BinaryIO]:
     while True:
         temporary = temporary_of(path)
         file = open(temporary, "x+b", buffering=0, opener=opener)  # noqa: SIM115  # the caller closes it
-        if lock_of_life(file.fileno()) is not False and is_still(temporary, file.fileno()):
+        if lock_for_life(file.fileno()) is not False and is_still(temporary, file.fileno()):
             return temporary, file
         file.close()  # somebody took it for a leftover before it was locked
 
 
 def _opened(path: str, flags: int, mode: int) -> int:
     return os.open(path, flags | getattr(os, "O_NOFOLLOW", 0), mode)
-
-
-def lock_of_life(descriptor: int) -> bool | None:
-    """Locks a temporary file or folder until it is closed, also by death. Returns whether it could, False where a
-    living process has it locked, and None on a file system that knows no locks."""
-    import fcntl
-
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except OSError:
-        return None
-    return True
 
 
 def is_still(path: Path, descriptor: int) -> bool:
@@ -162,7 +149,7 @@ def _remove_if_dead(entry: Path) -> None:
     with suppress(OSError):
         descriptor = os.open(entry, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
         try:
-            if lock_of_life(descriptor) and is_still(entry, descriptor):
+            if lock_for_life(descriptor) and is_still(entry, descriptor):
                 entry.unlink()
         finally:
             os.close(descriptor)

@@ -16,6 +16,7 @@ from functools import partial
 from pathlib import Path
 
 from featcache.durable import files
+from featcache.durable.locks import lock_for_life
 from featcache.durable.outputs import locked
 from featcache.errors import StoreLocked, in_our_words
 
@@ -86,7 +87,7 @@ def _filled(path: Path) -> Iterator[tuple[Path, int]]:
     os.mkdir(new, 0o700 if path.exists() else 0o777)
     descriptor = os.open(new, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
     try:
-        files.lock_of_life(descriptor)
+        lock_for_life(descriptor)
         yield new, descriptor
     except BaseException:
         if files.is_still(new, descriptor):
@@ -159,7 +160,7 @@ def _unless_alive(entry: Path) -> Iterator[bool]:
         return
     descriptor = os.open(entry, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0))
     try:
-        yield bool(files.lock_of_life(descriptor))
+        yield bool(lock_for_life(descriptor))
     finally:
         os.close(descriptor)
 

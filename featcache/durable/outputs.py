@@ -6,6 +6,7 @@ a forked worker that outlives the process does not keep it. Its last holder remo
 
 import errno
 import os
+import platform
 import stat
 import time
 from collections.abc import Callable, Iterator
@@ -13,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
-from featcache.durable import files
+from featcache.durable import files, locks
 from featcache.durable.regular import kind_of
 from featcache.errors import FeatcacheError, StoreLocked, UsageError, from_os_error, in_our_words
 
@@ -94,22 +95,18 @@ def writer_of(path: Path) -> str:
     Raises:
         FeatcacheError: the system cannot say, as where a disk fails.
     """
-    import fcntl
-
     place = files.real(path)
     lock_path = _lock_path(place)
     if place in _held_here:  # to open and close the lock would free it
         return _here()
     try:
         with open(lock_path, "rb", opener=_opened) as lock:
-            fcntl.lockf(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            is_written = locks.is_locked(lock.fileno())
     except (FileNotFoundError, NotADirectoryError):
         return ""
     except OSError as error:
-        if error.errno in (errno.EACCES, errno.EAGAIN):
-            return _holder(lock_path)
         raise from_os_error(error, "looking for the writer of", path) from error
-    return ""
+    return _holder(lock_path) if is_written else ""
 
 
 def _lock_path(place: Path) -> Path:
@@ -157,19 +154,11 @@ def _opened(path: str, flags: int) -> int:
 
 def _try(lock: BinaryIO, lock_path: Path) -> bool:
     """Whether the lock could be had, and is still the file of that name: its last writer removes it when it is done."""
-    import fcntl
-
-    try:
-        fcntl.lockf(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EACCES, errno.EAGAIN):
-            return False
-        raise
-    return files.is_still(lock_path, lock.fileno())
+    return locks.lock_file(lock.fileno()) and files.is_still(lock_path, lock.fileno())
 
 
 def _here() -> str:
-    return f"pid {os.getpid()} on {os.uname().nodename}"
+    return f"pid {os.getpid()} on {platform.node()}"
 
 
 def _holder(lock_path: Path) -> str:

@@ -5,7 +5,6 @@ same cores, so their times add up; beside a GPU the slower of the two is what th
 """
 
 import os
-import resource
 import shutil
 import sys
 import time
@@ -196,6 +195,8 @@ def _formats(manifest: Manifest, decode: DecodeSpec, n_decoders: int, timeout_s:
 
 
 def _peak() -> int:
+    import resource
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _KIB
 
 

@@ -23,6 +23,7 @@ from torch import nn
 
 from featcache.backbones import Backbone
 from featcache.backbones.blocks import groups
+from featcache.devices import machine_bytes
 from featcache.embedding.forward import Forward, Streams
 from featcache.errors import IdentityMismatch, InputsChanged, UsageError
 from featcache.finetune import unfreeze
@@ -379,7 +380,7 @@ class StoreInputs:
 
 def memory_bytes(processes: ProcessGroup) -> int:
     """Bytes for resized images, and as much again for outputs of the trunk."""
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // _MEMORY_SHARE // processes.size
+    return machine_bytes() // _MEMORY_SHARE // processes.size
 
 
 # --- the images of a Run ----------------------------------------------------------------------------------------------

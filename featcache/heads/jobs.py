@@ -6,7 +6,6 @@ Letters: k heads, n rows, m rows of the pool, c classes.
 """
 
 import math
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from featcache.devices import machine_bytes
 from featcache.heads import optim
 from featcache.heads.mlp import n_outputs, n_parameters
 from featcache.heads.optim import Targets
@@ -210,4 +210,4 @@ def memory_for(device: torch.device) -> int:
     """Bytes: half of what a GPU has free, a quarter of the machine's memory otherwise."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0]) // 2
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
+    return machine_bytes() // 4
