@@ -12,7 +12,7 @@ import featcache
 PACKAGE = Path(featcache.__file__).parent
 FLOORS = (  # from the ground up
     ("errors", "identity", "names", "phantoms", "threads"),
-    ("specs",),
+    ("specs", "summary"),
     ("devices", "durable", "figures", "metrics", "tables"),
     ("images", "store"),
     ("heads", "splits"),

@@ -38,13 +38,14 @@ from featcache.store import (
     check_identity,
     publish,
 )
+from featcache.summary import Rows, Summary
 
 _FAILURE_COLUMNS = ("path", "code", "reason", "image_id")
 _SHOWN = 5  # images in a message
 
 
-@dataclass(frozen=True)
-class Embedded:
+@dataclass(frozen=True, repr=False)
+class Embedded(Summary):
     """What a pass did. The counts add up: found = embedded + reused + failed.
 
     Attributes:
@@ -76,6 +77,18 @@ class Embedded:
     failures: dict[str, tuple[str, str]] = field(default_factory=dict)
     notes: Sequence[str] = ()
     n_equal: int = 0
+
+    def _summary(self) -> tuple[str, Rows]:
+        counts = self.counts
+        parts = f"{counts.embedded:,} embedded + {counts.reused:,} reused + {counts.failed:,} failed"
+        rows = [
+            ("images", f"{counts.found:,} found = {parts}"),
+            ("backbone", f"{self.backbone}, {self.weights} weights"),
+            ("features", "; ".join(f"{tap} {' × '.join(map(str, shape))}" for tap, shape in self.shapes.items())),
+            ("time", f"{self.seconds:.1f} s, {self.images_per_second:,.0f} images/s"),
+        ]
+        rows += [("note", note) for note in self.notes[:3]]
+        return f"Store {self.store}", rows
 
     @property
     def n_duplicates(self) -> int:

@@ -35,6 +35,7 @@ from featcache.names import printable
 from featcache.specs import HeadSpec
 from featcache.splits.protocol import Protocol
 from featcache.splits.task import Task
+from featcache.summary import Rows, Summary, counted
 
 Array = np.ndarray[Any, Any]
 Table = tuple[Sequence[str], Sequence[Sequence[object]]]
@@ -136,13 +137,29 @@ def _is_count(value: Json) -> bool:
     return type(value) is int and value >= 0
 
 
-@dataclass(frozen=True)
-class Run:
+_SUMMARY = ("auroc", "accuracy", "balanced_accuracy", "f1")  # metrics of the one-screen summary
+
+
+@dataclass(frozen=True, repr=False)
+class Run(Summary):
     """A finished training: a folder with `run.json` (what was trained on what, and the numbers), the weights, the
     split, the history, the predictions and the curves."""
 
     path: Path
     record: Json
+
+    def _summary(self) -> tuple[str, Rows]:
+        record = self.record
+        rows = [
+            ("head", f"{record.get('head', {}).get('kind')}, {record.get('n_parameters', 0):,} parameters"),
+            ("classes", counted(list(record.get("classes") or []))),
+        ]
+        for subset, metrics in (record.get("metrics") or {}).items():
+            shown = [f"{name} {metrics[name]:.3f}" for name in _SUMMARY if metrics and metrics.get(name) is not None]
+            if shown:
+                rows.append((subset, f"{', '.join(shown)} ({metrics.get('n', 0):,} images)"))
+        rows += [("note", note) for note in list(record.get("notes") or [])[:3]]
+        return f"Run {self.path}", rows
 
     @classmethod
     def open(cls, path: Path | str) -> Self:

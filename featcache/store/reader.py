@@ -17,6 +17,7 @@ from featcache.specs import POOLED
 from featcache.store.opening import OpenFile
 from featcache.store.schema import WEIGHTS_FILE, WEIGHTS_READ, WEIGHTS_SOURCE, Array, get_text
 from featcache.store.validation import reading
+from featcache.summary import Rows, Summary, counted
 from featcache.tables import missing
 
 _ONLY_PROBE = "Go back to the versions of its environment (see featcache info), or embed again. "
@@ -24,7 +25,7 @@ _DEPTH = re.compile(r"\d+ bit; ")
 _PROBE = "probe: the libraries installed here decode or resize images otherwise than those that made it"
 
 
-class Store:
+class Store(Summary):
     """A published store, open for reading. A context manager; closing twice is harmless.
 
     Readers take no lock. A store may be handed to forked or spawned workers (all of it is pickled but the open file):
@@ -52,6 +53,20 @@ class Store:
         except BaseException:
             self.close()
             raise
+
+    def _summary(self) -> tuple[str, Rows]:
+        backbone = self.identity.get("backbone", {})
+        labels = Counter(label for label in self.columns.get("label", []) if label)
+        rows = [
+            ("images", f"{len(self):,}" + (f", {len(self.failures):,} failed" if self.failures else "")),
+            ("backbone", f"{backbone.get('name')}, weights {str(backbone.get('weights_sha256'))[:12]}"),
+            ("features", "; ".join(f"{tap} {' × '.join(map(str, self.row_shape(tap)))}" for tap in self.taps)),
+            ("precision", f"{self.identity.get('precision')}, stored as {self.identity.get('stored_dtype')}"),
+            ("columns", counted(list(self.columns)) or "none"),
+        ]
+        if labels:
+            rows.append(("label", counted([f"{n:,} {name}" for name, n in labels.most_common()])))
+        return f"Store {self.path}", rows
 
     @classmethod
     def open(cls, path: Path | str) -> Self:

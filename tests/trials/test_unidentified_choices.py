@@ -116,8 +116,8 @@ def test_a_gap_between_the_classes_has_its_threshold_in_the_middle(rule: str) ->
     ("logit", "rule", "which"),
     [
         ([3.0, -3.0, 1.0, 1.0], OperatingRule("specificity", 1.0), "none of the validation rows positive meets spec"),
-        ([-3.0, 1.0, -3.5, 1.0], OperatingRule("sensitivity", 1.0), "every one of the validation rows positive meets"),
-        ([1.0, 1.0, 1.0, 1.0], YOUDEN, "every one of the validation rows positive meets youden"),
+        ([-3.0, 1.0, -3.5, 1.0], OperatingRule("sensitivity", 1.0), "all of the validation rows positive meets"),
+        ([1.0, 1.0, 1.0, 1.0], YOUDEN, "all of the validation rows positive meets youden"),
     ],
 )
 def test_a_rule_that_only_all_or_none_can_meet_says_so(logit: list[float], rule: OperatingRule, which: str) -> None:
