@@ -201,7 +201,7 @@ def _majority(record: Any) -> str:
     values = ", ".join(
         f"{name} {score(majority, name)}" for name in ("auroc", "accuracy") if majority[name] is not None
     )
-    return f"to compare: always the most frequent class: {values}"
+    return f"baseline, the most frequent class: {values}"
 
 
 def _counts(done: Any) -> str:

@@ -185,7 +185,7 @@ def _same_rows(run: Any) -> Iterator[str]:
     """What of the columns of the scores are the same rows, or the same numbers."""
     train, val, outer = (run.metrics(side) for side in ("train", "val", "outer"))
     if train["n"] == val["n"] and not run.protocol().is_hold_out:
-        yield "train and val are the same rows: val by heads that have not seen them, train by the one that has"
+        yield "train and val are the same rows: val is out of fold, train is by the final head"
     if outer and all(outer[name] == val[name] for name in SCORES):
         why = "there was one head, and nothing to choose" if len(run.record["heads"]) == 1 else "it won in all folds"
         yield f"outer is val: {why}"
@@ -272,7 +272,7 @@ def _baseline_lines(baselines: dict[str, Any]) -> Iterator[str]:
             f"{name.replace('_', ' ')} {score(scores, name)}" for name in ("auroc", "accuracy") if scores.get(name)
         )
 
-    yield f"to compare, on {baselines['on']}: always the most frequent class: {described(baselines['majority'])}"
+    yield f"baseline on {baselines['on']}, the most frequent class: {described(baselines['majority'])}"
     if permuted := baselines.get("permuted_labels"):
         yield f"  {permuted['n_permutations']} times shuffled training labels: {described(permuted)}"
     for other in baselines.get("other_stores", ()):

@@ -91,7 +91,7 @@ def positive_class(classes: Sequence[str]) -> tuple[int, str]:
 def positive_note(classes: Sequence[str], positive: int, why: str) -> str:
     """What a person is told of a positive class that was chosen for them."""
     other_names = " or ".join(repr(name) for i, name in enumerate(classes) if i != positive)
-    return f"the positive class is {classes[positive]!r}: {why}. Set the parameter positive to choose {other_names}."
+    return f"the positive class is {classes[positive]!r}: {why}. Set `positive` to choose {other_names}."
 
 
 def negates(name: str, classes: Iterable[str] = ()) -> bool:

@@ -63,8 +63,8 @@ def test_the_choice_is_told_before_training_and_kept(tmp_path: Path) -> None:
     assert run.record["positive"] == "COVID-19"
     assert told[0] == run.record["notes"][0]
     assert told[0] == (
-        "the positive class is 'COVID-19': the name 'other' says what is absent or not known. Set the parameter "
-        "positive to choose 'other'."
+        "the positive class is 'COVID-19': the name 'other' says what is absent or not known. Set `positive` to "
+        "choose 'other'."
     )
     assert asked.record["positive"] == "other"
     assert not any("positive class" in note for note in asked.record["notes"])
@@ -74,7 +74,7 @@ def test_cats_and_dogs_get_a_note_that_names_the_parameter(tmp_path: Path) -> No
     with Store.open(make_store(tmp_path / "s.h5", two_clouds(6, 2)[0], {"label": ["cat", "dog"] * 3})) as store:
         (note,) = Task.of(store).notes
     assert "the positive class is 'dog': the last in alphabetical order" in note
-    assert "Set the parameter positive to choose 'cat'" in note
+    assert "Set `positive` to choose 'cat'" in note
 
 
 def test_a_training_on_images_follows_the_same_rule(tmp_path: Path) -> None:
