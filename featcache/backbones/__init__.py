@@ -1,16 +1,16 @@
-"""A name becomes a frozen network, its transform, its vectors and the digest of its weights.
+"""Loads a frozen network by name, with its weights, its transform and the digest of its weights.
 
-A name is `arch.tag` as timm spells it; a bare `arch` is resolved to timm's default tag, and the resolved name is what
-is printed and kept, because a default may change from one release to the next. Pretrained weights that cannot be had
-are an error: a network with random weights is made only when `random:SEED` asks for it.
+A name is `arch.tag`, as in timm; a bare `arch` is resolved to timm's default tag, and the resolved name is printed and
+stored, because the default may change between releases. Pretrained weights that cannot be loaded are an error: random
+weights are used only with `random:SEED`.
 
-    graph        a network cut in two: a frozen trunk, and a tail in which something learns
-    networks     two small networks of our own
-    blocks       what the blocks and stages of a network are
-    checkpoints  a file of weights as training scripts leave it
-    matching     which of its tensors are those of a network
-    weights      a name to a network with its weights: from the hub, a file or a seed
-    registry     names, listing, loading: `load`
+    graph        divides a network into a frozen part and a trained part
+    networks     two small networks for training from scratch
+    blocks       blocks and stages of a network
+    checkpoints  reads checkpoints as training scripts write them
+    matching     matches the tensors of a checkpoint with a network
+    weights      weights from the hub, a file or a seed
+    registry     names of networks, and `load`
 """
 
 from featcache.backbones.registry import SUGGESTED, Backbone, check_precision, listing, load, resolve_name, sketch

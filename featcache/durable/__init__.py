@@ -1,13 +1,13 @@
-"""Everything featcache keeps goes through here: files and folders that are whole or absent, each by one writer.
+"""Writes files and folders that are complete or absent, each by one writer at a time.
 
-A reader finds the old output or the new one, whole, whatever happened to its writer. Knows nothing of what the bytes
-mean.
+A reader finds the old output or the new one, complete, whatever happened to the writer. Every output of featcache is
+written here.
 
-    regular  only regular files are read
+    regular  opens regular files only
     locks    locks on open files, on every platform
-    files    a file, whole or absent, and tables in CSV
-    outputs  who may write where
-    folders  a folder, replaced as a whole
+    files    a file that is complete or absent; CSV tables
+    outputs  who may write at a path: `claim` and locks
+    folders  a folder that is replaced as a whole
 """
 
 from featcache.durable.files import (

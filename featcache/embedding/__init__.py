@@ -1,20 +1,20 @@
 """The pass: every image once through the frozen backbone, into a store.
 
-Worker processes read, hash and decode ahead while the network runs; finished rows go to disk in parts, so that a
-stopped pass loses at most one of them; at the end the parts are packed into the store in one step. Memory holds the
-images in flight (workers and read-ahead) and two parts (one fills while one is written), whatever the number of images.
-A pass that finds every vector there imports no torch and ends within a second or two.
+Worker processes read, hash and decode images while the network runs. Finished rows are written to part files, so that a
+stopped or killed pass continues and loses at most one part; at the end the parts are packed into the store in one step.
+Memory holds the images in flight and two parts, whatever the number of images. A pass that has nothing to compute does
+not import torch.
 
-    plan       the images of a pass as they are when it is planned
-    forward    batches through a network, side by side, compiled or not
-    kernels    whether two machines compute the same vectors in a low precision
-    network    a request's answer, recalled or learnt by loading
-    depth      how many bits deep gray has, by the whole set
-    precision  how precise the arithmetic is, by what it costs
-    filling    the rows of a part while they fill
-    output     one store of a pass
-    run        `embed`, the verb: the pass from first image to published store
-    estimate   what a pass would take
+    plan       the images of a pass, and what an earlier pass has finished
+    forward    the forward pass in batches, compiled or not
+    kernels    compares the kernels of two processors in low precision
+    network    the identity of a network, from a cache or by loading it
+    depth      the 16-bit rule: one bit depth for the whole set
+    precision  chooses the precision of the arithmetic
+    filling    collects the rows of a part
+    output     one output store of a pass
+    run        `embed`: the pass from the first image to the published store
+    estimate   estimates time, disk and memory of a pass
 """
 
 from featcache.embedding.run import Progress, default_part_rows, embed, embed_all, store_paths

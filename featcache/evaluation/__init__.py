@@ -1,16 +1,15 @@
-"""`evaluate`: a Run on a labelled set from elsewhere, with all the numbers that `train_head` gives of its test rows.
+"""`evaluate`: all metrics of a Run on an external labelled set.
 
-The story: the labels of the set become classes of the Run, its images (or a store of their vectors) go through the
-path of `predict`, what the Run has learnt from is left out, and the code that scores a test subset scores the rest.
-Head,
-temperature, positive class and operating point are the Run's: nothing is chosen on the set.
+The labels of the set are mapped to classes of the Run, its images (or a store of their vectors) are predicted as in
+`predict`, images that the Run was trained on are left out, and the rest is scored by the code that scores test rows.
+Head, temperature, positive class and operating point are those of the Run: nothing is chosen on the set.
 
-    vocabulary  which class of the Run a text stands for
+    vocabulary  maps texts to classes of the Run
     labels      the labels of the set as classes of the Run
     sets        the images of the set, with the Run's logits
-    selection   which of them take part
-    subgroups   the numbers for each value of a column
-    comparison  the numbers beside those of the Run's own rows
-    notes       what a reader of the numbers has to know
-    evaluate    `evaluate`, the verb
+    selection   rows that are scored
+    subgroups   metrics per value of a column
+    comparison  comparison with the Run's own rows
+    notes       notes on the metrics
+    evaluate    the function `evaluate`
 """

@@ -1,13 +1,13 @@
-"""Studies: the images of an examination, what was written about them, and what a head made of them, in one file.
+"""Fusion files: one row per study, with the vectors of its images, its report, and logits of a head.
 
-The file is the contract with a project that fuses images and text. Reading it needs h5py and numpy, nothing else of
+The file is the interface to a project that fuses images and text. Reading it needs h5py and numpy, nothing else of
 featcache's dependencies; `StudyDataset` needs torch as well. `FORMAT.md` states the format.
 
     reader   Studies: a fusion file, open for reading
-    dataset  StudyDataset: the same for torch, and how its items become batches
-    join     images and reports become studies
-    unseen   logits by heads that have not seen a study
-    writer   `export_studies`: from store, reports and Run to the file
+    dataset  StudyDataset: a PyTorch dataset of studies, and `collate`
+    join     joins images and reports to studies
+    unseen   out-of-sample logits per study
+    writer   `export_studies` writes the file
 """
 
 from typing import TYPE_CHECKING, Any

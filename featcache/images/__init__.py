@@ -1,22 +1,22 @@
-"""Bytes to pixels: which files are accepted, how they become 8-bit gray or RGB, and the resize and crop of a backbone.
+"""Decodes image files to 8-bit grayscale or RGB, and applies the resize and crop of a backbone.
 
-The result of `TransformSpec` equals timm's own evaluation transform bit for bit (`tests/test_images.py`), with one
-liberty that changes no value: a grayscale image is resized in one channel and repeated afterwards, which saves a third
-of the time on large X-rays. `DecodeSpec.fast` takes shortcuts that do change values, and says so in the identity.
-Normalisation happens later, on the device. Knows nothing of networks; needs no torch.
+The result of `TransformSpec` equals timm's own evaluation transform bit for bit (`tests/test_images.py`), except that
+a grayscale image is resized in one channel and repeated afterwards, which changes no value and saves a third of the
+time on large X-rays. `DecodeSpec.fast` takes shortcuts that change values and are part of the identity. Normalisation
+happens later, on the device. Needs no torch.
 
-    containers  is an image file whole?
-    lean        what a file holds beside its pixels, left out
+    containers  whether an image file is complete
+    lean        skips metadata beside the pixels
     dicom       DICOM to gray or RGB: the only user of pydicom
-    files       an image file as bytes
-    depths      what a decoder made of a file, in 8 bits
-    decoding    a file's bytes to an 8-bit image
-    headers     what a file says of itself before it is decoded
-    augment     views of an image, each by parameters that anyone can compute again
-    probe       what the installed libraries make of a few images
-    cache       what the last pass saw, so that it need not be looked at again
-    serving     a worker's end of decoding, within a bound of memory
-    workers     decoding in processes that may die
+    files       reads an image file
+    depths      converts decoded images to 8 bits
+    decoding    decodes the bytes of a file
+    headers     reads headers without decoding
+    augment     augmented copies, from reproducible parameters
+    probe       a digest of what the installed libraries decode
+    cache       caches file stamps and digests of the last pass
+    serving     the decoding side of a worker process
+    workers     decodes in worker processes that may crash
 """
 
 from featcache.images.decoding import FORMATS, check_size, decode, decode_each, from_pillow, look, pixels, undisturbed

@@ -173,7 +173,7 @@ def recipe(
 
 @dataclass(frozen=True)
 class SelectionSpec:
-    """What chooses the winner, what it learns from in the end, and what is said of it besides its numbers.
+    """How the best head is selected, on which rows it is trained in the end, and which baselines are computed.
 
     Attributes:
         select: Validation metric that ranks the heads.

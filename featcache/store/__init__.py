@@ -1,22 +1,21 @@
-"""The HDF5 format: one published, read-only file of vectors and their names. The only user of h5py.
+"""The HDF5 format: one read-only file of vectors and their names. The only user of h5py.
 
-`FORMAT.md` beside this folder states the format. A store is never appended to: a pass leaves part files, which are
-packed into a new file that replaces the old one by a rename. Knows nothing of images or networks: an identity is JSON
-that it keeps and compares. Opening costs milliseconds; vectors are read when asked for.
+`FORMAT.md` beside this folder specifies the format. A store is never appended to: a pass writes part files, which are
+packed into a new file that replaces the old one by a rename. Opening takes milliseconds; vectors are read on demand.
 
-    schema      names, limits, arrays in and out of HDF5
-    conditions  which rows are meant
-    validation  whether a file may be read at all
-    opening     a file held open, by whichever process
+    schema      names, limits, and arrays in HDF5
+    conditions  conditions on columns that select rows
+    validation  checks of a file before it is read
+    opening     opens a file once per process
     reader      Store: a published file
-    parts       the folder of a pass under way, its lock and its status
-    lookup      vectors by the digest of their image
-    writer      parts into a store
-    select      some rows of a store
-    variety     whether the vectors of different images differ
-    describing  what is inside
-    verifying   a store against its recorded digests
-    export      a store, or some of it, for other tools
+    parts       part files of an unfinished pass: retry, lock, status
+    lookup      finds vectors by the digest of their image
+    writer      packs parts into a store
+    select      selects rows of a store
+    variety     checks that vectors of different images differ
+    describing  `info`: the content of a store
+    verifying   `verify`: a store against its recorded digests
+    export      `export`: rows for other tools
 """
 
 from featcache.store.conditions import matching

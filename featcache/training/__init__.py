@@ -1,12 +1,12 @@
-"""`train_head`: from a store to a Run. Heads are trained on vectors that fit in memory, in seconds.
+"""`train_head`: trains heads on the vectors of a store, and writes a Run.
 
-The story: labels become a task, rows are divided, specs are ranked on held rows, the winner is trained on what it may
-learn from, an operating point is chosen on predictions of rows that their heads had not seen, and only then are the
-rows of `test` read. What chooses is never what is reported: numbers that chose something are marked so.
+Labels become a task, rows are split, specs are ranked on validation rows, the best is trained on the training rows, the
+operating point is chosen on out-of-fold predictions, and only then are the test rows read. Metrics of rows that chose
+something are marked.
 Letters: n rows, d features, c classes.
 
-    selection   specs are tried on folds and ranked
-    baselines   what a score is worth
-    results     what is said of a trained head
-    train_head  `train_head`, the verb
+    selection   trains specs on folds and ranks them
+    baselines   baselines to compare a score with
+    results     metrics, tables and notes of a trained head
+    train_head  the function `train_head`
 """
