@@ -191,7 +191,7 @@ def mutants(work: Path, names: tuple[str, ...] = ()) -> Figures:
     with timed(figures):
         for mutant in chosen:
             figures.count(mutant.name, _unnoticed(mutant, work / "copy"))
-            print(f"mutant: {mutant.name}: {figures.val} of {figures.tried} noticed", file=sys.stderr, flush=True)
+            print(f"mutant: {mutant.name}: {figures.held} of {figures.tried} noticed", file=sys.stderr, flush=True)
         tests = {mutant.test for mutant in chosen}
         for test in sorted(tests):
             code, output = _tested(_copy(work / "copy"), test)

@@ -21,7 +21,7 @@ from typing import Any
 
 from featcache import durable
 from featcache.errors import FeatcacheError, StoreLocked
-from featcache.reporting.report import report
+from featcache.reporting import report
 from tests.faults.ground import Figures, draw_images, put, run_pass, timed
 from tests.faults.tap import CHANGES, Call, Tap
 from tests.trials.outputs import WRITERS, Material, in_a_process, make_material
