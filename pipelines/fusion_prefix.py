@@ -59,7 +59,7 @@ class Taught:
         first, last = (float(part.mean()) for part in (self.curve["loss"][:n], self.curve["loss"][-n:]))
         steps = f"{len(self.curve)} steps of {BATCH} reports"
         said = f"{self.name}, {steps}: loss per token {first:.3f} at first, {last:.3f} at last"
-        others = ", ".join(f"{value:.3f} with {whose}" for whose, value in self.val.items())
+        others = ", ".join(f"{value:.3f} with {whose}" for whose, value in self.held.items())
         return [said + (f"; on test studies {others}." if others else ".")]
 
 

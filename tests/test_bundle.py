@@ -191,7 +191,7 @@ def test_bundle_and_predict_answer_scripts(phase_one: Path, weights: str, tmp_pa
     answer = json.loads(done.stdout)
     assert list(answer) == ["bundle", "bytes", "members", "weights_sha256", "has_backbone", "notes"]
     assert answer["bytes"] == (tmp_path / "m.fcb.zip").stat().st_size
-    assert "may be given away, says whoever made them" in answer["notes"][0]
+    assert "their licence decides whether they may be shared" in answer["notes"][0]
     done = featcache("predict", "m.fcb.zip", phase_one / "images" / "test", "--device", "cpu", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "found 16 = predicted 16 + failed 0" in done.stdout

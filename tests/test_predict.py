@@ -501,7 +501,7 @@ def test_a_stopped_pass_is_gone_on_with(phase_one: Path, weights: str, tmp_path:
     stopped = replace(images, paths=paths)
     notes: list[str] = []
     with load_run(phase_one / "linear", weights=weights, device="cpu") as predictor:
-        with pytest.raises(FeatcacheError, match="--strict: 'train/sick/"):
+        with pytest.raises(FeatcacheError, match="`strict`: 'train/sick/"):
             predict(predictor, tmp_path / "p.csv", images=stopped, strict=True, part_rows=8)
         assert not (tmp_path / "p.csv").exists()
         done = predict(predictor, tmp_path / "p.csv", images=stopped, part_rows=8, on_note=notes.append)

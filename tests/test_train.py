@@ -330,7 +330,7 @@ def test_held_rows_of_one_class_choose_by_loss_alone(images: Path, tmp_path: Pat
     rows = [f"{name},{'normal' if name in held else name.split('/')[1]}" for name in names]
     (tmp_path / "labels.csv").write_text("\n".join(["image_id,label", *rows]) + "\n")
     asked = {"target": TargetSpec(file=tmp_path / "labels.csv"), "split": SplitSpec(file=run.path / "split.json")}
-    with pytest.raises(UsageError, match=r"auroc does not exist on validation rows of one class.*--select loss"):
+    with pytest.raises(UsageError, match=r"auroc does not exist on validation rows of one class.*`select`=loss"):
         trained(images, tmp_path / "run", recipe(select="auroc"), **asked)
     trained(images, tmp_path / "run", recipe(Stage("all", 1)), **asked)
 
